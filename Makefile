@@ -1,0 +1,82 @@
+# Each target makes what it needs: a virtual environment in .venv, with the pins of constraints.txt.
+# Needed beforehand: make, and Python 3.11 or newer with pip and venv.
+#
+#   make test PYTHON=python3.12         another interpreter; .venv is remade when its version differs
+#   make test PYTEST_ARGS="-k lstm -x"  further options for pytest
+#   make test WORKERS=8                 more test processes
+
+PYTHON ?= python3
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet -c constraints.txt
+PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS)
+
+# Stamps carry the Python version, so that those of another version do not count.
+PYVER := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+MADE := $(VENV)/made-$(PYVER)
+DEMO := $(VENV)/installed-$(PYVER)-train
+DEV := $(VENV)/installed-$(PYVER)-dev
+INTEROP := $(VENV)/installed-$(PYVER)-interop
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two pips must not write into one environment at once.
+.NOTPARALLEL:
+.PHONY: help demo test test-interop test-full lint format typecheck clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(DEMO) ## train on the digits and draw the figures
+	$(PY) -m experiments run configs/digits.toml
+
+test: lint typecheck $(DEV) ## lint, type check and tests, without the other libraries
+	$(PYTEST) tests --ignore=tests/interop $(PYTEST_ARGS)
+
+test-interop: $(INTEROP) ## tests against torch, keras, haiku, equinox, flax and onnx
+	KERAS_BACKEND=jax $(PYTEST) tests/interop $(PYTEST_ARGS)
+
+test-full: $(DEV) ## the tests of `make test` and the long ones
+	$(PYTEST) tests --ignore=tests/interop --full $(PYTEST_ARGS)
+
+lint: $(DEV) ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(DEV) ## let ruff mend what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+typecheck: $(DEV) ## mypy
+	$(PY) -m mypy
+
+clean: ## remove .venv, caches and build results; runs/ stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.git -prune -o -path ./runs -prune -o -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +
+
+$(MADE):
+	@$(PYTHON) -c 'pass' || { \
+	  echo 'make: "$(PYTHON)" does not run. Install Python 3.11 or newer, or name one: make … PYTHON=python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'make: jaxrnn needs Python 3.11 or newer, but "$(PYTHON)" is Python $(PYVER). Name another: make … PYTHON=python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo 'make: Python $(PYVER) ("$(PYTHON)") lacks its venv module. Install it (on Debian and Ubuntu: python$(PYVER)-venv).' >&2; exit 1; }
+	@if [ -e $(VENV) ]; then \
+	  was=$$(sed -n 's/^version *= *//p' $(VENV)/pyvenv.cfg 2>/dev/null); \
+	  echo "$(VENV) was made by Python $${was:-of an unknown version}; making it anew with Python $(PYVER)"; \
+	  rm -rf $(VENV); \
+	fi
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(DEMO): EXTRAS = train
+$(DEV): EXTRAS = dev
+# torch comes by the exact pin of its extra; to spare gigabytes of GPU libraries, let pip see a CPU wheel (PIP_FIND_LINKS).
+$(INTEROP): EXTRAS = test,interop,torch
+$(DEMO) $(DEV) $(INTEROP): $(MADE) pyproject.toml constraints.txt
+	@echo "installing jaxrnn[$(EXTRAS)] into $(VENV); the first time takes minutes"
+	$(INSTALL) -e '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,192 @@
+"""The checks behind the error messages: who, what was expected, what came, and the mend.
+
+All of them look at shapes, dtypes and tree structures alone, so they raise while JAX traces.
+"""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` where a known name is close, else nothing."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_sizes(who: str, **sizes: Any) -> None:
+    """Each size is a positive int."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral):
+            raise TypeError(f"{who}: {name} must be a positive int, got {size!r} ({type(size).__name__}).")
+        if size <= 0:
+            raise ValueError(f"{who}: {name} must be a positive int, got {size}; give at least 1.")
+
+
+def check_choice(who: str, name: str, value: Any, known: Iterable[str], *, or_function: bool = False) -> None:
+    """An option is one of its known names, or (where allowed) a function."""
+    known = list(known)
+    if (or_function and callable(value)) or (isinstance(value, str) and value in known):
+        return
+    also = " or a function" if or_function else ""
+    raise ValueError(
+        f"{who}: {name} must be one of {', '.join(map(repr, known))}{also}, got {value!r}{nearest(value, known)}."
+    )
+
+
+def check_features(who: str, x: Any, size: int, axes: str = "(*B, {size})") -> None:
+    """The last axis of an input is the size that the cell was built for."""
+    shape = jnp.shape(x)
+    if len(shape) == 0 or shape[-1] != size:
+        came = f"{shape[-1]} features, shape {shape}" if shape else "a scalar"
+        raise ValueError(
+            f"{who}: expected x of shape {axes.format(size=size)}, got {came}; "
+            f"build the cell with input_size={shape[-1] if shape else 1} or pass inputs with {size} features."
+        )
+
+
+def check_real(who: str, x: Any, dtype: Any, *, declared: bool) -> None:
+    """The input can enter the computation without a silent change of its dtype.
+
+    ``declared`` says that the user named the compute dtype himself; any float may then be cast to it.
+    """
+    came = jnp.result_type(x)
+    if not jnp.issubdtype(came, jnp.floating):
+        raise TypeError(
+            f"{who}: expected floating-point inputs, got {came}; put jr.embedding in front of integer tokens, "
+            f"or cast with x.astype({jnp.dtype(dtype).name!r})."
+        )
+    if not declared and jnp.promote_types(came, dtype) != dtype:
+        raise TypeError(
+            f"{who}: x is {came} but the parameters are {jnp.dtype(dtype).name}, and computing would drop digits; "
+            f"cast x to {jnp.dtype(dtype).name}, or build the cell with dtype=… to declare the compute dtype."
+        )
+
+
+def check_params(who: str, params: PyTree, expected: PyTree) -> None:
+    """Parameters have the structure and the shapes that the cell's own ``init`` gives."""
+    _check_tree(who, "params", params, expected, "pass the params that this cell's own init(key) returned")
+
+
+def check_carry(who: str, carry: PyTree, expected: PyTree, batch_shape: tuple[int, ...]) -> None:
+    """A carry has the structure, shapes and dtypes of ``initial_carry(params, batch_shape)``."""
+    mend = f"start from initial_carry(params, batch_shape={batch_shape}), or from the carry of a run of that batch"
+    _check_tree(who, "carry", carry, expected, mend)
+    for (path, leaf), want in zip(*_with_paths(carry, expected), strict=True):
+        if jnp.result_type(leaf) != want.dtype:
+            raise TypeError(
+                f"{who}: carry{path} is {jnp.result_type(leaf)} but the cell carries {want.dtype}; "
+                f"cast it with .astype({want.dtype.name!r})."
+            )
+
+
+def check_carry_kept(who: str, before: PyTree, after: PyTree) -> None:
+    """A step returns a carry of the structure, shapes and dtypes that it was given."""
+    mend = "a step must return a carry of the type that it was given (cast it back, or fix initial_carry)"
+    _check_tree(who, "the carry that step returned", after, before, mend)
+    for (path, leaf), old in zip(*_with_paths(after, before), strict=True):
+        if jnp.result_type(leaf) != jnp.result_type(old):
+            raise TypeError(
+                f"{who}: step turned carry{path} from {jnp.result_type(old)} into {jnp.result_type(leaf)}; {mend}."
+            )
+
+
+def check_leads_with_batch(who: str, what: str, tree: PyTree, batch_shape: tuple[int, ...]) -> None:
+    """Every leaf's leading axes are the batch axes."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.shape(leaf)[: len(batch_shape)] != batch_shape:
+            raise ValueError(
+                f"{who}: {what}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)} but every leaf must lead "
+                f"with the batch axes {batch_shape}; give it the shape (*batch_shape, …), here "
+                f"({', '.join(map(str, (*batch_shape, '…')))})."
+            )
+
+
+def check_flags(who: str, name: str, flags: Any, shapes: tuple[tuple[int, ...], ...], meaning: str) -> None:
+    """A mask or reset array is boolean and has exactly one of the allowed shapes."""
+    if jnp.result_type(flags) != np.bool_:
+        raise TypeError(
+            f"{who}: {name} must be boolean ({meaning}), got {jnp.result_type(flags)}; use {name}.astype(bool)."
+        )
+    if jnp.shape(flags) not in shapes:
+        raise ValueError(
+            f"{who}: {name} must have shape {' or '.join(map(str, shapes))}, that is (T, *B), "
+            f"got {jnp.shape(flags)}; broadcast it with jnp.broadcast_to."
+        )
+
+
+def check_lengths(who: str, lengths: Any, batch_shape: tuple[int, ...]) -> None:
+    """Lengths are integers, one for each sequence of the batch."""
+    if not jnp.issubdtype(jnp.result_type(lengths), jnp.integer):
+        raise TypeError(
+            f"{who}: lengths must be integers, got {jnp.result_type(lengths)}; use lengths.astype('int32')."
+        )
+    if jnp.shape(lengths) != batch_shape:
+        raise ValueError(
+            f"{who}: lengths must have the batch shape {batch_shape} (one length for each sequence), "
+            f"got {jnp.shape(lengths)}."
+        )
+
+
+def sequence_shape(who: str, xs: PyTree, x_ndim: int) -> tuple[int, tuple[int, ...]]:
+    """``(T, batch_shape)`` of a sequence whose leaves are (T, *B, *features)."""
+    leaves = jax.tree_util.tree_leaves_with_path(xs)
+    if not leaves:
+        raise ValueError(f"{who}: xs holds no array; pass a pytree of arrays (T, *B, …).")
+    features = ", ".join(["I", "I2", "I3"][:x_ndim])
+    legend = f"(T, *B, {features})" if features else "(T, *B)"
+    seen: dict[tuple[int, ...], str] = {}
+    for path, leaf in leaves:
+        shape, name = jnp.shape(leaf), f"xs{jax.tree_util.keystr(path)}"
+        if len(shape) < 1 + x_ndim:
+            raise ValueError(
+                f"{who}: {name} must be {legend}, at least {1 + x_ndim} axes with time first, got shape {shape}; "
+                f"a single step needs a time axis: {name}[None]."
+            )
+        seen.setdefault(shape[: len(shape) - x_ndim], name)
+    if len(seen) > 1:
+        came = " and ".join(f"{lead} in {name}" for lead, name in seen.items())
+        raise ValueError(f"{who}: the leaves of xs disagree about the leading axes (T, *B): {came}.")
+    (lead,) = seen
+    return lead[0], lead[1:]
+
+
+def _check_tree(who: str, what: str, got: PyTree, expected: PyTree, mend: str) -> None:
+    got_tree, expected_tree = jax.tree.structure(got), jax.tree.structure(expected)
+    if got_tree != expected_tree:
+        raise ValueError(
+            f"{who}: {what} should be {_outline(expected)}, got {_outline(got)}; {mend}."
+        )
+    for (path, leaf), want in zip(*_with_paths(got, expected), strict=True):
+        if jnp.shape(leaf) != jnp.shape(want):
+            raise ValueError(
+                f"{who}: {what}{path} should have shape {jnp.shape(want)}, got {jnp.shape(leaf)}; {mend}."
+            )
+
+
+def _with_paths(got: PyTree, expected: PyTree) -> tuple[list[tuple[str, Any]], list[Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(got)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves], jax.tree.leaves(expected)
+
+
+def _outline(tree: PyTree) -> str:
+    """A tree in words, its arrays as shapes: ``LSTMCarry(h=(4, 8), c=(4, 8))``."""
+    if tree is None:
+        return "None"
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        fields = ", ".join(f"{name}={_outline(value)}" for name, value in zip(tree._fields, tree, strict=True))
+        return f"{type(tree).__name__}({fields})"
+    if isinstance(tree, tuple | list):
+        return f"{type(tree).__name__} of {len(tree)}: ({', '.join(map(_outline, tree))})"
+    if isinstance(tree, dict):
+        return "{" + ", ".join(f"{name!r}: {_outline(value)}" for name, value in tree.items()) + "}"
+    return f"array {jnp.shape(tree)}" if hasattr(tree, "shape") else repr(tree)

@@ -1,0 +1,127 @@
+"""Spec: a frozen, hashable, JSON-able record of how a cell, layer or model was made."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+
+from jaxrnn._checks import nearest
+
+P = ParamSpec("P")
+Made = TypeVar("Made")
+
+
+class Spec(NamedTuple):
+    """What ``jr.build`` rebuilds a cell, layer or model from.
+
+    Fields:
+        kind: the name of the factory, ``"lstm"``, ``"stack"`` …
+        options: the factory's arguments that differ from their defaults, as sorted (name, value) pairs.
+        children: the specs of the cells and layers that went in.
+    """
+
+    kind: str
+    options: tuple[tuple[str, Any], ...] = ()
+    children: tuple[Spec, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain dicts, lists, strings and numbers, ready for ``json.dumps``.
+
+        Raises:
+            TypeError: where an option is a function, which JSON cannot hold.
+        """
+        for name, value in self.options:
+            if callable(value):
+                raise TypeError(
+                    f"Spec.to_dict: {self.kind}'s option {name} is the function {value!r}, which cannot be written "
+                    f"as JSON; name a built-in one as a string, or rebuild this model from code."
+                )
+        return {
+            "kind": self.kind,
+            "options": dict(self.options),
+            "children": [child.to_dict() for child in self.children],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Spec:
+        """The inverse of :meth:`to_dict`."""
+        unknown = set(data) - set(cls._fields) if isinstance(data, dict) else None
+        if unknown is None or unknown or not isinstance(data.get("kind"), str):
+            raise ValueError(
+                f"Spec.from_dict: expected a dict with the keys kind, options and children, got {data!r}."
+            )
+        options = tuple(sorted(data.get("options", {}).items()))
+        return cls(data["kind"], options, tuple(cls.from_dict(child) for child in data.get("children", ())))
+
+
+def specified(factory: Callable[P, Made]) -> Callable[P, Made]:
+    """Let a factory's result carry the spec of the call that made it."""
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Made:
+        made: Any = factory(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        children, options = [], {}
+        for name, value in bound.arguments.items():
+            parameter = signature.parameters[name]
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                children.extend(value)
+            elif hasattr(value, "initial_carry"):  # a Cell or a Layer
+                children.append(value)
+            elif value is not parameter.default:
+                options[name] = np.dtype(value).name if name.endswith("dtype") and value is not None else value
+        if any(child.spec is None for child in children):
+            return made
+        spec = Spec(
+            factory.__name__, tuple(sorted(options.items())), tuple(child.spec for child in children)
+        )
+        return made._replace(spec=spec)
+
+    return wrapper
+
+
+def build(spec: Spec | dict[str, Any]) -> Any:
+    """Rebuild the cell, layer or model that a spec describes.
+
+    Args:
+        spec: a :class:`Spec`, or the dict that its ``to_dict`` gave (after a round trip through JSON, say).
+
+    Returns:
+        A Cell or a Layer that equals the one described: its functions compute the same.
+
+    Raises:
+        ValueError: for an unknown kind, or an option that this kind does not have.
+
+    Example:
+        >>> import jaxrnn as jr
+        >>> model = jr.stack(jr.lstm(3, 8), jr.readout(8, 2))
+        >>> jr.build(model.spec.to_dict()).spec == model.spec
+        True
+    """
+    import jaxrnn
+
+    if not isinstance(spec, Spec):
+        spec = Spec.from_dict(spec)
+    if spec.kind not in KINDS:
+        raise ValueError(
+            f"build: no cell, layer or model is called {spec.kind!r}{nearest(spec.kind, KINDS)}; "
+            f"known kinds: {', '.join(KINDS)}."
+        )
+    factory = getattr(jaxrnn, spec.kind)
+    known = inspect.signature(factory).parameters
+    for name, _ in spec.options:
+        if name not in known:
+            raise ValueError(f"build: {spec.kind} has no option {name!r}{nearest(name, known)}.")
+    return factory(*map(build, spec.children), **dict(spec.options))
+
+
+KINDS = (
+    *("elman", "lstm", "gru", "peephole_lstm"),
+    *("readout", "dropout", "layer_norm", "embedding"),
+    *("scan", "stack", "chain", "bidirectional", "residual"),
+)

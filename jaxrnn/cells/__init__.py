@@ -1,0 +1,1 @@
+"""One cell a file: equations, parameter record, factory."""

@@ -1,0 +1,115 @@
+"""The Elman network: the simple recurrent network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import Cell
+from jaxrnn._checks import check_choice, check_sizes
+from jaxrnn.cells._shared import Initializer, built_in, initial_state, initializer, output, project
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "softplus": jax.nn.softplus,
+    "gelu": jax.nn.gelu,
+    "identity": lambda a: a,
+}
+
+
+class ElmanParams(NamedTuple):
+    W_xh: jax.Array  # (I, H)
+    W_hh: jax.Array  # (H, H)
+    b: jax.Array  # (H,)
+    W_hy: jax.Array | None = None  # (H, O), where output_size is given
+    b_y: jax.Array | None = None  # (O,)
+    h0: jax.Array | None = None  # (H,), where the initial carry is learned
+
+
+@built_in
+def elman(
+    input_size: int,
+    hidden_size: int,
+    *,
+    output_size: int | None = None,
+    activation: str | Callable[[jax.Array], jax.Array] = "tanh",
+    input_init: str | Initializer = "glorot_uniform",
+    recurrent_init: str | Initializer = "orthogonal",
+    bias_init: str | Initializer = "zeros",
+    learned_carry: bool = False,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Cell:
+    """An Elman network, the simple RNN.
+
+        h_t = act(W_hh h_{t-1} + W_xh x_t + b)
+        y_t = h_t,  or  y_t = W_hy h_t + b_y  with ``output_size``
+
+    Args:
+        input_size: I, the features of ``x`` (*B, I).
+        hidden_size: H, the units of the carry, an array ``h`` (*B, H).
+        output_size: O; adds the readout of Elman's paper, ``y`` (*B, O).
+        activation: act: "tanh", "relu", "sigmoid", "softplus", "gelu", "identity" or any function.
+        input_init, recurrent_init, bias_init: initialisers by name ("glorot_uniform", "orthogonal", "identity",
+            "uniform" as PyTorch's …) or functions ``init(key, shape, dtype)``. ``activation="relu"`` with
+            ``recurrent_init="identity"`` is the IRNN.
+        learned_carry: makes the initial carry a parameter, ``h0`` (H,), zero at first.
+        dtype: the compute and output dtype; None computes in the parameters' own. The carry and every sum are
+            kept in at least float32.
+        param_dtype: the dtype of the parameters that ``init`` makes.
+
+    Returns:
+        A Cell with ElmanParams and the carry h.
+
+    Raises:
+        ValueError, TypeError: sizes that are not positive ints, an unknown activation or initialiser; while
+            tracing, inputs, parameters or carries that do not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> cell = jr.elman(3, 5, activation="relu", recurrent_init="identity")
+        >>> params = cell.init(jax.random.key(0))
+        >>> h, y = cell.step(params, cell.initial_carry(params, (2,)), jnp.ones((2, 3)))
+        >>> y.shape
+        (2, 5)
+
+    Differs from PyTorch, which has two biases; only their sum matters.
+
+    References:
+        Elman, "Finding structure in time", Cognitive Science 14, 1990.
+        Le, Jaitly & Hinton, "A simple way to initialize recurrent networks of rectified linear units", 2015 (IRNN).
+    """
+    out_size = hidden_size if output_size is None else output_size
+    check_sizes("elman", input_size=input_size, hidden_size=hidden_size, output_size=out_size)
+    check_choice("elman", "activation", activation, ACTIVATIONS, or_function=True)
+    act = activation if callable(activation) else ACTIVATIONS[activation]
+    init_x = initializer("elman", "input_init", input_init, hidden_size)
+    init_h = initializer("elman", "recurrent_init", recurrent_init, hidden_size)
+    init_b = initializer("elman", "bias_init", bias_init, hidden_size)
+
+    def init(key):
+        k_xh, k_hh, k_b, k_hy, k_by = jax.random.split(key, 5)
+        return ElmanParams(
+            W_xh=init_x(k_xh, (input_size, hidden_size), param_dtype),
+            W_hh=init_h(k_hh, (hidden_size, hidden_size), param_dtype),
+            b=init_b(k_b, (hidden_size,), param_dtype),
+            W_hy=None if output_size is None else init_x(k_hy, (hidden_size, out_size), param_dtype),
+            b_y=None if output_size is None else init_b(k_by, (out_size,), param_dtype),
+            h0=jnp.zeros((hidden_size,), param_dtype) if learned_carry else None,
+        )
+
+    def initial_carry(params, batch_shape=()):
+        return initial_state(params.h0, batch_shape, hidden_size, params.W_hh)
+
+    def step(params, h, x):
+        W_xh, W_hh, b, W_hy, b_y, _ = params
+        h = act(project(h, W_hh, dtype) + project(x, W_xh, dtype) + b)
+        y = h if W_hy is None else project(h, W_hy, dtype) + b_y
+        return h, output(y, W_hh, dtype)
+
+    return Cell(init, initial_carry, step, input_size=input_size, output_size=out_size)

@@ -1,0 +1,136 @@
+"""Gated recurrent unit."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+
+from jaxrnn._base import Cell
+from jaxrnn._checks import check_choice, check_sizes
+from jaxrnn.cells._shared import (
+    Initializer,
+    built_in,
+    check_T_max,
+    chrono_bias,
+    initial_state,
+    initializer,
+    output,
+    per_gate,
+    project,
+)
+
+
+class GRUParams(NamedTuple):
+    W_xh: jax.Array  # (I, 3H), gate order r, z, n
+    W_hh: jax.Array  # (H, 3H), gate order r, z, n
+    b: jax.Array  # (3H,), gate order r, z, n
+    b_hh: jax.Array | None = None  # (H,), inside the reset product, for reset="after"
+    h0: jax.Array | None = None  # (H,), where the initial carry is learned
+
+
+class GRUGates(NamedTuple):
+    r: jax.Array  # (*B, H) each: reset gate
+    z: jax.Array  # update gate, the share of the candidate
+    n: jax.Array  # candidate
+    h: jax.Array  # the new state
+
+
+@built_in
+def gru(
+    input_size: int,
+    hidden_size: int,
+    *,
+    reset: str = "before",
+    T_max: float | None = None,
+    input_init: str | Initializer = "glorot_uniform",
+    recurrent_init: str | Initializer = "orthogonal",
+    bias_init: str | Initializer = "zeros",
+    learned_carry: bool = False,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Cell:
+    """Gated recurrent unit.
+
+        r, z = σ(W [h_{t-1}, x_t] + b)
+        n    = tanh(W_hh (r * h_{t-1}) + W_xh x_t + b)            reset="before"
+        n    = tanh(W_xh x_t + b + r * (W_hh h_{t-1} + b_hh))     reset="after"
+        h_t  = (1 - z) * h_{t-1} + z * n
+
+    Args:
+        input_size: I, the features of ``x`` (*B, I).
+        hidden_size: H, the units of the carry, an array ``h`` (*B, H), which is the output too.
+        reset: "before" the recurrent product, as in the first version of the paper, or "after" it, as cuDNN,
+            PyTorch and Keras compute it.
+        T_max: chrono initialisation: update biases -log U(1, T_max - 1), for dependencies of up to T_max steps.
+        input_init, recurrent_init, bias_init: initialisers by name ("glorot_uniform", "orthogonal", "uniform" as
+            PyTorch's …) or functions ``init(key, shape, dtype)``; drawn for each gate by itself.
+        learned_carry: makes the initial carry a parameter, ``h0`` (H,), zero at first.
+        dtype: the compute and output dtype; None computes in the parameters' own. The carry, the gates and every
+            sum are kept in at least float32.
+        param_dtype: the dtype of the parameters that ``init`` makes.
+
+    Returns:
+        A Cell with GRUParams, the carry h and GRUGates.
+
+    Raises:
+        ValueError, TypeError: sizes that are not positive ints, an unknown reset or initialiser; while tracing,
+            inputs, parameters or carries that do not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> cell = jr.gru(3, 5, reset="after")
+        >>> params = cell.init(jax.random.key(0))
+        >>> h, y = cell.step(params, cell.initial_carry(params, (2,)), jnp.ones((2, 3)))
+        >>> jr.gates(cell, params, h, jnp.ones((2, 3)))._fields
+        ('r', 'z', 'n', 'h')
+
+    Differs from PyTorch, Keras, Flax and ONNX, whose z multiplies the old state: negate the z block of their weights.
+
+    Reference:
+        Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine
+        translation", EMNLP 2014.
+    """
+    check_sizes("gru", input_size=input_size, hidden_size=hidden_size)
+    check_choice("gru", "reset", reset, ("before", "after"))
+    check_T_max("gru", T_max)
+    init_x = initializer("gru", "input_init", input_init, hidden_size)
+    init_h = initializer("gru", "recurrent_init", recurrent_init, hidden_size)
+    init_b = initializer("gru", "bias_init", bias_init, hidden_size)
+    H = hidden_size
+
+    def init(key):
+        k_xh, k_hh, k_b, k_z, k_bhh = jax.random.split(key, 5)
+        b = per_gate(init_b, k_b, (H,), 3, param_dtype)
+        return GRUParams(
+            W_xh=per_gate(init_x, k_xh, (input_size, H), 3, param_dtype),
+            W_hh=per_gate(init_h, k_hh, (H, H), 3, param_dtype),
+            b=b if T_max is None else b.at[H : 2 * H].add(-chrono_bias(T_max, k_z, H, param_dtype)),
+            b_hh=init_b(k_bhh, (H,), param_dtype) if reset == "after" else None,
+            h0=jnp.zeros((H,), param_dtype) if learned_carry else None,
+        )
+
+    def initial_carry(params, batch_shape=()):
+        return initial_state(params.h0, batch_shape, H, params.W_hh)
+
+    def gates(params, h, x):
+        W_xh, W_hh, b, b_hh, _ = params
+        a_r, a_z, a_n = jnp.split(project(x, W_xh, dtype) + b, 3, axis=-1)
+        if reset == "before":
+            u_r, u_z = jnp.split(project(h, W_hh[:, : 2 * H], dtype), 2, axis=-1)
+            r, z = sigmoid(u_r + a_r), sigmoid(u_z + a_z)
+            n = jnp.tanh(project(r * h, W_hh[:, 2 * H :], dtype) + a_n)
+        else:
+            u_r, u_z, u_n = jnp.split(project(h, W_hh, dtype), 3, axis=-1)
+            r, z = sigmoid(u_r + a_r), sigmoid(u_z + a_z)
+            n = jnp.tanh(a_n + r * (u_n + b_hh))
+        h = (1 - z) * h + z * n
+        return GRUGates(r, z, n, h)
+
+    def step(params, h, x):
+        *_, h = gates(params, h, x)
+        return h, output(h, params.W_hh, dtype)
+
+    return Cell(init, initial_carry, step, gates, input_size=input_size, output_size=hidden_size)

@@ -1,0 +1,104 @@
+"""The loop over time itself: its inputs are checked, its padding is clean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import PyTree, select
+from jaxrnn._checks import check_carry_kept, check_leads_with_batch
+from jaxrnn.running._placement import shard_like_batch, vary_alike
+
+
+class OverTime(NamedTuple):
+    """A parameter with a value of its own for each time step: ``bptt_contributions`` differentiates by these."""
+
+    array: jax.Array  # (T, …)
+
+
+def params_at_start(params: PyTree, reverse: bool) -> PyTree:
+    """The parameters, those given over time as they stand at the first step of the run."""
+    at = -1 if reverse else 0
+    return jax.tree.map(lambda a: a.array[at] if isinstance(a, OverTime) else a, params, is_leaf=_is_over_time)
+
+
+def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll):
+    """``(carry, ys)`` of the cell over xs (T, *B, …); ``on`` and ``resets`` are (T, *B) or None."""
+    params, xs, carry, on, resets, noise = vary_alike(params, xs, carry, on, resets, noise)
+    params_now = params_at_start(params, reverse)
+    own_params, join_params = _split_params(params)
+    own_noise, join_noise = _split_noise(noise, T=jax.tree.leaves(xs)[0].shape[0])
+
+    def initial(params):
+        carry = cell.initial_carry(params, batch_shape)
+        carry = jax.tree.map(lambda a: vary_alike(a, xs)[0], carry)
+        return shard_like_batch(carry, xs, len(batch_shape))
+
+    fresh = initial(params_now)
+    carry = fresh if carry is None else shard_like_batch(carry, xs, len(batch_shape))
+
+    def body(carry, inputs):
+        x, on_t, reset_t, own_params_t, own_noise_t = inputs
+        params_t = join_params(own_params_t)
+        if reset_t is not None:
+            carry = select(reset_t, initial(params_t) if own_params else fresh, carry)
+        drawn = () if noise is None else (join_noise(own_noise_t),)
+        new, y = cell.step(params_t, carry, x, *drawn)
+        check_carry_kept(who, carry, new)
+        if on_t is not None:
+            check_leads_with_batch(who, "the output of step", y, batch_shape)
+            new, y = select(on_t, new, carry), select(on_t, y, jax.tree.map(jnp.zeros_like, y))
+        return new, y
+
+    inputs = (xs, on, resets, own_params, own_noise)
+    if not jax.tree.leaves(carry):  # nothing is carried: all steps at once
+        return carry, jax.vmap(lambda step_inputs: body(carry, step_inputs)[1])(inputs)
+    return jax.lax.scan(body, carry, inputs, reverse=reverse, unroll=unroll)
+
+
+Split = tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]
+
+
+def _split_params(params: PyTree) -> Split:
+    """The parameters given over time, and ``join``, which makes the parameters of one step.
+
+    Floats of less than 32 bits stand in float32 outside the loop and are cast back inside the step, so that the
+    gradients that autodiff adds up over the steps are added in float32: in bfloat16 a sum of ones stops at 256.
+    """
+    leaves, treedef = jax.tree.flatten(params, is_leaf=_is_over_time)
+    own = [_is_over_time(a) for a in leaves]
+    arrays = [a.array if _is_over_time(a) else a for a in leaves]
+    narrow = [_is_narrow(a) for a in arrays]
+    wide = [a.astype(jnp.float32) if n else a for a, n in zip(arrays, narrow, strict=True)]
+
+    def join(own_t):
+        rest = iter(own_t)
+        step = [next(rest) if o else a for a, o in zip(wide, own, strict=True)]
+        cast = [s.astype(a.dtype) if n else s for s, a, n in zip(step, arrays, narrow, strict=True)]
+        return treedef.unflatten(cast)
+
+    return [a for a, o in zip(wide, own, strict=True) if o], join
+
+
+def _split_noise(noise: PyTree, T: int) -> Split:
+    """The noise drawn for each step, and ``join``, which adds what was drawn once for the sequence."""
+    leaves, treedef = jax.tree.flatten(noise)
+    own = [a.shape[0] == T for a in leaves]
+
+    def join(own_t):
+        rest = iter(own_t)
+        return treedef.unflatten([next(rest) if o else a[0] for a, o in zip(leaves, own, strict=True)])
+
+    return [a for a, o in zip(leaves, own, strict=True) if o], join
+
+
+def _is_over_time(a: Any) -> bool:
+    return isinstance(a, OverTime)
+
+
+def _is_narrow(a: Any) -> bool:
+    dtype = getattr(a, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32

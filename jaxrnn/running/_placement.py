@@ -1,0 +1,61 @@
+"""Where arrays live: the manual mesh axes over which they vary, and their sharding.
+
+A scan needs its carry to have one type from the first step to the last, and on a mesh the type includes the
+placement. A fresh initial carry is replicated and unvarying, so it takes the placement of what it will meet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+PyTree = Any
+
+
+def varying_axes(tree: PyTree) -> frozenset[str]:
+    """The axes of an enclosing ``shard_map`` over which any leaf varies from device to device."""
+    axes: frozenset[str] = frozenset()
+    for leaf in jax.tree.leaves(tree):
+        kind = jax.typeof(leaf)
+        manual = getattr(kind, "manual_axis_type", None)
+        axes |= frozenset(manual.varying if manual is not None else getattr(kind, "vma", ()))
+    return axes
+
+
+def vary_alike(*trees: PyTree) -> tuple[PyTree, ...]:
+    """Let every leaf vary over the axes over which any of them does.
+
+    Done once, before a loop: the transpose of this cast is a sum over devices, and what is cast inside a loop would
+    be summed over devices at every step of the backward pass.
+    """
+    axes = varying_axes(trees)
+    if not axes:
+        return trees
+
+    def leaf(a):
+        missing = tuple(sorted(axes - varying_axes(a)))
+        return jax.lax.pcast(a, missing, to="varying") if missing else a
+
+    return jax.tree.map(leaf, trees)
+
+
+def shard_like_batch(tree: PyTree, xs: PyTree, batch_axes: int) -> PyTree:
+    """Give each leaf (*B, …) that is not sharded yet the sharding of the batch axes of ``xs`` (T, *B, …).
+
+    Only meshes with Explicit axes show shardings in types; elsewhere this changes nothing.
+    """
+    spec = getattr(jax.typeof(jax.tree.leaves(xs)[0]).sharding, "spec", ())
+    batch_spec = tuple(spec[1 : 1 + batch_axes])
+    if not any(batch_spec):
+        return tree
+
+    def leaf(a):
+        sharding = jax.typeof(a).sharding
+        if tuple(sharding.spec[:batch_axes]) == batch_spec:
+            return a
+        rest = tuple(sharding.spec[batch_axes:])
+        return jax.sharding.reshard(a, NamedSharding(sharding.mesh, PartitionSpec(*batch_spec, *rest)))
+
+    return jax.tree.map(leaf, tree)

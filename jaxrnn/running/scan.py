@@ -1,0 +1,145 @@
+"""A cell run over time: ``jr.scan``.
+
+Everything that the semantics of a sequence need stands here once, for every cell: lengths and masks, resets, reversed
+runs, noise, dtypes, placement on a mesh.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import Cell, Layer, name_of, select
+from jaxrnn._checks import (
+    check_carry,
+    check_features,
+    check_flags,
+    check_leads_with_batch,
+    check_lengths,
+    check_params,
+    sequence_shape,
+)
+from jaxrnn._spec import specified
+from jaxrnn.running._loop import loop, params_at_start
+
+
+@specified
+def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1) -> Layer:
+    """Run a cell over time with ``jax.lax.scan``.
+
+        carry_t, y_t = step(params, carry_{t-1}, x_t)        t = 0 … T-1, or T-1 … 0 with ``reverse``
+
+    Back-propagation through time is ``jax.grad`` of this run. Outputs stand in input order, also when reversed.
+    Time axis 0, no ``batch_first``; the layer does not jit, its caller does.
+
+    Args:
+        cell: a Cell, built in or your own.
+        reverse: run from the last step to the first.
+        unroll: steps per loop iteration, as in ``jax.lax.scan``.
+
+    Returns:
+        A Layer, whose ``apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0)``
+        takes
+
+        xs: (T, *B, I), or a pytree of arrays that all lead with (T, *B).
+        carry: where to start; None means ``initial_carry(params, batch_shape)``. A forward run may be cut into
+            chunks that hand the carry on; a reversed one too, last chunk first.
+        lengths: (*B) integers, in absolute time: step t of a sequence is valid while ``t < length``. Lengths above
+            the end of ``xs`` mean its end, negative ones mean 0.
+        mask: (T, *B) booleans, any pattern, True where a step is valid. With ``lengths`` both must hold.
+            A step that is not valid leaves the carry as it is and outputs 0; what stands in ``xs`` there, NaN
+            included, reaches neither values nor gradients. (The cell sees zeros in its place, so its derivatives
+            must be finite at zero input.)
+        resets: (T, *B) booleans, True where a new episode begins: ``initial_carry(params, batch_shape)``, never the
+            ``carry`` argument, is put in place before ``xs[t]`` is read. On an invalid step: reset, then hold. A
+            reversed run resets where it enters an episode from its end. A reversed chunk of a longer run may be given
+            (T + 1, *B): the last row then is that of the step after the chunk (a forward run ignores it).
+        key: a key for the cell's noise (dropout …); None means evaluation: no noise, deterministic.
+        start: the absolute time of ``xs[0]``, for chunks: ``lengths`` and noise count from time 0 of the whole.
+
+        and returns ``(carry, ys)``, the carry after the last valid step of each sequence and ys (T, *B, O).
+
+    Raises:
+        ValueError, TypeError: while tracing, for anything that does not fit, with the mend.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> layer = jr.scan(jr.gru(3, 5))
+        >>> params = layer.init(jax.random.key(0))
+        >>> carry, ys = layer.apply(params, jnp.ones((7, 2, 3)), lengths=jnp.array([7, 4]))
+        >>> bool((carry[1] == ys[3, 1]).all()), bool((ys[4:, 1] == 0).all())
+        (True, True)
+
+    Differs from: Keras (repeats the last output on masked steps, returns reversed outputs in reversed order), Flax
+    and Equinox (no masks with gaps, no resets).
+
+    Reference:
+        Werbos, "Backpropagation through time: what it does and how to do it", Proceedings of the IEEE 78, 1990.
+    """
+    if not isinstance(cell, Cell):
+        raise TypeError(
+            f"scan: expected a Cell, got {type(cell).__name__}"
+            + ("; a Layer already runs over time, use it as it is." if isinstance(cell, Layer) else ".")
+        )
+    if isinstance(unroll, bool) or not isinstance(unroll, int) or unroll < 1:
+        raise ValueError(f"scan: unroll must be a positive int, got {unroll!r}; 1 means a plain loop.")
+    who = f"scan({name_of(cell)})"
+
+    def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
+        T, batch_shape = check_inputs(who, cell, xs, lengths, mask, resets)
+        now = params_at_start(params, reverse)
+        check_params(who, now, jax.eval_shape(cell.init, jax.random.key(0)))
+        expected = jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), now)
+        check_leads_with_batch(who, "initial_carry()", expected, batch_shape)
+        if carry is not None:
+            check_carry(who, carry, expected, batch_shape)
+
+        times = start + jnp.arange(T, dtype=jnp.int32)
+        on = valid_steps(times, lengths, mask)
+        if on is not None:
+            xs = select(on, xs, jax.tree.map(jnp.zeros_like, xs))
+        noise = None
+        if cell.noise is not None and key is not None:
+            x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
+            noise = cell.noise(now, key, times, x)
+        resets = resets_before_reading(resets, T, reverse)
+        return loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll)
+
+    return Layer(cell.init, cell.initial_carry, apply, cell.x_ndim, cell.input_size, cell.output_size)
+
+
+def check_inputs(who, cell, xs, lengths, mask, resets):
+    """``(T, batch_shape)``, where the sequence and its flags fit the cell and each other."""
+    T, batch_shape = sequence_shape(who, xs, cell.x_ndim)
+    if cell.input_size is not None and cell.x_ndim == 1:
+        check_features(who, xs, cell.input_size, "(T, *B, {size})")
+    if lengths is not None:
+        check_lengths(who, lengths, batch_shape)
+    if mask is not None:
+        check_flags(who, "mask", mask, ((T, *batch_shape),), "True where a step is valid")
+    if resets is not None:
+        shapes = ((T, *batch_shape), (T + 1, *batch_shape))
+        check_flags(who, "resets", resets, shapes, "True where a new episode begins")
+    return T, batch_shape
+
+
+def valid_steps(times, lengths, mask):
+    """(T, *B) booleans, or None where every step is valid."""
+    if lengths is None:
+        return mask
+    lengths = jnp.asarray(lengths)
+    within = times.reshape(-1, *(1,) * lengths.ndim) < lengths
+    return within if mask is None else within & mask
+
+
+def resets_before_reading(resets, T, reverse):
+    """(T, *B): where the carry is reset before ``x[t]`` is read, in the order of the run.
+
+    An episode that begins at t + 1 ends at t, which is where a reversed run enters the episode before it.
+    """
+    if resets is None or not reverse:
+        return None if resets is None else resets[:T]
+    resets = jnp.asarray(resets)
+    if resets.shape[0] == T:
+        resets = jnp.concatenate([resets, jnp.zeros_like(resets, shape=(1, *resets.shape[1:]))])
+    return resets[1:]

@@ -1,0 +1,75 @@
+"""The gates of a cell, at one step and over a sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxrnn._base import Cell, PyTree, name_of
+from jaxrnn.running.scan import scan
+
+
+def gates(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> Any:
+    """The gates of a cell at one step, by the code that its ``step`` runs.
+
+    Args:
+        cell: a Cell with gates: lstm, gru, peephole_lstm, or a user's with ``Cell(…, gates=…)``.
+        params, carry, x: as for ``cell.step``: x (*B, I).
+
+    Returns:
+        A NamedTuple of arrays (*B, H), such as ``LSTMGates(i, f, g, o, c, h)``.
+
+    Raises:
+        TypeError: for a cell without gates.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> cell = jr.lstm(3, 5)
+        >>> params = cell.init(jax.random.key(0))
+        >>> g = jr.gates(cell, params, cell.initial_carry(params), jnp.ones(3))
+        >>> bool(jnp.allclose(g.c, g.i * g.g))  # the memory starts at 0
+        True
+    """
+    return _with_gates("gates", cell).gates(params, carry, x)  # type: ignore[misc]
+
+
+def trace_gates(
+    cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, reverse: bool = False, **options: Any
+) -> Any:
+    """The gates of a cell at every step of a run.
+
+    Args:
+        cell: a Cell with gates.
+        params, xs, carry: as for ``jr.scan(cell).apply``: xs (T, *B, I).
+        reverse: run from the last step to the first, as ``jr.scan(cell, reverse=True)`` does.
+        options: ``lengths``, ``mask``, ``resets`` and ``start``, as ``jr.scan`` documents them.
+
+    Returns:
+        A NamedTuple of arrays (T, *B, H) in input order; 0 at steps that are not valid.
+
+    Raises:
+        TypeError: for a cell without gates; otherwise as ``jr.scan``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> cell = jr.gru(3, 5)
+        >>> params = cell.init(jax.random.key(0))
+        >>> jr.trace_gates(cell, params, jnp.ones((7, 2, 3)), lengths=jnp.array([7, 4])).z.shape
+        (7, 2, 5)
+    """
+    _with_gates("trace_gates", cell)
+
+    def step(params, carry, x, *noise):
+        return cell.step(params, carry, x, *noise)[0], cell.gates(params, carry, x)  # type: ignore[misc]
+
+    return scan(cell._replace(step=step), reverse=reverse).apply(params, xs, carry, **options)[1]
+
+
+def _with_gates(who: str, cell: Cell) -> Cell:
+    if not isinstance(cell, Cell):
+        raise TypeError(f"{who}: expected a Cell, got {type(cell).__name__}.")
+    if cell.gates is None:
+        raise TypeError(
+            f"{who}: {name_of(cell)} has no gates; gated cells are lstm, gru and peephole_lstm, and a cell of your "
+            f"own with Cell(…, gates=…)."
+        )
+    return cell
