@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import PyTree, select
 from jaxrnn._checks import check_carry_kept, check_leads_with_batch
+from jaxrnn.running._deferred import scan_deferred
 from jaxrnn.running._placement import shard_like_batch, vary_alike
 
 
@@ -25,7 +26,7 @@ def params_at_start(params: PyTree, reverse: bool) -> PyTree:
     return jax.tree.map(lambda a: a.array[at] if isinstance(a, OverTime) else a, params, is_leaf=_is_over_time)
 
 
-def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll):
+def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll, plan):
     """``(carry, ys)`` of the cell over xs (T, *B, …); ``on`` and ``resets`` are (T, *B) or None."""
     params, xs, carry, on, resets, noise = vary_alike(params, xs, carry, on, resets, noise)
     params_now = params_at_start(params, reverse)
@@ -56,7 +57,8 @@ def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, 
     inputs = (xs, on, resets, own_params, own_noise)
     if not jax.tree.leaves(carry):  # nothing is carried: all steps at once
         return carry, jax.vmap(lambda step_inputs: body(carry, step_inputs)[1])(inputs)
-    return jax.lax.scan(body, carry, inputs, reverse=reverse, unroll=unroll)
+    run = jax.lax.scan if plan == "plain" else scan_deferred
+    return run(body, carry, inputs, reverse=reverse, unroll=unroll)
 
 
 Split = tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]

@@ -24,7 +24,7 @@ from jaxrnn.running._loop import loop, params_at_start
 
 
 @specified
-def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1) -> Layer:
+def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1, plan: str = "auto") -> Layer:
     """Run a cell over time with ``jax.lax.scan``.
 
         carry_t, y_t = step(params, carry_{t-1}, x_t)        t = 0 … T-1, or T-1 … 0 with ``reverse``
@@ -103,7 +103,7 @@ def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1) -> Layer:
             x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
             noise = cell.noise(now, key, times, x)
         resets = resets_before_reading(resets, T, reverse)
-        return loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll)
+        return loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll, plan)
 
     return Layer(cell.init, cell.initial_carry, apply, cell.x_ndim, cell.input_size, cell.output_size)
 

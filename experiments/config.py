@@ -1,0 +1,209 @@
+"""Configuration: TOML files that hold what differs from the defaults, ``--set`` on top, one error a mistake.
+
+    configs/digits.toml: train.stpes: unknown key; did you mean 'steps'?
+    --set: train.learning_rate: expected a number above 0, got -1
+
+An experiment declares its tables as pydantic models; what is wrong is said before JAX is asked for anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from experiments import EXPERIMENTS
+
+
+class ConfigError(Exception):
+    """What is wrong with a configuration, a line for each mistake."""
+
+
+Entry = TypeVar("Entry")
+
+
+def _some_and_all_different(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    if not entries or len(set(entries)) < len(entries):
+        raise ValueError(f"expected one entry or more, all different, got {_toml(entries)}")
+    return entries
+
+
+# Strict mode would refuse the list that TOML gives for a tuple; the entries themselves stay strict.
+Many = Annotated[tuple[Entry, ...], Field(strict=False), AfterValidator(_some_and_all_different)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Table(BaseModel):
+    """A TOML table: no key that it does not know, no value of another type, no change once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Train(Table):
+    """``[train]``, the same for every experiment that trains with Adam."""
+
+    log_every: int = Field(default=50, gt=0)  # the steps of a block: one compiled call, one line of metrics
+    steps: int = Field(default=2000, gt=0, validate_default=True)
+    batch_size: int = Field(default=32, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate: cosine ends at 0
+    clip_norm: float = Field(default=1.0, gt=0)  # gradients of a larger global norm are scaled down to it
+    seeds: Many[Seed] = (0, 1, 2)
+
+    @property
+    def block(self) -> int:
+        return min(self.log_every, self.steps)
+
+    @field_validator("steps")
+    @classmethod
+    def steps_make_whole_blocks(cls, steps: int, info: ValidationInfo) -> int:
+        every = info.data.get("log_every", 1)  # missing where it was wrong itself
+        if steps > every and steps % every:
+            raise ValueError(f"expected a multiple of train.log_every ({every}), got {steps}")
+        return steps
+
+
+def load(path: Path, overrides: Sequence[str], schema_of: Callable[[str], type[Any]]) -> Any:
+    """Read a config file, put the overrides on top, and check it all.
+
+    Args:
+        path: a TOML file whose ``experiment`` names the experiment.
+        overrides: ``"train.steps=200"``, the value as in TOML; a bare word that is no TOML is a string.
+        schema_of: the model (a Table) for the name of an experiment.
+
+    Raises:
+        ConfigError: with a line for each mistake.
+    """
+    content = _read(path)
+    overridden = [_override(content, text) for text in overrides]
+
+    def located(loc: Sequence[int | str], message: str) -> str:
+        by_override = any(all(a == b for a, b in zip(keys, loc, strict=False)) for keys in overridden)
+        return f"{'--set' if by_override else path}: {_dotted(loc)}: {message}"
+
+    name = content.get("experiment")
+    if name not in EXPERIMENTS:
+        known = " or ".join(map(repr, EXPERIMENTS))
+        came = (
+            f"got {_toml(name)}{_nearest(name, EXPERIMENTS)}" if "experiment" in content else "it is missing"
+        )
+        raise ConfigError(located(("experiment",), f"expected {known}, {came}"))
+    schema = schema_of(name)
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        lines = [located(mistake["loc"], _explain(mistake, schema)) for mistake in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def dump(config: Table) -> str:
+    """The whole config as TOML, which ``load`` reads again (JSON writes its values as TOML does)."""
+    content = config.model_dump()
+    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in content.items() if key not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = [str(other) for other in path.parent.glob("*.toml")]
+        raise ConfigError(f"{path}: no such file{_nearest(path, there)}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError both are
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+
+
+def _override(content: dict[str, Any], text: str) -> tuple[str, ...]:
+    """Put one ``key=value`` into the content; returns the keys that lead to it."""
+    dotted, equals, written = text.partition("=")
+    keys = tuple(key.strip() for key in dotted.split("."))
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {text}: expected KEY=VALUE, such as train.steps=200")
+    table = content
+    for depth, key in enumerate(keys[:-1], start=1):
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {text}: {_dotted(keys[:depth])} is a value, not a table of keys")
+    table[keys[-1]] = _value(text, written.strip())
+    return keys
+
+
+def _value(text: str, written: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {written}")["value"]
+    except tomllib.TOMLDecodeError:
+        if re.fullmatch(r"[A-Za-z_][\w./-]*", written):  # a word; shells swallow the quotes that TOML wants
+            return written
+        raise ConfigError(f"--set {text}: {written or 'nothing'} is not a TOML value") from None
+
+
+WANTED = {
+    "int_type": "expected an integer",
+    "int_from_float": "expected an integer",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
+    "string_type": "expected a string",
+    "bool_type": "expected true or false",
+    "tuple_type": "expected a list",
+    "model_type": "expected a table of keys",
+    "greater_than": "expected a number above {gt:g}",
+    "greater_than_equal": "expected a number of at least {ge:g}",
+    "less_than": "expected a number below {lt:g}",
+    "less_than_equal": "expected a number of at most {le:g}",
+    "literal_error": "expected {expected}",
+}
+
+
+def _explain(mistake: Any, schema: type[Table]) -> str:
+    """One pydantic error in the words of someone who writes a config file."""
+    kind, context = mistake["type"], mistake.get("ctx", {})
+    if kind == "extra_forbidden":
+        *tables, key = mistake["loc"]
+        known = _table_at(schema, tables).model_fields
+        return "unknown key" + (_nearest(key, known) or f"; the keys are {', '.join(known)}")
+    if kind == "value_error":  # a validator of ours, which says it all
+        return str(context["error"])
+    choices = re.findall(r"'([^']*)'", context["expected"]) if kind == "literal_error" else []
+    wanted = WANTED[kind].format(**context) if kind in WANTED else mistake["msg"]
+    return f"{wanted}, got {_toml(mistake['input'])}{_nearest(mistake['input'], choices)}"
+
+
+def _table_at(schema: type[Table], tables: Sequence[str]) -> type[Table]:
+    for name in tables:
+        annotation = schema.model_fields[name].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, Table)
+        schema = annotation
+    return schema
+
+
+def _nearest(name: Any, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _toml(value: Any) -> str:
+    """A value as it would be written in the file."""
+    return json.dumps(value, default=str, ensure_ascii=False).replace('"', "'")
+
+
+def _dotted(loc: Sequence[int | str]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")

@@ -1,0 +1,26 @@
+"""The commands: ``python -m jaxrnn <command>``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jaxrnn import doctor
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that ``argv`` (None: the command line) names, and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxrnn",
+        description="jaxrnn, a functional recurrence toolkit for JAX.",
+        epilog="`python -m jaxrnn <command> --help` explains a command.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
+    doctor.add_command(commands)  # a command adds itself, and sets `run`, which takes the arguments
+    arguments = parser.parse_args(argv)
+    return arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The one list of cells × wrappers × directions that drives the contract tests: a new cell is one new line.
+
+Each case knows its model and a reference: a plain Python loop over ``step`` that takes the sequences of a batch one by
+one, skips the steps that are not valid, and never sees a mask, a scan or a compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxrnn as jr
+from tests.user_cells import clockwork, fast_weights
+
+T, B, I, H = 6, 3, 3, 4
+
+
+class Case(NamedTuple):
+    name: str
+    layer: jr.Layer
+    loop: Callable  # (params, xs, carry, on, resets) -> (carry, ys), one sequence: xs (T, I)
+    chunks: str  # "forward", "reverse" or "none": in which order a run may be cut
+
+
+def of_cell(name: str, cell: jr.Cell, reverse: bool = False) -> Case:
+    def loop(params, xs, carry, on, resets):
+        steps = range(len(xs))
+        ys: list = [None] * len(xs)
+        carry = cell.initial_carry(params) if carry is None else carry
+        for t in reversed(steps) if reverse else steps:
+            entered = t + 1 if reverse else t
+            if entered < len(resets) and resets[entered]:
+                carry = cell.initial_carry(params)
+            if on[t]:
+                carry, ys[t] = cell.step(params, carry, xs[t])
+        zero = jnp.zeros_like(jax.eval_shape(lambda p: cell.step(p, cell.initial_carry(p), xs[0])[1], params))
+        return carry, jnp.stack([zero if y is None else y for y in ys])
+
+    direction = "reverse" if reverse else "forward"
+    return Case(f"{name}-{direction}", jr.scan(cell, reverse=reverse), loop, direction)
+
+
+def of_stack(name: str, *members: Case) -> Case:
+    def loop(params, xs, carry, on, resets):
+        ends = []
+        for index, member in enumerate(members):
+            own = None if carry is None else carry[index]
+            end, xs = member.loop(params[index], xs, own, on, resets)
+            ends.append(end)
+        return tuple(ends), xs
+
+    orders = {member.chunks for member in members}
+    return Case(name, jr.stack(*(m.layer for m in members)), loop, orders.pop() if len(orders) == 1 else "none")
+
+
+def of_pair(name: str, forward: jr.Cell, backward: jr.Cell, merge: str, merged: Callable) -> Case:
+    ahead, back = of_cell("", forward), of_cell("", backward, reverse=True)
+
+    def loop(params, xs, carry, on, resets):
+        carry = jr.BiCarry(None, None) if carry is None else carry
+        end_ahead, ys_ahead = ahead.loop(params.forward, xs, carry.forward, on, resets)
+        end_back, ys_back = back.loop(params.backward, xs, carry.backward, on, resets)
+        return jr.BiCarry(end_ahead, end_back), merged(ys_ahead, ys_back)
+
+    return Case(name, jr.bidirectional(forward, backward, merge=merge), loop, "none")
+
+
+CELLS = {
+    "elman": jr.elman(I, H),
+    "elman_relu_readout": jr.elman(I, H, activation="relu", output_size=2, recurrent_init="identity"),
+    "lstm": jr.lstm(I, H),
+    "lstm_learned_carry": jr.lstm(I, H, learned_carry=True),
+    "gru_before": jr.gru(I, H),
+    "gru_after": jr.gru(I, H, reset="after", learned_carry=True),
+    "peephole_diagonal": jr.peephole_lstm(I, H),
+    "peephole_full": jr.peephole_lstm(I, H, peephole="full"),
+    "user_clockwork": clockwork(I, H),
+    "user_fast_weights": fast_weights(I, H),
+    "chain": jr.chain(jr.elman(I, H), jr.layer_norm(H), jr.gru(H, H), jr.readout(H, 2)),
+    "residual": jr.residual(jr.lstm(I, I)),
+}
+
+CASES = [
+    *(of_cell(name, cell, reverse=index % 3 == 2) for index, (name, cell) in enumerate(CELLS.items())),
+    of_cell("lstm", CELLS["lstm"], reverse=True),
+    of_cell("gru_before", CELLS["gru_before"], reverse=False),
+    of_pair(
+        "bidirectional_concat",
+        CELLS["lstm"],
+        CELLS["gru_after"],
+        "concat",
+        lambda f, b: jnp.concatenate([f, b], -1),
+    ),
+    of_pair("bidirectional_mean", CELLS["elman"], CELLS["user_clockwork"], "mean", lambda f, b: (f + b) / 2),
+    of_stack(
+        "stack",
+        of_cell("", CELLS["gru_before"]),
+        of_pair("", jr.lstm(H, 2), jr.elman(H, 2), "product", lambda f, b: f * b),
+        of_cell("", jr.readout(2, 3)),
+    ),
+]
+
+
+class Flags(NamedTuple):
+    """Which steps are valid and where episodes begin, and how that is told to the library."""
+
+    name: str
+    lengths: np.ndarray | None
+    mask: np.ndarray | None
+    resets: np.ndarray | None
+    given_carry: bool
+
+    @property
+    def on(self) -> np.ndarray:
+        on = np.ones((T, B), bool) if self.mask is None else self.mask
+        return on if self.lengths is None else on & (np.arange(T)[:, None] < self.lengths)
+
+    @property
+    def options(self) -> dict:
+        options = {"lengths": self.lengths, "mask": self.mask, "resets": self.resets}
+        return {name: jnp.asarray(value) for name, value in options.items() if value is not None}
+
+
+LENGTHS = np.array([6, 3, 0])
+GAPS = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]], bool)
+RESETS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
+
+FLAGS = [
+    Flags("plain", None, None, None, False),
+    Flags("lengths", LENGTHS, None, None, True),
+    Flags("gaps", None, GAPS, None, False),
+    Flags("resets", None, None, RESETS, True),
+    Flags("lengths_gaps_resets", LENGTHS, GAPS, RESETS, True),
+    Flags("gaps_resets", None, GAPS, RESETS, False),
+]
+
+
+def randomised(tree, seed=0, scale=0.6):
+    """The tree with every float leaf drawn anew, biases and learned carries too: zeros hide bugs. In float64 where on."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
+
+    def leaf(key, a):
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            return a
+        return jax.random.normal(key, a.shape) * scale  # float64 under x64
+
+    return treedef.unflatten([leaf(k, a) for k, a in zip(keys, leaves, strict=True)])
+
+
+def problem(case: Case, flags: Flags | None = None, batch_shape=(B,), seed=0):
+    """``(params, xs, carry)``, random, for a case; the carry is None where the flags say so."""
+    params = randomised(case.layer.init(jax.random.key(seed)), seed)
+    xs = jax.random.normal(jax.random.key(seed + 1), (T, *batch_shape, I))
+    given = flags is None or flags.given_carry
+    carry = randomised(case.layer.initial_carry(params, batch_shape), seed + 2) if given else None
+    return params, xs, carry
+
+
+def reference(case: Case, params, xs, carry, flags: Flags):
+    """The batch (T, B, I) run through the case's loop, one sequence after the other."""
+    resets = np.zeros((T, B), bool) if flags.resets is None else flags.resets
+    runs = []
+    for b in range(xs.shape[1]):
+        own = None if carry is None else jax.tree.map(lambda a, b=b: a[b], carry)
+        runs.append(case.loop(params, xs[:, b], own, flags.on[:, b], resets[:, b]))
+    ends, ys = zip(*runs, strict=True)
+    return jax.tree.map(lambda *a: jnp.stack(a), *ends), jnp.stack(ys, axis=1)
+
+
+def weigh(tree, seed=7):
+    """A scalar that weighs every float of a tree with a random weight of its own: the loss of the gradient tests."""
+    leaves = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return sum(((jnp.sin(a) + a) * jax.random.normal(k, a.shape, a.dtype)).sum() for k, a in zip(keys, leaves, strict=True))
+
+
+def differentiable(tree):
+    """``(floats, join)``: the float leaves, and what puts them back into the tree."""
+    leaves, treedef = jax.tree.flatten(tree)
+    is_float = [jnp.issubdtype(a.dtype, jnp.floating) for a in leaves]
+
+    def join(floats):
+        rest = iter(floats)
+        return treedef.unflatten([next(rest) if f else a for a, f in zip(leaves, is_float, strict=True)])
+
+    return [a for a, f in zip(leaves, is_float, strict=True) if f], join

@@ -1,0 +1,142 @@
+"""Every mistake in a config file or in --set is refused with the key's path, before anything runs."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments import EXPERIMENTS, config, digits
+from experiments.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def said(tmp_path, monkeypatch, capsys):
+    """``said(*overrides, text=…)``: what stderr says of a config, refused before the experiment runs."""
+    path = tmp_path / "digits.toml"
+
+    def never(*arguments):
+        raise AssertionError("a wrong config reached the experiment")
+
+    monkeypatch.setattr(digits, "run", never)
+
+    def run(*overrides, text='experiment = "digits"\n'):
+        path.write_text(text)
+        options = [option for override in overrides for option in ("--set", override)]
+        assert main(["run", str(path), "--out", str(tmp_path / "runs"), *options]) == 2
+        return capsys.readouterr().err.replace(str(path), "digits.toml").splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stpes=3", "train.stpes: unknown key; did you mean 'steps'?"),
+        ("modle.hidden_size=3", "modle: unknown key; did you mean 'model'?"),
+        ("xyz=3", "xyz: unknown key; the keys are experiment, model, train, data"),
+        ("train.learning_rate=-1", "train.learning_rate: expected a number above 0, got -1"),
+        ("train.learning_rate=inf", "train.learning_rate: expected a finite number, got Infinity"),
+        ("train.learning_rate=true", "train.learning_rate: expected a number, got true"),
+        ("train.steps=ten", "train.steps: expected an integer, got 'ten'"),
+        ("train.steps=2.0", "train.steps: expected an integer, got 2.0"),
+        ("train.steps=75", "train.steps: expected a multiple of train.log_every (50), got 75"),
+        ("train.seeds=[0, true]", "train.seeds[1]: expected an integer, got true"),
+        ("train.seeds=[-1]", "train.seeds[0]: expected a number of at least 0, got -1"),
+        ("train.seeds=[]", "train.seeds: expected one entry or more, all different, got []"),
+        ("train.seeds=[4, 4]", "train.seeds: expected one entry or more, all different, got [4, 4]"),
+        ("model.cells=lstm", "model.cells: expected a list, got 'lstm'"),
+        (
+            "data.held_out=tets",
+            "data.held_out: expected 'test' or 'validation', got 'tets'; did you mean 'test'?",
+        ),
+        ("data.test_fraction=0.9", "data.test_fraction: expected a number of at most 0.5, got 0.9"),
+        ("train=3", "train: expected a table of keys, got 3"),
+        ("experiment=digit", "experiment: expected 'digits', got 'digit'; did you mean 'digits'?"),
+    ],
+)
+def test_wrong_override(said, override, message):
+    assert said(override) == [f"--set: {message}"]
+
+
+def test_one_line_for_each_mistake_and_where_it_stands(said):
+    text = 'experiment = "digits"\nmodle = 1\n[train]\nstpes = 3\nlearning_rate = "fast"\n'
+    assert said("model.cells=['lstmm']", text=text) == [
+        "--set: model.cells[0]: expected 'elman', 'gru', 'lstm', 'peephole_lstm' or 'bidirectional_lstm', "
+        "got 'lstmm'; did you mean 'lstm'?",
+        "digits.toml: train.learning_rate: expected a number, got 'fast'",
+        "digits.toml: train.stpes: unknown key; did you mean 'steps'?",
+        "digits.toml: modle: unknown key; did you mean 'model'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps", "--set train.steps: expected KEY=VALUE, such as train.steps=200"),
+        ("=3", "--set =3: expected KEY=VALUE, such as train.steps=200"),
+        ("train.seeds=[1", "--set train.seeds=[1: [1 is not a TOML value"),
+        ("experiment.x=1", "--set experiment.x=1: experiment is a value, not a table of keys"),
+    ],
+)
+def test_override_that_is_none(said, override, message):
+    assert said(override) == [message]
+
+
+def test_file_without_an_experiment(said):
+    assert said(text="") == ["digits.toml: experiment: expected 'digits', it is missing"]
+
+
+def test_file_that_is_not_toml(said):
+    (line,) = said(text="experiment = \n")
+    assert line.startswith("digits.toml: not a TOML file: Invalid value (at line 1")
+
+
+def test_missing_file_names_the_nearest(tmp_path, capsys):
+    (tmp_path / "digits.toml").write_text("")
+    assert main(["run", str(tmp_path / "digit.toml")]) == 2
+    there, nearest = tmp_path / "digit.toml", str(tmp_path / "digits.toml")
+    assert capsys.readouterr().err == f"{there}: no such file; did you mean {nearest!r}?\n"
+
+
+def test_batch_larger_than_the_data_is_refused_before_a_run_directory_is_made(tmp_path, capsys):
+    arguments = ["run", str(ROOT / "configs/digits.toml"), "--out", str(tmp_path / "runs")]
+    assert main([*arguments, "--set", "train.batch_size=1438"]) == 2
+    assert capsys.readouterr().err == (
+        "train.batch_size: expected at most 1437, the number of training images, got 1438\n"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = tmp_path / "digits.toml"
+    path.write_text('experiment = "digits"\n[train]\nsteps = 100\nbatch_size = 8\n')
+    got = config.load(path, ["train.steps=200", "model.cells=['gru']"], lambda name: digits.Config)
+    assert (got.train.steps, got.train.batch_size, got.model.cells) == (200, 8, ("gru",))
+    assert got.train.clip_norm == config.Train().clip_norm
+
+
+def test_fewer_steps_than_a_block_make_one_short_block():
+    assert config.Train(steps=20, log_every=50).block == 20
+    assert config.Train(steps=200, log_every=50).block == 50
+
+
+def test_dumped_config_loads_to_the_same(tmp_path):
+    path = tmp_path / "config.toml"
+    written = digits.Config.model_validate(
+        {
+            "experiment": "digits",
+            "train": {"learning_rate": 1e-5, "seeds": [7, 3]},
+            "data": {"seed": 2**32 - 1},
+        }
+    )
+    path.write_text(config.dump(written))
+    assert config.load(path, [], lambda name: digits.Config) == written
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_each_listed_experiment_has_a_config_that_loads(name):
+    from importlib import import_module
+
+    schema = import_module(EXPERIMENTS[name].module).Config
+    assert config.load(ROOT / EXPERIMENTS[name].config, [], lambda _: schema).experiment == name

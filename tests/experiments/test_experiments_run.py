@@ -1,0 +1,132 @@
+"""The command line from end to end, and the files that a run leaves."""
+
+import io
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import report
+from experiments.__main__ import main
+
+CONFIG = str(Path(__file__).parents[2] / "configs/digits.toml")
+
+
+def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    older = runs / "digits-001"
+    older.mkdir(parents=True)
+    (older / "metrics.jsonl").write_text("mine")
+    settings = ["model.cells=['elman', 'gru']", "model.hidden_size=4", "train.steps=4", "train.log_every=2"]
+    settings += ["train.batch_size=8", "train.seeds=[5, 3]"]
+    overrides = [option for setting in settings for option in ("--set", setting)]
+    assert main(["run", CONFIG, "--out", str(runs), *overrides]) == 0
+
+    assert [path.name for path in older.iterdir()] == ["metrics.jsonl"]
+    assert (older / "metrics.jsonl").read_text() == "mine"
+    run = runs / "digits-002"
+    assert {path.name for path in run.iterdir()} == {
+        "config.toml",
+        "metrics.jsonl",
+        "summary.json",
+        "table.md",
+        "curves.png",
+    }
+    resolved = tomllib.loads((run / "config.toml").read_text())
+    assert resolved["train"]["seeds"] == [5, 3] and resolved["data"]["seed"] == 0
+
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["model"], line["step"], line["seed"]) for line in lines] == [
+        (model, step, seed) for model in ("elman", "gru") for step in (2, 4) for seed in (5, 3)
+    ]
+    assert all(line["grad_norm"] > 0 and 0 < line["loss"] < 10 for line in lines)
+
+    summary = json.loads((run / "summary.json").read_text())
+    table = (run / "table.md").read_text().splitlines()
+    out = capsys.readouterr().out
+    for index, name in enumerate(("elman", "gru")):
+        model = summary["models"][index]
+        last = [line["test_accuracy"] for line in lines if line["model"] == name and line["step"] == 4]
+        assert (model["model"], model["test_accuracy"]["each"], model["diverged"]) == (name, last, {})
+        assert model["test_accuracy"]["mean"] == pytest.approx(np.mean(last))
+        assert model["test_accuracy"]["sd"] == pytest.approx(abs(last[0] - last[1]) / 2**0.5)
+        accuracy = f"{100 * np.mean(last):.1f} ± {100 * abs(last[0] - last[1]) / 2**0.5:.1f} %"
+        assert table[2 + index].split(" | ")[2] == accuracy
+        assert out.count(f"{name}: 4 steps in") == 1  # one line a model: no bar where there is no terminal
+    assert summary["environment"]["jax"] and "\x1b" not in out
+    assert f"written to {run}" in out
+    assert (run / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def result(losses, accuracies=(0.5, 1.0), seeds=(0, 1)):
+    points = [
+        report.Point(10 * (index + 1), *(np.array(values) for values in (loss, accuracies, loss, accuracies)))
+        for index, loss in enumerate(losses)
+    ]
+    return report.Result("lstm", seeds, 12345, points, compile_seconds=1.0, seconds=2.0)
+
+
+def test_divergence_is_told_in_the_table_and_null_in_json(tmp_path):
+    diverged = result([(1.0, 2.0), (0.5, np.nan), (0.4, np.inf)])
+    report.write(tmp_path, [diverged], "test", "title")
+    report.append_metrics(tmp_path, "lstm", diverged.seeds, diverged.points[1], "test")
+    assert json.loads((tmp_path / "summary.json").read_text())["models"][0]["diverged"] == {"1": 20}
+    assert "lstm, seed 1 DIVERGED: its loss is not finite from the block that ends at step 20 on." in (
+        (tmp_path / "table.md").read_text()
+    )
+    first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (first["loss"], second["loss"]) == (0.5, None)
+
+
+def test_table_of_one_seed_has_no_deviation():
+    one = result([(1.0,)], accuracies=(0.25,), seeds=(0,))
+    assert report.rows([one], "validation") == [
+        ("model", "parameters", "validation accuracy", "train accuracy", "seconds"),
+        ("lstm", "12,345", "25.0 %", "25.0 %", "2"),
+    ]
+    assert report.notes([one])[0].startswith("Accuracies: one seed,")
+    assert report.notes([result([(1.0, 1.0)])])[0].startswith(
+        "Accuracies: mean ± standard deviation of 2 seeds,"
+    )
+
+
+def test_bar_shows_loss_and_accuracy_on_a_terminal_only():
+    shown = {}
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+        run = result([(1.0, 2.0)])
+        with report.Display(10, console) as display:
+            display.start("lstm")
+            display.update("lstm", run.points[0])
+            display.finish(run)
+        shown[terminal] = console.file.getvalue()
+    assert "10/10  loss 1.500  accuracy 75.0%" in shown[True]
+    assert shown[False] == "lstm: 10 steps in 2.0 s, loss 1.5000, accuracy 75.0 ± 35.4 %\n"
+
+
+def test_list_and_help_say_how_to_run(capsys):
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert (
+        "digits: handwritten digits" in listed and "python -m experiments run configs/digits.toml" in listed
+    )
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    assert "configs/digits.toml" in capsys.readouterr().out
+
+
+def test_run_directory_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "runs").write_text("a file")
+    assert main(["run", CONFIG, "--out", str(tmp_path / "runs")]) == 1
+    assert capsys.readouterr().err == f"{tmp_path / 'runs' / 'digits-001'}: Not a directory\n"
+
+
+def test_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
+    assert main(["run", CONFIG]) == 1
+    assert capsys.readouterr().err == "experiments need scikit-learn: pip install 'jaxrnn[train]'\n"

@@ -1,0 +1,50 @@
+"""Two cells that the library does not ship, written from README alone: three functions each."""
+
+import jax
+import jax.numpy as jnp
+
+import jaxrnn as jr
+
+
+def clockwork(input_size, hidden_size, period=3):
+    """A slow network that moves every ``period`` steps; an integer clock in its carry, a ``lax.cond`` in its step."""
+
+    def init(key):
+        k_x, k_h = jax.random.split(key)
+        return {
+            "W_xh": jax.random.normal(k_x, (input_size, hidden_size)) * 0.3,
+            "W_hh": jax.random.normal(k_h, (hidden_size, hidden_size)) * 0.3,
+            "gain": jnp.asarray(0.5),
+        }
+
+    def initial_carry(params, batch_shape=()):
+        h = jnp.zeros((*batch_shape, hidden_size), params["W_hh"].dtype)
+        return {"h": h, "clock": jnp.zeros(batch_shape, jnp.int32)}
+
+    def step(params, carry, x):
+        a = x @ params["W_xh"] + carry["h"] @ params["W_hh"]
+        new = jax.lax.cond(params["gain"] > 0, lambda a: jnp.tanh(params["gain"] * a), jnp.sin, a)
+        moves = (carry["clock"] % period == 0)[..., None]
+        h = jnp.where(moves, new, carry["h"])
+        return {"h": h, "clock": carry["clock"] + 1}, h
+
+    return jr.Cell(init, initial_carry, step)
+
+
+def fast_weights(input_size, hidden_size):
+    """Linear attention as a recurrence: the carry is a matrix, the input a projection into key, value and query."""
+
+    def init(key):
+        W = jax.random.normal(key, (input_size, 3 * hidden_size)) * 0.5
+        return {"W": W, "decay": jnp.full((hidden_size,), 0.8)}
+
+    def initial_carry(params, batch_shape=()):
+        return jnp.zeros((*batch_shape, hidden_size, hidden_size), params["W"].dtype)
+
+    @jax.jit  # a nested jit in the step
+    def step(params, S, x):
+        k, v, q = jnp.split(x @ params["W"], 3, axis=-1)
+        S = params["decay"] * S + k[..., :, None] * v[..., None, :]
+        return S, jnp.einsum("...kv,...k->...v", S, q)
+
+    return jr.Cell(init, initial_carry, step)
