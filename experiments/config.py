@@ -98,9 +98,7 @@ def load(path: Path, overrides: Sequence[str], schema_of: Callable[[str], type[A
     name = content.get("experiment")
     if name not in EXPERIMENTS:
         known = " or ".join(map(repr, EXPERIMENTS))
-        came = (
-            f"got {_toml(name)}{_nearest(name, EXPERIMENTS)}" if "experiment" in content else "it is missing"
-        )
+        came = f"got {_toml(name)}{_nearest(name, EXPERIMENTS)}" if "experiment" in content else "it is missing"
         raise ConfigError(located(("experiment",), f"expected {known}, {came}"))
     schema = schema_of(name)
     try:

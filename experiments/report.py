@@ -182,9 +182,7 @@ def curves(results: Sequence[Result], held_out: str, title: str) -> Figure:
     title_of_legend = f"{held_out} accuracy at the end"
     figure.legend(handles, labels, loc="outside right center", frameon=False, title=title_of_legend)
     seeds = len(results[0].seeds)
-    figure.suptitle(
-        f"{title} ({seeds} seed{'s' * (seeds > 1)}: mean, and from the lowest to the highest)", fontsize=11
-    )
+    figure.suptitle(f"{title} ({seeds} seed{'s' * (seeds > 1)}: mean, and from the lowest to the highest)", fontsize=11)
     return figure
 
 

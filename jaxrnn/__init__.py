@@ -1,8 +1,8 @@
 """jaxrnn: a functional recurrence toolkit for JAX. Write a cell once, as its equations; run it every way.
 
-    cell = jr.lstm(input_size=40, hidden_size=128)      a Cell: init, initial_carry, step
-    layer = jr.scan(cell)                               a Layer: init, initial_carry, apply
-    carry, ys = layer.apply(params, xs)                 xs (T, *B, I) -> ys (T, *B, H)
+cell = jr.lstm(input_size=40, hidden_size=128)      a Cell: init, initial_carry, step
+layer = jr.scan(cell)                               a Layer: init, initial_carry, apply
+carry, ys = layer.apply(params, xs)                 xs (T, *B, I) -> ys (T, *B, H)
 """
 
 from jaxrnn._base import Cell, Layer

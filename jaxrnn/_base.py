@@ -37,7 +37,8 @@ class Cell(NamedTuple):
             once for the whole run. ``times`` (T,) are *absolute* time indices, ``x`` describes the input of one
             step (shape and dtype). Each leaf leads with T, or with 1 where one draw serves the whole sequence.
             A cell with ``noise`` takes ``step(params, carry, x, noise=None)``; None means evaluation.
-        x_ndim: the number of feature axes of ``x``: 1 for vectors, 0 for integer tokens, 3 for images.
+        x_ndim: the number of feature axes of ``x``: 1 for vectors, 0 for integer tokens, 3 for images; where ``x`` is a
+            pytree of different arrays, a pytree of such numbers.
         input_size, output_size: the last feature axis of ``x`` and ``y`` where known; ``stack`` and the error
             messages read them.
         spec: what ``jr.build`` rebuilds this cell from; None for a user's own cell.
@@ -63,7 +64,7 @@ class Cell(NamedTuple):
     step: Callable[..., tuple[PyTree, PyTree]]
     gates: Callable[..., Any] | None = None
     noise: Callable[..., PyTree] | None = None
-    x_ndim: int = 1
+    x_ndim: Any = 1
     input_size: int | None = None
     output_size: int | None = None
     spec: Spec | None = None
@@ -82,7 +83,7 @@ class Layer(NamedTuple):
     init: Callable[[jax.Array], PyTree]
     initial_carry: Callable[..., PyTree]
     apply: Callable[..., tuple[PyTree, PyTree]]
-    x_ndim: int = 1
+    x_ndim: Any = 1
     input_size: int | None = None
     output_size: int | None = None
     spec: Spec | None = None
@@ -95,6 +96,11 @@ def name_of(member: Cell | Layer) -> str:
     if member.spec.kind == "scan":
         return f"scan({member.spec.children[0].kind})"
     return member.spec.kind
+
+
+def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], Any]:
+    """``jax.tree.flatten``: the leaves, and the structure that puts them back."""
+    return jax.tree.flatten(tree, is_leaf=is_leaf)
 
 
 def draw_each_step(draw: Callable[[jax.Array], PyTree], key: jax.Array, times: jax.Array) -> PyTree:

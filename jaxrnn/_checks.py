@@ -32,6 +32,12 @@ def check_sizes(who: str, **sizes: Any) -> None:
             raise ValueError(f"{who}: {name} must be a positive int, got {size}; give at least 1.")
 
 
+def check_batch_shape(who: str, batch_shape: Any) -> None:
+    """A batch shape is a tuple of sizes, not one size."""
+    if not isinstance(batch_shape, tuple | list):
+        raise TypeError(f"{who}: batch_shape must be a tuple of ints, got {batch_shape!r}; give ({batch_shape!r},).")
+
+
 def check_choice(who: str, name: str, value: Any, known: Iterable[str], *, or_function: bool = False) -> None:
     """An option is one of its known names, or (where allowed) a function."""
     known = list(known)
@@ -72,9 +78,10 @@ def check_real(who: str, x: Any, dtype: Any, *, declared: bool) -> None:
         )
 
 
-def check_params(who: str, params: PyTree, expected: PyTree) -> None:
-    """Parameters have the structure and the shapes that the cell's own ``init`` gives."""
-    _check_tree(who, "params", params, expected, "pass the params that this cell's own init(key) returned")
+def check_params(who: str, params: PyTree, expected: PyTree | None) -> None:
+    """Parameters have the structure and the shapes that the cell's own ``init`` gives (None: unknown)."""
+    if expected is not None:
+        _check_tree(who, "params", params, expected, "pass the params that this cell's own init(key) returned")
 
 
 def check_carry(who: str, carry: PyTree, expected: PyTree, batch_shape: tuple[int, ...]) -> None:
@@ -137,22 +144,24 @@ def check_lengths(who: str, lengths: Any, batch_shape: tuple[int, ...]) -> None:
         )
 
 
-def sequence_shape(who: str, xs: PyTree, x_ndim: int) -> tuple[int, tuple[int, ...]]:
+def sequence_shape(who: str, xs: PyTree, x_ndim: PyTree) -> tuple[int, tuple[int, ...]]:
     """``(T, batch_shape)`` of a sequence whose leaves are (T, *B, *features)."""
     leaves = jax.tree_util.tree_leaves_with_path(xs)
     if not leaves:
         raise ValueError(f"{who}: xs holds no array; pass a pytree of arrays (T, *B, …).")
-    features = ", ".join(["I", "I2", "I3"][:x_ndim])
-    legend = f"(T, *B, {features})" if features else "(T, *B)"
+    ndims = [x_ndim] * len(leaves) if isinstance(x_ndim, int) else jax.tree.leaves(x_ndim)
+    if len(ndims) != len(leaves):
+        raise ValueError(f"{who}: xs should have the structure of the cell's x_ndim, {x_ndim!r}, got {_outline(xs)}.")
     seen: dict[tuple[int, ...], str] = {}
-    for path, leaf in leaves:
+    for (path, leaf), ndim in zip(leaves, ndims, strict=True):
         shape, name = jnp.shape(leaf), f"xs{jax.tree_util.keystr(path)}"
-        if len(shape) < 1 + x_ndim:
+        if len(shape) < 1 + ndim:
+            legend = ", ".join(["T", "*B", "I", "I2", "I3"][: 2 + ndim])
             raise ValueError(
-                f"{who}: {name} must be {legend}, at least {1 + x_ndim} axes with time first, got shape {shape}; "
+                f"{who}: {name} must be ({legend}), at least {1 + ndim} axes with time first, got shape {shape}; "
                 f"a single step needs a time axis: {name}[None]."
             )
-        seen.setdefault(shape[: len(shape) - x_ndim], name)
+        seen.setdefault(shape[: len(shape) - ndim], name)
     if len(seen) > 1:
         came = " and ".join(f"{lead} in {name}" for lead, name in seen.items())
         raise ValueError(f"{who}: the leaves of xs disagree about the leading axes (T, *B): {came}.")
@@ -161,16 +170,12 @@ def sequence_shape(who: str, xs: PyTree, x_ndim: int) -> tuple[int, tuple[int, .
 
 
 def _check_tree(who: str, what: str, got: PyTree, expected: PyTree, mend: str) -> None:
-    got_tree, expected_tree = jax.tree.structure(got), jax.tree.structure(expected)
-    if got_tree != expected_tree:
-        raise ValueError(
-            f"{who}: {what} should be {_outline(expected)}, got {_outline(got)}; {mend}."
-        )
+    structures = [jax.tree.structure(tree) for tree in (got, expected)]
+    if len(set(structures)) > 1:
+        raise ValueError(f"{who}: {what} should be {_outline(expected)}, got {_outline(got)}; {mend}.")
     for (path, leaf), want in zip(*_with_paths(got, expected), strict=True):
         if jnp.shape(leaf) != jnp.shape(want):
-            raise ValueError(
-                f"{who}: {what}{path} should have shape {jnp.shape(want)}, got {jnp.shape(leaf)}; {mend}."
-            )
+            raise ValueError(f"{who}: {what}{path} should have shape {jnp.shape(want)}, got {jnp.shape(leaf)}; {mend}.")
 
 
 def _with_paths(got: PyTree, expected: PyTree) -> tuple[list[tuple[str, Any]], list[Any]]:

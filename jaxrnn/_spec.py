@@ -51,11 +51,15 @@ class Spec(NamedTuple):
         """The inverse of :meth:`to_dict`."""
         unknown = set(data) - set(cls._fields) if isinstance(data, dict) else None
         if unknown is None or unknown or not isinstance(data.get("kind"), str):
-            raise ValueError(
-                f"Spec.from_dict: expected a dict with the keys kind, options and children, got {data!r}."
-            )
-        options = tuple(sorted(data.get("options", {}).items()))
-        return cls(data["kind"], options, tuple(cls.from_dict(child) for child in data.get("children", ())))
+            raise ValueError(f"Spec.from_dict: expected a dict with the keys kind, options and children, got {data!r}.")
+        options = data.get("options", {})
+        if not isinstance(options, dict):
+            raise ValueError(f"Spec.from_dict: expected a dict of options for {data['kind']!r}, got {options!r}.")
+        return cls(
+            data["kind"],
+            tuple(sorted(options.items())),
+            tuple(cls.from_dict(child) for child in data.get("children", ())),
+        )
 
 
 def specified(factory: Callable[P, Made]) -> Callable[P, Made]:
@@ -74,15 +78,20 @@ def specified(factory: Callable[P, Made]) -> Callable[P, Made]:
             elif hasattr(value, "initial_carry"):  # a Cell or a Layer
                 children.append(value)
             elif value is not parameter.default:
-                options[name] = np.dtype(value).name if name.endswith("dtype") and value is not None else value
+                options[name] = _plain(name, value)
         if any(child.spec is None for child in children):
             return made
-        spec = Spec(
-            factory.__name__, tuple(sorted(options.items())), tuple(child.spec for child in children)
-        )
+        spec = Spec(factory.__name__, tuple(sorted(options.items())), tuple(child.spec for child in children))
         return made._replace(spec=spec)
 
     return wrapper
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An option as JSON can hold it: dtypes by name, NumPy's numbers as Python's."""
+    if name.endswith("dtype") and value is not None:
+        return np.dtype(value).name
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def build(spec: Spec | dict[str, Any]) -> Any:

@@ -200,12 +200,17 @@ def bidirectional(
             f"bidirectional: forward ({name_of(forward)}) has input_size={forward.input_size} but backward "
             f"({name_of(backward)}) has input_size={backward.input_size}; both read the same sequence, give them one."
         )
+
+    def check_sizes_for_merge(ahead, back):
+        if merge in ("sum", "mean", "product") and ahead != back:
+            raise ValueError(
+                f"bidirectional: merge={merge!r} needs outputs of one size, got {ahead} forward and {back} backward; "
+                f'give both cells the same hidden_size, or merge="concat".'
+            )
+
     sizes = (forward.output_size, backward.output_size)
-    if merge in ("sum", "mean", "product") and None not in sizes and sizes[0] != sizes[1]:
-        raise ValueError(
-            f"bidirectional: merge={merge!r} needs outputs of one size, got {sizes[0]} forward and {sizes[1]} "
-            f'backward; give both cells the same hidden_size, or merge="concat".'
-        )
+    if None not in sizes:
+        check_sizes_for_merge(*sizes)
     ahead, back = run(forward), run(backward, reverse=True)
 
     def init(key):
@@ -225,6 +230,7 @@ def bidirectional(
         k_ahead, k_back = (None, None) if key is None else (jax.random.fold_in(key, i) for i in range(2))
         end_ahead, ys_ahead = ahead.apply(params.forward, xs, carry.forward, key=k_ahead, **options)
         end_back, ys_back = back.apply(params.backward, xs, carry.backward, key=k_back, **options)
+        check_sizes_for_merge(jax.tree.leaves(ys_ahead)[0].shape[-1], jax.tree.leaves(ys_back)[0].shape[-1])
         return BiCarry(end_ahead, end_back), merge_outputs(ys_ahead, ys_back)
 
     if callable(merge) or None in sizes:

@@ -282,9 +282,7 @@ def check(case: Case, scan: Callable[..., Layer] = jr.scan) -> Result:
         with jax.enable_x64(case.dtype == "float64"), jax.default_matmul_precision("highest"):
             cell = CELLS[case.cell][0](case.I, case.H, param_dtype=case.dtype)
             inputs, weights = draw(case, cell)
-            outcome, gradient = compiled(
-                case, scan(cell, reverse=case.reverse, plan=case.plan), inputs, weights
-            )
+            outcome, gradient = compiled(case, scan(cell, reverse=case.reverse, plan=case.plan), inputs, weights)
             true_outcome, true_gradient = reference(case, inputs, weights)
             return Result(case, furthest(outcome, true_outcome), furthest(gradient, true_gradient), tolerance)
     except Exception as error:  # a compiler can fail in any way; the other cases still say something

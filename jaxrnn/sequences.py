@@ -26,7 +26,7 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0
         ``(xs, lengths)``: xs (T, N, …) and lengths (N,), int32.
 
     Raises:
-        ValueError: no sequences, shapes or dtypes that do not agree, a sequence longer than ``length`` (nothing is cut).
+        ValueError: no sequences, shapes or dtypes that do not agree, a sequence longer than ``length``.
 
     Example:
         >>> import numpy as np, jaxrnn as jr
@@ -38,8 +38,12 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0
     if not arrays:
         raise ValueError("pad: needs at least one sequence, got none.")
     first = arrays[0]
+    if not np.issubdtype(first.dtype, np.inexact) and first.dtype.type(int(np.nan_to_num(value))) != value:
+        raise ValueError(f"pad: value={value!r} does not fit into sequences of {first.dtype}; give a whole number.")
     for index, array in enumerate(arrays):
-        if array.ndim == 0 or array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
+        if array.ndim == 0:
+            raise ValueError(f"pad: sequence {index} is a scalar; each must be an array (T_n, …), time first.")
+        if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
             raise ValueError(
                 f"pad: sequence {index} is {array.dtype} {array.shape} but sequence 0 is {first.dtype} {first.shape}; "
                 f"all must agree in dtype and in every axis but the first, which is time."
@@ -84,14 +88,12 @@ def last(ys: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
     T = ys.shape[0]
     if T == 0:
         return jnp.zeros_like(ys, shape=ys.shape[1:])
-    index = jnp.clip(lengths - 1, 0, T - 1)
+    index = jnp.clip(lengths.astype(jnp.int32) - 1, 0, T - 1)
     picked = jnp.take_along_axis(ys, index.reshape(1, *index.shape, *(1,) * (ys.ndim - 1 - index.ndim)), axis=0)[0]
     return select(lengths > 0, picked, jnp.zeros_like(picked))
 
 
-def mean_pool(
-    ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array | None = None
-) -> jax.Array:
+def mean_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
     """The mean of the outputs over the valid steps of each sequence.
 
         pooled = Σ_t valid_t y_t / Σ_t valid_t
@@ -113,10 +115,10 @@ def mean_pool(
     """
     on = _valid("mean_pool", ys, lengths, mask)
     if on is None:
-        return ys.mean(axis=0) if ys.shape[0] else jnp.zeros_like(ys, shape=ys.shape[1:])
-    total = select(on, ys, jnp.zeros_like(ys)).sum(axis=0)
+        on = jnp.ones(ys.shape[:1], bool)
+    total = select(on, ys, jnp.zeros_like(ys)).sum(axis=0, dtype=_wide(ys))
     steps = jnp.maximum(on.sum(axis=0), 1).astype(total.dtype)
-    return total / steps.reshape(steps.shape + (1,) * (total.ndim - steps.ndim))
+    return (total / steps.reshape(steps.shape + (1,) * (total.ndim - steps.ndim))).astype(ys.dtype)
 
 
 def max_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
@@ -148,9 +150,7 @@ def max_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array
     return select(on.any(axis=0), lowest, jnp.zeros_like(lowest))
 
 
-def masked_mean(
-    losses: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array | None = None
-) -> jax.Array:
+def masked_mean(losses: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
     """The mean of per-step losses over all valid steps of all sequences: every step weighs the same.
 
         loss = Σ_{t,b} valid_{t,b} loss_{t,b} / Σ_{t,b} valid_{t,b}
@@ -160,7 +160,8 @@ def masked_mean(
         lengths: (*B) integers; mask: (T, *B) booleans; both together mean both.
 
     Returns:
-        A scalar; 0 where nothing is valid. Losses at padded steps do not matter, NaN included.
+        A scalar; 0 where nothing is valid. Losses at padded steps do not matter, NaN included; for a gradient, the loss
+        function must have finite derivatives there too, so put finite targets into the padding.
 
     Raises:
         ValueError, TypeError: lengths or masks of the wrong shape or dtype.
@@ -179,7 +180,13 @@ def masked_mean(
             f"masked_mean: losses must be (T, *B), one number a step, got {losses.shape} with valid steps of shape "
             f"{on.shape}; reduce the feature axes first."
         )
-    return jnp.where(on, losses, 0).sum() / jnp.maximum(on.sum(), 1).astype(losses.dtype)
+    total = jnp.where(on, losses, 0).sum(dtype=_wide(losses))
+    return (total / jnp.maximum(on.sum(), 1).astype(total.dtype)).astype(losses.dtype)
+
+
+def _wide(a: jax.Array) -> Any:
+    """The dtype to sum in: float16 overflows, and a bfloat16 sum of ones stops at 256."""
+    return jnp.promote_types(a.dtype, jnp.float32)
 
 
 def _valid(who: str, ys: jax.Array, lengths: Any, mask: Any) -> jax.Array | None:
@@ -187,6 +194,8 @@ def _valid(who: str, ys: jax.Array, lengths: Any, mask: Any) -> jax.Array | None
     if lengths is not None:
         lengths = jnp.asarray(lengths)
         check_lengths(who, lengths, ys.shape[1 : 1 + lengths.ndim])
+    if mask is not None and jnp.ndim(mask) == 0:
+        raise ValueError(f"{who}: mask must have shape (T, *B), got (); broadcast it with jnp.broadcast_to.")
     if mask is not None:
         batch_axes = jnp.ndim(mask) - 1 if lengths is None else lengths.ndim
         check_flags(who, "mask", mask, (ys.shape[: 1 + batch_axes],), "True where a step is valid")

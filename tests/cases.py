@@ -6,6 +6,7 @@ one, skips the steps that are not valid, and never sees a mask, a scan or a comp
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ class Case(NamedTuple):
     layer: jr.Layer
     loop: Callable  # (params, xs, carry, on, resets) -> (carry, ys), one sequence: xs (T, I)
     chunks: str  # "forward", "reverse" or "none": in which order a run may be cut
+    plain: jr.Layer  # the same layer under plan="plain"
 
 
 def of_cell(name: str, cell: jr.Cell, reverse: bool = False) -> Case:
@@ -41,7 +43,8 @@ def of_cell(name: str, cell: jr.Cell, reverse: bool = False) -> Case:
         return carry, jnp.stack([zero if y is None else y for y in ys])
 
     direction = "reverse" if reverse else "forward"
-    return Case(f"{name}-{direction}", jr.scan(cell, reverse=reverse), loop, direction)
+    layer, plain = (jr.scan(cell, reverse=reverse, plan=plan) for plan in ("auto", "plain"))
+    return Case(f"{name}-{direction}", layer, loop, direction, plain)
 
 
 def of_stack(name: str, *members: Case) -> Case:
@@ -54,7 +57,8 @@ def of_stack(name: str, *members: Case) -> Case:
         return tuple(ends), xs
 
     orders = {member.chunks for member in members}
-    return Case(name, jr.stack(*(m.layer for m in members)), loop, orders.pop() if len(orders) == 1 else "none")
+    layer, plain = jr.stack(*(m.layer for m in members)), jr.stack(*(m.plain for m in members))
+    return Case(name, layer, loop, orders.pop() if len(orders) == 1 else "none", plain)
 
 
 def of_pair(name: str, forward: jr.Cell, backward: jr.Cell, merge: str, merged: Callable) -> Case:
@@ -66,7 +70,11 @@ def of_pair(name: str, forward: jr.Cell, backward: jr.Cell, merge: str, merged: 
         end_back, ys_back = back.loop(params.backward, xs, carry.backward, on, resets)
         return jr.BiCarry(end_ahead, end_back), merged(ys_ahead, ys_back)
 
-    return Case(name, jr.bidirectional(forward, backward, merge=merge), loop, "none")
+    layer, plain = (
+        jr.bidirectional(forward, backward, merge=merge, run=functools.partial(jr.scan, plan=plan))
+        for plan in ("auto", "plain")
+    )
+    return Case(name, layer, loop, "none", plain)
 
 
 CELLS = {
@@ -140,7 +148,7 @@ FLAGS = [
 
 
 def randomised(tree, seed=0, scale=0.6):
-    """The tree with every float leaf drawn anew, biases and learned carries too: zeros hide bugs. In float64 where on."""
+    """The tree with every float leaf drawn anew, biases and learned carries too: zeros hide bugs."""
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
 
@@ -176,7 +184,9 @@ def weigh(tree, seed=7):
     """A scalar that weighs every float of a tree with a random weight of its own: the loss of the gradient tests."""
     leaves = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return sum(((jnp.sin(a) + a) * jax.random.normal(k, a.shape, a.dtype)).sum() for k, a in zip(keys, leaves, strict=True))
+    return sum(
+        ((jnp.sin(a) + a) * jax.random.normal(k, a.shape, a.dtype)).sum() for k, a in zip(keys, leaves, strict=True)
+    )
 
 
 def differentiable(tree):

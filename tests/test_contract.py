@@ -60,6 +60,11 @@ def assert_trees_equal(got, want):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path), strict=True)
 
 
+def applied(case, **options):
+    """The case's layer as one compiled program."""
+    return jax.jit(lambda params, xs, carry: case.layer.apply(params, xs, carry, **options))
+
+
 def gradients(run, params, xs, carry):
     """Gradients of a weighted sum of all outputs and the final carry, by params, xs and the carry's floats."""
     floats, join = differentiable(carry)
@@ -78,6 +83,22 @@ def test_equals_the_plain_loop(case, flags, x64):
     assert_trees_close(jax.jit(run)(params, xs, carry), loop(params, xs, carry))
     compiled = jax.jit(lambda *args: gradients(run, *args))(params, xs, carry)
     assert_trees_close(compiled, gradients(loop, params, xs, carry))
+
+
+@by_case
+def test_plans_agree(case, x64):
+    """ "auto" and "plain" differ by the order of sums alone, first and second derivatives included."""
+    flags = FLAGS[4]
+    params, xs, carry = problem(case, flags)
+    direction = randomised((params, xs), seed=3)
+
+    def everything(layer):
+        loss = lambda p: weigh(layer.apply(*p, carry, **flags.options))  # noqa: E731
+        second = jax.jvp(jax.grad(loss), ((params, xs),), (direction,))[1]
+        return layer.apply(params, xs, carry, **flags.options), jax.grad(loss)((params, xs)), second
+
+    auto, plain = (jax.jit(lambda layer=layer: everything(layer))() for layer in (case.layer, case.plain))
+    assert_trees_close(auto, plain, rtol=1e-10, atol=1e-11)
 
 
 @case_by_flags([FLAGS[0], FLAGS[4]])
@@ -121,14 +142,14 @@ def test_padding_never_leaks(case, flags, x64):
 def test_length_zero_leaves_everything_alone(case, x64):
     params, xs, carry = problem(case)
     poisoned = jnp.full_like(xs, jnp.nan)
-    run = lambda params, xs, carry: case.layer.apply(params, xs, carry, lengths=jnp.zeros(B, int))  # noqa: E731
+    run = applied(case, lengths=jnp.zeros(B, int))
     end, ys = run(params, poisoned, carry)
     assert_trees_equal(end, carry)
     np.testing.assert_array_equal(ys, 0)
-    by_params, by_xs, _ = gradients(run, params, poisoned, carry)
+    by_params, by_xs, _ = jax.jit(lambda *args: gradients(run, *args))(params, poisoned, carry)
     assert all((g == 0).all() for g in jax.tree.leaves((by_params, by_xs)))
     floats, join = differentiable(carry)
-    through = jax.jacrev(lambda floats: differentiable(run(params, poisoned, join(floats))[0])[0])(floats)
+    through = jax.jit(jax.jacrev(lambda floats: differentiable(run(params, poisoned, join(floats))[0])[0]))(floats)
     for i, j in itertools.product(range(len(floats)), repeat=2):
         block = through[i][j].reshape(floats[i].size, floats[j].size)
         np.testing.assert_array_equal(block, np.eye(floats[i].size) if i == j else 0)
@@ -137,31 +158,31 @@ def test_length_zero_leaves_everything_alone(case, x64):
 @by_case
 def test_no_steps_at_all(case, x64):
     params, xs, carry = problem(case)
-    run = jax.jit(lambda params, xs, carry: case.layer.apply(params, xs, carry))
+    run = applied(case)
     end, ys = run(params, xs[:0], carry)
     assert_trees_equal(end, carry)
     assert ys.shape == (0, *run(params, xs, carry)[1].shape[1:])
-    by_params, by_xs, _ = gradients(run, params, xs[:0], carry)
+    by_params, by_xs, _ = jax.jit(lambda *args: gradients(run, *args))(params, xs[:0], carry)
     assert all((g == 0).all() for g in jax.tree.leaves(by_params))
     assert by_xs.shape == (0, B, I)
     empty = {"lengths": jnp.zeros(B, int), "mask": jnp.zeros((0, B), bool), "resets": jnp.zeros((0, B), bool)}
-    assert_trees_equal(case.layer.apply(params, xs[:0], carry, **empty)[0], carry)
+    assert_trees_equal(applied(case, **empty)(params, xs[:0], carry)[0], carry)
 
 
 @by_case
 def test_lengths_above_T_and_below_zero_are_clamped(case):
     params, xs, carry = problem(case)
-    got = case.layer.apply(params, xs, carry, lengths=jnp.array([T + 5, -3, 2]))
-    assert_trees_equal(got, case.layer.apply(params, xs, carry, lengths=jnp.array([T, 0, 2])))
+    run = jax.jit(lambda lengths: case.layer.apply(params, xs, carry, lengths=lengths))
+    assert_trees_equal(run(jnp.array([T + 5, -3, 2])), run(jnp.array([T, 0, 2])))
 
 
 @by_case
 def test_padded_sequences_equal_their_unpadded_runs(case, x64):
     params, xs, carry = problem(case)
-    end, ys = case.layer.apply(params, xs, carry, lengths=jnp.array(LENGTHS))
+    end, ys = applied(case, lengths=jnp.array(LENGTHS))(params, xs, carry)
     for b, length in enumerate(LENGTHS[:2]):
         own = jax.tree.map(lambda a, b=b: a[b], carry)
-        own_end, own_ys = case.layer.apply(params, xs[:length, b], own)
+        own_end, own_ys = applied(case)(params, xs[:length, b], own)
         assert_trees_close(ys[:length, b], own_ys)
         assert_trees_close(jax.tree.map(lambda a, b=b: a[b], end), own_end)
 
@@ -170,19 +191,23 @@ def test_padded_sequences_equal_their_unpadded_runs(case, x64):
 def test_resets_make_independent_runs(case, x64):
     params, xs, carry = problem(case)
     begins = jnp.zeros((T, B), bool).at[4].set(True)
-    run = lambda xs: case.layer.apply(params, xs, carry, resets=begins)  # noqa: E731
-    _, ys = run(xs)
+    _, ys = applied(case, resets=begins)(params, xs, carry)
     # The given carry belongs to the episode where the run starts; the other one begins afresh.
-    forward, backward = case.layer.apply(params, xs[:4], carry), case.layer.apply(params, xs[4:])
-    if case.chunks == "forward":
-        assert_trees_close(ys, jnp.concatenate([forward[1], backward[1]]))
-    if case.chunks == "reverse":
-        forward, backward = case.layer.apply(params, xs[:4]), case.layer.apply(params, xs[4:], carry)
-        assert_trees_close(ys, jnp.concatenate([forward[1], backward[1]]))
-    across = jax.jacrev(lambda xs: run(xs)[1][:4].sum())(xs)[4:]
-    back = jax.jacrev(lambda xs: run(xs)[1][4:].sum())(xs)[:4]
-    np.testing.assert_array_equal(across, 0)
-    np.testing.assert_array_equal(back, 0)
+    if case.chunks != "none":
+        first, second = (carry, None) if case.chunks == "forward" else (None, carry)
+        apart = applied(case)(params, xs[:4], first)[1], applied(case)(params, xs[4:], second)[1]
+        assert_trees_close(ys, jnp.concatenate(apart))
+
+    @jax.jit
+    @jax.jacrev
+    def sums(xs):
+        ys = case.layer.apply(params, xs, carry, resets=begins)[1]
+        return ys[:4].sum(), ys[4:].sum()
+
+    by_early, by_late = sums(xs)
+    np.testing.assert_array_equal(by_early[4:], 0)
+    np.testing.assert_array_equal(by_late[:4], 0)
+    assert jnp.abs(by_early[:4]).max() > 0 < jnp.abs(by_late[4:]).max()
 
 
 def test_learned_initial_carry_gets_gradient_from_each_reset(x64):
@@ -208,11 +233,11 @@ def test_batch_shapes_agree_with_vmap(case, batch_shape, x64):
     if batch_shape:
         for _ in batch_shape:
             mapped = jax.vmap(mapped, in_axes=(1, 0, 0), out_axes=(0, 1))
-        assert_trees_close(run(xs, carry, lengths), mapped(xs, carry, lengths))
+        assert_trees_close(jax.jit(run)(xs, carry, lengths), jax.jit(mapped)(xs, carry, lengths))
     else:
         lift = lambda tree, axis=0: jax.tree.map(lambda a: jnp.expand_dims(a, axis), tree)  # noqa: E731
-        end, ys = run(lift(xs, 1), lift(carry), lengths[None])
-        assert_trees_close(run(xs, carry, lengths), (jax.tree.map(lambda a: a[0], end), ys[:, 0]))
+        end, ys = jax.jit(run)(lift(xs, 1), lift(carry), lengths[None])
+        assert_trees_close(jax.jit(run)(xs, carry, lengths), (jax.tree.map(lambda a: a[0], end), ys[:, 0]))
 
 
 @pytest.mark.parametrize("cuts", [(2, 5), (1, 2, 3, 4, 5)], ids=["chunks", "one_by_one"])
@@ -220,14 +245,15 @@ def test_batch_shapes_agree_with_vmap(case, batch_shape, x64):
 def test_chunks_equal_the_whole(case, cuts, x64):
     params, xs, carry = problem(case)
     mask, resets, lengths = jnp.asarray(GAPS), jnp.asarray(RESETS), jnp.array([6, 3, 4])
-    whole = case.layer.apply(params, xs, carry, lengths=lengths, mask=mask, resets=resets)
+    run = jax.jit(case.layer.apply)
+    whole = run(params, xs, carry, lengths=lengths, mask=mask, resets=resets)
     pieces = list(itertools.pairwise((0, *cuts, T)))
     outputs = {}
     for start, stop in pieces if case.chunks == "forward" else reversed(pieces):
         part = slice(start, stop)
         one_more = slice(start, stop + 1)  # a reversed run resets by the row after the chunk, a forward one ignores it
         options = {"mask": mask[part], "resets": resets[one_more], "lengths": lengths, "start": start}
-        carry, outputs[start] = case.layer.apply(params, xs[part], carry, **options)
+        carry, outputs[start] = run(params, xs[part], carry, **options)
     assert_trees_close((carry, jnp.concatenate([outputs[start] for start, _ in pieces])), whole)
 
 
@@ -237,7 +263,7 @@ def test_steps_by_hand_equal_the_scan(name, x64):
     params = randomised(cell.init(jax.random.key(0)))
     xs = jax.random.normal(jax.random.key(1), (T, B, I))
     carry = cell.initial_carry(params, (B,))
-    whole = jr.scan(cell).apply(params, xs)
+    whole = jax.jit(jr.scan(cell).apply)(params, xs)
     assert_trees_close(jax.lax.scan(lambda c, x: cell.step(params, c, x), carry, xs), whole)
 
 
@@ -246,10 +272,10 @@ def test_vmap_over_parameters(case, x64):
     many = [problem(case, seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *many)
     run = lambda params, xs, carry: case.layer.apply(params, xs, carry, lengths=jnp.array(LENGTHS))  # noqa: E731
-    both = jax.jit(jax.vmap(lambda *args: (run(*args), gradients(run, *args))))(*stacked)
+    one = lambda *args: (run(*args), gradients(run, *args))  # noqa: E731
+    both, alone = jax.jit(jax.vmap(one))(*stacked), jax.jit(one)
     for index, args in enumerate(many):
-        alone = run(*args), gradients(run, *args)
-        assert_trees_close(jax.tree.map(lambda a, i=index: a[i], both), alone)
+        assert_trees_close(jax.tree.map(lambda a, i=index: a[i], both), alone(*args))
 
 
 @by_case
@@ -297,9 +323,9 @@ def test_forward_mode_agrees_with_reverse_mode(case, x64):
     params, xs, carry = problem(case)
     run = lambda p: weigh(case.layer.apply(*p, carry, mask=jnp.asarray(GAPS)))  # noqa: E731
     direction = randomised((params, xs), seed=3)
-    by_jvp = jax.jvp(run, ((params, xs),), (direction,))[1]
-    by_linearize = jax.linearize(run, (params, xs))[1](direction)
-    gradient = jax.grad(run)((params, xs))
+    by_jvp = jax.jit(lambda p: jax.jvp(run, (p,), (direction,))[1])((params, xs))
+    by_linearize = jax.jit(lambda p: jax.linearize(run, p)[1](direction))((params, xs))
+    gradient = jax.jit(jax.grad(run))((params, xs))
     by_vjp = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
     np.testing.assert_allclose([by_jvp, by_linearize], by_vjp, **CLOSE)
 
@@ -309,7 +335,9 @@ def test_forward_mode_agrees_with_reverse_mode(case, x64):
 def test_unroll_changes_nothing(name, unroll, x64):
     params = randomised(CELLS[name].init(jax.random.key(0)))
     xs = jax.random.normal(jax.random.key(1), (T, B, I))
-    plain, unrolled = (jr.scan(CELLS[name], unroll=u).apply(params, xs, mask=jnp.asarray(GAPS)) for u in (1, unroll))
+    plain, unrolled = (
+        jax.jit(jr.scan(CELLS[name], unroll=u).apply)(params, xs, mask=jnp.asarray(GAPS)) for u in (1, unroll)
+    )
     assert_trees_close(unrolled, plain)
 
 
@@ -318,11 +346,11 @@ def test_contributions_are_those_of_the_unrolled_network(case, flags, x64):
     """∂L/∂W = Σ_t: the sum is the gradient, and each part that of a network with weights of its own at each step."""
     params, xs, carry = problem(case, flags)
     loss = lambda *outputs: weigh(outputs)  # noqa: E731
-    parts = jax.jit(
-        lambda params: jr.bptt_contributions(case.layer, params, xs, loss, carry, **flags.options)
-    )(params)
-    gradient = jax.grad(lambda params: loss(*case.layer.apply(params, xs, carry, **flags.options)))(params)
-    assert all(part.shape == (T, *leaf.shape) for part, leaf in zip(*map(jax.tree.leaves, (parts, params)), strict=True))
+    parts = jax.jit(lambda params: jr.bptt_contributions(case.layer, params, xs, loss, carry, **flags.options))(params)
+    gradient = jax.jit(jax.grad(lambda params: loss(*case.layer.apply(params, xs, carry, **flags.options))))(params)
+    assert all(
+        part.shape == (T, *leaf.shape) for part, leaf in zip(*map(jax.tree.leaves, (parts, params)), strict=True)
+    )
     assert_trees_close(jax.tree.map(lambda a: a.sum(axis=0), parts), gradient)
 
 
@@ -347,6 +375,6 @@ def test_contributions_step_by_step(name, reverse, x64):
 
 def test_flags_given_together_mean_both():
     layer, (params, xs, _) = CASES[2].layer, problem(CASES[2])
-    both = layer.apply(params, xs, lengths=jnp.array(LENGTHS), mask=jnp.asarray(GAPS))
+    both = layer.apply(params, xs, lengths=LENGTHS, mask=GAPS)
     joined = Flags("", LENGTHS, GAPS, None, False).on
     assert_trees_equal(both, layer.apply(params, xs, mask=jnp.asarray(joined)))

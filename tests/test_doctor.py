@@ -133,9 +133,7 @@ def test_a_wrong_value_is_found():
 
 def test_nan_is_wrong():
     def scan(cell, **options):
-        return jr.scan(
-            cell._replace(step=lambda *inputs: (cell.step(*inputs)[0], jnp.nan * inputs[1])), **options
-        )
+        return jr.scan(cell._replace(step=lambda *inputs: (cell.step(*inputs)[0], jnp.nan * inputs[1])), **options)
 
     (result,) = doctor.self_check([GRU], scan)
     assert np.isnan(result.value) and not result.ok
@@ -232,9 +230,7 @@ def test_the_module_runs_and_its_help_explains_itself():
 
     overview, without = run("--help"), run()
     assert overview.returncode == 0
-    assert (
-        "doctor" in overview.stdout and "check that this machine computes right gradients" in overview.stdout
-    )
+    assert "doctor" in overview.stdout and "check that this machine computes right gradients" in overview.stdout
     assert without.returncode == 2 and "the following arguments are required: <command>" in without.stderr
 
 

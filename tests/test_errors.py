@@ -21,9 +21,7 @@ def assert_fails(call, error, words):
     """Under ``eval_shape``, where nothing is computed: what fails there fails while tracing."""
     with pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, words))) as info:
         jax.eval_shape(call)
-    assert Path(jr.__file__).parent in Path(info.traceback[-1].path).parents, (
-        f"raised in {info.traceback[-1].path}"
-    )
+    assert Path(jr.__file__).parent in Path(info.traceback[-1].path).parents, f"raised in {info.traceback[-1].path}"
 
 
 def xs(*shape, dtype=jnp.float32):
@@ -40,9 +38,7 @@ def step(cell, *, params=None, carry=None, x=None, batch_shape=(B,)):
 def apply(layer, x=None, carry=None, *, params=None, **options):
     """A run of a layer (a Cell is scanned), all right but for what is given."""
     layer = jr.scan(layer) if isinstance(layer, jr.Cell) else layer
-    return layer.apply(
-        layer.init(KEY) if params is None else params, xs() if x is None else x, carry, **options
-    )
+    return layer.apply(layer.init(KEY) if params is None else params, xs() if x is None else x, carry, **options)
 
 
 def carry_of(cell, batch_shape=(B,), dtype=None):

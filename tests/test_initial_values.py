@@ -47,9 +47,7 @@ def test_input_blocks_are_glorot(name):
         assert_uniform(block, np.sqrt(6 / (I + H)))
 
 
-@pytest.mark.parametrize(
-    "make", [jr.elman, lambda i, h, **kw: jr.gru(i, h, reset="after", **kw)], ids=["elman", "gru"]
-)
+@pytest.mark.parametrize("make", [jr.elman, lambda i, h, **kw: jr.gru(i, h, reset="after", **kw)], ids=["elman", "gru"])
 def test_biases_are_zero(make):
     params = make(I, H).init(KEY)
     assert not np.asarray(params.b).any()

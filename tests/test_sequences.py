@@ -93,9 +93,7 @@ def test_padded_with_nan_then_run_equals_one_by_one():
 @pytest.mark.parametrize("feature_shape", [(), (F,), (F, 2)], ids=str)
 def test_last(feature_shape, jit):
     ys = numbers(T, B, *feature_shape)
-    want = np.stack(
-        [ys[min(n, T) - 1, b] if n > 0 else np.zeros(feature_shape) for b, n in enumerate(LENGTHS)]
-    )
+    want = np.stack([ys[min(n, T) - 1, b] if n > 0 else np.zeros(feature_shape) for b, n in enumerate(LENGTHS)])
     np.testing.assert_array_equal((jax.jit(jr.last) if jit else jr.last)(ys, LENGTHS), want)
 
 

@@ -41,8 +41,6 @@ def load(test_fraction: float, seed: int, held_out: str = "test") -> tuple[Examp
     return Examples(pixels[:, train], labels[train]), Examples(pixels[:, rest], labels[rest])
 
 
-def _cut(
-    indices: np.ndarray, labels: np.ndarray, fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _cut(indices: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     first, second = train_test_split(indices, test_size=fraction, random_state=seed, stratify=labels[indices])
     return first, second

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from jaxrnn._base import Cell, PyTree
-from jaxrnn._checks import check_carry, check_choice, check_features, check_params, check_real
+from jaxrnn._checks import check_batch_shape, check_carry, check_choice, check_features, check_params, check_real
 from jaxrnn._spec import specified
 
 Initializer = Callable[..., jax.Array]
@@ -33,14 +33,18 @@ def project(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
     return jnp.dot(x.astype(dtype), W.astype(dtype), preferred_element_type=accumulator(dtype))
 
 
+def carry_dtype(W: jax.Array, dtype: Any) -> Any:
+    """What a cell carries its state in: at least float32, and as wide as its weights and its compute dtype."""
+    return accumulator(W.dtype if dtype is None else jnp.promote_types(W.dtype, dtype))
+
+
 def output(h: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
     """``h`` in the declared output dtype: the compute dtype, or that of the weights."""
     return h.astype(W.dtype if dtype is None else dtype)
 
 
-def initial_state(learned: jax.Array | None, batch_shape: tuple[int, ...], size: int, W: jax.Array) -> jax.Array:
+def initial_state(learned: jax.Array | None, batch_shape: tuple[int, ...], size: int, dtype: Any) -> jax.Array:
     """(*B, size): zeros, or the learned initial state for every sequence of the batch."""
-    dtype = accumulator(W.dtype)
     if learned is None:
         return jnp.zeros((*batch_shape, size), dtype)
     return jnp.broadcast_to(learned.astype(dtype), (*batch_shape, size))
@@ -56,7 +60,7 @@ INITIALIZERS: dict[str, Initializer] = {
     "normal": initializers.normal(0.01),
     "orthogonal": initializers.orthogonal(),
     "zeros": initializers.zeros,
-    "identity": lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype),
+    "identity": lambda key, shape, dtype: jnp.eye(shape[0], shape[1], dtype=dtype),
 }
 
 
@@ -68,10 +72,10 @@ def initializer(who: str, option: str, value: str | Initializer, hidden_size: in
     check_choice(who, option, value, (*INITIALIZERS, "uniform"), or_function=True)
     if callable(value):
         return value
-    if value == "uniform":
-        bound = hidden_size**-0.5
-        return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
-    return INITIALIZERS[value]
+    bound = hidden_size**-0.5
+    known = INITIALIZERS | {"uniform": lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)}
+    # Drawn in at least float32 (an orthogonal matrix needs it), then rounded.
+    return lambda key, shape, dtype: known[value](key, shape, accumulator(dtype)).astype(dtype)
 
 
 def per_gate(init: Initializer, key: jax.Array, shape: tuple[int, ...], gates: int, dtype: Any) -> jax.Array:
@@ -130,11 +134,11 @@ def _checked(who: str, cell: Cell, dtype: Any) -> Cell:
             weights = jax.tree.leaves(params)[0].dtype
             check_real(who, x, weights if dtype is None else dtype, declared=dtype is not None)
         batch_shape = jnp.shape(x)[: jnp.ndim(x) - cell.x_ndim]
-        if jax.tree.leaves(carry) or carry != ():
-            check_carry(who, carry, jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params), batch_shape)
+        check_carry(who, carry, jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params), batch_shape)
 
     def initial_carry(params, batch_shape=()):
         check_params(who, params, params_expected())
+        check_batch_shape(who, batch_shape)
         return cell.initial_carry(params, tuple(batch_shape))
 
     def step(params, carry, x, *noise):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_choice, check_sizes
-from jaxrnn.cells._shared import Initializer, built_in, initial_state, initializer, output, project
+from jaxrnn.cells._shared import Initializer, built_in, carry_dtype, initial_state, initializer, output, project
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
@@ -54,7 +54,7 @@ def elman(
         input_size: I, the features of ``x`` (*B, I).
         hidden_size: H, the units of the carry, an array ``h`` (*B, H).
         output_size: O; adds the readout of Elman's paper, ``y`` (*B, O).
-        activation: act: "tanh", "relu", "sigmoid", "softplus", "gelu", "identity" or any function.
+        activation: act: "tanh", "relu", "sigmoid", "softplus", "gelu" (the tanh form), "identity" or any function.
         input_init, recurrent_init, bias_init: initialisers by name ("glorot_uniform", "orthogonal", "identity",
             "uniform" as PyTorch's …) or functions ``init(key, shape, dtype)``. ``activation="relu"`` with
             ``recurrent_init="identity"`` is the IRNN.
@@ -104,7 +104,7 @@ def elman(
         )
 
     def initial_carry(params, batch_shape=()):
-        return initial_state(params.h0, batch_shape, hidden_size, params.W_hh)
+        return initial_state(params.h0, batch_shape, hidden_size, carry_dtype(params.W_hh, dtype))
 
     def step(params, h, x):
         W_xh, W_hh, b, W_hy, b_y, _ = params

@@ -13,6 +13,7 @@ from jaxrnn._checks import check_choice, check_sizes
 from jaxrnn.cells._shared import (
     Initializer,
     built_in,
+    carry_dtype,
     check_T_max,
     chrono_bias,
     initial_state,
@@ -113,7 +114,7 @@ def gru(
         )
 
     def initial_carry(params, batch_shape=()):
-        return initial_state(params.h0, batch_shape, H, params.W_hh)
+        return initial_state(params.h0, batch_shape, H, carry_dtype(params.W_hh, dtype))
 
     def gates(params, h, x):
         W_xh, W_hh, b, b_hh, _ = params

@@ -14,6 +14,7 @@ from jaxrnn._checks import check_sizes
 from jaxrnn.cells._shared import (
     Initializer,
     built_in,
+    carry_dtype,
     check_T_max,
     chrono_bias,
     initial_state,
@@ -45,12 +46,13 @@ class LSTMGates(NamedTuple):
     h: jax.Array  # the new output
 
 
-def lstm_initial_carry(params: Any, batch_shape: tuple[int, ...], hidden_size: int) -> LSTMCarry:
+def lstm_initial_carry(params: Any, batch_shape: tuple[int, ...], hidden_size: int, dtype: Any) -> LSTMCarry:
     """Zeros, or what was learned, for every sequence of the batch."""
     h, c = params.initial or (None, None)
+    dtype = carry_dtype(params.W_hh, dtype)
     return LSTMCarry(
-        initial_state(h, batch_shape, hidden_size, params.W_hh),
-        initial_state(c, batch_shape, hidden_size, params.W_hh),
+        h=initial_state(h, batch_shape, hidden_size, dtype),
+        c=initial_state(c, batch_shape, hidden_size, dtype),
     )
 
 
@@ -151,7 +153,7 @@ def lstm(
         )
 
     def initial_carry(params, batch_shape=()):
-        return lstm_initial_carry(params, batch_shape, hidden_size)
+        return lstm_initial_carry(params, batch_shape, hidden_size, dtype)
 
     def gates(params, carry, x):
         W_xh, W_hh, b, _ = params

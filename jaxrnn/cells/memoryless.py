@@ -127,9 +127,7 @@ def dropout(rate: float) -> Cell:
 
 
 @built_in
-def layer_norm(
-    input_size: int, *, epsilon: float = 1e-5, dtype: Any = None, param_dtype: Any = jnp.float32
-) -> Cell:
+def layer_norm(input_size: int, *, epsilon: float = 1e-5, dtype: Any = None, param_dtype: Any = jnp.float32) -> Cell:
     """Layer normalisation of the features of every step.
 
         y = (x - mean(x)) / sqrt(var(x) + epsilon) * scale + shift
@@ -223,8 +221,9 @@ def embedding(
             raise TypeError(
                 f"embedding: expected integer tokens, got {jnp.result_type(x)}; cast them with x.astype('int32')."
             )
-        inside = (x >= 0) & (x < vocabulary_size)
-        y = params.table[jnp.where(inside, x, 0)]
+        last = min(vocabulary_size - 1, jnp.iinfo(x.dtype).max)  # a small dtype cannot hold every token
+        inside = (x >= 0) & (x <= last)
+        y = params.table[jnp.where(inside, x, 0).astype(jnp.int32)]
         return carry, output(jnp.where(inside[..., None], y, jnp.nan), params.table, dtype)
 
     return Cell(init, empty_carry, step, x_ndim=0, output_size=output_size)

@@ -18,7 +18,7 @@ class PeepholeLSTMParams(NamedTuple):
     W_xh: jax.Array  # (I, 4H), gate order i, f, g, o
     W_hh: jax.Array  # (H, 4H), gate order i, f, g, o
     b: jax.Array  # (4H,), gate order i, f, g, o
-    U_i: jax.Array  # (H,) diagonal, or (H, H) full; so are the next two
+    U_i: jax.Array  # (H,) diagonal, or (H, H) full (c @ U); so are the next two
     U_f: jax.Array
     U_o: jax.Array
     initial: LSTMCarry | None = None  # (H,) each, where the initial carry is learned
@@ -98,7 +98,7 @@ def peephole_lstm(
         )
 
     def initial_carry(params, batch_shape=()):
-        return lstm_initial_carry(params, batch_shape, hidden_size)
+        return lstm_initial_carry(params, batch_shape, hidden_size, dtype)
 
     def peep(c, U):
         return c * U if peephole == "diagonal" else project(c, U, dtype)

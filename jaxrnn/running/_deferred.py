@@ -22,15 +22,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from jaxrnn._base import PyTree
+from jaxrnn._base import PyTree, flatten
 from jaxrnn.running._program import Op, Program, Ref, evaluate, needed_for, reached_from, trace
 
 HEAVY = ("dot_general", "conv_general_dilated")  # what pays for leaving the loop
-import os
-HOIST=bool(os.environ.get('HOIST'))
 SUMS = ("add", "add_any")
 ELEMENTWISE = (*SUMS, "sub", "mul", "div")  # where JAX stretches axes of size 1
 OPAQUE = ("custom_vjp_call", "custom_vjp_call_jaxpr")  # the user's own backward rule: left to autodiff
@@ -41,8 +38,8 @@ def scan_deferred(
 ) -> tuple[PyTree, PyTree]:
     """``jax.lax.scan(body, carry, xs)``, its gradients contracted outside the loop."""
     carry = jax.tree.map(lambda a: jnp.asarray(a, dtype=a.dtype) if _is_float(a) else a, carry)  # no weak types
-    carry_leaves, carry_tree = jax.tree.flatten(carry)
-    xs_leaves, xs_tree = jax.tree.flatten(xs)
+    carry_leaves, carry_tree = flatten(carry)
+    xs_leaves, xs_tree = flatten(xs)
     if xs_leaves[0].shape[0] == 0:
         return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)
     n_carry = len(carry_leaves)
@@ -50,7 +47,7 @@ def scan_deferred(
 
     def step(*leaves):
         new, y = body(carry_tree.unflatten(leaves[:n_carry]), xs_tree.unflatten(leaves[n_carry:]))
-        y_leaves, y_tree = jax.tree.flatten(y)
+        y_leaves, y_tree = flatten(y)
         y_trees.append(y_tree)
         return [*jax.tree.leaves(new), *y_leaves]
 
@@ -85,7 +82,7 @@ def _differentiable(loop: _Loop) -> Callable[..., list[Any]]:
     def run(*args):
         consts, carry, xs = loop.split(args)
         program = loop.program._replace(consts=dict(zip(loop.program.consts, consts, strict=True)))
-        return _scan_program(program, carry, xs, loop, HOIST)
+        return _scan_program(program, carry, xs, loop, outside=False)
 
     def rule(primals, tangents):
         consts, carry, xs = loop.split(primals)
@@ -107,7 +104,7 @@ def _differentiable(loop: _Loop) -> Callable[..., list[Any]]:
             [*joint.outputs, *joint.saved],
             effects=False,
         )
-        outputs = _scan_program(forward, carry, xs, loop, HOIST)
+        outputs = _scan_program(forward, carry, xs, loop, outside=False)
         n_outputs = len(joint.outputs)
         outputs, saved = outputs[:n_outputs], outputs[n_outputs:]
 
@@ -121,7 +118,7 @@ def _differentiable(loop: _Loop) -> Callable[..., list[Any]]:
         )
         tangent = _spread_constants(tangent, joint.d_consts)
         tangent_loop = loop._replace(n_carry=len(d_carry))
-        d_outputs = iter(_scan_program(tangent, d_carry, [*d_xs, *xs, *saved], tangent_loop, True))
+        d_outputs = iter(_scan_program(tangent, d_carry, [*d_xs, *xs, *saved], tangent_loop, outside=True))
         return outputs, [next(d_outputs) if _is_float(a) else _no_tangent(a) for a in outputs]
 
     run.defjvp(rule, symbolic_zeros=True)
@@ -221,37 +218,44 @@ def _spreader(kind: Any) -> Callable[[Any], list[Any]]:
     return spread
 
 
-def _scan_program(program: Program, carry: Sequence[Any], xs: Sequence[Any], loop: _Loop, leave: bool) -> list[Any]:
-    """Scan a program whose inputs are the carry and one step's x; outputs: the new carry, then what is stacked."""
+def _scan_program(
+    program: Program, carry: Sequence[Any], xs: Sequence[Any], loop: _Loop, *, outside: bool
+) -> list[Any]:
+    """Scan a program whose inputs are the carry and one step's x; outputs: the new carry, then what is stacked.
+
+    With ``outside`` the products that do not depend on the carry are done for all steps at once.
+    """
     n_carry = len(carry)
-    program, outside = _leave_the_loop(program, n_carry) if leave else (program, set())
+    program, leaving = _leave_the_loop(program, n_carry) if outside else (program, set())
     fixed = _fixed_values(program)
     carry_numbers, x_numbers = program.inputs[:n_carry], program.inputs[n_carry:]
-    inside = [op for op in program.ops if not outside.intersection(op.outputs)]
-    inside = needed_for(inside, program.outputs)
-    inside = [op for op in inside if not fixed.keys() & set(op.outputs)]
+    varying_ops = [op for op in program.ops if not fixed.keys() & set(op.outputs)]
+    inside = needed_for([op for op in varying_ops if not leaving.intersection(op.outputs)], program.outputs)
     used = {n for op in inside for n in op.needs} | {ref for ref in program.outputs if isinstance(ref, int)}
 
-    frontier = sorted(outside & used)
-    if frontier:
-        outside_ops = needed_for(program.ops, frontier)
-        outside_ops = [op for op in outside_ops if not fixed.keys() & set(op.outputs)]
-        at_once = jax.vmap(
-            lambda x: evaluate(outside_ops, fixed | dict(zip(x_numbers, x, strict=True)), frontier)
-        )
-        ready = at_once(list(xs))
-    else:
-        ready = []
-    needed_xs = [(n, a) for n, a in zip(x_numbers, xs, strict=True) if n in used]
-    stacked_numbers = [*frontier, *(n for n, _ in needed_xs)]
+    frontier = sorted(leaving & used)
+    outside_ops = needed_for(varying_ops, frontier)
+
+    def before_the_loop(x):
+        return evaluate(outside_ops, fixed | dict(zip(x_numbers, x, strict=True)), frontier)
+
+    ready = jax.vmap(before_the_loop)(list(xs)) if frontier else []
+    used_xs = [(number, a) for number, a in zip(x_numbers, xs, strict=True) if number in used]
+    stacked_numbers = [*frontier, *(number for number, _ in used_xs)]
 
     def body(carry, stacked):
         known = fixed | dict(zip(carry_numbers, carry, strict=True)) | dict(zip(stacked_numbers, stacked, strict=True))
         values = evaluate(inside, known, program.outputs)
         return values[:n_carry], values[n_carry:]
 
-    stacked = [*ready, *(a for _, a in needed_xs)]
-    end, ys = jax.lax.scan(body, list(carry), stacked, length=xs[0].shape[0], reverse=loop.reverse, unroll=loop.unroll)
+    end, ys = jax.lax.scan(
+        body,
+        list(carry),
+        [*ready, *(a for _, a in used_xs)],
+        length=xs[0].shape[0],
+        reverse=loop.reverse,
+        unroll=loop.unroll,
+    )
     return [*end, *ys]
 
 
@@ -275,8 +279,8 @@ def _leave_the_loop(program: Program, n_carry: int) -> tuple[Program, set[int]]:
     heavy: set[int] = set()
     for op in program.ops:
         if not carried.intersection(op.outputs) and varying.intersection(op.outputs):
-            if op.name in HEAVY or heavy.intersection(op.needs):
-                heavy.update(op.outputs)
+            heavy_op = op.name in HEAVY or heavy.intersection(op.needs)
+            heavy.update(op.outputs if heavy_op else ())
     if not heavy:
         return program, set()
 
@@ -334,4 +338,4 @@ def _moves(tangent: Any) -> bool:
 
 
 def _no_tangent(a: Any) -> Any:
-    return np.zeros(a.shape, jax.dtypes.float0)
+    return SymbolicZero(jax.typeof(a).to_tangent_aval())

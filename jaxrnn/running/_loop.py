@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import PyTree, select
+from jaxrnn._base import PyTree, flatten, select
 from jaxrnn._checks import check_carry_kept, check_leads_with_batch
 from jaxrnn.running._deferred import scan_deferred
 from jaxrnn.running._placement import shard_like_batch, vary_alike
@@ -70,7 +70,7 @@ def _split_params(params: PyTree) -> Split:
     Floats of less than 32 bits stand in float32 outside the loop and are cast back inside the step, so that the
     gradients that autodiff adds up over the steps are added in float32: in bfloat16 a sum of ones stops at 256.
     """
-    leaves, treedef = jax.tree.flatten(params, is_leaf=_is_over_time)
+    leaves, treedef = flatten(params, _is_over_time)
     own = [_is_over_time(a) for a in leaves]
     arrays = [a.array if _is_over_time(a) else a for a in leaves]
     narrow = [_is_narrow(a) for a in arrays]
@@ -87,7 +87,13 @@ def _split_params(params: PyTree) -> Split:
 
 def _split_noise(noise: PyTree, T: int) -> Split:
     """The noise drawn for each step, and ``join``, which adds what was drawn once for the sequence."""
-    leaves, treedef = jax.tree.flatten(noise)
+    leaves, treedef = flatten(noise)
+    for a in leaves:
+        if a.shape[:1] not in ((T,), (1,)):
+            raise ValueError(
+                f"scan: the cell's noise has a leaf of shape {a.shape}, but each must lead with T = {T}, or with 1 "
+                f"where one draw serves the whole sequence."
+            )
     own = [a.shape[0] == T for a in leaves]
 
     def join(own_t):

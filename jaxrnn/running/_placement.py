@@ -18,6 +18,8 @@ def varying_axes(tree: PyTree) -> frozenset[str]:
     """The axes of an enclosing ``shard_map`` over which any leaf varies from device to device."""
     axes: frozenset[str] = frozenset()
     for leaf in jax.tree.leaves(tree):
+        if not hasattr(leaf, "dtype"):  # a number or a function among a user's parameters
+            continue
         kind = jax.typeof(leaf)
         manual = getattr(kind, "manual_axis_type", None)
         axes |= frozenset(manual.varying if manual is not None else getattr(kind, "vma", ()))

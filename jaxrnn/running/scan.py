@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, Layer, name_of, select
 from jaxrnn._checks import (
     check_carry,
+    check_choice,
     check_features,
     check_flags,
     check_leads_with_batch,
     check_lengths,
     check_params,
+    check_sizes,
     sequence_shape,
 )
 from jaxrnn._spec import specified
@@ -36,6 +38,9 @@ def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1, plan: str = "aut
         cell: a Cell, built in or your own.
         reverse: run from the last step to the first.
         unroll: steps per loop iteration, as in ``jax.lax.scan``.
+        plan: "auto" contracts the gradients of the weights once, outside the loop, instead of adding to them at every
+            step; "plain" is ``lax.scan`` of ``step`` and its autodiff. They differ by the order of sums alone. A step
+            with effects or ``custom_vjp`` functions runs plainly.
 
     Returns:
         A Layer, whose ``apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0)``
@@ -81,15 +86,16 @@ def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1, plan: str = "aut
             f"scan: expected a Cell, got {type(cell).__name__}"
             + ("; a Layer already runs over time, use it as it is." if isinstance(cell, Layer) else ".")
         )
-    if isinstance(unroll, bool) or not isinstance(unroll, int) or unroll < 1:
-        raise ValueError(f"scan: unroll must be a positive int, got {unroll!r}; 1 means a plain loop.")
+    check_sizes("scan", unroll=unroll)
+    check_choice("scan", "plan", plan, ("auto", "plain"))
     who = f"scan({name_of(cell)})"
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
+        lengths, mask, resets = (None if a is None else jnp.asarray(a) for a in (lengths, mask, resets))
         T, batch_shape = check_inputs(who, cell, xs, lengths, mask, resets)
         now = params_at_start(params, reverse)
-        check_params(who, now, jax.eval_shape(cell.init, jax.random.key(0)))
-        expected = jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), now)
+        check_params(who, now, shapes_of_params(cell))
+        expected = jax.eval_shape(lambda: cell.initial_carry(now, batch_shape))
         check_leads_with_batch(who, "initial_carry()", expected, batch_shape)
         if carry is not None:
             check_carry(who, carry, expected, batch_shape)
@@ -106,6 +112,14 @@ def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1, plan: str = "aut
         return loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll, plan)
 
     return Layer(cell.init, cell.initial_carry, apply, cell.x_ndim, cell.input_size, cell.output_size)
+
+
+def shapes_of_params(cell):
+    """What ``init`` gives, as shapes; None where a user's ``init`` cannot be traced (NumPy, functions in params)."""
+    try:
+        return jax.eval_shape(cell.init, jax.random.key(0))
+    except (TypeError, jax.errors.JAXTypeError):
+        return None
 
 
 def check_inputs(who, cell, xs, lengths, mask, resets):
@@ -127,8 +141,7 @@ def valid_steps(times, lengths, mask):
     """(T, *B) booleans, or None where every step is valid."""
     if lengths is None:
         return mask
-    lengths = jnp.asarray(lengths)
-    within = times.reshape(-1, *(1,) * lengths.ndim) < lengths
+    within = times.reshape(-1, *(1,) * lengths.ndim) < lengths[None]
     return within if mask is None else within & mask
 
 
@@ -139,7 +152,6 @@ def resets_before_reading(resets, T, reverse):
     """
     if resets is None or not reverse:
         return None if resets is None else resets[:T]
-    resets = jnp.asarray(resets)
     if resets.shape[0] == T:
-        resets = jnp.concatenate([resets, jnp.zeros_like(resets, shape=(1, *resets.shape[1:]))])
+        return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
     return resets[1:]

@@ -89,9 +89,7 @@ def test_table_of_one_seed_has_no_deviation():
         ("lstm", "12,345", "25.0 %", "25.0 %", "2"),
     ]
     assert report.notes([one])[0].startswith("Accuracies: one seed,")
-    assert report.notes([result([(1.0, 1.0)])])[0].startswith(
-        "Accuracies: mean ± standard deviation of 2 seeds,"
-    )
+    assert report.notes([result([(1.0, 1.0)])])[0].startswith("Accuracies: mean ± standard deviation of 2 seeds,")
 
 
 def test_bar_shows_loss_and_accuracy_on_a_terminal_only():
@@ -111,9 +109,7 @@ def test_bar_shows_loss_and_accuracy_on_a_terminal_only():
 def test_list_and_help_say_how_to_run(capsys):
     assert main(["list"]) == 0
     listed = capsys.readouterr().out
-    assert (
-        "digits: handwritten digits" in listed and "python -m experiments run configs/digits.toml" in listed
-    )
+    assert "digits: handwritten digits" in listed and "python -m experiments run configs/digits.toml" in listed
     with pytest.raises(SystemExit) as left:
         main(["--help"])
     assert left.value.code == 0

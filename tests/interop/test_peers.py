@@ -13,7 +13,7 @@ import jaxrnn as jr
 
 I, H, T, B = 3, 5, 9, 4
 
-# Relative to the largest entry: some ten rounded operations a step, nine steps, each library in its own order.
+# Relative to the largest entry: some ten rounded operations a step, nine steps, in each library's own order.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -141,9 +141,7 @@ def equinox_lstm(draw):
     """A row for each output, gate order i f g o, one bias, carry (h, c)."""
     eqx = pytest.importorskip("equinox")
     W_ih, W_hh, b = draw(4 * H, I), draw(4 * H, H), draw(4 * H)
-    theirs = with_weights(
-        eqx.nn.LSTMCell(I, H, key=jax.random.key(0)), weight_ih=W_ih, weight_hh=W_hh, bias=b
-    )
+    theirs = with_weights(eqx.nn.LSTMCell(I, H, key=jax.random.key(0)), weight_ih=W_ih, weight_hh=W_hh, bias=b)
 
     def run(xs, h, c):
         (h, c), (ys, _) = equinox_run(theirs, xs, (h, c))
@@ -206,9 +204,7 @@ def test_flax_with_lengths(peer, reverse):
     cell, params, run = peer(draw)
     lengths = np.array([T, 1, 4, 7])
     valid = (np.arange(T)[:, None] < lengths)[..., None]
-    carry, ys = jax.jit(jr.scan(cell, reverse=reverse).apply)(
-        params, xs, start_of(cell, h, c), lengths=lengths
-    )
+    carry, ys = jax.jit(jr.scan(cell, reverse=reverse).apply)(params, xs, start_of(cell, h, c), lengths=lengths)
     want_carry, want_ys = run(xs, h, c, seq_lengths=lengths, reverse=reverse, keep_order=True)
     assert_close(ys, np.where(valid, want_ys, 0), "float64")
     assert_close(carry, want_carry, "float64")

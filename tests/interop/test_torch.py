@@ -1,8 +1,8 @@
 """jaxrnn against torch.nn with the same weights: outputs, final states and every gradient.
 
 What the two call differently, and ``from_torch`` says in code: torch's weights have a row for each output, it
-adds two biases of which only the sum matters (but for the GRU's candidate), and its z keeps the old state where
-ours takes the candidate, so that z blocks are negated: 1 - σ(a) = σ(-a).
+adds two biases of which only the sum matters (but for the GRU's candidate), and its z keeps the old state,
+ours takes the candidate, so z blocks are negated: 1 - σ(a) = σ(-a).
 """
 
 import jax
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa
 I, H, T, B = 3, 5, 9, 4
 
 # Relative to the largest entry. Both libraries round some hundred operations, each in its own order: about 10
-# to 20 units of the last place (6e-8, 1e-16). The float64 bound is loose for that, yet far below a wrong term.
+# to 20 units of the last place (6e-8, 1e-16). The float64 bound is loose for that, yet no wrong term passes.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 
 KINDS = {
@@ -60,9 +60,7 @@ def by_member(make, layers, directions, pair):
 
 def params_of(kind, net, layers, directions, *, gradient=False):
     def of_run(layer, direction):
-        names = (
-            f"{n}_l{layer}{'_reverse' * direction}" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
+        names = (f"{n}_l{layer}{'_reverse' * direction}" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         weights = [getattr(net, name) for name in names]
         arrays = [(w.grad if gradient else w.detach()).numpy() for w in weights]
         return from_torch(kind, *arrays, gradient=gradient)

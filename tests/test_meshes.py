@@ -1,0 +1,143 @@
+"""Runs on meshes: Auto and Explicit axes, ``shard_map`` with its checks on; no collective inside a time loop."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxrnn as jr
+from tests.cases import randomised, weigh
+from tests.user_cells import clockwork, fast_weights
+
+pytestmark = pytest.mark.multidevice
+
+T, B, I, H = 5, 4, 3, 6
+LAYERS = {
+    "elman": jr.scan(jr.elman(I, H)),
+    "lstm_learned_carry": jr.scan(jr.lstm(I, H, learned_carry=True)),
+    "gru_before_reverse": jr.scan(jr.gru(I, H), reverse=True),
+    "gru_after": jr.scan(jr.gru(I, H, reset="after")),
+    "peephole_diagonal": jr.scan(jr.peephole_lstm(I, H)),
+    "peephole_full": jr.scan(jr.peephole_lstm(I, H, peephole="full")),
+    "user_clockwork": jr.scan(clockwork(I, H)),
+    "user_fast_weights": jr.scan(fast_weights(I, H)),
+    "stack": jr.stack(
+        jr.bidirectional(jr.lstm(I, H), jr.gru(I, H)), jr.layer_norm(2 * H), jr.dropout(0.5), jr.readout(2 * H, 3)
+    ),
+}
+by_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+def problem(name):
+    layer = LAYERS[name]
+    params = randomised(layer.init(jax.random.key(0)))
+    xs = jax.random.normal(jax.random.key(1), (T, B, I))
+    resets = jnp.zeros((T, B), bool).at[2].set(True)
+
+    def loss(params, xs, lengths, resets):
+        return weigh(layer.apply(params, xs, lengths=lengths, resets=resets)[1])
+
+    return jax.value_and_grad(loss, argnums=(0, 1)), (params, xs, jnp.array([5, 3, 2, 0]), resets)
+
+
+def devices():
+    if len(jax.devices()) < 2:
+        pytest.fail("two devices are needed; tests/conftest.py asks for two CPU devices")
+    return jax.devices()[:2]
+
+
+def collectives_in_loops(program):
+    """The collectives of a compiled program that stand in a computation that some while loop runs."""
+    computations = {m[1]: m[0] for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n.*?^\}", program, re.M | re.S)}
+    within = set(re.findall(r"body=%?([\w.\-]+)", program))
+    assert within, "the program has no loop"
+    todo = list(within)
+    while todo:
+        for callee in re.findall(
+            r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.\-]+)", computations[todo.pop()]
+        ):
+            if callee not in within:
+                within.add(callee)
+                todo.append(callee)
+    pattern = r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    return [found for name in within for found in re.findall(pattern, computations[name])]
+
+
+@by_layer
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["Auto", "Explicit"])
+def test_sharded_batches(name, kind):
+    gradient, args = problem(name)
+    want = jax.jit(gradient)(*args)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,), devices=devices())
+    with jax.set_mesh(mesh):
+        put = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+        params, xs, lengths, resets = args
+        args = jax.tree.map(put, params), put(xs, None, "data"), put(lengths, "data"), put(resets, None, "data")
+        compiled = jax.jit(gradient).lower(*args).compile()
+        got = compiled(*args)
+    # float32 sums in another order over 5 steps.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), got, want)
+    assert got[1][1].sharding.spec[1] == "data"
+    assert collectives_in_loops(compiled.as_text()) == []
+
+
+@by_layer
+def test_inside_shard_map(name):
+    gradient, args = problem(name)
+    want = jax.jit(gradient)(*args)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=devices())
+    P = PartitionSpec
+
+    def loss(*args):
+        # weigh() draws its weights by shape, so each device weighs its half as the whole would not: sum plainly.
+        params, xs, lengths, resets = args
+        carry, ys = LAYERS[name].apply(params, xs, lengths=lengths, resets=resets)
+        return jax.lax.psum((jnp.sin(ys) + ys).sum(), "data")
+
+    def whole(*args):
+        params, xs, lengths, resets = args
+        carry, ys = LAYERS[name].apply(params, xs, lengths=lengths, resets=resets)
+        return (jnp.sin(ys) + ys).sum()
+
+    in_specs = (P(), P(None, "data"), P("data"), P(None, "data"))
+    with jax.set_mesh(mesh):
+        sharded = jax.shard_map(loss, in_specs=in_specs, out_specs=P())
+        compiled = jax.jit(jax.value_and_grad(sharded, argnums=(0, 1))).lower(*args).compile()
+        got = compiled(*args)
+    want = jax.jit(jax.value_and_grad(whole, argnums=(0, 1)))(*args)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), got, want)
+    assert collectives_in_loops(compiled.as_text()) == []
+
+
+def test_seeds_sharded_by_shard_map():
+    """An ensemble: parameters that differ from device to device, one sequence for all."""
+    cell = jr.peephole_lstm(I, H, learned_carry=True)
+    layer = jr.scan(cell)
+    params = jax.vmap(cell.init)(jax.random.split(jax.random.key(0), 2))
+    xs = jax.random.normal(jax.random.key(1), (T, B, I))
+    loss = lambda params, xs: weigh(layer.apply(params, xs)[1])  # noqa: E731
+    mesh = jax.make_mesh((2,), ("seed",), axis_types=(AxisType.Auto,), devices=devices())
+    P = PartitionSpec
+
+    def mine(params, xs):
+        return jax.tree.map(lambda a: a[None], jax.grad(loss)(jax.tree.map(lambda a: a[0], params), xs))
+
+    with jax.set_mesh(mesh):
+        got = jax.jit(jax.shard_map(mine, in_specs=(P("seed"), P()), out_specs=P("seed")))(params, xs)
+    want = jax.jit(jax.vmap(jax.grad(loss), in_axes=(0, None)))(params, xs)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), got, want)
+
+
+def test_the_check_for_collectives_can_fail():
+    """The plain scan does add up its gradients over devices at every step, and the check sees it."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=devices())
+    layer = jr.scan(jr.lstm(I, H), plan="plain")
+    with jax.set_mesh(mesh):
+        params = layer.init(jax.random.key(0))
+        xs = jax.device_put(jnp.ones((T, B, I)), NamedSharding(mesh, PartitionSpec(None, "data")))
+        compiled = jax.jit(jax.grad(lambda params, xs: layer.apply(params, xs)[1].sum())).lower(params, xs).compile()
+    assert "all-reduce" in collectives_in_loops(compiled.as_text())

@@ -1,0 +1,48 @@
+"""README's code blocks run, in order, as one program; the docstrings' examples too."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+
+import jax.numpy as jnp
+import pytest
+
+import jaxrnn
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+MODULES = [m.name for m in pkgutil.walk_packages(jaxrnn.__path__, "jaxrnn.") if not m.name.endswith("__main__")]
+
+
+def test_readme_runs():
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
+    assert len(blocks) == 3
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    ys, lengths = names["ys"], names["lengths"]
+    assert ys.shape == (7, 2, 8) and bool((ys[4:, 1] == 0).all()) and bool(jnp.abs(ys[:, 0]).max() > 0)
+    assert names["gates"].f.shape == (7, 2, 8) and lengths.tolist() == [7, 4]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_every_public_name_is_documented_and_exported():
+    for name in jaxrnn.__all__:
+        assert getattr(jaxrnn, name).__doc__, name
+    functions = [getattr(jaxrnn, n) for n in jaxrnn.__all__ if n.islower()]
+    without_example = [f.__name__ for f in functions if ">>>" not in f.__doc__]
+    assert without_example == []
+
+
+def test_importing_jaxrnn_imports_nothing_heavy():
+    import subprocess
+    import sys
+
+    heavy = ["flax", "optax", "torch", "keras", "onnx", "matplotlib", "orbax", "sklearn", "pydantic", "rich"]
+    code = f"import sys, jaxrnn; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

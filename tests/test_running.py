@@ -1,0 +1,280 @@
+"""What a run over time promises beyond the contract of each cell: dtypes, noise, pytrees, unusual steps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn as jr
+from tests.cases import randomised, weigh
+
+T, B, I, H = 6, 3, 3, 4
+PLANS = pytest.mark.parametrize("plan", ["auto", "plain"])
+
+# ---- dtypes ------------------------------------------------------------------------------------
+
+RECURRENT = [jr.elman, jr.lstm, jr.gru, functools.partial(jr.gru, reset="after"), jr.peephole_lstm]
+
+
+@pytest.mark.parametrize("make", RECURRENT)
+def test_bfloat16_compute_keeps_the_carry_in_float32(make):
+    cell = make(I, H, dtype=jnp.bfloat16, bias_init="uniform")
+    params = cell.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (T, B, I))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    carry, ys = jax.jit(jr.scan(cell).apply)(params, xs)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(carry)} == {"float32"}
+    assert ys.dtype == jnp.bfloat16
+    exact = jax.jit(jr.scan(make(I, H)).apply)(params, xs)[1]
+    # bfloat16 keeps 8 bits: products of rounded factors differ by up to 2^-8, and gates contract them.
+    np.testing.assert_allclose(ys.astype(jnp.float32), exact, atol=0.02)
+    assert jnp.abs(ys.astype(jnp.float32) - exact).max() > 0
+
+
+@PLANS
+@pytest.mark.parametrize("stored", [jnp.float32, jnp.bfloat16], ids=["float32 weights", "bfloat16 weights"])
+def test_4096_equal_contributions_add_up(plan, stored):
+    """A weight that every step uses alike: its gradient is T, where bfloat16 sums of ones stop at 256."""
+
+    def step(params, h, x):
+        y = jnp.dot(x.astype(jnp.bfloat16), params["W"].astype(jnp.bfloat16))
+        return h + 0 * y.astype(h.dtype), y
+
+    cell = jr.Cell(lambda key: {"W": jnp.ones((1, 1), stored)}, lambda params, batch: jnp.zeros((*batch, 1)), step)
+    layer, xs = jr.scan(cell, plan=plan), jnp.ones((4096, 1))
+    loss = lambda params: layer.apply(params, xs)[1].astype(jnp.float32).sum()  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))({"W": jnp.ones((1, 1), stored)})["W"]
+    assert gradient.dtype == stored
+    np.testing.assert_allclose(gradient.astype(float), 4096, rtol=0.01)
+
+
+@PLANS
+@pytest.mark.parametrize(
+    "options", [{"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}], ids=["compute", "parameters"]
+)
+def test_recurrent_gradients_of_a_long_contracting_lstm_in_bfloat16(plan, options):
+    exact = jr.scan(jr.lstm(2, 3))
+    params = jax.tree.map(lambda a: 0.3 * a.astype(jnp.bfloat16).astype(jnp.float32), exact.init(jax.random.key(0)))
+    params = jax.tree.map(lambda a: a.astype(jnp.bfloat16).astype(jnp.float32), params)
+    xs = 0.5 + jax.random.normal(jax.random.key(1), (4096, 2)).astype(jnp.bfloat16).astype(jnp.float32)
+    xs = xs.astype(jnp.bfloat16).astype(jnp.float32)
+    loss = lambda layer, params, xs: layer.apply(params, xs)[1].astype(jnp.float32).sum()  # noqa: E731
+    want = jax.jit(jax.grad(functools.partial(loss, exact)))(params, xs).W_hh
+    layer = jr.scan(jr.lstm(2, 3, **options), plan=plan)
+    if "param_dtype" in options:
+        params, xs = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, xs))
+    got = jax.jit(jax.grad(functools.partial(loss, layer)))(params, xs).W_hh
+    assert float(jnp.linalg.norm(got.astype(jnp.float32) - want) / jnp.linalg.norm(want)) < 0.01
+
+
+@pytest.mark.parametrize("make", RECURRENT)
+def test_float64_throughout(make, x64):
+    cell = make(I, H, param_dtype=jnp.float64)
+    carry, ys = jr.scan(cell).apply(cell.init(jax.random.key(0)), jnp.ones((T, I)))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((carry, ys))} == {"float64"}
+
+
+# ---- noise -------------------------------------------------------------------------------------
+
+
+def zoneout(rate, per_sequence=False):
+    """A user's cell with noise: units keep their old state with probability ``rate`` (Krueger et al. 2017)."""
+    inner = jr.elman(I, H)
+
+    def noise(params, key, times, x):
+        batch_shape = x.shape[:-1]
+        if per_sequence:
+            return jax.random.bernoulli(key, rate, (1, *batch_shape, H))
+        draw = lambda time: jax.random.bernoulli(jax.random.fold_in(key, time), rate, (*batch_shape, H))  # noqa: E731
+        return jax.vmap(draw)(times)
+
+    def step(params, h, x, keep=None):
+        new, _ = inner.step(params, h, x)
+        h = rate * h + (1 - rate) * new if keep is None else jnp.where(keep, h, new)
+        return h, h
+
+    return jr.Cell(inner.init, inner.initial_carry, step, noise=noise)
+
+
+NOISY = {
+    "dropout": jr.chain(jr.dropout(0.5), jr.elman(I, H), jr.dropout(0.3)),
+    "zoneout": zoneout(0.4),
+    "one draw per sequence": zoneout(0.4, per_sequence=True),
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", NOISY)
+def test_noise_is_a_function_of_key_and_absolute_time(name, reverse):
+    layer = jr.scan(NOISY[name], reverse=reverse)
+    params, xs, key = layer.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (T, B, I)), jax.random.key(2)
+    carry, whole = layer.apply(params, xs, key=key)
+    pieces = [(0, 2), (2, 3), (3, T)]
+    state, parts = None, {}
+    for start, stop in reversed(pieces) if reverse else pieces:
+        state, parts[start] = layer.apply(params, xs[start:stop], state, key=key, start=start)
+    np.testing.assert_allclose(jnp.concatenate([parts[start] for start, _ in pieces]), whole, rtol=1e-6, atol=1e-7)
+    assert not np.allclose(whole, layer.apply(params, xs, key=jax.random.key(3))[1])
+    assert not np.allclose(whole, layer.apply(params, xs)[1])
+    np.testing.assert_array_equal(layer.apply(params, xs)[1], layer.apply(params, xs)[1])
+
+
+def test_stack_and_chain_drop_the_same():
+    members = (jr.lstm(I, H), jr.dropout(0.5), jr.gru(H, H), jr.dropout(0.5), jr.readout(H, 2))
+    stack, chain = jr.stack(*members), jr.scan(jr.chain(*members))
+    params, xs, key = stack.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (T, B, I)), jax.random.key(2)
+    for options in ({}, {"key": key}, {"key": key, "lengths": jnp.array([6, 2, 0])}):
+        stacked, chained = (layer.apply(params, xs, **options) for layer in (stack, chain))
+        assert jax.tree.structure(stacked) == jax.tree.structure(chained)
+        for a, b in zip(jax.tree.leaves(stacked), jax.tree.leaves(chained), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_keeps_the_mean_and_drops_the_share():
+    xs = jnp.ones((50, 8, 25))
+    ys = jr.scan(jr.dropout(0.3)).apply((), xs, key=jax.random.key(0))[1]
+    np.testing.assert_allclose(np.unique(ys), [0, 1 / 0.7], rtol=1e-6)
+    # 10,000 draws: the share's standard deviation is 0.0046.
+    np.testing.assert_allclose((ys == 0).mean(), 0.3, atol=0.02)
+    assert len({tuple(row) for row in np.asarray(ys[:, 0])}) == 50  # a mask of its own for every step
+
+
+def test_a_held_step_overrides_zoneout():
+    layer = jr.scan(zoneout(0.4))
+    params, xs = layer.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (T, B, I))
+    options = {"key": jax.random.key(2), "lengths": jnp.array([6, 2, 0])}
+    carry, ys = layer.apply(params, xs, **options)
+    np.testing.assert_array_equal(carry[1], ys[1, 1])
+    np.testing.assert_array_equal(carry[2], 0)
+    assert (ys[2:, 1] == 0).all()
+
+
+def test_bidirectional_directions_draw_apart():
+    cell = jr.chain(jr.dropout(0.5), jr.readout(I, H))
+    layer = jr.bidirectional(cell, cell)
+    params = layer.init(jax.random.key(0))
+    params = jr.BiParams(params.forward, params.forward)
+    ys = layer.apply(params, jnp.ones((T, B, I)), key=jax.random.key(1))[1]
+    assert not np.allclose(ys[..., :H], ys[..., H:])
+
+
+def test_noise_of_a_wrong_length_is_refused():
+    cell = jr.elman(I, H)._replace(noise=lambda params, key, times, x: jnp.zeros((T + 1, B)))
+    with pytest.raises(ValueError, match=rf"noise has a leaf of shape \({T + 1}, {B}\).* lead with T = {T}"):
+        jr.scan(cell).apply(cell.init(jax.random.key(0)), jnp.ones((T, B, I)), key=jax.random.key(1))
+
+
+# ---- pytrees and unusual steps -----------------------------------------------------------------
+
+
+def test_inputs_outputs_and_carry_may_be_pytrees():
+    """Images and tokens in, two outputs out, a random key in the carry."""
+
+    def initial_carry(params, batch_shape=()):
+        return {"sum": jnp.zeros(batch_shape), "key": jax.random.split(jax.random.key(9), batch_shape)}
+
+    def step(params, carry, x):
+        total = carry["sum"] + params * x["image"].sum((-2, -1)) + x["token"]
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(carry["key"])
+        return {"sum": total, "key": keys}, (total, x["token"] * 2)
+
+    cell = jr.Cell(lambda key: jnp.ones(()), initial_carry, step, x_ndim={"image": 2, "token": 0})
+    xs = {"image": jax.random.normal(jax.random.key(0), (T, B, 2, 2)), "token": jnp.arange(T * B).reshape(T, B)}
+    lengths = np.array([6, 2, 0])
+    carry, (totals, doubled) = jax.jit(jr.scan(cell).apply)(jnp.ones(()), xs, lengths=lengths)
+    on = np.arange(T)[:, None] < lengths
+    steps = np.where(on, xs["image"].sum((2, 3)) + xs["token"], 0)
+    np.testing.assert_allclose(totals, np.where(on, steps.cumsum(0), 0), rtol=1e-5)
+    np.testing.assert_array_equal(doubled, np.where(on, 2 * xs["token"], 0))
+    untouched = initial_carry(None, (B,))["key"]
+    same = jax.random.key_data(carry["key"]) == jax.random.key_data(untouched)
+    np.testing.assert_array_equal(same.all(-1), [False, False, True])
+    by_params = jax.grad(lambda p: jr.scan(cell).apply(p, xs, lengths=lengths)[1][0].sum())(jnp.ones(()))
+    np.testing.assert_allclose(
+        by_params, np.where(on, np.where(on, xs["image"].sum((2, 3)), 0).cumsum(0), 0).sum(), rtol=1e-4
+    )
+
+
+@jax.custom_vjp
+def clipped(a):
+    return a
+
+
+clipped.defvjp(lambda a: (a, None), lambda _, d: (jnp.clip(d, -0.1, 0.1),))
+
+
+def inner_scan(a):
+    return jax.lax.scan(lambda c, _: (jnp.tanh(c + 0.1), None), a, length=2)[0]
+
+
+def inner_while(a):
+    return jax.lax.stop_gradient(jax.lax.while_loop(lambda c: c.sum() < 3, lambda c: c + 1, a)) + a
+
+
+UNUSUAL = {
+    "custom_vjp": clipped,
+    "custom_jvp": jax.nn.relu,
+    "inner scan": inner_scan,
+    "while loop": inner_while,
+    "checkpoint": jax.checkpoint(jnp.sin),
+    "cond": lambda a: jax.lax.cond(a.sum() > 0, jnp.sin, jnp.cos, a),
+    "nested jit": jax.jit(lambda a: jax.jit(jnp.tanh)(a) * 2),
+    "stop_gradient": lambda a: jnp.tanh(a) + jax.lax.stop_gradient(a),
+    "printing": lambda a: (jax.debug.callback(lambda _: None, a), jnp.tanh(a))[1],
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_steps_run_under_every_plan(name, x64):
+    act = UNUSUAL[name]
+    xs = jax.random.normal(jax.random.key(0), (T, I))
+    W = randomised({"h": jnp.ones((H, H)), "x": jnp.ones((I, H)), "b": jnp.ones(H)})
+
+    def run(plan, W, gain):
+        def step(params, h, x):  # gain is a traced value that the step closes over
+            h = act(h @ params["h"] + x @ params["x"] * gain + params["b"])
+            return h, h
+
+        cell = jr.Cell(lambda key: W, lambda params, batch: jnp.zeros((*batch, H)), step)
+        return weigh(jr.scan(cell, plan=plan).apply(W, xs))
+
+    def loop(W, gain):
+        h, ys = jnp.zeros(H), []
+        for x in xs:
+            h = act(h @ W["h"] + x @ W["x"] * gain + W["b"])
+            ys.append(h)
+        return weigh((h, jnp.stack(ys)))
+
+    want = jax.value_and_grad(loop, argnums=(0, 1))(W, 0.7)
+    for plan in ("auto", "plain"):
+        got = jax.jit(jax.value_and_grad(functools.partial(run, plan), argnums=(0, 1)))(W, 0.7)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), got, want)
+
+
+def test_gradients_leave_the_loop_for_a_textbook_cell():
+    """Eight products, as the equations: under "auto" no array of a weight's shape goes round the backward loop."""
+
+    def step(p, carry, x):
+        h, c = carry
+        i, f, g, o = (x @ p["W"][k] + h @ p["U"][k] + p["b"][k] for k in range(4))
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    def init(key):
+        return {"W": [jnp.ones((5, 7))] * 4, "U": [jnp.ones((7, 7))] * 4, "b": [jnp.ones(7)] * 4}
+
+    cell = jr.Cell(init, lambda params, batch: (jnp.zeros((*batch, 7)), jnp.zeros((*batch, 7))), step)
+    params, xs = init(None), jnp.ones((9, 2, 5))
+
+    def made_each_step(plan):
+        """The shapes that the loops of the gradient hand on from step to step, or stack."""
+        loss = lambda params: jr.scan(cell, plan=plan).apply(params, xs)[1].sum()  # noqa: E731
+        loops = [eqn for eqn in jax.make_jaxpr(jax.grad(loss))(params).jaxpr.eqns if eqn.primitive.name == "scan"]
+        return {v.aval.shape for eqn in loops for v in eqn.params["jaxpr"].jaxpr.outvars}
+
+    assert {(7, 7), (5, 7)} <= made_each_step("plain")
+    assert not {(7, 7), (5, 7), (7,)} & made_each_step("auto")
+    assert (2, 7) in made_each_step("auto")
