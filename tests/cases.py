@@ -147,23 +147,25 @@ FLAGS = [
 ]
 
 
+def draw(shape, seed=0):
+    """Normal numbers from NumPy, in float64 where that is on: a constant to the compiler, which random bits are not."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
 def randomised(tree, seed=0, scale=0.6):
     """The tree with every float leaf drawn anew, biases and learned carries too: zeros hide bugs."""
     leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
-
-    def leaf(key, a):
-        if not jnp.issubdtype(a.dtype, jnp.floating):
-            return a
-        return jax.random.normal(key, a.shape) * scale  # float64 under x64
-
-    return treedef.unflatten([leaf(k, a) for k, a in zip(keys, leaves, strict=True)])
+    is_float = [jnp.issubdtype(a.dtype, jnp.floating) for a in leaves]
+    drawn = [
+        scale * draw(a.shape, (seed, n)) if f else a for n, (a, f) in enumerate(zip(leaves, is_float, strict=True))
+    ]
+    return treedef.unflatten(drawn)
 
 
 def problem(case: Case, flags: Flags | None = None, batch_shape=(B,), seed=0):
     """``(params, xs, carry)``, random, for a case; the carry is None where the flags say so."""
     params = randomised(case.layer.init(jax.random.key(seed)), seed)
-    xs = jax.random.normal(jax.random.key(seed + 1), (T, *batch_shape, I))
+    xs = draw((T, *batch_shape, I), seed + 1)
     given = flags is None or flags.given_carry
     carry = randomised(case.layer.initial_carry(params, batch_shape), seed + 2) if given else None
     return params, xs, carry
@@ -183,10 +185,7 @@ def reference(case: Case, params, xs, carry, flags: Flags):
 def weigh(tree, seed=7):
     """A scalar that weighs every float of a tree with a random weight of its own: the loss of the gradient tests."""
     leaves = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return sum(
-        ((jnp.sin(a) + a) * jax.random.normal(k, a.shape, a.dtype)).sum() for k, a in zip(keys, leaves, strict=True)
-    )
+    return sum(((jnp.sin(a) + a) * draw(a.shape, (seed, n)).astype(a.dtype)).sum() for n, a in enumerate(leaves))
 
 
 def differentiable(tree):

@@ -20,6 +20,7 @@ from tests.cases import (
     I,
     T,
     differentiable,
+    draw,
     problem,
     randomised,
     reference,
@@ -80,25 +81,20 @@ def test_equals_the_plain_loop(case, flags, x64):
     params, xs, carry = problem(case, flags)
     run = lambda params, xs, carry: case.layer.apply(params, xs, carry, **flags.options)  # noqa: E731
     loop = lambda params, xs, carry: reference(case, params, xs, carry, flags)  # noqa: E731
-    assert_trees_close(jax.jit(run)(params, xs, carry), loop(params, xs, carry))
-    compiled = jax.jit(lambda *args: gradients(run, *args))(params, xs, carry)
-    assert_trees_close(compiled, gradients(loop, params, xs, carry))
+    compiled = jax.jit(lambda *args: (run(*args), gradients(run, *args)))(params, xs, carry)
+    assert_trees_close(compiled, (loop(params, xs, carry), gradients(loop, params, xs, carry)))
 
 
 @by_case
 def test_plans_agree(case, x64):
-    """ "auto" and "plain" differ by the order of sums alone, first and second derivatives included."""
-    flags = FLAGS[4]
-    params, xs, carry = problem(case, flags)
-    direction = randomised((params, xs), seed=3)
+    """ "auto" and "plain" differ by the order of sums alone."""
+    params, xs, carry = problem(case, FLAGS[4])
 
     def everything(layer):
-        loss = lambda p: weigh(layer.apply(*p, carry, **flags.options))  # noqa: E731
-        second = jax.jvp(jax.grad(loss), ((params, xs),), (direction,))[1]
-        return layer.apply(params, xs, carry, **flags.options), jax.grad(loss)((params, xs)), second
+        run = lambda params, xs, carry: layer.apply(params, xs, carry, **FLAGS[4].options)  # noqa: E731
+        return run(params, xs, carry), gradients(run, params, xs, carry)
 
-    auto, plain = (jax.jit(lambda layer=layer: everything(layer))() for layer in (case.layer, case.plain))
-    assert_trees_close(auto, plain, rtol=1e-10, atol=1e-11)
+    assert_trees_close(*jax.jit(lambda: (everything(case.layer), everything(case.plain)))())
 
 
 @case_by_flags([FLAGS[0], FLAGS[4]])
@@ -214,7 +210,7 @@ def test_learned_initial_carry_gets_gradient_from_each_reset(x64):
     cell = CELLS["lstm_learned_carry"]
     layer = jr.scan(cell)
     params = randomised(cell.init(jax.random.key(0)))
-    xs = jax.random.normal(jax.random.key(1), (T, I))
+    xs = draw((T, I), 1)
     carry = randomised(cell.initial_carry(params), seed=5)
     begins = jnp.zeros(T, bool).at[jnp.array([2, 4])].set(True)
     by_resets = jax.grad(lambda p: layer.apply(p, xs, carry, resets=begins)[1].sum())(params).initial
@@ -261,7 +257,7 @@ def test_chunks_equal_the_whole(case, cuts, x64):
 def test_steps_by_hand_equal_the_scan(name, x64):
     cell = CELLS[name]
     params = randomised(cell.init(jax.random.key(0)))
-    xs = jax.random.normal(jax.random.key(1), (T, B, I))
+    xs = draw((T, B, I), 1)
     carry = cell.initial_carry(params, (B,))
     whole = jax.jit(jr.scan(cell).apply)(params, xs)
     assert_trees_close(jax.lax.scan(lambda c, x: cell.step(params, c, x), carry, xs), whole)
@@ -309,8 +305,13 @@ def test_second_derivatives(case, x64):
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
     direction = randomised((params, xs), seed=3)
     dot = lambda a, b: sum(jnp.vdot(*ab) for ab in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))  # noqa: E731
-    reverse_over_reverse = jax.jit(jax.grad(lambda p: dot(jax.grad(loss, argnums=(0, 1))(*p), direction)))((params, xs))
-    forward_over_reverse = jax.jit(lambda p: jax.jvp(lambda p: gradient(*p), (p,), (direction,))[1])((params, xs))
+
+    @jax.jit
+    def second(p):
+        reverse_over_reverse = jax.grad(lambda p: dot(jax.grad(loss, argnums=(0, 1))(*p), direction))(p)
+        return reverse_over_reverse, jax.jvp(lambda p: gradient(*p), (p,), (direction,))[1]
+
+    reverse_over_reverse, forward_over_reverse = second((params, xs))
     assert_trees_close(reverse_over_reverse, forward_over_reverse, rtol=1e-9, atol=1e-10)
     step = 1e-6
     shifted = [gradient(*jax.tree.map(lambda a, d, s=s: a + s * step * d, (params, xs), direction)) for s in (1, -1)]
@@ -323,10 +324,14 @@ def test_forward_mode_agrees_with_reverse_mode(case, x64):
     params, xs, carry = problem(case)
     run = lambda p: weigh(case.layer.apply(*p, carry, mask=jnp.asarray(GAPS)))  # noqa: E731
     direction = randomised((params, xs), seed=3)
-    by_jvp = jax.jit(lambda p: jax.jvp(run, (p,), (direction,))[1])((params, xs))
-    by_linearize = jax.jit(lambda p: jax.linearize(run, p)[1](direction))((params, xs))
-    gradient = jax.jit(jax.grad(run))((params, xs))
-    by_vjp = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+
+    @jax.jit
+    def slopes(p):
+        gradient = jax.tree.leaves(jax.grad(run)(p))
+        by_vjp = sum(jnp.vdot(g, d) for g, d in zip(gradient, jax.tree.leaves(direction), strict=True))
+        return jax.jvp(run, (p,), (direction,))[1], jax.linearize(run, p)[1](direction), by_vjp
+
+    by_jvp, by_linearize, by_vjp = slopes((params, xs))
     np.testing.assert_allclose([by_jvp, by_linearize], by_vjp, **CLOSE)
 
 
@@ -334,7 +339,7 @@ def test_forward_mode_agrees_with_reverse_mode(case, x64):
 @pytest.mark.parametrize("name", CELLS)
 def test_unroll_changes_nothing(name, unroll, x64):
     params = randomised(CELLS[name].init(jax.random.key(0)))
-    xs = jax.random.normal(jax.random.key(1), (T, B, I))
+    xs = draw((T, B, I), 1)
     plain, unrolled = (
         jax.jit(jr.scan(CELLS[name], unroll=u).apply)(params, xs, mask=jnp.asarray(GAPS)) for u in (1, unroll)
     )
@@ -359,7 +364,7 @@ def test_contributions_are_those_of_the_unrolled_network(case, flags, x64):
 def test_contributions_step_by_step(name, reverse, x64):
     cell = CELLS[name]
     params = randomised(cell.init(jax.random.key(0)))
-    xs = jax.random.normal(jax.random.key(1), (T, B, I))
+    xs = draw((T, B, I), 1)
 
     def unrolled(copies):
         order = range(T - 1, -1, -1) if reverse else range(T)

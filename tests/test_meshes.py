@@ -95,12 +95,12 @@ def test_inside_shard_map(name):
     def loss(*args):
         # weigh() draws its weights by shape, so each device weighs its half as the whole would not: sum plainly.
         params, xs, lengths, resets = args
-        carry, ys = LAYERS[name].apply(params, xs, lengths=lengths, resets=resets)
+        ys = LAYERS[name].apply(params, xs, lengths=lengths, resets=resets)[1]
         return jax.lax.psum((jnp.sin(ys) + ys).sum(), "data")
 
     def whole(*args):
         params, xs, lengths, resets = args
-        carry, ys = LAYERS[name].apply(params, xs, lengths=lengths, resets=resets)
+        ys = LAYERS[name].apply(params, xs, lengths=lengths, resets=resets)[1]
         return (jnp.sin(ys) + ys).sum()
 
     in_specs = (P(), P(None, "data"), P("data"), P(None, "data"))
