@@ -103,6 +103,12 @@ def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> tuple
     return jax.tree.flatten(tree, is_leaf=is_leaf)
 
 
+def is_narrow(a: Any) -> bool:
+    """Whether an array holds floats of less than 32 bits, in which long sums stall."""
+    dtype = getattr(a, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+
+
 def draw_each_step(draw: Callable[[jax.Array], PyTree], key: jax.Array, times: jax.Array) -> PyTree:
     """``draw(key_t)`` for each absolute time, so that a chunk draws what the whole run would draw there."""
     return jax.vmap(lambda time: draw(jax.random.fold_in(key, time)))(times)

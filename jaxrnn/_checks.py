@@ -107,6 +107,26 @@ def check_carry_kept(who: str, before: PyTree, after: PyTree) -> None:
             )
 
 
+def check_pair(who: str, returned: Any) -> tuple[PyTree, PyTree]:
+    """A step returns ``(carry, y)``."""
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        came = (
+            f"{type(returned).__name__} of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
+        )
+        raise TypeError(f"{who}: step must return the pair (carry, y), got {came}.")
+    return returned[0], returned[1]
+
+
+def check_start(who: str, start: Any) -> None:
+    """The absolute time of the first step: one whole number for the whole batch."""
+    dtype, shape = getattr(start, "dtype", np.dtype(type(start))), getattr(start, "shape", ())
+    if shape != () or not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"{who}: start must be one integer, the absolute time of xs[0], got {dtype} of shape {shape}; sequences "
+            f"that start at different times need a mask."
+        )
+
+
 def check_leads_with_batch(who: str, what: str, tree: PyTree, batch_shape: tuple[int, ...]) -> None:
     """Every leaf's leading axes are the batch axes."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

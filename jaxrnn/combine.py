@@ -287,6 +287,7 @@ def residual(inner: Member) -> Member:
         return inner._replace(step=step)
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, start=0, **options):
+        lengths, mask = (None if a is None else jnp.asarray(a) for a in (lengths, mask))
         carry, ys = inner.apply(params, xs, carry, lengths=lengths, mask=mask, start=start, **options)
         on = valid_steps(start + jnp.arange(xs.shape[0], dtype=jnp.int32), lengths, mask)
         return carry, add(xs if on is None else select(on, xs, jnp.zeros_like(xs)), ys)

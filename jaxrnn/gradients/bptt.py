@@ -60,4 +60,4 @@ def bptt_contributions(
     def loss_of(params_over_time):
         return loss(*layer.apply(jax.tree.map(OverTime, params_over_time), xs, carry, **options))
 
-    return jax.grad(loss_of)(params_over_time)
+    return jax.grad(loss_of, allow_int=True)(params_over_time)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import PyTree, flatten, select
-from jaxrnn._checks import check_carry_kept, check_leads_with_batch
-from jaxrnn.running._deferred import scan_deferred
+from jaxrnn._base import PyTree, flatten, is_narrow, select
+from jaxrnn._checks import check_carry_kept, check_leads_with_batch, check_pair
+from jaxrnn.running._deferred import map_over_time, scan_deferred
 from jaxrnn.running._placement import shard_like_batch, vary_alike
 
 
@@ -47,7 +47,7 @@ def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, 
         if reset_t is not None:
             carry = select(reset_t, initial(params_t) if own_params else fresh, carry)
         drawn = () if noise is None else (join_noise(own_noise_t),)
-        new, y = cell.step(params_t, carry, x, *drawn)
+        new, y = check_pair(who, cell.step(params_t, carry, x, *drawn))
         check_carry_kept(who, carry, new)
         if on_t is not None:
             check_leads_with_batch(who, "the output of step", y, batch_shape)
@@ -55,10 +55,11 @@ def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, 
         return new, y
 
     inputs = (xs, on, resets, own_params, own_noise)
-    if not jax.tree.leaves(carry):  # nothing is carried: all steps at once
-        return carry, jax.vmap(lambda step_inputs: body(carry, step_inputs)[1])(inputs)
-    run = jax.lax.scan if plan == "plain" else scan_deferred
-    return run(body, carry, inputs, reverse=reverse, unroll=unroll)
+    if plan == "plain":
+        return jax.lax.scan(body, carry, inputs, reverse=reverse, unroll=unroll)
+    if jax.tree.leaves(carry):
+        return scan_deferred(body, carry, inputs, reverse=reverse, unroll=unroll)
+    return map_over_time(body, carry, inputs, reverse=reverse, unroll=unroll)
 
 
 Split = tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]
@@ -73,7 +74,7 @@ def _split_params(params: PyTree) -> Split:
     leaves, treedef = flatten(params, _is_over_time)
     own = [_is_over_time(a) for a in leaves]
     arrays = [a.array if _is_over_time(a) else a for a in leaves]
-    narrow = [_is_narrow(a) for a in arrays]
+    narrow = [is_narrow(a) for a in arrays]
     wide = [a.astype(jnp.float32) if n else a for a, n in zip(arrays, narrow, strict=True)]
 
     def join(own_t):
@@ -105,8 +106,3 @@ def _split_noise(noise: PyTree, T: int) -> Split:
 
 def _is_over_time(a: Any) -> bool:
     return isinstance(a, OverTime)
-
-
-def _is_narrow(a: Any) -> bool:
-    dtype = getattr(a, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32

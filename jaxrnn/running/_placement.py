@@ -37,6 +37,8 @@ def vary_alike(*trees: PyTree) -> tuple[PyTree, ...]:
         return trees
 
     def leaf(a):
+        if not hasattr(a, "dtype"):
+            return a
         missing = tuple(sorted(axes - varying_axes(a)))
         return jax.lax.pcast(a, missing, to="varying") if missing else a
 

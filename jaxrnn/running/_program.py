@@ -7,35 +7,29 @@ parts and evaluate each where it costs least.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import Literal
 
-Ref = int | Literal  # a value of the program by its number, or a constant
-
 
 class Op(NamedTuple):
-    """``outputs = run(*inputs)``."""
+    """``outputs = run(*inputs)``, values by their numbers."""
 
     name: str
     run: Callable[..., Sequence[Any]]
-    inputs: tuple[Ref, ...]
+    inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     kind: Any = None  # the type (shape, dtype, sharding) of the first output
-
-    @property
-    def needs(self) -> list[int]:
-        return [ref for ref in self.inputs if isinstance(ref, int)]
 
 
 class Program(NamedTuple):
     ops: list[Op]
     consts: dict[int, Any]  # what the traced function closed over, by number
     inputs: list[int]
-    outputs: list[Ref]
-    effects: bool  # prints, callbacks …: it must not be taken apart
+    outputs: list[int]
 
     def fresh(self) -> int:
         """A number that no value has yet."""
@@ -43,43 +37,64 @@ class Program(NamedTuple):
         return 1 + max(used, default=0)
 
 
-def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
-    """The program of ``function(*args)`` (flat lists in and out), and its output's shapes as a tree."""
+# What only the plain scan may run: the user's own backward rules, which autodiff must meet where they stand, and
+# callbacks, whose number and order are the user's.
+INDIVISIBLE = ("custom_vjp_call", "pure_callback", "io_callback", "debug_callback")
+
+
+def divisible(closed: Any) -> bool:
+    """Whether a traced step may be taken apart, its ``cond``, scans and other inner programs looked through."""
+    if closed.effects:
+        return False
+    todo = [closed.jaxpr]
+    while todo:
+        for eqn in todo.pop().eqns:
+            if eqn.primitive.name.startswith(INDIVISIBLE):
+                return False
+            for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+                if hasattr(value, "jaxpr") or hasattr(value, "eqns"):
+                    todo.append(getattr(value, "jaxpr", value))
+    return True
+
+
+def trace(function: Callable[..., Any], *args: Any) -> tuple[Program | None, Any]:
+    """The program of ``function(*args)`` (flat lists in and out) and its output's shapes as a tree.
+
+    The program is None where it must not be taken apart.
+    """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    numbers = _Numbers()
+    if not divisible(closed):
+        return None, shapes
+    numbers = itertools.count(1)
     ops: list[Op] = []
-    inputs = [numbers.new() for _ in closed.jaxpr.invars]
-    constants = [numbers.new() for _ in closed.consts]
+    inputs = [next(numbers) for _ in closed.jaxpr.invars]
+    constants = [next(numbers) for _ in closed.consts]
     outputs = _flatten(closed.jaxpr, constants, inputs, numbers, ops)
-    return Program(ops, dict(zip(constants, closed.consts, strict=True)), inputs, outputs, bool(closed.effects)), shapes
+    return Program(ops, dict(zip(constants, closed.consts, strict=True)), inputs, outputs), shapes
 
 
-class _Numbers:
-    def __init__(self) -> None:
-        self.count = 0
+def _flatten(
+    jaxpr: Any, consts: Iterable[int], args: Iterable[int], numbers: Iterator[int], ops: list[Op]
+) -> list[int]:
+    number_of: dict[Any, int] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
-    def new(self) -> int:
-        self.count += 1
-        return self.count
+    def constant(value: Any, kind: Any) -> int:
+        number = next(numbers)
+        ops.append(Op("constant", lambda: [value], (), (number,), kind))
+        return number
 
-
-def _flatten(jaxpr: Any, consts: Iterable[Ref], args: Iterable[Ref], numbers: _Numbers, ops: list[Op]) -> list[Ref]:
-    number_of: dict[Any, Ref] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-
-    def read(atom: Any) -> Ref:
-        return atom if isinstance(atom, Literal) else number_of[atom]
+    def read(atom: Any) -> int:
+        return constant(atom.val, atom.aval) if isinstance(atom, Literal) else number_of[atom]
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
         if _is_plain_call(eqn):
             inner = eqn.params["jaxpr"]
-            inner_consts = [numbers.new() for _ in inner.consts]
-            for number, value in zip(inner_consts, inner.consts, strict=True):
-                ops.append(Op("const", lambda value=value: [value], (), (number,)))
+            inner_consts = [constant(value, jax.typeof(value)) for value in inner.consts]
             outputs = _flatten(inner.jaxpr, inner_consts, inputs, numbers, ops)
             number_of.update(zip(eqn.outvars, outputs, strict=True))
         else:
-            made = [numbers.new() for _ in eqn.outvars]
+            made = [next(numbers) for _ in eqn.outvars]
             number_of.update(zip(eqn.outvars, made, strict=True))
             kind = eqn.outvars[0].aval if eqn.outvars else None
             ops.append(Op(eqn.primitive.name, _runner(eqn), tuple(inputs), tuple(made), kind))
@@ -103,33 +118,29 @@ def _runner(eqn: Any) -> Callable[..., Sequence[Any]]:
     return run
 
 
-def evaluate(ops: Iterable[Op], known: dict[int, Any], wanted: Sequence[Ref]) -> list[Any]:
+def evaluate(ops: Iterable[Op], known: dict[int, Any], wanted: Sequence[int]) -> list[Any]:
     """The wanted values, from the known ones."""
     values = dict(known)
-
-    def read(ref: Ref) -> Any:
-        return ref.val if isinstance(ref, Literal) else values[ref]
-
     for op in ops:
-        values.update(zip(op.outputs, op.run(*map(read, op.inputs)), strict=True))
-    return [read(ref) for ref in wanted]
+        values.update(zip(op.outputs, op.run(*(values[number] for number in op.inputs)), strict=True))
+    return [values[number] for number in wanted]
 
 
 def reached_from(ops: Iterable[Op], sources: Iterable[int]) -> set[int]:
     """All values that depend on the sources, these included."""
     reached = set(sources)
     for op in ops:
-        if any(number in reached for number in op.needs):
+        if any(number in reached for number in op.inputs):
             reached.update(op.outputs)
     return reached
 
 
-def needed_for(ops: Sequence[Op], wanted: Iterable[Ref]) -> list[Op]:
+def needed_for(ops: Sequence[Op], wanted: Iterable[int]) -> list[Op]:
     """The operations without which the wanted values cannot be computed, in order."""
-    needed = {ref for ref in wanted if isinstance(ref, int)}
+    needed = set(wanted)
     kept = []
     for op in reversed(ops):
         if any(number in needed for number in op.outputs):
-            needed.update(op.needs)
+            needed.update(op.inputs)
             kept.append(op)
     return kept[::-1]

@@ -19,6 +19,7 @@ from jaxrnn._checks import (
     check_lengths,
     check_params,
     check_sizes,
+    check_start,
     sequence_shape,
 )
 from jaxrnn._spec import specified
@@ -93,6 +94,7 @@ def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1, plan: str = "aut
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
         lengths, mask, resets = (None if a is None else jnp.asarray(a) for a in (lengths, mask, resets))
         T, batch_shape = check_inputs(who, cell, xs, lengths, mask, resets)
+        check_start(who, start)
         now = params_at_start(params, reverse)
         check_params(who, now, shapes_of_params(cell))
         expected = jax.eval_shape(lambda: cell.initial_carry(now, batch_shape))
@@ -118,7 +120,7 @@ def shapes_of_params(cell):
     """What ``init`` gives, as shapes; None where a user's ``init`` cannot be traced (NumPy, functions in params)."""
     try:
         return jax.eval_shape(cell.init, jax.random.key(0))
-    except (TypeError, jax.errors.JAXTypeError):
+    except Exception:  # whatever a user's own init raises on an abstract key
         return None
 
 
