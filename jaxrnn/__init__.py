@@ -7,19 +7,14 @@ carry, ys = layer.apply(params, xs)                 xs (T, *B, I) -> ys (T, *B, 
 
 from jaxrnn._base import Cell, Layer
 from jaxrnn._spec import Spec, build
+from jaxrnn.cells.dropout import dropout
 from jaxrnn.cells.elman import ElmanParams, elman
+from jaxrnn.cells.embedding import EmbeddingParams, embedding
 from jaxrnn.cells.gru import GRUGates, GRUParams, gru
+from jaxrnn.cells.layer_norm import LayerNormParams, layer_norm
 from jaxrnn.cells.lstm import LSTMCarry, LSTMGates, LSTMParams, lstm
-from jaxrnn.cells.memoryless import (
-    EmbeddingParams,
-    LayerNormParams,
-    ReadoutParams,
-    dropout,
-    embedding,
-    layer_norm,
-    readout,
-)
 from jaxrnn.cells.peephole_lstm import PeepholeLSTMParams, peephole_lstm
+from jaxrnn.cells.readout import ReadoutParams, readout
 from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
 from jaxrnn.gradients.bptt import bptt_contributions
 from jaxrnn.running.scan import scan

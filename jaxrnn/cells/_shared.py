@@ -50,6 +50,11 @@ def initial_state(learned: jax.Array | None, batch_shape: tuple[int, ...], size:
     return jnp.broadcast_to(learned.astype(dtype), (*batch_shape, size))
 
 
+def empty_carry(params: PyTree, batch_shape: tuple[int, ...] = ()) -> tuple[()]:
+    """The carry of a cell that remembers nothing."""
+    return ()
+
+
 # ---- initial values ----------------------------------------------------------------------------
 
 INITIALIZERS: dict[str, Initializer] = {
