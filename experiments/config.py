@@ -45,6 +45,7 @@ def _some_and_all_different(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
 # Strict mode would refuse the list that TOML gives for a tuple; the entries themselves stay strict.
 Many = Annotated[tuple[Entry, ...], Field(strict=False), AfterValidator(_some_and_all_different)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Rate = Annotated[float, Field(gt=0)]
 
 
 class Table(BaseModel):
@@ -59,7 +60,7 @@ class Train(Table):
     log_every: int = Field(default=50, gt=0)  # the steps of a block: one compiled call, one line of metrics
     steps: int = Field(default=2000, gt=0, validate_default=True)
     batch_size: int = Field(default=32, gt=0)
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: Rate = 3e-3
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate: cosine ends at 0
     clip_norm: float = Field(default=1.0, gt=0)  # gradients of a larger global norm are scaled down to it
     seeds: Many[Seed] = (0, 1, 2)
@@ -109,13 +110,20 @@ def load(path: Path, overrides: Sequence[str], schema_of: Callable[[str], type[A
 
 
 def dump(config: Table) -> str:
-    """The whole config as TOML, which ``load`` reads again (JSON writes its values as TOML does)."""
+    """The whole config as TOML, which ``load`` reads again."""
     content = config.model_dump()
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in content.items() if key not in tables]
+    lines = [f"{key} = {_written(value)}" for key, value in content.items() if key not in tables]
     for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+        lines += ["", f"[{name}]", *(f"{key} = {_written(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def _written(value: Any) -> str:
+    """A value in TOML: numbers, strings and lists look as in JSON, a table within a table stands on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_written(entry)}" for key, entry in value.items()) + "}"
+    return json.dumps(value)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -204,4 +212,5 @@ def _toml(value: Any) -> str:
 
 
 def _dotted(loc: Sequence[int | str]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+    parts = [part for part in loc if part != "[key]"]  # pydantic's mark for a name in a table of our own choice
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")

@@ -13,7 +13,7 @@ import optax
 from pydantic import Field
 
 from experiments import report, training
-from experiments.config import ConfigError, Many, Seed, Table, Train, dump
+from experiments.config import ConfigError, Many, Rate, Seed, Table, Train, dump
 from experiments.digits import data
 from experiments.digits.model import RECURRENCES, Name, classifier
 
@@ -21,6 +21,7 @@ from experiments.digits.model import RECURRENCES, Name, classifier
 class Model(Table):
     cells: Many[Name] = get_args(Name)
     hidden_size: int = Field(default=64, gt=0)  # in each direction
+    learning_rates: dict[Name, Rate] = Field(default={})  # for a model that wants another than train.learning_rate
 
 
 class Data(Table):
@@ -72,7 +73,7 @@ def fit(
     """Train one model from every seed at once, a block of steps at a time."""
     settings = config.train
     model = classifier(RECURRENCES[name](train.pixels.shape[-1], config.model.hidden_size), data.CLASSES)
-    learning_rate = settings.learning_rate
+    learning_rate = config.model.learning_rates.get(name, settings.learning_rate)
     if settings.schedule == "cosine":
         learning_rate = optax.cosine_decay_schedule(learning_rate, settings.steps)
     optimizer = training.adam(learning_rate, settings.clip_norm)

@@ -45,6 +45,12 @@ def said(tmp_path, monkeypatch, capsys):
         ("train.seeds=[-1]", "train.seeds[0]: expected a number of at least 0, got -1"),
         ("train.seeds=[]", "train.seeds: expected one entry or more, all different, got []"),
         ("train.seeds=[4, 4]", "train.seeds: expected one entry or more, all different, got [4, 4]"),
+        ("model.learning_rates.gru=0", "model.learning_rates.gru: expected a number above 0, got 0"),
+        (
+            "model.learning_rates.elmann=0.1",
+            "model.learning_rates.elmann: expected 'elman', 'gru', 'lstm', 'peephole_lstm' or "
+            "'bidirectional_lstm', got 'elmann'; did you mean 'elman'?",
+        ),
         ("model.cells=lstm", "model.cells: expected a list, got 'lstm'"),
         (
             "data.held_out=tets",
@@ -126,6 +132,7 @@ def test_dumped_config_loads_to_the_same(tmp_path):
     written = digits.Config.model_validate(
         {
             "experiment": "digits",
+            "model": {"learning_rates": {"gru": 2e-3, "elman": 1e-6}},
             "train": {"learning_rate": 1e-5, "seeds": [7, 3]},
             "data": {"seed": 2**32 - 1},
         }
