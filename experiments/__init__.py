@@ -24,7 +24,7 @@ EXPERIMENTS = {
     "digits": Experiment(
         summary="handwritten digits read pixel by pixel, T = 64; every cell against the others",
         config="configs/digits.toml",
-        takes="about 3 minutes on 2 CPU cores",
+        takes="about 4 minutes on 2 CPU cores",
         module="experiments.digits",
     ),
 }

@@ -41,7 +41,8 @@ def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1, plan: str = "aut
         unroll: steps per loop iteration, as in ``jax.lax.scan``.
         plan: "auto" contracts the gradients of the weights once, outside the loop, instead of adding to them at every
             step; "plain" is ``lax.scan`` of ``step`` and its autodiff. They differ by the order of sums alone. A step
-            with effects or ``custom_vjp`` functions runs plainly.
+            with effects, callbacks or ``custom_vjp`` functions runs plainly. Forward mode alone (``jax.jvp``) keeps
+            under "auto" what the tangent needs of all T steps; under "plain" it needs no more than one.
 
     Returns:
         A Layer, whose ``apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0)``
