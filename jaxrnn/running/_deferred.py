@@ -212,7 +212,7 @@ def _scan_program(
     are computed at every step though they depend on constants alone.
     """
     n_carry = len(carry)
-    program, leaving = leave_the_loop(program, n_carry) if outside else (program, set())
+    program, leaving = leave_the_loop(program, carry, [_one_step(a) for a in xs]) if outside else (program, set())
     fixed = _fixed_values(program, in_loop)
     carry_numbers, x_numbers = program.inputs[:n_carry], program.inputs[n_carry:]
     varying_ops = [op for op in program.ops if not fixed.keys() & set(op.outputs)]

@@ -37,8 +37,8 @@ def spread_constants(tangent: Program, d_consts: Sequence[int]) -> Program:
         inputs = list(op.inputs)
         if op.name in ELEMENTWISE and op.outputs[0] not in from_consts:
             for place, ref in enumerate(op.inputs):
-                small = ref in from_consts and ref in kinds and kinds[ref].shape != op.kind.shape
-                if small:
+                shape = kinds[ref].shape if ref in from_consts and ref in kinds else op.kind.shape
+                if shape != op.kind.shape and len(shape) == len(op.kind.shape):
                     ops.append(Op("spread", _spreader(op.kind), (ref,), (number,), op.kind))
                     inputs[place], number = number, number + 1
         ops.append(op._replace(inputs=tuple(inputs)))
@@ -64,16 +64,17 @@ def narrow_values(tangent: Program, d_consts: Sequence[int]) -> frozenset[int]:
     return frozenset(n for op in tangent.ops for n in op.outputs if n in of_consts and is_narrow(op.kind))
 
 
-def leave_the_loop(program: Program, n_carry: int) -> tuple[Program, set[int]]:
+def leave_the_loop(program: Program, carry: Sequence[Any], x: Sequence[Any]) -> tuple[Program, set[int]]:
     """The program with its sums regrouped, and the values in it that are computed for all steps at once.
 
     A value leaves the loop where it does not depend on the carry and holds a product; the other terms of the sum that
-    it enters leave with it, so that one array per sum enters the loop.
+    it enters leave with it, so that one array per sum enters the loop. ``carry`` and ``x`` describe a step.
     """
+    n_carry = len(carry)
     carried = reached_from(program.ops, program.inputs[:n_carry])
     varying = reached_from(program.ops, program.inputs)
     kinds = {op.outputs[0]: op.kind for op in program.ops if op.outputs}
-    kinds |= {number: jax.typeof(a) for number, a in program.consts.items()}
+    kinds |= program.consts | dict(zip(program.inputs, [*carry, *x], strict=True))
     able = set(program.inputs[n_carry:])  # may leave
     heavy: set[int] = set()  # and holds a product
     for op in program.ops:
@@ -125,7 +126,7 @@ def _outgrows(op: Op, needs: Sequence[int], kinds: dict[int, Any]) -> bool:
     if op.name in PRODUCTS and len(needs) == 1:
         return False
     size = sum(math.prod(kinds[ref].shape) for ref in needs if ref in kinds)
-    return math.prod(op.kind.shape) > size > 0
+    return math.prod(op.kind.shape) > size
 
 
 def _pays(op: Op, weights: set[int], kinds: dict[int, Any]) -> bool:
