@@ -86,9 +86,9 @@ def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function(state, *shared)`` for the state of each seed, stacked on axis 0, in one program.
 
     The seeds run one after the other (``lax.map``). A ``vmap`` over parameters makes each recurrent product a
-    batched one, which XLA runs badly on the CPU. Measured with digits.toml, 3 seeds on 2 cores, JAX 0.10.1, ms per
-    step and seed with ``lax.map`` and with ``vmap``: elman 1.3, 1.2; gru 3.3, 3.0; lstm 3.5, 4.3; peephole_lstm
-    4.1, 4.5; bidirectional_lstm 7.3, 10.8.
+    batched one, which XLA runs badly on the CPU. Measured with digits.toml, 3 seeds on 2 shared cores, JAX 0.10.1, ms
+    per step and seed with ``lax.map`` and with ``vmap``: elman 1.8, 1.9; gru 7.3, 6.9; lstm 6.7, 9.1; peephole_lstm
+    6.6, 9.0; bidirectional_lstm 13.2, 20.4.
     """
     return lambda states, *shared: jax.lax.map(lambda state: function(state, *shared), states)
 

@@ -94,8 +94,8 @@ CELLS = {
 
 CASES = [
     *(of_cell(name, cell, reverse=index % 3 == 2) for index, (name, cell) in enumerate(CELLS.items())),
-    of_cell("lstm", CELLS["lstm"], reverse=True),
-    of_cell("gru_before", CELLS["gru_before"], reverse=False),
+    of_cell("lstm", CELLS["lstm"], reverse=False),
+    of_cell("gru_before", CELLS["gru_before"], reverse=True),
     of_pair(
         "bidirectional_concat",
         CELLS["lstm"],

@@ -297,6 +297,20 @@ def test_program_does_not_grow_with_T(case):
     assert size(long) <= size(xs) * 1.05
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@by_case
+def test_dtypes_are_kept(case, dtype):
+    """The carry's is that of ``initial_carry`` from first to last, the output's that of the parameters."""
+    params, xs, _ = problem(case)
+    params, xs = jax.tree.map(lambda a: a.astype(dtype), (params, xs))
+    end, ys = applied(case, lengths=jnp.array(LENGTHS))(params, xs, None)
+    kinds = lambda tree: jax.tree.map(lambda a: a.dtype, tree)  # noqa: E731
+    assert kinds(end) == kinds(case.layer.initial_carry(params, (B,)))
+    assert ys.dtype == dtype
+    by_params = jax.jit(jax.grad(lambda p: case.layer.apply(p, xs)[1].astype(jnp.float32).sum()))(params)
+    assert kinds(by_params) == kinds(params)
+
+
 @by_case
 def test_second_derivatives(case, x64):
     params, xs, carry = problem(case)

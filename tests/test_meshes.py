@@ -10,36 +10,27 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxrnn as jr
-from tests.cases import randomised, weigh
-from tests.user_cells import clockwork, fast_weights
+from tests.cases import CASES, draw, randomised, weigh
 
 pytestmark = pytest.mark.multidevice
 
-T, B, I, H = 5, 4, 3, 6
-LAYERS = {
-    "elman": jr.scan(jr.elman(I, H)),
-    "lstm_learned_carry": jr.scan(jr.lstm(I, H, learned_carry=True)),
-    "gru_before_reverse": jr.scan(jr.gru(I, H), reverse=True),
-    "gru_after": jr.scan(jr.gru(I, H, reset="after")),
-    "peephole_diagonal": jr.scan(jr.peephole_lstm(I, H)),
-    "peephole_full": jr.scan(jr.peephole_lstm(I, H, peephole="full")),
-    "user_clockwork": jr.scan(clockwork(I, H)),
-    "user_fast_weights": jr.scan(fast_weights(I, H)),
-    "stack": jr.stack(
-        jr.bidirectional(jr.lstm(I, H), jr.gru(I, H)), jr.layer_norm(2 * H), jr.dropout(0.5), jr.readout(2 * H, 3)
-    ),
-}
+T, B, I, H = 5, 4, 3, 6  # I is that of cases.py; two devices share the batch
+LAYERS = {case.name: case.layer for case in CASES}
+LAYERS["stack_with_noise"] = jr.stack(
+    jr.bidirectional(jr.lstm(I, H), jr.gru(I, H)), jr.dropout(0.5), jr.readout(2 * H, 3)
+)
 by_layer = pytest.mark.parametrize("name", LAYERS)
 
 
 def problem(name):
     layer = LAYERS[name]
     params = randomised(layer.init(jax.random.key(0)))
-    xs = jax.random.normal(jax.random.key(1), (T, B, I))
+    xs = draw((T, B, I), 1)
     resets = jnp.zeros((T, B), bool).at[2].set(True)
 
     def loss(params, xs, lengths, resets):
-        return weigh(layer.apply(params, xs, lengths=lengths, resets=resets)[1])
+        key = jax.random.key(2) if name == "stack_with_noise" else None
+        return weigh(layer.apply(params, xs, lengths=lengths, resets=resets, key=key)[1])
 
     return jax.value_and_grad(loss, argnums=(0, 1)), (params, xs, jnp.array([5, 3, 2, 0]), resets)
 
