@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import jax
 
 from jaxrnn._base import is_narrow
-from jaxrnn.running._program import Op, Program, reached_from
+from jaxrnn.running._program import Op, Program, Rewriting, reached_from
 
 PRODUCTS = ("dot_general", "conv_general_dilated")  # what pays for leaving the loop
 SUMS = ("add", "add_any")
@@ -30,19 +29,17 @@ def spread_constants(tangent: Program, d_consts: Sequence[int]) -> Program:
     then adds up in the shape of the batch, each device its own part.
     """
     from_consts = reached_from(tangent.ops, d_consts) - reached_from(tangent.ops, tangent.inputs)
-    kinds = {op.outputs[0]: op.kind for op in tangent.ops if op.kind is not None}
-    number = tangent.fresh()
-    ops: list[Op] = []
+    kinds = tangent.kinds
+    spread = Rewriting(tangent)
     for op in tangent.ops:
         inputs = list(op.inputs)
         if op.name in ELEMENTWISE and op.outputs[0] not in from_consts:
+            kind = kinds[op.outputs[0]]
             for place, ref in enumerate(op.inputs):
-                shape = kinds[ref].shape if ref in from_consts and ref in kinds else op.kind.shape
-                if shape != op.kind.shape and len(shape) == len(op.kind.shape):
-                    ops.append(Op("spread", _spreader(op.kind), (ref,), (number,), op.kind))
-                    inputs[place], number = number, number + 1
-        ops.append(op._replace(inputs=tuple(inputs)))
-    return tangent._replace(ops=ops)
+                if ref in from_consts and kinds[ref].shape != kind.shape and kinds[ref].ndim == kind.ndim:
+                    (inputs[place],) = spread.add("spread", _spreader(kind), (ref,), [kind])
+        spread.ops.append(op._replace(inputs=tuple(inputs)))
+    return spread.done()
 
 
 def _spreader(kind: Any) -> Callable[[Any], list[Any]]:
@@ -61,27 +58,30 @@ def narrow_values(tangent: Program, d_consts: Sequence[int]) -> frozenset[int]:
     stops at 256. Cast inside the loop, the sum is kept in the dtype that they were cast from.
     """
     of_consts = reached_from(tangent.ops, d_consts)
-    return frozenset(n for op in tangent.ops for n in op.outputs if n in of_consts and is_narrow(op.kind))
+    return frozenset(n for op in tangent.ops for n in op.outputs if n in of_consts and is_narrow(tangent.kinds[n]))
 
 
-def leave_the_loop(program: Program, carry: Sequence[Any], x: Sequence[Any]) -> tuple[Program, set[int]]:
+def leave_the_loop(
+    program: Program, n_carry: int, pays: Callable[[Program, Op, set[int]], bool], free: Container[str] = ()
+) -> tuple[Program, set[int]]:
     """The program with its sums regrouped, and the values in it that are computed for all steps at once.
 
-    A value leaves the loop where it does not depend on the carry and holds a product; the other terms of the sum that
-    it enters leave with it, so that one array per sum enters the loop. ``carry`` and ``x`` describe a step.
+    A value leaves the loop where it does not depend on the carry (the first ``n_carry`` inputs) and holds a product that
+    pays; the other terms of the sum that it enters leave with it, so that one array per sum enters the loop. Operations
+    named in ``free`` may leave with them.
     """
-    n_carry = len(carry)
     carried = reached_from(program.ops, program.inputs[:n_carry])
     varying = reached_from(program.ops, program.inputs)
-    kinds = {op.outputs[0]: op.kind for op in program.ops if op.outputs}
-    kinds |= program.consts | dict(zip(program.inputs, [*carry, *x], strict=True))
     able = set(program.inputs[n_carry:])  # may leave
     heavy: set[int] = set()  # and holds a product
     for op in program.ops:
         needs = [ref for ref in op.inputs if ref in varying]
-        if needs and op.name in LEAVING and able.issuperset(needs) and not _outgrows(op, needs, kinds):
+        if not needs or not able.issuperset(needs):
+            continue
+        if (op.name in LEAVING and not _outgrows(program, op, needs)) or op.name in free:
             able.update(op.outputs)
-            if heavy.intersection(needs) or (op.name in PRODUCTS and _pays(op, set(op.inputs) - varying, kinds)):
+            is_product = op.name in PRODUCTS and pays(program, op, set(op.inputs) - varying)
+            if is_product or heavy.intersection(needs):
                 heavy.update(op.outputs)
     if not heavy:
         return program, set()
@@ -95,10 +95,10 @@ def leave_the_loop(program: Program, carry: Sequence[Any], x: Sequence[Any]) -> 
         maker = makers.get(ref)
         return maker is not None and maker.name in SUMS and ref in carried and uses[ref] == 1
 
-    number = program.fresh()
-    regrouped: list[Op] = []
+    regrouped = Rewriting(program)
     for op in program.ops:
-        if op.name in SUMS and op.outputs[0] in carried and not is_narrow(op.kind):
+        kind = program.kinds[op.outputs[0]] if op.outputs else None
+        if op.name in SUMS and op.outputs[0] in carried and not is_narrow(kind):
             terms, todo = [], list(op.inputs)
             while todo:
                 ref = todo.pop()
@@ -106,30 +106,28 @@ def leave_the_loop(program: Program, carry: Sequence[Any], x: Sequence[Any]) -> 
                     todo.extend(makers[ref].inputs)
                 else:
                     terms.append(ref)
-            free = [ref for ref in terms if ref in able or (ref in kinds and ref not in varying)]
-            if len(free) > 1 and heavy.intersection(free):
-                bound = [ref for ref in terms if ref not in free]
-                regrouped.append(Op("sum", _add, tuple(free), (number,), op.kind))
-                regrouped.append(op._replace(run=_add, inputs=(*bound, number)))
-                heavy.add(number)
-                number += 1
+            leaves = [ref for ref in terms if ref in able or ref not in varying]
+            if len(leaves) > 1 and heavy.intersection(leaves):
+                bound = [ref for ref in terms if ref not in leaves]
+                (total,) = regrouped.add("sum", _add, leaves, [kind])
+                regrouped.ops.append(op._replace(run=_add, inputs=(*bound, total)))
+                heavy.add(total)
                 continue
-        regrouped.append(op)
-    return program._replace(ops=regrouped), heavy
+        regrouped.ops.append(op)
+    return regrouped.done(), heavy
 
 
-def _outgrows(op: Op, needs: Sequence[int], kinds: dict[int, Any]) -> bool:
+def _outgrows(program: Program, op: Op, needs: Sequence[int]) -> bool:
     """Whether the operation makes an array larger than what it is made of; stacked over time it would fill memory.
 
     A product with a weight may: its output is of the size of the sums that the loop keeps anyway.
     """
     if op.name in PRODUCTS and len(needs) == 1:
         return False
-    size = sum(math.prod(kinds[ref].shape) for ref in needs if ref in kinds)
-    return math.prod(op.kind.shape) > size
+    return program.size(op.outputs[0]) > sum(map(program.size, needs))
 
 
-def _pays(op: Op, weights: set[int], kinds: dict[int, Any]) -> bool:
+def contraction_pays(program: Program, op: Op, weights: set[int]) -> bool:
     """Whether a product's weight gradient is better contracted once than added up in the loop.
 
     With several devices always: a batch sharded over them would be summed over devices at every step. On a single CPU
@@ -139,8 +137,7 @@ def _pays(op: Op, weights: set[int], kinds: dict[int, Any]) -> bool:
     """
     if jax.device_count() > 1 or jax.default_backend() != "cpu":
         return True
-    size = sum(math.prod(kinds[ref].shape) for ref in weights if ref in kinds)
-    return size >= 8 * math.prod(op.kind.shape)
+    return sum(map(program.size, weights)) >= 8 * program.size(op.outputs[0])
 
 
 def _add(*terms: Any) -> list[Any]:

@@ -8,7 +8,9 @@ parts and evaluate each where it costs least.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +24,7 @@ class Op(NamedTuple):
     run: Callable[..., Sequence[Any]]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    kind: Any = None  # the type (shape, dtype, sharding) of the first output
+    params: Mapping[str, Any] = MappingProxyType({})  # those of the primitive
 
 
 class Program(NamedTuple):
@@ -30,11 +32,37 @@ class Program(NamedTuple):
     consts: dict[int, Any]  # what the traced function closed over, by number
     inputs: list[int]
     outputs: list[int]
+    kinds: dict[int, Any]  # the type (shape, dtype, sharding) of each value
 
-    def fresh(self) -> int:
-        """A number that no value has yet."""
-        used = [*self.consts, *self.inputs, *(number for op in self.ops for number in op.outputs)]
-        return 1 + max(used, default=0)
+    def size(self, number: int) -> int:
+        """The elements of a value."""
+        return math.prod(self.kinds[number].shape)
+
+    def fixed(self) -> set[int]:
+        """The values that depend on no input: the constants and what is made of them alone."""
+        return self.kinds.keys() - reached_from(self.ops, self.inputs)
+
+
+class Rewriting:
+    """A program being rewritten: operations are added one after the other, new values get numbers of their own."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.ops: list[Op] = []
+        self.kinds = dict(program.kinds)
+        self._numbers = itertools.count(1 + max(self.kinds, default=0))
+
+    def add(
+        self, name: str, run: Callable[..., Sequence[Any]], inputs: Iterable[int], kinds: Sequence[Any]
+    ) -> list[int]:
+        """An operation whose outputs are of the given kinds; their numbers."""
+        outputs = tuple(next(self._numbers) for _ in kinds)
+        self.kinds.update(zip(outputs, kinds, strict=True))
+        self.ops.append(Op(name, run, tuple(inputs), outputs))
+        return list(outputs)
+
+    def done(self) -> Program:
+        return self.program._replace(ops=self.ops, kinds=self.kinds)
 
 
 # What only the plain scan may run: the user's own backward rules, which autodiff must meet where they stand, and
@@ -42,45 +70,49 @@ class Program(NamedTuple):
 INDIVISIBLE = ("custom_vjp_call", "pure_callback", "io_callback", "debug_callback")
 
 
-def divisible(closed: Any) -> bool:
-    """Whether a traced step may be taken apart, its ``cond``, scans and other inner programs looked through."""
+def indivisible(closed: Any) -> str | None:
+    """What keeps a traced step in one piece, its ``cond``, scans and other inner programs looked through."""
     if closed.effects:
-        return False
+        return "an effect: " + ", ".join(sorted(map(str, closed.effects)))
     todo = [closed.jaxpr]
     while todo:
         for eqn in todo.pop().eqns:
             if eqn.primitive.name.startswith(INDIVISIBLE):
-                return False
+                return eqn.primitive.name
             for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
                 if hasattr(value, "jaxpr") or hasattr(value, "eqns"):
                     todo.append(getattr(value, "jaxpr", value))
-    return True
+    return None
 
 
 def trace(function: Callable[..., Any], *args: Any) -> tuple[Program | None, Any]:
     """The program of ``function(*args)`` (flat lists in and out) and its output's shapes as a tree.
 
-    The program is None where it must not be taken apart.
+    Where it must not be taken apart, None and the reason.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    if not divisible(closed):
-        return None, shapes
+    if reason := indivisible(closed):
+        return None, reason
     numbers = itertools.count(1)
     ops: list[Op] = []
     inputs = [next(numbers) for _ in closed.jaxpr.invars]
     constants = [next(numbers) for _ in closed.consts]
-    outputs = _flatten(closed.jaxpr, constants, inputs, numbers, ops)
-    return Program(ops, dict(zip(constants, closed.consts, strict=True)), inputs, outputs), shapes
+    kinds = {
+        n: v.aval for n, v in zip([*inputs, *constants], [*closed.jaxpr.invars, *closed.jaxpr.constvars], strict=True)
+    }
+    outputs = _flatten(closed.jaxpr, constants, inputs, numbers, ops, kinds)
+    return Program(ops, dict(zip(constants, closed.consts, strict=True)), inputs, outputs, kinds), shapes
 
 
 def _flatten(
-    jaxpr: Any, consts: Iterable[int], args: Iterable[int], numbers: Iterator[int], ops: list[Op]
+    jaxpr: Any, consts: Iterable[int], args: Iterable[int], numbers: Iterator[int], ops: list[Op], kinds: dict[int, Any]
 ) -> list[int]:
     number_of: dict[Any, int] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def constant(value: Any, kind: Any) -> int:
         number = next(numbers)
-        ops.append(Op("constant", lambda: [value], (), (number,), kind))
+        kinds[number] = kind
+        ops.append(Op("constant", lambda: [value], (), (number,)))
         return number
 
     def read(atom: Any) -> int:
@@ -91,13 +123,13 @@ def _flatten(
         if _is_plain_call(eqn):
             inner = eqn.params["jaxpr"]
             inner_consts = [constant(value, jax.typeof(value)) for value in inner.consts]
-            outputs = _flatten(inner.jaxpr, inner_consts, inputs, numbers, ops)
+            outputs = _flatten(inner.jaxpr, inner_consts, inputs, numbers, ops, kinds)
             number_of.update(zip(eqn.outvars, outputs, strict=True))
         else:
             made = [next(numbers) for _ in eqn.outvars]
             number_of.update(zip(eqn.outvars, made, strict=True))
-            kind = eqn.outvars[0].aval if eqn.outvars else None
-            ops.append(Op(eqn.primitive.name, _runner(eqn), tuple(inputs), tuple(made), kind))
+            kinds.update((number, var.aval) for number, var in zip(made, eqn.outvars, strict=True))
+            ops.append(Op(eqn.primitive.name, _runner(eqn), tuple(inputs), tuple(made), eqn.params))
     return [read(atom) for atom in jaxpr.outvars]
 
 
@@ -118,7 +150,7 @@ def _runner(eqn: Any) -> Callable[..., Sequence[Any]]:
     return run
 
 
-def evaluate(ops: Iterable[Op], known: dict[int, Any], wanted: Sequence[int]) -> list[Any]:
+def evaluate(ops: Iterable[Op], known: Mapping[int, Any], wanted: Sequence[int]) -> list[Any]:
     """The wanted values, from the known ones."""
     values = dict(known)
     for op in ops:
@@ -135,12 +167,12 @@ def reached_from(ops: Iterable[Op], sources: Iterable[int]) -> set[int]:
     return reached
 
 
-def needed_for(ops: Sequence[Op], wanted: Iterable[int]) -> list[Op]:
-    """The operations without which the wanted values cannot be computed, in order."""
-    needed = set(wanted)
+def needed_for(ops: Sequence[Op], wanted: Iterable[int], given: Container[int] = ()) -> list[Op]:
+    """The operations, in order, without which the wanted values cannot be computed from the given ones."""
+    needed = {number for number in wanted if number not in given}
     kept = []
     for op in reversed(ops):
         if any(number in needed for number in op.outputs):
-            needed.update(op.inputs)
+            needed.update(number for number in op.inputs if number not in given)
             kept.append(op)
     return kept[::-1]

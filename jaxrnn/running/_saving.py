@@ -1,0 +1,77 @@
+"""What the forward pass saves for the backward one: the smallest set from which the rest is cheap to compute again.
+
+Every operation that costs about as much as reading its operands may be done a second time, in the backward loop, where
+its operands are in cache; saving its result for all T steps would cost memory and the time to write and to read it.
+Products, inner loops and whatever is not listed here are done once.
+
+The smallest such set is a minimum cut of the step's graph, as in
+
+    He & Yu, "Transcending runtime-memory tradeoffs in checkpointing by being fusion aware", MLSys 2023.
+
+Of cuts of equal size the one nearest to the backward pass is taken: σ(z) rather than z.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from jaxrnn.running._program import Program, needed_for, reached_from
+
+CHEAP = frozenset(
+    "add add_any sub mul div rem neg sign abs max min pow integer_pow square sqrt rsqrt cbrt exp exp2 expm1 log log1p "
+    "tanh logistic sin cos tan sinh cosh asin acos atan atan2 asinh acosh atanh erf erfc erf_inv floor ceil round clamp "
+    "is_finite not and or xor eq ne lt le gt ge select_n convert_element_type stop_gradient copy iota real imag conj "
+    "broadcast_in_dim reshape squeeze expand_dims transpose slice split concatenate pad rev "
+    "reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod argmax argmin cumsum constant".split()
+)
+
+
+def smallest_to_save(
+    program: Program, carry: Collection[int], given: Collection[int], wanted: Collection[int]
+) -> list[int]:
+    """The values to save, in order, so that the wanted ones follow by cheap operations from them and the given ones."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_flow
+
+    varying = reached_from(program.ops, [*carry, *given])
+    free = (program.kinds.keys() - varying).union(given)
+    ops = needed_for(program.ops, wanted, free)
+    nodes = dict.fromkeys(n for n in carry if n not in free)
+    nodes.update(dict.fromkeys(n for op in ops for n in op.outputs if n not in free))
+    place = {n: i for i, n in enumerate(nodes)}
+    source, sink = 2 * len(place), 2 * len(place) + 1
+    entry = lambda n: 2 * place[n]  # noqa: E731
+    leave = lambda n: 2 * place[n] + 1  # noqa: E731
+
+    sizes = {n: program.size(n) * program.kinds[n].dtype.itemsize for n in nodes}
+    unit = math.gcd(*sizes.values()) or 1
+    capacity = {(entry(n), leave(n)): size // unit for n, size in sizes.items()}
+    endless = 1 + sum(capacity.values())
+    capacity |= {(source, entry(n)): endless for n in carry if n in place}
+    capacity |= {(leave(n), sink): endless for n in wanted if n in place}
+    for op in ops:
+        for n in op.outputs:
+            if n not in place:
+                continue
+            if op.name in CHEAP:
+                capacity |= {(leave(ref), entry(n)): endless for ref in op.inputs if ref in place}
+            else:
+                capacity[source, entry(n)] = endless
+    if not place:
+        return []
+    rows, columns = zip(*capacity, strict=True)
+    graph = csr_array((list(capacity.values()), (rows, columns)), shape=(sink + 1, sink + 1), dtype="int32")
+    flow = maximum_flow(graph, source, sink).flow
+    left = (graph - flow).tocoo()  # residual capacities
+    back: dict[int, list[int]] = {}
+    for a, b, room in zip(left.row, left.col, left.data, strict=True):
+        if room > 0:
+            back.setdefault(int(b), []).append(int(a))
+    to_sink, todo = {sink}, [sink]
+    while todo:
+        for a in back.get(todo.pop(), []):
+            if a not in to_sink:
+                to_sink.add(a)
+                todo.append(a)
+    return [n for n in nodes if leave(n) in to_sink and entry(n) not in to_sink]
