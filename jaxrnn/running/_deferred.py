@@ -26,13 +26,22 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn._base import PyTree, flatten
-from jaxrnn.running._leaving import contraction_pays, leave_the_loop, narrow_values, spread_constants
+from jaxrnn.running._fusing import fuse_products
+from jaxrnn.running._leaving import leave_the_loop, narrow_values, spread_constants
 from jaxrnn.running._program import Op, Program, Rewriting, evaluate, indivisible, needed_for, reached_from, trace
 from jaxrnn.running._saving import CHEAP, smallest_to_save
+from jaxrnn.running.plan import Plan, Report
 
 
 def scan_deferred(
-    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], carry: PyTree, xs: PyTree, *, reverse: bool, unroll: int
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    xs: PyTree,
+    *,
+    reverse: bool,
+    unroll: int,
+    plan: Plan | str,
+    said: Report,
 ) -> tuple[PyTree, PyTree]:
     """``jax.lax.scan(body, carry, xs)``, its gradients contracted outside the loop."""
     carry = jax.tree.map(_strong, carry)
@@ -49,21 +58,32 @@ def scan_deferred(
         y_trees.append(y_tree)
         return [*jax.tree.leaves(new), *y_leaves]
 
-    program, _ = trace(step, *carry_leaves, *map(_one_step, xs_leaves))
+    program, reason = trace(step, *carry_leaves, *map(_one_step, xs_leaves))
     if program is None:
+        said.plain_because = reason
         return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)
-    loop = _Loop(program, len(program.consts), n_carry, reverse, unroll)
+    plan = Plan() if plan == "auto" else plan
+    if plan.fuse:
+        program, said.fused = fuse_products(program)
+    loop = _Loop(program, len(program.consts), n_carry, reverse, unroll, plan, said)
     outputs = _differentiable(loop)(*program.consts.values(), *carry_leaves, *xs_leaves)
     return carry_tree.unflatten(outputs[:n_carry]), y_trees[0].unflatten(outputs[n_carry:])
 
 
 def map_over_time(
-    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], carry: PyTree, xs: PyTree, *, reverse: bool, unroll: int
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    xs: PyTree,
+    *,
+    reverse: bool,
+    unroll: int,
+    said: Report,
 ) -> tuple[PyTree, PyTree]:
     """The same for a body that carries nothing: all steps at once."""
     if jax.tree.leaves(xs)[0].shape[0]:
         closed = jax.make_jaxpr(body)(carry, jax.tree.map(_one_step, xs))
-        if indivisible(closed):
+        if reason := indivisible(closed):
+            said.plain_because = reason
             return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)
     return carry, jax.vmap(lambda x: body(carry, x)[1])(xs)
 
@@ -74,6 +94,8 @@ class _Loop(NamedTuple):
     n_carry: int
     reverse: bool
     unroll: int
+    plan: Plan
+    said: Report
 
     def split(self, args: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """consts, carry and xs out of one flat list."""
@@ -91,7 +113,7 @@ def _differentiable(loop: _Loop) -> Callable[..., list[Any]]:
     def run(*args):
         consts, carry, xs = loop.split(args)
         program = loop.program._replace(consts=dict(zip(loop.program.consts, consts, strict=True)))
-        return _scan_program(program, carry, xs, loop)
+        return _scan_forward(program, carry, xs, loop)
 
     def rule(primals, tangents):
         consts, carry, xs = loop.split(primals)
@@ -112,7 +134,7 @@ def _differentiable(loop: _Loop) -> Callable[..., list[Any]]:
             inputs=[*joint.carry, *joint.xs],
             outputs=[*joint.outputs, *joint.saved],
         )
-        outputs = _scan_program(forward, carry, xs, loop)
+        outputs = _scan_forward(forward, carry, xs, loop)
         n_outputs = len(joint.outputs)
         outputs, saved = outputs[:n_outputs], outputs[n_outputs:]
 
@@ -189,8 +211,17 @@ def _trace_with_tangents(loop: _Loop, moving: _Moving, consts: list, carry: list
     tangent_ops = needed_for([op for op in program.ops if moved.intersection(op.outputs)], d_outputs)
     wanted = [ref for op in tangent_ops for ref in op.inputs if ref not in moved]
     wanted += [ref for ref in d_outputs if ref not in moved]
-    saved = smallest_to_save(program, carry_n, xs_n, wanted)
+    varying = reached_from(program.ops, [*carry_n, *xs_n])
+    wanted = [ref for ref in dict.fromkeys(wanted) if ref in varying and ref not in xs_n]
+    saved = smallest_to_save(program, carry_n, xs_n, wanted) if loop.plan.recompute else wanted
+    loop.said.saved = [str(program.kinds[n].shape) for n in saved]
     return _Joint(program, consts_n, carry_n, xs_n, outputs, d_consts, d_carry, d_xs, d_outputs, saved)
+
+
+def _scan_forward(program: Program, carry: Sequence[Any], xs: Sequence[Any], loop: _Loop) -> list[Any]:
+    program, leaving, hoisted, _ = leave_the_loop(program, len(carry), loop.plan.hoists, free=CHEAP)
+    loop.said.hoisted = hoisted
+    return _scan_program(program, carry, xs, loop, leaving=leaving)
 
 
 def _scan_tangent(
@@ -203,8 +234,11 @@ def _scan_tangent(
     tangent = spread_constants(tangent, d_consts)
     tangent = _ready_to_transpose(tangent, len(d_carry), d_consts)
     in_narrow = narrow_values(tangent, d_consts)
-    tangent, leaving = leave_the_loop(tangent, len(d_carry), contraction_pays, free=CHEAP)
-    return _scan_program(tangent, d_carry, xs, loop, leaving=leaving, in_loop=in_narrow, save=False)
+    tangent, leaving, loop.said.contracted, loop.said.added_in_loop = leave_the_loop(
+        tangent, len(d_carry), loop.plan.contracts, free=CHEAP
+    )
+    remat = loop.plan.recompute
+    return _scan_program(tangent, d_carry, xs, loop, leaving=leaving, in_loop=in_narrow, remat=remat)
 
 
 def _ready_to_transpose(tangent: Program, n_carry: int, d_consts: Sequence[int]) -> Program:
@@ -247,7 +281,7 @@ def _scan_program(
     *,
     leaving: Collection[int] = (),
     in_loop: frozenset[int] = frozenset(),
-    save: bool = True,
+    remat: bool = False,
 ) -> list[Any]:
     """Scan a program whose inputs are the carry and one step's x; outputs: the new carry, then what is stacked.
 
@@ -256,16 +290,18 @@ def _scan_program(
     """
     n_carry = len(carry)
     fixed = _fixed_values(program, in_loop)
+    stacked_outputs = [n for n in program.outputs[n_carry:] if n not in leaving]
     carry_numbers, x_numbers = program.inputs[:n_carry], program.inputs[n_carry:]
     varying_ops = [op for op in program.ops if not fixed.keys() & set(op.outputs)]
-    inside = needed_for(varying_ops, program.outputs, given=leaving)
-    used = {n for op in inside for n in op.inputs} | set(program.outputs)
-    remat = (lambda f: f) if save else functools.partial(jax.checkpoint, prevent_cse=False)
+    loop_outputs = [*program.outputs[:n_carry], *stacked_outputs]
+    inside = needed_for(varying_ops, loop_outputs, given=leaving)
+    used = {n for op in inside for n in op.inputs}.union(loop_outputs)
+    checkpoint = functools.partial(jax.checkpoint, prevent_cse=False) if remat else lambda f: f
 
-    frontier = sorted(used.intersection(leaving))
+    frontier = sorted(used.union(program.outputs).intersection(leaving))
     outside = needed_for(varying_ops, frontier)
 
-    @remat
+    @checkpoint
     def before_the_loop(fixed, xs):
         def one_step(x):
             return evaluate(outside, fixed | dict(zip(x_numbers, x, strict=True)), frontier)
@@ -274,24 +310,26 @@ def _scan_program(
 
     ready = before_the_loop(fixed, list(xs)) if frontier else []
     used_xs = [(number, a) for number, a in zip(x_numbers, xs, strict=True) if number in used]
-    stacked_numbers = [*frontier, *(number for number, _ in used_xs)]
+    enter = [(number, a) for number, a in zip(frontier, ready, strict=True) if number in used]
+    stacked_numbers = [number for number, _ in [*enter, *used_xs]]
     fixed_inside = {number: a for number, a in fixed.items() if number in used}
 
-    @remat
+    @checkpoint
     def step(fixed, carry, stacked):
         known = fixed | dict(zip(carry_numbers, carry, strict=True)) | dict(zip(stacked_numbers, stacked, strict=True))
-        values = evaluate(inside, known, program.outputs)
+        values = evaluate(inside, known, loop_outputs)
         return values[:n_carry], values[n_carry:]
 
     end, ys = jax.lax.scan(
         functools.partial(step, fixed_inside),
         list(carry),
-        [*ready, *(a for _, a in used_xs)],
+        [a for _, a in [*enter, *used_xs]],
         length=xs[0].shape[0],
         reverse=loop.reverse,
         unroll=loop.unroll,
     )
-    return [*end, *ys]
+    stacked = dict(zip(frontier, ready, strict=True)) | dict(zip(stacked_outputs, ys, strict=True))
+    return [*end, *(stacked[n] for n in program.outputs[n_carry:])]
 
 
 def _fixed_values(program: Program, in_loop: frozenset[int]) -> dict[int, Any]:

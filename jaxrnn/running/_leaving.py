@@ -62,29 +62,36 @@ def narrow_values(tangent: Program, d_consts: Sequence[int]) -> frozenset[int]:
 
 
 def leave_the_loop(
-    program: Program, n_carry: int, pays: Callable[[Program, Op, set[int]], bool], free: Container[str] = ()
-) -> tuple[Program, set[int]]:
+    program: Program, n_carry: int, pays: Callable[[int, int], bool], free: Container[str] = ()
+) -> tuple[Program, set[int], list[str], list[str]]:
     """The program with its sums regrouped, and the values in it that are computed for all steps at once.
 
     A value leaves the loop where it does not depend on the carry (the first ``n_carry`` inputs) and holds a product that
-    pays; the other terms of the sum that it enters leave with it, so that one array per sum enters the loop. Operations
-    named in ``free`` may leave with them.
+    pays, by ``pays(weights, outputs)``, both in elements. The other terms of the sum that it enters leave with it, so
+    that one array per sum enters the loop; operations named in ``free`` may leave with them. Last come, for the record,
+    the products that leave and those that could but stay.
     """
     carried = reached_from(program.ops, program.inputs[:n_carry])
     varying = reached_from(program.ops, program.inputs)
     able = set(program.inputs[n_carry:])  # may leave
     heavy: set[int] = set()  # and holds a product
+    left, stayed = [], []
     for op in program.ops:
         needs = [ref for ref in op.inputs if ref in varying]
         if not needs or not able.issuperset(needs):
             continue
         if (op.name in LEAVING and not _outgrows(program, op, needs)) or op.name in free:
             able.update(op.outputs)
-            is_product = op.name in PRODUCTS and pays(program, op, set(op.inputs) - varying)
-            if is_product or heavy.intersection(needs):
+            if op.name in PRODUCTS:
+                weights = sum(program.size(ref) for ref in op.inputs if ref not in varying)
+                leaves = pays(weights, program.size(op.outputs[0]))
+                (left if leaves else stayed).append(_name(program, op))
+                if leaves:
+                    heavy.update(op.outputs)
+            if heavy.intersection(needs):
                 heavy.update(op.outputs)
     if not heavy:
-        return program, set()
+        return program, set(), left, stayed
 
     makers = {n: op for op in program.ops for n in op.outputs}
     uses = Counter(ref for op in program.ops for ref in op.inputs)
@@ -114,7 +121,11 @@ def leave_the_loop(
                 heavy.add(total)
                 continue
         regrouped.ops.append(op)
-    return regrouped.done(), heavy
+    return regrouped.done(), heavy, left, stayed
+
+
+def _name(program: Program, op: Op) -> str:
+    return " @ ".join(str(program.kinds[ref].shape) for ref in op.inputs)
 
 
 def _outgrows(program: Program, op: Op, needs: Sequence[int]) -> bool:
@@ -125,19 +136,6 @@ def _outgrows(program: Program, op: Op, needs: Sequence[int]) -> bool:
     if op.name in PRODUCTS and len(needs) == 1:
         return False
     return program.size(op.outputs[0]) > sum(map(program.size, needs))
-
-
-def contraction_pays(program: Program, op: Op, weights: set[int]) -> bool:
-    """Whether a product's weight gradient is better contracted once than added up in the loop.
-
-    With several devices always: a batch sharded over them would be summed over devices at every step. On a single CPU
-    adding a weight costs its size, keeping the cotangents for later the size of the product's output. Measured on two
-    AVX-512 cores (gradient of a training step, contracted / added; H² weights, batch B): H/B = 16 to 32: 0.4-0.95;
-    H/B = 4: 0.7-1.4; H/B below 1: 1.0-1.5. So from 8 on.
-    """
-    if jax.device_count() > 1 or jax.default_backend() != "cpu":
-        return True
-    return sum(map(program.size, weights)) >= 8 * program.size(op.outputs[0])
 
 
 def _add(*terms: Any) -> list[Any]:

@@ -12,6 +12,8 @@ from jaxrnn._base import PyTree, flatten, is_narrow, select
 from jaxrnn._checks import check_carry_kept, check_leads_with_batch, check_pair
 from jaxrnn.running._deferred import map_over_time, scan_deferred
 from jaxrnn.running._placement import shard_like_batch, vary_alike
+from jaxrnn.running._segments import run_in_segments, segment_lengths
+from jaxrnn.running.plan import report
 
 
 class OverTime(NamedTuple):
@@ -26,12 +28,13 @@ def params_at_start(params: PyTree, reverse: bool) -> PyTree:
     return jax.tree.map(lambda a: a.array[at] if isinstance(a, OverTime) else a, params, is_leaf=_is_over_time)
 
 
-def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll, plan):
+def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll, plan, checkpoint):
     """``(carry, ys)`` of the cell over xs (T, *B, …); ``on`` and ``resets`` are (T, *B) or None."""
     params, xs, carry, on, resets, noise = vary_alike(params, xs, carry, on, resets, noise)
     params_now = params_at_start(params, reverse)
+    T = jax.tree.leaves(xs)[0].shape[0]
     own_params, join_params = _split_params(params)
-    own_noise, join_noise = _split_noise(noise, T=jax.tree.leaves(xs)[0].shape[0])
+    own_noise, join_noise = _split_noise(noise, T)
 
     def initial(params):
         carry = cell.initial_carry(params, batch_shape)
@@ -55,11 +58,17 @@ def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, 
         return new, y
 
     inputs = (xs, on, resets, own_params, own_noise)
-    if plan == "plain":
-        return jax.lax.scan(body, carry, inputs, reverse=reverse, unroll=unroll)
-    if jax.tree.leaves(carry):
-        return scan_deferred(body, carry, inputs, reverse=reverse, unroll=unroll)
-    return map_over_time(body, carry, inputs, reverse=reverse, unroll=unroll)
+    lengths = segment_lengths(who, checkpoint, T)
+    said = report(who, T, plan, lengths)
+
+    def run(carry, inputs):
+        if plan == "plain":
+            return jax.lax.scan(body, carry, inputs, reverse=reverse, unroll=unroll)
+        if not jax.tree.leaves(carry):
+            return map_over_time(body, carry, inputs, reverse=reverse, unroll=unroll, said=said)
+        return scan_deferred(body, carry, inputs, reverse=reverse, unroll=unroll, plan=plan, said=said)
+
+    return run_in_segments(run, carry, inputs, lengths, reverse)
 
 
 Split = tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]

@@ -53,12 +53,17 @@ class Rewriting:
         self._numbers = itertools.count(1 + max(self.kinds, default=0))
 
     def add(
-        self, name: str, run: Callable[..., Sequence[Any]], inputs: Iterable[int], kinds: Sequence[Any]
+        self,
+        name: str,
+        run: Callable[..., Sequence[Any]],
+        inputs: Iterable[int],
+        kinds: Sequence[Any],
+        params: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[int]:
         """An operation whose outputs are of the given kinds; their numbers."""
         outputs = tuple(next(self._numbers) for _ in kinds)
         self.kinds.update(zip(outputs, kinds, strict=True))
-        self.ops.append(Op(name, run, tuple(inputs), outputs))
+        self.ops.append(Op(name, run, tuple(inputs), outputs, params))
         return list(outputs)
 
     def done(self) -> Program:

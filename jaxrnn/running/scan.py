@@ -24,10 +24,19 @@ from jaxrnn._checks import (
 )
 from jaxrnn._spec import specified
 from jaxrnn.running._loop import loop, params_at_start
+from jaxrnn.running._segments import Budget, check_checkpoint
+from jaxrnn.running.plan import Plan
 
 
 @specified
-def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1, plan: str = "auto") -> Layer:
+def scan(
+    cell: Cell,
+    *,
+    reverse: bool = False,
+    unroll: int = 1,
+    plan: str | Plan = "auto",
+    checkpoint: bool | int | Budget = False,
+) -> Layer:
     """Run a cell over time with ``jax.lax.scan``.
 
         carry_t, y_t = step(params, carry_{t-1}, x_t)        t = 0 … T-1, or T-1 … 0 with ``reverse``
@@ -39,10 +48,15 @@ def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1, plan: str = "aut
         cell: a Cell, built in or your own.
         reverse: run from the last step to the first.
         unroll: steps per loop iteration, as in ``jax.lax.scan``.
-        plan: "auto" contracts the gradients of the weights once, outside the loop, instead of adding to them at every
-            step; "plain" is ``lax.scan`` of ``step`` and its autodiff. They differ by the order of sums alone. A step
-            with effects, callbacks or ``custom_vjp`` functions runs plainly. Forward mode alone (``jax.jvp``) keeps
-            under "auto" what the tangent needs of all T steps; under "plain" it needs no more than one.
+        plan: how the run is executed; every plan computes the same, up to the order of sums. "auto" contracts the
+            gradients of the weights once, outside the loop, instead of adding to them at every step, multiplies once
+            where products share an operand, and saves less for the backward pass; :class:`Plan` says how and takes
+            each choice by hand, ``jr.explain`` says what was chosen. "plain" is ``lax.scan`` of ``step`` and its
+            autodiff; so runs a step with effects, callbacks or ``custom_vjp`` functions. Forward mode alone
+            (``jax.jvp``) keeps under "auto" what the tangent needs of all T steps; under "plain" no more than one.
+        checkpoint: True keeps for the backward pass the carry at the start of each of about √T segments, and runs each
+            forward again when its turn comes; a number sets the steps of a segment; :class:`Budget` nests segments.
+            On a mesh with Auto or Explicit axes, weight gradients are then summed over devices once a segment.
 
     Returns:
         A Layer, whose ``apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0)``
@@ -89,7 +103,11 @@ def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1, plan: str = "aut
             + ("; a Layer already runs over time, use it as it is." if isinstance(cell, Layer) else ".")
         )
     check_sizes("scan", unroll=unroll)
-    check_choice("scan", "plan", plan, ("auto", "plain"))
+    check_checkpoint("scan", checkpoint)
+    if isinstance(plan, tuple):
+        plan = Plan(*plan)
+    else:
+        check_choice("scan", "plan", plan, ("auto", "plain"))
     who = f"scan({name_of(cell)})"
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
@@ -112,7 +130,7 @@ def scan(cell: Cell, *, reverse: bool = False, unroll: int = 1, plan: str = "aut
             x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
             noise = cell.noise(now, key, times, x)
         resets = resets_before_reading(resets, T, reverse)
-        return loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll, plan)
+        return loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll, plan, checkpoint)
 
     return Layer(cell.init, cell.initial_carry, apply, cell.x_ndim, cell.input_size, cell.output_size)
 
