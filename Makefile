@@ -4,10 +4,12 @@
 #   make test PYTHON=python3.12         another interpreter; .venv is remade when its version differs
 #   make test PYTEST_ARGS="-k lstm -x"  further options for pytest
 #   make test WORKERS=8                 more test processes
+#   make bench BENCH_ARGS="--only lstm --shapes 32,128,128,128"   a part of the benchmark; --help lists the options
 
 PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -20,18 +22,22 @@ MADE := $(VENV)/made-$(PYVER)
 DEMO := $(VENV)/installed-$(PYVER)-train
 DEV := $(VENV)/installed-$(PYVER)-dev
 INTEROP := $(VENV)/installed-$(PYVER)-interop
+BENCH := $(VENV)/installed-$(PYVER)-bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # Two pips must not write into one environment at once.
 .NOTPARALLEL:
-.PHONY: help demo test test-interop test-full lint format typecheck clean
+.PHONY: help demo bench test test-interop test-full lint format typecheck clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(DEMO) ## train on the digits and draw the figures
 	$(PY) -m experiments run configs/digits.toml
+
+bench: $(BENCH) ## jaxrnn beside torch and the JAX libraries: time, memory
+	KERAS_BACKEND=jax $(PY) -m experiments.benchmarks $(BENCH_ARGS)
 
 test: lint typecheck $(DEV) ## lint, type check and tests, without the other libraries
 	$(PYTEST) tests --ignore=tests/interop $(PYTEST_ARGS)
@@ -76,7 +82,8 @@ $(DEMO): EXTRAS = train
 $(DEV): EXTRAS = dev
 # torch comes by the exact pin of its extra; to spare gigabytes of GPU libraries, let pip see a CPU wheel (PIP_FIND_LINKS).
 $(INTEROP): EXTRAS = test,interop,torch
-$(DEMO) $(DEV) $(INTEROP): $(MADE) pyproject.toml constraints.txt
+$(BENCH): EXTRAS = train,interop,torch
+$(DEMO) $(DEV) $(INTEROP) $(BENCH): $(MADE) pyproject.toml constraints.txt
 	@echo "installing jaxrnn[$(EXTRAS)] into $(VENV); the first time takes minutes"
 	$(INSTALL) -e '.[$(EXTRAS)]'
 	@touch $@

@@ -3,6 +3,7 @@
 __main__.py   the command line           training.py  the jitted training loop
 config.py     TOML files and --set       report.py    the run directory: table, metrics, figure
 digits/       the experiment itself: data, model, README with the command and the result
+benchmarks/   jaxrnn beside other libraries, with a command line of its own: python -m experiments.benchmarks
 """
 
 from typing import NamedTuple

@@ -17,18 +17,27 @@ from jaxrnn.cells.peephole_lstm import PeepholeLSTMParams, peephole_lstm
 from jaxrnn.cells.readout import ReadoutParams, readout
 from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
 from jaxrnn.gradients.bptt import bptt_contributions
+from jaxrnn.gradients.tbptt import tbptt
+from jaxrnn.running._segments import Budget
+from jaxrnn.running.plan import Explanation, Plan, Report, explain
 from jaxrnn.running.scan import scan
 from jaxrnn.running.trace import gates, trace_gates
 from jaxrnn.sequences import last, masked_mean, max_pool, mean_pool, pad
+from jaxrnn.training.devices import batch_mesh, replicate, shard_batch, use_cpu_devices
+from jaxrnn.training.ensemble import Division, Ensemble, ensemble, stack_members
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BiCarry",
     "BiParams",
+    "Budget",
     "Cell",
+    "Division",
     "ElmanParams",
     "EmbeddingParams",
+    "Ensemble",
+    "Explanation",
     "GRUGates",
     "GRUParams",
     "LSTMCarry",
@@ -37,8 +46,11 @@ __all__ = [
     "Layer",
     "LayerNormParams",
     "PeepholeLSTMParams",
+    "Plan",
     "ReadoutParams",
+    "Report",
     "Spec",
+    "batch_mesh",
     "bidirectional",
     "bptt_contributions",
     "build",
@@ -46,6 +58,8 @@ __all__ = [
     "dropout",
     "elman",
     "embedding",
+    "ensemble",
+    "explain",
     "gates",
     "gru",
     "last",
@@ -57,8 +71,13 @@ __all__ = [
     "pad",
     "peephole_lstm",
     "readout",
+    "replicate",
     "residual",
     "scan",
+    "shard_batch",
     "stack",
+    "stack_members",
+    "tbptt",
     "trace_gates",
+    "use_cpu_devices",
 ]

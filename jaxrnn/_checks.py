@@ -215,3 +215,69 @@ def _outline(tree: PyTree) -> str:
     if isinstance(tree, dict):
         return "{" + ", ".join(f"{name!r}: {_outline(value)}" for name, value in tree.items()) + "}"
     return f"array {jnp.shape(tree)}" if hasattr(tree, "shape") else repr(tree)
+
+
+def count_members(who: str, members: PyTree) -> int:
+    """N, with which every leaf of an ensemble's members leads."""
+    seen: dict[int, str] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(members):
+        shape, name = jnp.shape(leaf), f"members{jax.tree_util.keystr(path)}"
+        if not shape:
+            raise ValueError(
+                f"{who}: {name} is a scalar, but every array of members must lead with N, one entry a member; pass "
+                f"what all members share as a further argument, or repeat it with jnp.broadcast_to."
+            )
+        seen.setdefault(shape[0], name)
+    if len(seen) > 1:
+        came = " and ".join(f"{size} in {name}" for size, name in seen.items())
+        raise ValueError(
+            f"{who}: every array of members must lead with the same N, got {came}; stack the members' trees with "
+            f"jr.stack_members, and pass what all share as a further argument."
+        )
+    if not seen or 0 in seen:
+        raise ValueError(f"{who}: needs at least one member, got {'none' if seen else 'no array'}.")
+    return next(iter(seen))
+
+
+def check_members(who: str, members: list[PyTree]) -> None:
+    """The trees of an ensemble's members have one structure, and their leaves one shape and dtype."""
+    if not members:
+        raise ValueError(f"{who}: needs at least one member, got none.")
+    mend = "all members must be of one model; run different ones as ensembles of their own"
+    for index, member in enumerate(members):
+        _check_tree(who, f"member {index}", member, members[0], mend)
+        for (path, leaf), want in zip(*_with_paths(member, members[0]), strict=True):
+            if jnp.result_type(leaf) != jnp.result_type(want):
+                raise ValueError(
+                    f"{who}: member {index}{path} is {jnp.result_type(leaf)} but that of member 0 is "
+                    f"{jnp.result_type(want)}; cast it with .astype({str(jnp.result_type(want))!r})."
+                )
+
+
+def check_divides(who: str, what: str, size: int, devices: int) -> None:
+    """A mesh divides what is sharded over it into equal parts."""
+    if size % devices:
+        fewer = max(d for d in range(1, devices) if size % d == 0)
+        raise ValueError(
+            f"{who}: {what}, {size}, cannot be divided among {devices} devices; give a multiple of {devices}, such as "
+            f"{-(-size // devices) * devices}, or a mesh of {fewer} device{'s' if fewer > 1 else ''}."
+        )
+
+
+def check_batch_axis(who: str, name: str, shape: tuple[int, ...], axis: Any) -> None:
+    """An array has the axis that is said to be its batch."""
+    if isinstance(axis, bool) or not isinstance(axis, int) or not 0 <= axis < len(shape):
+        raise ValueError(
+            f"{who}: expected batch_axis to name an axis of {name}, which has shape {shape}, got {axis!r}; arrays "
+            f"(T, B, …) have batch_axis=1, arrays (B, …) have 0, and a tree of both takes a tree such as (1, 0)."
+        )
+
+
+def check_context_mesh(who: str, mesh: jax.sharding.Mesh) -> None:
+    """A program on a mesh of its own runs where no other mesh is set."""
+    context = jax.sharding.get_abstract_mesh()
+    if not context.empty and context != mesh.abstract_mesh:
+        raise ValueError(
+            f"{who}: jax.set_mesh has set a mesh of other devices or axes, {context.axis_names}, than that of the "
+            f"program, {mesh.axis_names}; pass that one as mesh=…, or call this outside of jax.set_mesh."
+        )

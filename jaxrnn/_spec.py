@@ -20,7 +20,8 @@ class Spec(NamedTuple):
 
     Fields:
         kind: the name of the factory, ``"lstm"``, ``"stack"`` …
-        options: the factory's arguments that differ from their defaults, as sorted (name, value) pairs.
+        options: the factory's arguments that differ from their defaults, as sorted (name, value) pairs; a value that
+            is a record, as a :class:`Plan` is, stands as a Spec.
         children: the specs of the cells and layers that went in.
     """
 
@@ -42,7 +43,7 @@ class Spec(NamedTuple):
                 )
         return {
             "kind": self.kind,
-            "options": dict(self.options),
+            "options": {name: v.to_dict() if isinstance(v, Spec) else v for name, v in self.options},
             "children": [child.to_dict() for child in self.children],
         }
 
@@ -57,7 +58,7 @@ class Spec(NamedTuple):
             raise ValueError(f"Spec.from_dict: expected a dict of options for {data['kind']!r}, got {options!r}.")
         return cls(
             data["kind"],
-            tuple(sorted(options.items())),
+            tuple(sorted((name, cls.from_dict(v) if isinstance(v, dict) else v) for name, v in options.items())),
             tuple(cls.from_dict(child) for child in data.get("children", ())),
         )
 
@@ -88,7 +89,10 @@ def specified(factory: Callable[P, Made]) -> Callable[P, Made]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """An option as JSON can hold it: dtypes by name, NumPy's numbers as Python's."""
+    """An option as JSON can hold it: dtypes by name, NumPy's numbers as Python's, records (a Plan …) as Specs."""
+    if hasattr(value, "_fields"):
+        fields = ((n, _plain(n, v)) for n, v in value._asdict().items() if v != value._field_defaults.get(n, ()))
+        return Spec(type(value).__name__, tuple(sorted(fields)))
     if name.endswith("dtype") and value is not None:
         return np.dtype(value).name
     return value.item() if isinstance(value, np.generic) else value
@@ -126,11 +130,13 @@ def build(spec: Spec | dict[str, Any]) -> Any:
     for name, _ in spec.options:
         if name not in known:
             raise ValueError(f"build: {spec.kind} has no option {name!r}{nearest(name, known)}.")
-    return factory(*map(build, spec.children), **dict(spec.options))
+    options = {name: build(value) if isinstance(value, Spec) else value for name, value in spec.options}
+    return factory(*map(build, spec.children), **options)
 
 
 KINDS = (
     *("elman", "lstm", "gru", "peephole_lstm"),
     *("readout", "dropout", "layer_norm", "embedding"),
-    *("scan", "stack", "chain", "bidirectional", "residual"),
+    *("scan", "stack", "chain", "bidirectional", "residual", "tbptt"),
+    *("Plan", "Budget"),
 )

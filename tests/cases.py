@@ -15,17 +15,35 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn as jr
-from tests.user_cells import clockwork, fast_weights
+from tests.user_cells import clockwork, fast_weights, textbook_lstm
 
 T, B, I, H = 6, 3, 3, 4
 
 
+RUNS = {
+    "auto": {},
+    "plain": {"plan": "plain"},
+    "checkpointed": {"checkpoint": 4},  # 6 steps: a segment of 4 and one of 2
+    "checkpointed-plain": {"plan": "plain", "checkpoint": True},
+    "nested": {"checkpoint": jr.Budget(5)},  # segments of 3 steps, each of them of segments of 1 or 2
+    "everything": {"plan": jr.Plan(hoist=True, contract=True)},
+    "nothing": {"plan": jr.Plan(fuse=False, hoist=False, contract=False, recompute=False)},
+}
+
+
 class Case(NamedTuple):
     name: str
-    layer: jr.Layer
+    make: Callable[..., jr.Layer]  # (**options of jr.scan)
     loop: Callable  # (params, xs, carry, on, resets) -> (carry, ys), one sequence: xs (T, I)
     chunks: str  # "forward", "reverse" or "none": in which order a run may be cut
-    plain: jr.Layer  # the same layer under plan="plain"
+    run: str = "auto"  # one of RUNS
+
+    @property
+    def layer(self) -> jr.Layer:
+        return self.make(**RUNS[self.run])
+
+    def under(self, run: str) -> Case:
+        return self._replace(name=f"{self.name}-{run}", run=run)
 
 
 def of_cell(name: str, cell: jr.Cell, reverse: bool = False) -> Case:
@@ -43,8 +61,8 @@ def of_cell(name: str, cell: jr.Cell, reverse: bool = False) -> Case:
         return carry, jnp.stack([zero if y is None else y for y in ys])
 
     direction = "reverse" if reverse else "forward"
-    layer, plain = (jr.scan(cell, reverse=reverse, plan=plan) for plan in ("auto", "plain"))
-    return Case(f"{name}-{direction}", layer, loop, direction, plain)
+    make = functools.partial(jr.scan, cell, reverse=reverse)
+    return Case(f"{name}-{direction}", make, loop, direction)
 
 
 def of_stack(name: str, *members: Case) -> Case:
@@ -57,8 +75,8 @@ def of_stack(name: str, *members: Case) -> Case:
         return tuple(ends), xs
 
     orders = {member.chunks for member in members}
-    layer, plain = jr.stack(*(m.layer for m in members)), jr.stack(*(m.plain for m in members))
-    return Case(name, layer, loop, orders.pop() if len(orders) == 1 else "none", plain)
+    make = lambda **options: jr.stack(*(member.make(**options) for member in members))  # noqa: E731
+    return Case(name, make, loop, orders.pop() if len(orders) == 1 else "none")
 
 
 def of_pair(name: str, forward: jr.Cell, backward: jr.Cell, merge: str, merged: Callable) -> Case:
@@ -70,11 +88,10 @@ def of_pair(name: str, forward: jr.Cell, backward: jr.Cell, merge: str, merged: 
         end_back, ys_back = back.loop(params.backward, xs, carry.backward, on, resets)
         return jr.BiCarry(end_ahead, end_back), merged(ys_ahead, ys_back)
 
-    layer, plain = (
-        jr.bidirectional(forward, backward, merge=merge, run=functools.partial(jr.scan, plan=plan))
-        for plan in ("auto", "plain")
-    )
-    return Case(name, layer, loop, "none", plain)
+    def make(**options):
+        return jr.bidirectional(forward, backward, merge=merge, run=functools.partial(jr.scan, **options))
+
+    return Case(name, make, loop, "none")
 
 
 CELLS = {
@@ -88,6 +105,7 @@ CELLS = {
     "peephole_full": jr.peephole_lstm(I, H, peephole="full"),
     "user_clockwork": clockwork(I, H),
     "user_fast_weights": fast_weights(I, H),
+    "user_textbook_lstm": textbook_lstm(I, H),
     "chain": jr.chain(jr.elman(I, H), jr.layer_norm(H), jr.gru(H, H), jr.readout(H, 2)),
     "residual": jr.residual(jr.lstm(I, I)),
 }

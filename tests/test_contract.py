@@ -15,6 +15,7 @@ from tests.cases import (
     GAPS,
     LENGTHS,
     RESETS,
+    RUNS,
     B,
     Flags,
     I,
@@ -30,10 +31,19 @@ from tests.cases import (
 # Both sides compute in float64 with sums in another order, over six steps: a few hundred roundings of 2e-16.
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 
-by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-forward_or_reverse = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.chunks != "none"], ids=lambda case: case.name
-)
+
+def with_runs(cases):
+    """Every case under the default plan, and each under one of the others in turn; all pairs under ``--full``."""
+    others = ("plain", "checkpointed", "nothing", "checkpointed", "everything", "nested")
+    for index, case in enumerate(cases):
+        yield pytest.param(case, id=case.name)
+        for run in [run for run in RUNS if run != "auto"]:
+            its_turn = index % 2 == 0 and run == others[index // 2 % len(others)]
+            yield pytest.param(case.under(run), id=f"{case.name}-{run}", marks=() if its_turn else pytest.mark.full)
+
+
+by_case = pytest.mark.parametrize("case", list(with_runs(CASES)))
+forward_or_reverse = pytest.mark.parametrize("case", list(with_runs(c for c in CASES if c.chunks != "none")))
 
 
 def case_by_flags(flags):
@@ -42,9 +52,11 @@ def case_by_flags(flags):
         ("case", "flags"),
         [
             pytest.param(
-                case, f, id=f"{case.name}-{f.name}", marks=() if (i - j) % len(flags) == 0 else pytest.mark.full
+                *(*case.values, f),
+                id=f"{case.id}-{f.name}",
+                marks=case.marks if (i // len(RUNS) - j) % len(flags) == 0 else pytest.mark.full,
             )
-            for (i, case), (j, f) in itertools.product(enumerate(CASES), enumerate(flags))
+            for (i, case), (j, f) in itertools.product(enumerate(with_runs(CASES)), enumerate(flags))
         ],
     )
 
@@ -85,16 +97,19 @@ def test_equals_the_plain_loop(case, flags, x64):
     assert_trees_close(compiled, (loop(params, xs, carry), gradients(loop, params, xs, carry)))
 
 
-@by_case
-def test_plans_agree(case, x64):
-    """ "auto" and "plain" differ by the order of sums alone."""
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_runs_agree(case, x64):
+    """All ways of running differ by the order of sums alone."""
     params, xs, carry = problem(case, FLAGS[4])
 
-    def everything(layer):
-        run = lambda params, xs, carry: layer.apply(params, xs, carry, **FLAGS[4].options)  # noqa: E731
+    def everything(case):
+        run = lambda params, xs, carry: case.layer.apply(params, xs, carry, **FLAGS[4].options)  # noqa: E731
         return run(params, xs, carry), gradients(run, params, xs, carry)
 
-    assert_trees_close(*jax.jit(lambda: (everything(case.layer), everything(case.plain)))())
+    others = ("auto", "checkpointed", "everything", "nothing")
+    plain, *rest = jax.jit(lambda: [everything(case.under(run)) for run in ("plain", *others)])()
+    for got in rest:
+        assert_trees_close(got, plain)
 
 
 @case_by_flags([FLAGS[0], FLAGS[4]])
@@ -289,7 +304,7 @@ def test_one_trace_for_any_lengths(case):
     assert not np.array_equal(outputs[0], outputs[1])
 
 
-@by_case
+@pytest.mark.parametrize("case", [*CASES, *(case.under("checkpointed") for case in CASES[:4])], ids=lambda case: case.name)
 def test_program_does_not_grow_with_T(case):
     params, xs, carry = problem(case)
     size = lambda xs: len(str(jax.make_jaxpr(jax.grad(lambda p: weigh(case.layer.apply(p, xs, carry))))(params)))  # noqa: E731

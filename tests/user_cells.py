@@ -1,4 +1,4 @@
-"""Two cells that the library does not ship, written from README alone: three functions each."""
+"""Cells that the library does not ship, written from README alone: three functions each."""
 
 import jax
 import jax.numpy as jnp
@@ -46,5 +46,28 @@ def fast_weights(input_size, hidden_size):
         k, v, q = jnp.split(x @ params["W"], 3, axis=-1)
         S = params["decay"] * S + k[..., :, None] * v[..., None, :]
         return S, jnp.einsum("...kv,...k->...v", S, q)
+
+    return jr.Cell(init, initial_carry, step)
+
+
+def textbook_lstm(input_size, hidden_size):
+    """The equations as they are printed: eight products, four biases."""
+
+    def init(key):
+        shapes = {"W": (input_size, hidden_size), "U": (hidden_size, hidden_size), "b": (hidden_size,)}
+        keys = iter(jax.random.split(key, 12))
+        return {gate: {n: 0.3 * jax.random.normal(next(keys), s) for n, s in shapes.items()} for gate in "ifgo"}
+
+    def initial_carry(params, batch_shape=()):
+        zero = jnp.zeros((*batch_shape, hidden_size), params["i"]["U"].dtype)
+        return zero, zero
+
+    def step(params, carry, x):
+        h, c = carry
+        a = {gate: x @ p["W"] + h @ p["U"] + p["b"] for gate, p in params.items()}
+        i, f, o = (jax.nn.sigmoid(a[gate]) for gate in "ifo")
+        c = f * c + i * jnp.tanh(a["g"])
+        h = o * jnp.tanh(c)
+        return (h, c), h
 
     return jr.Cell(init, initial_carry, step)

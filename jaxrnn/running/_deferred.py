@@ -28,7 +28,8 @@ from jax.custom_derivatives import SymbolicZero
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.running._fusing import fuse_products
 from jaxrnn.running._leaving import leave_the_loop, narrow_values, spread_constants
-from jaxrnn.running._program import Op, Program, Rewriting, evaluate, indivisible, needed_for, reached_from, trace
+from jaxrnn.running._products import ready_to_transpose
+from jaxrnn.running._program import Program, evaluate, indivisible, needed_for, reached_from, trace
 from jaxrnn.running._saving import CHEAP, smallest_to_save
 from jaxrnn.running.plan import Plan, Report
 
@@ -232,45 +233,15 @@ def _scan_tangent(
     Both parts are checkpointed: what is cheap is computed again in the backward pass, beside its use.
     """
     tangent = spread_constants(tangent, d_consts)
-    tangent = _ready_to_transpose(tangent, len(d_carry), d_consts)
+    carried = reached_from(tangent.ops, tangent.inputs[: len(d_carry)])
+    weights = tangent.fixed() - reached_from(tangent.ops, d_consts)
+    tangent = ready_to_transpose(tangent, carried, weights)
     in_narrow = narrow_values(tangent, d_consts)
     tangent, leaving, loop.said.contracted, loop.said.added_in_loop = leave_the_loop(
         tangent, len(d_carry), loop.plan.contracts, free=CHEAP
     )
     remat = loop.plan.recompute
     return _scan_program(tangent, d_carry, xs, loop, leaving=leaving, in_loop=in_narrow, remat=remat)
-
-
-def _ready_to_transpose(tangent: Program, n_carry: int, d_consts: Sequence[int]) -> Program:
-    """The products of the loop with their weights turned round, outside the loop.
-
-    The transpose of ``∂h @ W`` contracts the second axis of W, at which a matrix product is up to 1.6 times as slow (two
-    AVX-512 cores); with Wᵀ at hand it contracts the first.
-    """
-    carried = reached_from(tangent.ops, tangent.inputs[:n_carry])
-    fixed = tangent.fixed() - reached_from(tangent.ops, d_consts)
-    turned = Rewriting(tangent)
-    for op in tangent.ops:
-        if op.name == "dot_general":
-            (contracting, batch), inputs = op.params["dimension_numbers"], list(op.inputs)
-            for side, standard in ((0, 1), (1, 0)):
-                W, kind = op.inputs[side], tangent.kinds[op.inputs[side]]
-                if W not in fixed or op.inputs[1 - side] not in carried or kind.ndim != 2 or batch != ((), ()):
-                    continue
-                if tuple(contracting[side]) != (standard,) or any(kind.sharding.spec):
-                    continue
-                (inputs[side],) = turned.add("transpose", lambda W: [W.T], (W,), [kind.update(shape=kind.shape[::-1])])
-                axes = list(contracting)
-                axes[side] = (1 - standard,)
-                op = _with_dimensions(op, (tuple(axes), batch))
-            op = op._replace(inputs=tuple(inputs))
-        turned.ops.append(op)
-    return turned.done()
-
-
-def _with_dimensions(op: Op, dimension_numbers: Any) -> Op:
-    params = {**op.params, "dimension_numbers": dimension_numbers}
-    return op._replace(params=params, run=lambda a, b: [jax.lax.dot_general_p.bind(a, b, **params)])
 
 
 def _scan_program(

@@ -41,13 +41,12 @@ class Budget(NamedTuple):
 
 
 def check_checkpoint(who: str, checkpoint: Any) -> None:
-    if isinstance(checkpoint, bool):
-        return
+    """True, False, the steps of a segment, or a budget."""
     if isinstance(checkpoint, Budget):
         check_sizes(f"{who}: Budget", steps=checkpoint.steps)
-    elif isinstance(checkpoint, tuple):
+    elif not isinstance(checkpoint, bool | int | float):
         raise TypeError(f"{who}: checkpoint must be True, a segment length or jr.Budget(steps), got {checkpoint!r}.")
-    else:
+    elif not isinstance(checkpoint, bool):
         check_sizes(who, checkpoint=checkpoint)
 
 

@@ -66,6 +66,18 @@ class Plan(NamedTuple):
         return weights >= 8 * outputs
 
 
+def check_plan(who: str, plan: Any) -> None:
+    """ "auto", "plain" or a Plan, its fields True, False or (where a rule may choose) None."""
+    if isinstance(plan, Plan):
+        for name, value in plan._asdict().items():
+            open_to_rules = Plan._field_defaults[name] is None
+            if not (isinstance(value, bool) or (value is None and open_to_rules)):
+                choices = "True, False or None" if open_to_rules else "True or False"
+                raise TypeError(f"{who}: Plan.{name} must be {choices}, got {value!r}.")
+    elif not isinstance(plan, str) or plan not in ("auto", "plain"):
+        raise ValueError(f"{who}: plan must be one of 'auto', 'plain' or a jr.Plan, got {plan!r}.")
+
+
 @dataclasses.dataclass
 class Report:
     """What was done to one run over time; the entries are filled in as it is traced."""

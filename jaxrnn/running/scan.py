@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, Layer, name_of, select
 from jaxrnn._checks import (
     check_carry,
-    check_choice,
     check_features,
     check_flags,
     check_leads_with_batch,
@@ -25,7 +24,7 @@ from jaxrnn._checks import (
 from jaxrnn._spec import specified
 from jaxrnn.running._loop import loop, params_at_start
 from jaxrnn.running._segments import Budget, check_checkpoint
-from jaxrnn.running.plan import Plan
+from jaxrnn.running.plan import Plan, check_plan
 
 
 @specified
@@ -103,11 +102,8 @@ def scan(
             + ("; a Layer already runs over time, use it as it is." if isinstance(cell, Layer) else ".")
         )
     check_sizes("scan", unroll=unroll)
+    check_plan("scan", plan)
     check_checkpoint("scan", checkpoint)
-    if isinstance(plan, tuple):
-        plan = Plan(*plan)
-    else:
-        check_choice("scan", "plan", plan, ("auto", "plain"))
     who = f"scan({name_of(cell)})"
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):

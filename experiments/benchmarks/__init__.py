@@ -1,0 +1,9 @@
+"""Benchmarks: jaxrnn beside the other libraries, in one process: ``python -m experiments.benchmarks``.
+
+__main__.py      the command line         problems.py   cells, shapes and their data
+contestants.py   who takes part           programs.py   from a model to a compiled program on one device or several
+ours.py          jaxrnn, the floor        suites.py     the groups of rows, and how a group is measured
+peers.py         the JAX libraries        timing.py     interleaved rounds
+pytorch.py       torch                    targets.py    ratios against the targets
+                                          report.py     table, JSON lines, Markdown, figure
+"""

@@ -1,0 +1,230 @@
+"""``python -m experiments.benchmarks``: measure, and write what came of it to a directory of its own."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # which Keras reads at its first import
+
+import jax
+
+if TYPE_CHECKING:
+    from experiments.benchmarks.suites import Settings
+
+EXTRA = {"matplotlib": "matplotlib", "rich": "rich"}
+CORES_THAT_DISTURB = 0.1  # kept busy by other processes while a group ran
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark. Exit status: 0, 1 (could not run), 2 (was asked wrongly), 130 (was stopped)."""
+    arguments = parser().parse_args(argv)
+    missing = [pip for module, pip in EXTRA.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        print(f"the benchmarks need {', '.join(missing)}: pip install 'jaxrnn[train]'", file=sys.stderr)
+        return 1
+    if arguments.report is not None:
+        return report_again(arguments.report)
+    two_cpu_devices()
+    try:
+        settings = settings_of(arguments)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        run(settings, arguments.out)
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; --report RUN makes the tables of the rows up to here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def two_cpu_devices() -> None:
+    """Two devices on the CPU; a program on one of them still has every core."""
+    with contextlib.suppress(RuntimeError):  # JAX has started: in tests, which have done the same
+        jax.config.update("jax_num_cpu_devices", 2)
+
+
+def run(settings: Settings, out: Path) -> Path:
+    """Measure every group of the settings; returns the run directory."""
+    from experiments.benchmarks import report, suites
+    from experiments.benchmarks.timing import OtherWork
+    from experiments.report import new_directory
+
+    console = terminal()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
+    directory = new_directory(out, "benchmarks")
+    environment = report.environment()
+    say(report.machine(environment))
+    for module in suites.missing(settings):
+        say(f"{module} is not installed: left out")
+    rows: list[suites.Row] = []
+    begin = time.perf_counter()
+    all_other_work = OtherWork()
+    for group in suites.groups(settings):
+        other_work = OtherWork()
+        measured = suites.measure(group)
+        cores = other_work.cores() or 0.0
+        rows += measured
+        report.append(directory, measured)
+        say(f"{time.perf_counter() - begin:6.0f} s  {group.title}: {fastest(measured)}")
+        if cores > CORES_THAT_DISTURB:
+            say(
+                f"WARNING: other processes kept {cores:.1f} cores busy: not to be trusted, torch's figures least of all"
+            )
+    environment["other_work"] = all_other_work.cores()
+    environment["seconds"] = round(time.perf_counter() - begin)
+    report.write(directory, rows, environment)
+    report.show(rows, directory, console)
+    return directory
+
+
+def terminal() -> Any:
+    """A console; wide where the output goes to a file."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def fastest(rows: Sequence[Any]) -> str:
+    """The line of progress: who was fastest, and who failed."""
+    racing = [row for row in rows if row.median is not None and not row.contestant.startswith("floor")]
+    words = []
+    if racing:
+        best = min(racing, key=lambda row: row.median)
+        words.append(f"{best.contestant} ({best.devices}) {1e3 * best.median:.3g} ms")
+    words += [f"{row.contestant} ({row.devices}) {row.note}" for row in rows if row.note.startswith("failed")]
+    return ", ".join(words) or "nothing measured"
+
+
+def report_again(directory: Path) -> int:
+    """The tables and the figure of an older run, made anew from its rows."""
+    import json
+
+    from experiments.benchmarks import report
+
+    try:
+        rows = report.load(directory)
+        summary = directory / "summary.json"
+        known = json.loads(summary.read_text(encoding="utf-8"))["environment"] if summary.exists() else None
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    report.write(directory, rows, known or report.environment())
+    report.show(rows, directory, terminal())
+    return 0
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The whole benchmark, or the part that was asked for.
+
+    Raises:
+        ValueError: a word or a shape that is not known, with those that are.
+    """
+    from experiments.benchmarks.contestants import BY_NAME
+    from experiments.benchmarks.problems import GATES
+    from experiments.benchmarks.programs import QUANTITIES
+    from experiments.benchmarks.suites import SUITES, Settings
+    from experiments.benchmarks.timing import Budget
+
+    settings = Settings()
+    if arguments.quick:
+        settings = settings._replace(
+            shapes=(settings.shapes[0], settings.shapes[2]),
+            budget=Budget(seconds=0.2, least=3),
+            step_sizes=settings.step_sizes[:1],
+            lengths=(100, 1_000),
+            compile_lengths=(1_000,),
+        )
+    if arguments.seconds is not None:
+        settings = settings._replace(budget=settings.budget._replace(seconds=arguments.seconds))
+    kinds: dict[str, Sequence[str]] = {"suites": tuple(SUITES), "cells": tuple(GATES), "quantities": tuple(QUANTITIES)}
+    words = [word for argument in arguments.only for word in argument.split(",")]
+    unknown = [word for word in words if not any(word in known for known in kinds.values())]
+    if unknown:
+        known = ", ".join(word for known in kinds.values() for word in known)
+        raise ValueError(f"--only: {unknown[0]!r} is none of {known}")
+    chosen = {field: tuple(word for word in known if word in words) for field, known in kinds.items()}
+    if arguments.shapes:
+        shapes = tuple(shape_of(text) for text in arguments.shapes)
+        settings = settings._replace(shapes=shapes, variant_shapes=shapes)
+        chosen["suites"] = chosen["suites"] or ("cells", "variants")
+    if arguments.contestants:
+        names = tuple(text.strip() for text in arguments.contestants.split(","))
+        unknown = [name for name in names if name not in BY_NAME]
+        if unknown:
+            raise ValueError(f"--contestants: {unknown[0]!r} is none of {', '.join(BY_NAME)}")
+        settings = settings._replace(contestants=names)
+    return settings._replace(
+        suites=chosen["suites"] or settings.suites,
+        cells=chosen["cells"] or settings.cells,
+        quantities=chosen["quantities"] or settings.quantities,
+    )
+
+
+def shape_of(text: str) -> tuple[int, int, int, int]:
+    try:
+        B, T, I, H = map(int, text.split(","))
+    except ValueError:
+        raise ValueError(f"--shapes: expected B,T,I,H such as 32,128,128,128, got {text!r}") from None
+    if min(B, T, I, H) < 1:
+        raise ValueError(f"--shapes: expected sizes of at least 1, got {text!r}")
+    return B, T, I, H
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks",
+        description="jaxrnn beside torch and the JAX libraries: time, compile time, temporary memory.",
+        epilog='example:\n  make bench BENCH_ARGS="--only lstm,train --shapes 32,128,128,128"',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="suites (cells, variants, ensemble, step, length, memory, compile), cells (elman, lstm, gru), quantities "
+        "(forward, train), with commas; of a kind that is not named, all",
+    )
+    top.add_argument(
+        "--shapes",
+        nargs="+",
+        default=[],
+        metavar="B,T,I,H",
+        help="the shapes of the suites cells and variants; the other suites then run only if --only names them",
+    )
+    top.add_argument("--contestants", metavar="NAMES", help="with commas, such as 'jaxrnn,jaxrnn plain,torch'")
+    top.add_argument(
+        "--quick", action="store_true", help="two shapes, short lengths, few rounds: minutes, rough figures"
+    )
+    top.add_argument("--seconds", type=seconds, help="the time budget of each contestant in each group (default: 0.5)")
+    top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")
+    top.add_argument("--report", type=Path, metavar="RUN", help="measure nothing: make the tables of this run anew")
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""The targets, each a ratio of two contestants' medians in the same rounds, judged over the shapes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from experiments.benchmarks.contestants import CHECKPOINT, PEER_NAMES, PLAIN, PLAN, TEXTBOOK, TORCH
+from experiments.benchmarks.problems import GATES
+from experiments.benchmarks.suites import LOSSES, Row
+
+Figure = Callable[[Row], float | None]
+
+
+class Verdict(NamedTuple):
+    """One line of the table of targets."""
+
+    target: str
+    limit: float
+    value: float | None  # the median of the ratios, or the largest; None where nothing was measured
+    smallest: float | None = None
+    largest: float | None = None
+    where: str = ""  # the largest is
+    largest_may_be: float | None = None
+    ratios: dict[str, float] | None = None  # by shape
+
+    @property
+    def met(self) -> bool | None:
+        if self.value is None or self.largest is None:
+            return None
+        return self.value <= self.limit and (self.largest_may_be is None or self.largest <= self.largest_may_be)
+
+
+def judged(
+    target: str, ratios: dict[str, float], limit: float, *, every: bool = False, largest_may_be: float | None = None
+) -> Verdict:
+    """By the median of the ratios, or with ``every`` by the largest of them."""
+    if not ratios:
+        return Verdict(target, limit, None, largest_may_be=largest_may_be)
+    where = max(ratios, key=ratios.__getitem__)
+    smallest, largest = min(ratios.values()), ratios[where]
+    value = largest if every else statistics.median(ratios.values())
+    return Verdict(target, limit, value, smallest, largest, where, largest_may_be, ratios)
+
+
+def name(row: Row) -> str:
+    """What a ratio stands for, apart from contestant, devices and quantity."""
+    shape = ",".join(map(str, row.shape))
+    return " ".join(filter(None, (row.variant, row.cell, shape)))
+
+
+def time_of(row: Row) -> float | None:
+    return row.median
+
+
+def temporaries(row: Row) -> float | None:
+    return None if row.temp_bytes is None else float(row.temp_bytes)
+
+
+def figures(
+    rows: Iterable[Row],
+    contestants: str | Sequence[str],
+    devices: int,
+    *,
+    suite: str = "cells",
+    quantity: str = "train",
+    cell: str | None = None,
+    figure: Figure = time_of,
+) -> dict[str, float]:
+    """The figure at each shape: the contestant's, or the smallest of several contestants'."""
+    wanted = (contestants,) if isinstance(contestants, str) else contestants
+    best: dict[str, float] = {}
+    for row in rows:
+        value = figure(row)
+        matches = (row.suite, row.quantity, row.devices) == (suite, quantity, devices) and row.contestant in wanted
+        if matches and cell in (None, row.cell) and value is not None:
+            best[name(row)] = min(value, best.get(name(row), value))
+    return best
+
+
+def ratio(numerators: dict[str, float], denominators: dict[str, float]) -> dict[str, float]:
+    """At the shapes that both have; a denominator of 0 (no temporaries at all) has no ratio."""
+    return {key: value / denominators[key] for key, value in numerators.items() if denominators.get(key)}
+
+
+def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """Every line of the targets, those without figures included."""
+
+    def ours(cell: str) -> dict[str, float]:
+        """On two devices; on one where the batch cannot be split."""
+        return figures(rows, PLAN, 1, cell=cell) | figures(rows, PLAN, 2, cell=cell)
+
+    def against_torch(cell: str) -> dict[str, float]:
+        return ratio(ours(cell), figures(rows, TORCH, 1, cell=cell))
+
+    def peers(devices: int, cell: str = "lstm", quantity: str = "train") -> dict[str, float]:
+        return figures(rows, PEER_NAMES, devices, cell=cell, quantity=quantity)
+
+    def own(devices: int, cell: str = "lstm", quantity: str = "train") -> dict[str, float]:
+        return figures(rows, PLAN, devices, cell=cell, quantity=quantity)
+
+    step = "training step"
+    lines = [
+        judged(f"LSTM {step}, two devices / torch", against_torch("lstm"), 1.0, largest_may_be=1.3),
+        judged(f"LSTM {step}, two devices / best JAX peer unsharded", ratio(own(2), peers(1)), 0.7),
+        judged(f"LSTM {step} / best JAX peer, both on two devices", ratio(own(2), peers(2)), 0.85),
+        judged(f"LSTM {step} / best JAX peer, both on one device", ratio(own(1), peers(1)), 0.9),
+        judged(f"GRU {step}, two devices / torch", against_torch("gru"), 0.4),
+        judged(f"Elman {step}, two devices / torch", against_torch("elman"), 0.5),
+    ]
+    for cell in GATES:
+        ratios = ratio(own(2, cell, "forward"), peers(2, cell, "forward"))
+        lines.append(judged(f"{cell} forward / best JAX peer, both on two devices", ratios, 0.85))
+    lines.append(judged('plan "auto" / "plain", any shape, any cell', auto_over_plain(rows), 1.05, every=True))
+    for devices, said in ((1, "one device"), (2, "two devices")):
+        textbook = ratio(figures(rows, TEXTBOOK, devices), own(devices))
+        lines.append(judged(f"textbook LSTM / our lstm, {step}, {said}", textbook, 1.25))
+    loop = figures(rows, TORCH, 1, suite="ensemble", quantity="gradient")
+    together = {
+        key: value
+        for devices in (1, 2)
+        for key, value in figures(rows, PLAN, devices, suite="ensemble", quantity="gradient").items()
+    }
+    lines.append(judged("32 small LSTMs, a gradient each / a torch loop", ratio(together, loop), 0.4))
+    for loss, limit in zip(LOSSES, (0.05, 0.2), strict=True):
+        for figure, what, at_most in ((temporaries, "temporaries", limit), (time_of, "time", 1.5)):
+            both = [
+                figures(rows, who, 1, suite="memory", quantity=f"loss on {loss}", figure=figure)
+                for who in (CHECKPOINT, PLAN)
+            ]
+            lines.append(judged(f"{what}, checkpointed / not, T = 1,000, loss on {loss}", ratio(*both), at_most))
+    unsaved = [figures(rows, who, 1, figure=temporaries) for who in (PLAN, PLAIN)]
+    lines.append(judged("temporaries without checkpointing / plain scan's", ratio(*unsaved), 1.1))
+    compiling = [figures(rows, who, 1, suite="compile", quantity="compile") for who in (PLAN, PLAIN)]
+    lines.append(judged("compile time, any T / the plain scan's", ratio(*compiling), 1.3, every=True))
+    return lines
+
+
+def auto_over_plain(rows: Sequence[Row]) -> dict[str, float]:
+    """Every row that both plans have: cells, variants and lengths, forward and training step, one device and two."""
+    ratios = {}
+    for suite in ("cells", "variants", "length"):
+        for quantity in ("forward", "train"):
+            for devices in (1, 2):
+                both = (figures(rows, who, devices, suite=suite, quantity=quantity) for who in (PLAN, PLAIN))
+                for key, value in ratio(*both).items():
+                    ratios[f"{key} {quantity}, {devices} device{'s' * (devices > 1)}"] = value
+    return ratios

@@ -1,0 +1,356 @@
+"""What each plan does to the program: products fused, hoisted and contracted, values saved; and what explain says."""
+
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn as jr
+from tests.cases import draw, randomised, weigh
+from tests.user_cells import textbook_lstm
+
+T, B, I, H = 7, 2, 3, 5
+
+
+def problem(cell, batch=B):
+    return randomised(cell.init(jax.random.key(0))), draw((T, batch, I), 1).astype(jnp.float32)
+
+
+def gradient(cell, plan, **options):
+    return jax.grad(lambda params, xs: weigh(jr.scan(cell, plan=plan, **options).apply(params, xs)), argnums=(0, 1))
+
+
+def equations(jaxpr, name):
+    """All equations of a primitive, those of inner programs too."""
+    found = []
+    for eqn in jaxpr.eqns:
+        found += [eqn] if eqn.primitive.name == name else []
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            found += equations(inner, name) if hasattr(inner, "eqns") else []
+    return found
+
+
+def loops(function, *args):
+    return [eqn.params["jaxpr"].jaxpr for eqn in equations(jax.make_jaxpr(function)(*args).jaxpr, "scan")]
+
+
+def products_in_loops(function, *args):
+    return [len(equations(loop, "dot_general")) for loop in loops(function, *args)]
+
+
+# ---- products that share an operand ------------------------------------------------------------
+
+
+def test_a_textbook_step_multiplies_once_for_each_operand():
+    """Eight products of the equations: two in the loop, one of x and one of h, with the biases added before the split."""
+    cell = textbook_lstm(I, H)
+    params, xs = problem(cell)
+    run = lambda plan: lambda params, xs: jr.scan(cell, plan=plan).apply(params, xs)  # noqa: E731
+    assert products_in_loops(run("auto"), params, xs) == [2]
+    assert products_in_loops(run(jr.Plan(fuse=False)), params, xs) == [8]
+    (loop,) = loops(run("auto"), params, xs)
+    assert [eqn.outvars[0].aval.shape for eqn in equations(loop, "add")].count((B, 4 * H)) == 2
+    np.testing.assert_allclose(run("auto")(params, xs)[1], run("plain")(params, xs)[1], rtol=1e-5, atol=1e-6)
+
+
+def summed_both_ways(p, h, x):
+    """Pieces in one order from h, in the other from x: each sum must find its own partner."""
+    a, b = x @ p["A"] + h @ p["U"], h @ p["V"] + x @ p["C"]
+    return jnp.tanh(a) * jnp.sin(b)
+
+
+def a_piece_used_twice(p, h, x):
+    u, v = h @ p["U"], h @ p["V"]
+    return jnp.tanh(u + x @ p["A"]) * u + jnp.sin(v + x @ p["C"])
+
+
+def weights_of_two_widths(p, h, x):
+    return jnp.tanh(h @ p["U"] + x @ p["A"]) + (h @ p["N"]) @ p["M"]
+
+
+def weight_on_the_left(p, h, x):
+    h = h.T
+    return jnp.tanh((p["U"] @ h).T + x @ p["A"]) * jnp.cos((p["V"] @ h).T)
+
+
+def contracting_the_second_axis(p, h, x):
+    return jnp.tanh(jnp.einsum("bh,gh->bg", h, p["U"]) + x @ p["A"]) * jnp.einsum("bh,gh->bg", h, p["V"])
+
+
+def a_weight_used_twice(p, h, x):
+    return jnp.tanh(h @ p["U"] + x @ p["A"]) * (h @ p["U"]) + h @ p["V"]
+
+
+def biases_of_two_shapes(p, h, x):
+    return jnp.tanh(h @ p["U"] + p["b"]) * jnp.tanh(h @ p["V"] + 0.5) + x @ p["A"]
+
+
+STEPS = {
+    function.__name__.replace("_", " "): function
+    for function in (
+        *(summed_both_ways, a_piece_used_twice, weights_of_two_widths, weight_on_the_left),
+        *(contracting_the_second_axis, a_weight_used_twice, biases_of_two_shapes),
+    )
+}
+WEIGHTS = {"A": (I, H), "C": (I, H), "U": (H, H), "V": (H, H), "N": (H, 2), "M": (2, H), "b": (H,)}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_products_of_any_form_are_fused_rightly(name, x64):
+    def step(p, h, x):
+        h = STEPS[name](p, h, x)
+        return h, h
+
+    cell = jr.Cell(None, lambda params, batch: jnp.zeros((*batch, H)), step)
+    params = randomised({name: jnp.ones(shape) for name, shape in WEIGHTS.items()})
+    xs = draw((T, B, I), 1)
+    run = lambda plan: jr.scan(cell._replace(init=lambda key: params), plan=plan).apply(params, xs)  # noqa: E731
+    grad = lambda plan: gradient(cell._replace(init=lambda key: params), plan)(params, xs)  # noqa: E731
+    everything = jax.jit(lambda: [(run(plan), grad(plan)) for plan in ("plain", "auto", jr.Plan(hoist=True))])()
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12)  # as in test_contract.py
+    for got in everything[1:]:
+        jax.tree.map(close, got, everything[0])
+    reports = jr.explain(jr.scan(cell._replace(init=lambda key: params)), params, xs).scans
+    assert reports[0].fused, "the step was made to have products to fuse"
+
+
+# ---- what leaves the loop ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hoist, inside", [(False, 2), (True, 1)])
+def test_input_products_are_hoisted(hoist, inside):
+    cell = jr.lstm(I, H)
+    run = lambda params, xs: jr.scan(cell, plan=jr.Plan(hoist=hoist)).apply(params, xs)  # noqa: E731
+    assert products_in_loops(run, *problem(cell)) == [inside]
+
+
+def test_a_chain_of_products_is_hoisted_with_what_stands_between():
+    cell = jr.chain(jr.readout(I, 4), jr.layer_norm(4), jr.elman(4, H))
+    params, xs = problem(cell)
+    run = lambda plan: lambda params, xs: jr.scan(cell, plan=plan).apply(params, xs)[1]  # noqa: E731
+    assert products_in_loops(run(jr.Plan(hoist=True)), params, xs) == [1]
+    assert products_in_loops(run(jr.Plan(hoist=False)), params, xs) == [3]
+    np.testing.assert_allclose(run(jr.Plan(hoist=True))(params, xs), run("plain")(params, xs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend, width, hoists", [("cpu", 8, False), ("cpu", 2**18, True), ("gpu", 8, True)])
+def test_when_products_are_hoisted(monkeypatch, backend, width, hoists):
+    """On a CPU from 2²⁰ weights on; elsewhere always."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert jr.Plan().hoists(weights=4 * width, outputs=4) is hoists
+    assert jr.Plan(hoist=not hoists).hoists(weights=4 * width, outputs=4) is not hoists
+
+
+def accumulators(program):
+    """The shapes that the loops of a compiled program change from step to step, by loop."""
+    computations = {m[1]: m[0] for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n.*?^\}", program, re.M | re.S)}
+    changed = []
+    for body in re.findall(r"body=%?([\w.\-]+)", program):
+        text = computations[body]
+        shapes = dict(re.findall(r"%([\w.\-]+) = (\w+\[[\d,]*\])", text))
+        passed_on = re.findall(r"%([\w.\-]+) = \S+ get-tuple-element\([^)]*\), index=(\d+)", text)
+        (root,) = re.findall(r"ROOT %\S+ = .*? tuple\(([^\n]*?)\)(?:,|\n)", text)
+        operands = re.findall(r"%([\w.\-]+)", root)
+        kept = {name for name, index in passed_on if operands[int(index)] == name}
+        changed.append({shapes[name] for name in operands if name not in kept})
+    return changed
+
+
+@pytest.mark.parametrize("plan, leaves", [("auto", True), ("plain", False), (jr.Plan(contract=False), False)])
+def test_no_weight_goes_round_the_compiled_backward_loop(plan, leaves):
+    """A user's LSTM of eight products: its gradients are contracted after the loop, and the compiler leaves it so."""
+    cell = textbook_lstm(I, H)
+    compiled = jax.jit(gradient(cell, plan)).lower(*problem(cell)).compile()
+    loops = accumulators(compiled.as_text())
+    assert len(loops) == 2
+    weights = {f"f32[{','.join(map(str, shape))}]" for n in (I, H) for k in (1, 4) for shape in ((n, k * H), (k * H, n))}
+    assert bool(weights & set().union(*loops)) is not leaves
+    assert any(f"f32[{B},{H}]" in shapes for shapes in loops), "the carry goes round"
+
+
+# ---- what is saved -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "cell, values",
+    [
+        (jr.elman(I, H), 2),  # h_{t-1} for the contraction, h_t for 1 - h²
+        (jr.lstm(I, H), 6),  # h_{t-1}, c_{t-1}, i, f, g, o
+        (jr.gru(I, H), 4),  # h_{t-1}, r, z, n
+        (jr.peephole_lstm(I, H), 6),
+        (textbook_lstm(I, H), 6),
+    ],
+    ids=["elman", "lstm", "gru", "peephole_lstm", "textbook_lstm"],
+)
+def test_the_smallest_set_is_saved(cell, values):
+    params, xs = problem(cell)
+    (report,) = jr.explain(jr.scan(cell), params, xs).scans
+    assert report.saved == [str((B, H))] * values
+    (full,) = jr.explain(jr.scan(cell, plan=jr.Plan(recompute=False)), params, xs).scans
+    assert len(full.saved) > values
+
+
+def test_what_is_costly_is_saved_though_it_is_large():
+    """An inner loop is not run twice: its result is saved; what follows from it cheaply is not."""
+
+    def step(W, h, x):
+        slow = jax.lax.fori_loop(0, 3, lambda _, a: jnp.sin(a @ W), h + x)
+        wide = jnp.concatenate([slow, jnp.exp(slow)], -1)
+        h = jnp.tanh(wide[..., :H] * wide[..., H:]) * h
+        return h, h
+
+    cell = jr.Cell(lambda key: jnp.ones((H, H)) * 0.1, lambda p, batch: jnp.zeros((*batch, H)), step, input_size=H)
+    (report,) = jr.explain(jr.scan(cell), cell.init(None), jnp.ones((T, B, H))).scans
+    assert report.plain_because is None
+    assert f"({B}, {2 * H})" not in report.saved
+
+
+def test_less_memory_than_the_plain_scan():
+    """No more than it for any cell, half of it for the LSTM without contraction."""
+    for cell, share in ((jr.lstm(I, 64), 0.6), (jr.gru(I, 64), 0.6), (jr.elman(I, 64), 0.8)):
+        params, xs = cell.init(jax.random.key(0)), jnp.ones((200, 8, I))
+        sizes = [
+            jax.jit(gradient(cell, plan)).lower(params, xs).compile().memory_analysis().temp_size_in_bytes
+            for plan in (jr.Plan(contract=False), "plain")
+        ]
+        assert sizes[0] <= share * sizes[1]
+
+
+# ---- explain, Plan -----------------------------------------------------------------------------
+
+
+def test_explain_says_what_was_done():
+    model = jr.stack(jr.bidirectional(jr.lstm(I, H), jr.gru(I, H)), jr.scan(jr.elman(2 * H, H), plan="plain"))
+    params = model.init(jax.random.key(0))
+    lengths = jnp.array([T, 3])
+    said = jr.explain(model, params, jax.ShapeDtypeStruct((T, B, I), jnp.float32), lengths=lengths)
+    assert [(report.who, report.steps) for report in said.scans] == [
+        ("scan(lstm)", T),
+        ("scan(gru)", T),
+        ("scan(elman)", T),
+    ]
+    assert said.scans[2].plan == "plain"
+    assert "contracted after the backward loop: (2, 5) @ (5, 20)" in str(said)
+    hoisted = jr.explain(jr.scan(jr.lstm(I, H), plan=jr.Plan(hoist=True)), params[0].forward, jnp.ones((T, B, I)))
+    assert "before the loop: (2, 3) @ (3, 20)" in str(hoisted)
+
+
+@pytest.mark.parametrize(
+    "act, reason",
+    [
+        (lambda a: (jax.debug.callback(lambda _: None, a), jnp.tanh(a))[1], "effect"),
+        (lambda a: a + jax.lax.stop_gradient(jax.pure_callback(np.sign, a, jax.lax.stop_gradient(a))), "pure_callback"),
+        ("custom_vjp", "custom_vjp"),
+    ],
+    ids=["effect", "callback", "custom_vjp"],
+)
+def test_explain_says_why_a_step_runs_plainly(act, reason):
+    if act == "custom_vjp":
+        act = jax.custom_vjp(jnp.sin)
+        act.defvjp(lambda a: (jnp.sin(a), a), lambda a, d: (d * jnp.cos(a),))
+
+    def step(p, h, x):
+        h = act(jax.lax.stop_gradient(h) @ p + x)
+        return h, h
+
+    cell = jr.Cell(lambda key: jnp.ones((H, H)), lambda p, batch: jnp.zeros((*batch, H)), step)
+    said = jr.explain(jr.scan(cell), jnp.ones((H, H)), jnp.ones((T, B, H)))
+    assert reason in said.scans[0].plain_because
+    assert "lax.scan" in str(said)
+
+
+def test_a_plan_is_kept_in_the_spec():
+    layer = jr.scan(jr.lstm(I, H), plan=jr.Plan(hoist=True, fuse=False), checkpoint=jr.Budget(9))
+    again = jr.build(json.loads(json.dumps(layer.spec.to_dict())))
+    assert again.spec == layer.spec
+    params, xs = problem(jr.lstm(I, H))
+    assert str(jr.explain(again, params, xs)) == str(jr.explain(layer, params, xs))
+    assert "before the loop" in str(jr.explain(again, params, xs))
+
+
+@pytest.mark.parametrize(
+    "plan, message",
+    [
+        ("fast", "scan: plan must be one of 'auto', 'plain' or a jr.Plan, got 'fast'"),
+        (True, "scan: plan must be one of"),
+        (jr.Plan(hoist="always"), "scan: Plan.hoist must be True, False or None, got 'always'"),
+        (jr.Plan(fuse=None), "scan: Plan.fuse must be True or False, got None"),
+        ((True, True), "scan: plan must be one of"),
+    ],
+)
+def test_plans_that_are_none(plan, message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        jr.scan(jr.lstm(I, H), plan=plan)
+
+
+# ---- steps that are hard to take apart ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", ["auto", "plain", jr.Plan(hoist=True, contract=True)], ids=str)
+@pytest.mark.parametrize("checkpoint", [False, 3])
+def test_keys_and_integers_in_the_carry(plan, checkpoint):
+    """A cell with its own random numbers: the key is split at each step, as in a reference loop."""
+
+    def step(W, carry, x):
+        key, count, h = carry
+        key, own = jax.random.split(key)
+        h = jnp.tanh(h @ W + x + 0.1 * jax.random.normal(own, h.shape) + count)
+        return (key, count + 1, h), h
+
+    def initial_carry(W, batch_shape=()):
+        return jax.random.key(3), jnp.int32(0), jnp.zeros((*batch_shape, H))
+
+    cell = jr.Cell(lambda key: 0.1 * jnp.ones((H, H)), initial_carry, step)
+    W, xs = cell.init(None), draw((T, H)).astype(jnp.float32)
+
+    def loop(W):
+        carry, ys = initial_carry(W), []
+        for x in xs:
+            carry, y = step(W, carry, x)
+            ys.append(y)
+        return carry, jnp.stack(ys)
+
+    layer = jr.scan(cell, plan=plan, checkpoint=checkpoint)
+    (key, count, h), ys = jax.jit(lambda W: layer.apply(W, xs))(W)
+    (want_key, _, want_h), want = loop(W)
+    assert count == T and (jax.random.key_data(key) == jax.random.key_data(want_key)).all()
+    np.testing.assert_allclose((*ys, h), (*want, want_h), rtol=1e-5, atol=1e-6)
+    loss = lambda run: lambda W: weigh(run(W)[1])  # noqa: E731
+    got = jax.jit(jax.grad(loss(lambda W: layer.apply(W, xs))))(W)
+    np.testing.assert_allclose(got, jax.grad(loss(loop))(W), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("options", [{}, {"plan": "plain"}, {"checkpoint": 3}], ids=str)
+def test_collectives_in_the_step(options):
+    """A batch norm over devices: the step takes the mean over the mesh, also in the derivative."""
+    P = jax.sharding.PartitionSpec
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+
+    def cell(mean):
+        def step(W, h, x):
+            a = h @ W + x
+            h = jnp.tanh(a - mean(a))
+            return h, h
+
+        return jr.Cell(lambda key: 0.3 * jnp.ones((H, H)), lambda W, batch=(): jnp.zeros((*batch, H)), step)
+
+    W, xs = draw((H, H)).astype(jnp.float32), draw((T, 4, H), 1).astype(jnp.float32)
+
+    def total(mean, combine, **options):
+        def loss(W, xs):
+            ys = jr.scan(cell(mean), **options).apply(W, xs)[1]
+            return combine((jnp.sin(ys) + ys).sum())
+
+        return loss
+
+    over_devices = total(lambda a: jax.lax.pmean(a.mean(0), "data"), lambda s: jax.lax.psum(s, "data"), **options)
+    sharded = jax.shard_map(over_devices, mesh=mesh, in_specs=(P(), P(None, "data")), out_specs=P())
+    got = jax.jit(jax.value_and_grad(sharded, argnums=(0, 1)))(W, xs)
+    want = jax.value_and_grad(total(lambda a: a.mean(0), lambda s: s, plan="plain"), argnums=(0, 1))(W, xs)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, want)
