@@ -304,7 +304,9 @@ def test_one_trace_for_any_lengths(case):
     assert not np.array_equal(outputs[0], outputs[1])
 
 
-@pytest.mark.parametrize("case", [*CASES, *(case.under("checkpointed") for case in CASES[:4])], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [*CASES, *(case.under("checkpointed") for case in CASES[:4])], ids=lambda case: case.name
+)
 def test_program_does_not_grow_with_T(case):
     params, xs, carry = problem(case)
     size = lambda xs: len(str(jax.make_jaxpr(jax.grad(lambda p: weigh(case.layer.apply(p, xs, carry))))(params)))  # noqa: E731

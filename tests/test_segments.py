@@ -102,7 +102,9 @@ def test_segments_that_are_none(checkpoint, message):
 def test_a_budget_that_is_too_small_says_what_is_needed():
     layer = jr.scan(jr.lstm(I, H), checkpoint=jr.Budget(4))
     params = layer.init(jax.random.key(0))
-    with pytest.raises(ValueError, match=r"scan\(lstm\): 1000 steps cannot be run backward.*Give at least steps=(\d+)") as e:
+    with pytest.raises(
+        ValueError, match=r"scan\(lstm\): 1000 steps cannot be run backward.*Give at least steps=(\d+)"
+    ) as e:
         layer.apply(params, jnp.ones((1000, I)))
     enough = int(re.search(r"at least steps=(\d+)", str(e.value))[1])
     assert segment_lengths("scan", jr.Budget(enough), 1000)

@@ -26,9 +26,10 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn._base import PyTree, flatten
+from jaxrnn.running._contraction import contracted_once
 from jaxrnn.running._fusing import fuse_products
-from jaxrnn.running._leaving import leave_the_loop, narrow_values, spread_constants
-from jaxrnn.running._products import ready_to_transpose
+from jaxrnn.running._leaving import leave_the_loop, narrow_values, split_first, spread_constants
+from jaxrnn.running._products import ready_to_transpose, weights_on_the_left
 from jaxrnn.running._program import Program, evaluate, indivisible, needed_for, reached_from, trace
 from jaxrnn.running._saving import CHEAP, smallest_to_save
 from jaxrnn.running.plan import Plan, Report
@@ -41,7 +42,7 @@ def scan_deferred(
     *,
     reverse: bool,
     unroll: int,
-    plan: Plan | str,
+    plan: Plan,
     said: Report,
 ) -> tuple[PyTree, PyTree]:
     """``jax.lax.scan(body, carry, xs)``, its gradients contracted outside the loop."""
@@ -63,7 +64,6 @@ def scan_deferred(
     if program is None:
         said.plain_because = reason
         return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)
-    plan = Plan() if plan == "auto" else plan
     if plan.fuse:
         program, said.fused = fuse_products(program)
     loop = _Loop(program, len(program.consts), n_carry, reverse, unroll, plan, said)
@@ -222,6 +222,7 @@ def _trace_with_tangents(loop: _Loop, moving: _Moving, consts: list, carry: list
 def _scan_forward(program: Program, carry: Sequence[Any], xs: Sequence[Any], loop: _Loop) -> list[Any]:
     program, leaving, hoisted, _ = leave_the_loop(program, len(carry), loop.plan.hoists, free=CHEAP)
     loop.said.hoisted = hoisted
+    program = weights_on_the_left(program, program.kinds.keys() - leaving)
     return _scan_program(program, carry, xs, loop, leaving=leaving)
 
 
@@ -232,7 +233,7 @@ def _scan_tangent(
 
     Both parts are checkpointed: what is cheap is computed again in the backward pass, beside its use.
     """
-    tangent = spread_constants(tangent, d_consts)
+    tangent = split_first(spread_constants(tangent, d_consts), len(d_carry))
     carried = reached_from(tangent.ops, tangent.inputs[: len(d_carry)])
     weights = tangent.fixed() - reached_from(tangent.ops, d_consts)
     tangent = ready_to_transpose(tangent, carried, weights)
@@ -240,6 +241,7 @@ def _scan_tangent(
     tangent, leaving, loop.said.contracted, loop.said.added_in_loop = leave_the_loop(
         tangent, len(d_carry), loop.plan.contracts, free=CHEAP
     )
+    tangent = contracted_once(tangent, leaving)
     remat = loop.plan.recompute
     return _scan_program(tangent, d_carry, xs, loop, leaving=leaving, in_loop=in_narrow, remat=remat)
 

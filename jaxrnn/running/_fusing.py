@@ -45,10 +45,7 @@ def fuse_products(program: Program) -> tuple[Program, list[str]]:
     program = fused.done()
     while (lifted := _sum_before_split(program)) is not None:
         program = lifted
-    names = []
-    for (side, shared, *_), members in groups.items():
-        names.append(f"{len(members)} of {program.kinds[shared].shape}")
-    return program, names
+    return program, [f"{len(members)} of {program.kinds[key[1]].shape}" for key, members in groups.items()]
 
 
 def _sharing(op: Op, program: Program, fixed: set[int]) -> tuple[int, Any, Any] | None:
@@ -93,8 +90,8 @@ def _multiply_once(fused: Rewriting, members: Sequence[Op], side: int) -> None:
 
 
 def _split(total: int, pieces: tuple[int, ...], sizes: Sequence[int], axis: int) -> Op:
-    params = {"sizes": tuple(sizes), "axis": axis}
-    return Op("split", lambda a: jax.lax.split(a, **params), (total,), pieces, params)
+    sizes = tuple(sizes)
+    return Op("split", lambda a: jax.lax.split(a, sizes, axis), (total,), pieces, {"sizes": sizes, "axis": axis})
 
 
 def _sum_before_split(program: Program) -> Program | None:

@@ -61,21 +61,83 @@ def narrow_values(tangent: Program, d_consts: Sequence[int]) -> frozenset[int]:
     return frozenset(n for op in tangent.ops for n in op.outputs if n in of_consts and is_narrow(tangent.kinds[n]))
 
 
+def split_first(program: Program, n_carry: int) -> Program:
+    """The program with its splits done before the sums that are split, where the pieces enter sums of their own.
+
+    The GRU adds pieces of ``h @ W`` to pieces of ``x @ W``. Split first, the terms that leave the loop meet in one sum
+    for each piece, and only these sums enter it; products that leave are split by their weights.
+    """
+    carried = reached_from(program.ops, program.inputs[:n_carry])
+    fixed = program.fixed()
+    makers = {n: op for op in program.ops for n in op.outputs}
+    uses = Counter(ref for op in program.ops for ref in op.inputs)
+    uses.update(program.outputs)
+    done = Rewriting(program)
+
+    def holds_product(ref: int) -> bool:
+        """Whether a term of the sum that the value is, or is a piece of, may leave the loop as a product."""
+        maker = makers.get(ref)
+        if maker is None or maker.name not in (*SUMS, "split"):
+            return maker is not None and maker.name == "dot_general" and ref not in carried
+        return any(map(holds_product, maker.inputs))
+
+    meeting: set[int] = set()  # values that are added to products that may leave
+    for op in program.ops:
+        if op.name in SUMS and len(op.inputs) == 2:
+            meeting.update(a for a, b in (op.inputs, op.inputs[::-1]) if holds_product(b))
+
+    def pieces(ref: int, split: Op) -> list[int]:
+        """The numbers of the pieces of a value, made by new operations."""
+        maker, kind = makers.get(ref), program.kinds[ref]
+        axis, sizes = split.params["axis"], split.params["sizes"]
+        kinds = [kind.update(shape=(*kind.shape[:axis], size, *kind.shape[axis + 1 :])) for size in sizes]
+        shapes = {program.kinds[term].shape for term in maker.inputs} if maker else set()
+        if maker and maker.name in SUMS and len(maker.inputs) == 2 and uses[ref] == 1 and shapes == {kind.shape}:
+            a, b = (pieces(term, split) for term in maker.inputs)
+            return [done.add("add", _add, pair, [k])[0] for *pair, k in zip(a, b, kinds, strict=True)]
+        if maker is not None and maker.name == "dot_general" and ref not in carried and axis == kind.ndim - 1:
+            x, W = maker.inputs
+            (contracting, batch), of_weight = maker.params["dimension_numbers"], program.kinds[W]
+            if W in fixed and of_weight.ndim == 2 and len(contracting[1]) == 1 and not any(batch):
+                free = 1 - contracting[1][0]
+                K = of_weight.shape[1 - free]
+                shapes = [(K, size) if free else (size, K) for size in sizes]
+                parts = done.add("split", _splitter(sizes, free), (W,), [of_weight.update(shape=s) for s in shapes])
+                return [
+                    done.add(maker.name, maker.run, (x, w), [k], maker.params)[0]
+                    for w, k in zip(parts, kinds, strict=True)
+                ]
+        return done.add("split", split.run, (ref,), kinds, split.params)
+
+    now: dict[int, int] = {}  # the numbers of the pieces that were made anew
+    for op in program.ops:
+        if op.name == "split" and meeting.intersection(op.outputs):
+            now |= zip(op.outputs, pieces(op.inputs[0], op), strict=True)
+        else:
+            done.ops.append(op._replace(inputs=tuple(now.get(n, n) for n in op.inputs)))
+    return done.done()._replace(outputs=[now.get(n, n) for n in program.outputs])
+
+
+def _splitter(sizes: Sequence[int], axis: int) -> Callable[[Any], Sequence[Any]]:
+    return lambda a: jax.lax.split(a, tuple(sizes), axis)
+
+
 def leave_the_loop(
     program: Program, n_carry: int, pays: Callable[[int, int], bool], free: Container[str] = ()
 ) -> tuple[Program, set[int], list[str], list[str]]:
     """The program with its sums regrouped, and the values in it that are computed for all steps at once.
 
-    A value leaves the loop where it does not depend on the carry (the first ``n_carry`` inputs) and holds a product that
-    pays, by ``pays(weights, outputs)``, both in elements. The other terms of the sum that it enters leave with it, so
-    that one array per sum enters the loop; operations named in ``free`` may leave with them. Last come, for the record,
-    the products that leave and those that could but stay.
+    A value leaves the loop where it does not depend on the carry (the first ``n_carry`` inputs) and holds a product
+    that pays, by ``pays(weights, outputs)``, both in elements. The other terms of the sum that it enters leave with it,
+    so that one array per sum enters the loop; operations named in ``free`` may leave with them. Last come, for the
+    record, the products that leave and those that could but stay.
     """
     carried = reached_from(program.ops, program.inputs[:n_carry])
     varying = reached_from(program.ops, program.inputs)
     able = set(program.inputs[n_carry:])  # may leave
     heavy: set[int] = set()  # and holds a product
-    left, stayed = [], []
+    left: list[str] = []
+    stayed: list[str] = []
     for op in program.ops:
         needs = [ref for ref in op.inputs if ref in varying]
         if not needs or not able.issuperset(needs):
@@ -84,10 +146,11 @@ def leave_the_loop(
             able.update(op.outputs)
             if op.name in PRODUCTS:
                 weights = sum(program.size(ref) for ref in op.inputs if ref not in varying)
-                leaves = pays(weights, program.size(op.outputs[0]))
-                (left if leaves else stayed).append(_name(program, op))
-                if leaves:
+                if pays(weights, program.size(op.outputs[0])):
+                    left.append(_name(program, op))
                     heavy.update(op.outputs)
+                else:
+                    stayed.append(_name(program, op))
             if heavy.intersection(needs):
                 heavy.update(op.outputs)
     if not heavy:

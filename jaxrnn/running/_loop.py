@@ -13,7 +13,7 @@ from jaxrnn._checks import check_carry_kept, check_leads_with_batch, check_pair
 from jaxrnn.running._deferred import map_over_time, scan_deferred
 from jaxrnn.running._placement import shard_like_batch, vary_alike
 from jaxrnn.running._segments import run_in_segments, segment_lengths
-from jaxrnn.running.plan import report
+from jaxrnn.running.plan import Plan, report
 
 
 class OverTime(NamedTuple):
@@ -66,7 +66,9 @@ def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, 
             return jax.lax.scan(body, carry, inputs, reverse=reverse, unroll=unroll)
         if not jax.tree.leaves(carry):
             return map_over_time(body, carry, inputs, reverse=reverse, unroll=unroll, said=said)
-        return scan_deferred(body, carry, inputs, reverse=reverse, unroll=unroll, plan=plan, said=said)
+        return scan_deferred(
+            body, carry, inputs, reverse=reverse, unroll=unroll, plan=Plan() if plan == "auto" else plan, said=said
+        )
 
     return run_in_segments(run, carry, inputs, lengths, reverse)
 
