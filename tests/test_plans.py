@@ -145,6 +145,66 @@ def test_when_products_are_hoisted(monkeypatch, backend, hoists):
     assert jr.Plan(hoist=not hoists).hoists(weights=4, outputs=4) is not hoists
 
 
+@pytest.mark.parametrize(
+    "cell", [jr.lstm(I, H), jr.elman(I, H), textbook_lstm(I, H)], ids=["lstm", "elman", "textbook"]
+)
+def test_large_weights_stand_on_the_left(monkeypatch, cell, x64):
+    """Of 2²⁰ weights and more; here of any number, so that the form is reached."""
+    assert not jr.Plan().turns(2**20 - 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert jr.Plan().turns(2**20)
+    monkeypatch.setattr(jr.Plan, "turns", lambda plan, weights: True)
+    params, xs = randomised(cell.init(jax.random.key(0))), draw((T, B, I), 1)
+
+    def everything(plan):
+        run = lambda params, xs: jr.scan(cell, plan=plan).apply(params, xs)  # noqa: E731
+        return run(params, xs), gradient(cell, plan)(params, xs)
+
+    got, want = jax.jit(lambda: [everything(plan) for plan in ("auto", "plain")])()
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
+    (loop,) = loops(lambda params, xs: jr.scan(cell).apply(params, xs), params, xs)
+    width = H if "elman" in str(cell.spec) else 4 * H
+    assert [eqn.outvars[0].aval.shape for eqn in equations(loop, "dot_general")] == [(width, B)] * 2
+    assert jr.explain(jr.scan(cell), params, xs).scans[0].turned == [str((B, width))]
+
+
+@pytest.mark.parametrize(
+    "cell, stacks",
+    [
+        (jr.gru(I, H), [(B, H)] * 3),  # d_r, d_z, d_n serve W_xh and W_hh alike
+        (jr.gru(I, H, reset="after"), [(B, H)] * 4),  # n has two: r stands between
+        (jr.lstm(I, H), [(B, 4 * H)]),
+        (jr.peephole_lstm(I, H), [(B, 4 * H)]),
+    ],
+    ids=["gru before", "gru after", "lstm", "peephole"],
+)
+def test_products_that_meet_in_a_sum_share_their_cotangents(cell, stacks):
+    """What the backward loop hands to the contractions: one array for each sum of products, whatever was split."""
+    params, xs = problem(cell)
+    backward = loops(gradient(cell, jr.Plan(contract=True)), params, xs)[-1]
+    carried = len(jax.tree.leaves(cell.initial_carry(params, (B,))))
+    of_sums = [v.aval.shape for v in backward.outvars[-len(stacks) :]]
+    assert sorted(of_sums) == stacks
+    assert len(backward.outvars) >= carried + len(stacks)
+
+
+def test_a_split_of_a_piece_of_a_split(x64):
+    """Splits of splits, whose pieces meet other products."""
+
+    def step(p, h, x):
+        a, b = jnp.split(h @ p["U"] + x @ p["A"], 2, axis=-1)
+        c, d = jnp.split(a + (x @ p["C"])[..., :4], 2, axis=-1)
+        e, f = jnp.split(x @ p["C"], 2, axis=-1)
+        h = jnp.tanh(jnp.concatenate([c + e[..., :2], d + f[..., 2:], b + e], -1))
+        return h, h
+
+    params = randomised({"U": jnp.ones((8, 8)), "A": jnp.ones((I, 8)), "C": jnp.ones((I, 8))})
+    cell = jr.Cell(lambda key: params, lambda params, batch: jnp.zeros((*batch, 8)), step)
+    xs = draw((T, B, I), 1)
+    got, want = jax.jit(lambda: [gradient(cell, plan)(params, xs) for plan in ("auto", "plain")])()
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
+
+
 def accumulators(program):
     """The shapes that the loops of a compiled program change from step to step, by loop."""
     computations = {m[1]: m[0] for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n.*?^\}", program, re.M | re.S)}

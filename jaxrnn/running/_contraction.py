@@ -1,9 +1,9 @@
 """``x @ W`` for all steps at once, whose gradients are the products that run fastest.
 
-The transpose of a product in JAX puts the cotangent d on the left: ∂L/∂W = (dᵀ x)ᵀ. Contracted over time and batch, xᵀ d
-is up to 1.7 times as fast where x is the narrower one (two AVX-512 cores, 16,384 rows, 256 × 1024 weights: 36 ms against
-61), and so is d Wᵀ with Wᵀ laid out anew (25 against 29). Hence a primitive that differs from ``dot_general`` by its
-transposes alone.
+The transpose of a product in JAX puts the cotangent d on the left: ∂L/∂W = (dᵀ x)ᵀ. Contracted over time and batch,
+xᵀ d is up to 1.7 times as fast where x is the narrower one (two AVX-512 cores, 16,384 rows, 256 × 1024 weights: 36 ms
+against 61), and so is d Wᵀ with Wᵀ laid out anew (25 against 29). Hence a primitive that differs from ``dot_general``
+by its transposes alone.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def _trace_with_tangents(loop: _Loop, moving: _Moving, consts: list, carry: list
 def _scan_forward(program: Program, carry: Sequence[Any], xs: Sequence[Any], loop: _Loop) -> list[Any]:
     program, leaving, hoisted, _ = leave_the_loop(program, len(carry), loop.plan.hoists, free=CHEAP)
     loop.said.hoisted = hoisted
-    program = weights_on_the_left(program, program.kinds.keys() - leaving)
+    program, loop.said.turned = weights_on_the_left(program, program.kinds.keys() - leaving, loop.plan.turns)
     return _scan_program(program, carry, xs, loop, leaving=leaving)
 
 

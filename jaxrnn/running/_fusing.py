@@ -14,9 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.running._program import Op, Program, Rewriting
-
-SUMS = ("add", "add_any")
+from jaxrnn.running._program import SUMS, Op, Program, Rewriting
 
 
 def fuse_products(program: Program) -> tuple[Program, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from typing import Any
@@ -9,10 +10,9 @@ from typing import Any
 import jax
 
 from jaxrnn._base import is_narrow
-from jaxrnn.running._program import Op, Program, Rewriting, reached_from
+from jaxrnn.running._program import SUMS, Op, Program, Rewriting, reached_from
 
 PRODUCTS = ("dot_general", "conv_general_dilated")  # what pays for leaving the loop
-SUMS = ("add", "add_any")
 ELEMENTWISE = (*SUMS, "sub", "mul", "div")  # where JAX stretches axes of size 1
 # What may leave the loop: linear operations that batch and transpose as they are. Conditionals, inner loops and
 # checkpoints stay where the user put them.
@@ -74,6 +74,7 @@ def split_first(program: Program, n_carry: int) -> Program:
     uses.update(program.outputs)
     done = Rewriting(program)
 
+    @functools.cache
     def holds_product(ref: int) -> bool:
         """Whether a term of the sum that the value is, or is a piece of, may leave the loop as a product."""
         maker = makers.get(ref)
@@ -86,6 +87,8 @@ def split_first(program: Program, n_carry: int) -> Program:
         if op.name in SUMS and len(op.inputs) == 2:
             meeting.update(a for a, b in (op.inputs, op.inputs[::-1]) if holds_product(b))
 
+    now: dict[int, int] = {}  # the numbers of the pieces that were made anew
+
     def pieces(ref: int, split: Op) -> list[int]:
         """The numbers of the pieces of a value, made by new operations."""
         maker, kind = makers.get(ref), program.kinds[ref]
@@ -96,20 +99,19 @@ def split_first(program: Program, n_carry: int) -> Program:
             a, b = (pieces(term, split) for term in maker.inputs)
             return [done.add("add", _add, pair, [k])[0] for *pair, k in zip(a, b, kinds, strict=True)]
         if maker is not None and maker.name == "dot_general" and ref not in carried and axis == kind.ndim - 1:
-            x, W = maker.inputs
+            x, W = (now.get(n, n) for n in maker.inputs)
             (contracting, batch), of_weight = maker.params["dimension_numbers"], program.kinds[W]
             if W in fixed and of_weight.ndim == 2 and len(contracting[1]) == 1 and not any(batch):
                 free = 1 - contracting[1][0]
                 K = of_weight.shape[1 - free]
-                shapes = [(K, size) if free else (size, K) for size in sizes]
-                parts = done.add("split", _splitter(sizes, free), (W,), [of_weight.update(shape=s) for s in shapes])
+                parts_of = [of_weight.update(shape=(K, size) if free else (size, K)) for size in sizes]
+                parts = done.add("split", _splitter(sizes, free), (W,), parts_of)
                 return [
                     done.add(maker.name, maker.run, (x, w), [k], maker.params)[0]
                     for w, k in zip(parts, kinds, strict=True)
                 ]
-        return done.add("split", split.run, (ref,), kinds, split.params)
+        return done.add("split", split.run, (now.get(ref, ref),), kinds, split.params)
 
-    now: dict[int, int] = {}  # the numbers of the pieces that were made anew
     for op in program.ops:
         if op.name == "split" and meeting.intersection(op.outputs):
             now |= zip(op.outputs, pieces(op.inputs[0], op), strict=True)

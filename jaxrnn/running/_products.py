@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.running._program import Op, Program, Rewriting
-
-LARGE = 2**20  # weights from which on they stand on the left
+from jaxrnn.running._program import SUMS, Op, Program, Rewriting
 
 
-def weights_on_the_left(program: Program, moving: Container[int]) -> Program:
-    """The program with sums of products ``x @ W`` of large weights computed as ``(Σ Wᵀ xᵀ)ᵀ``, on a CPU.
-
-    Its matrix product packs the right operand anew at every call, here the weight at every step.
-    """
-    if jax.default_backend() != "cpu":
-        return program
+def weights_on_the_left(
+    program: Program, moving: Container[int], pays: Callable[[int], bool]
+) -> tuple[Program, list[str]]:
+    """The program with sums of products ``x @ W`` of large weights as ``(Σ Wᵀ xᵀ)ᵀ``; for the record, which sums."""
     fixed, laid = program.fixed(), Rewriting(program)
-    columns: dict[int, int] = {}  # of the values that also stand transposed: the number of the transpose
+    turned: dict[int, int] = {}  # of each value that also stands transposed: the number of its transpose
+    sums = []
     for op in program.ops:
+        kinds = [program.kinds[n] for n in (*op.inputs, *op.outputs)]
+        if op.name in SUMS and all(n in turned for n in op.inputs):
+            out = kinds[-1].update(shape=kinds[-1].shape[::-1])
+            (total,) = laid.add("add", lambda a, b: [jnp.add(a, b)], [turned[n] for n in op.inputs], [out])
+            laid.ops.append(Op("transpose", lambda a: [a.T], (total,), op.outputs))
+            turned[op.outputs[0]] = total
+            sums.append(str(kinds[-1].shape))
+            continue
         laid.ops.append(op)
         if op.name == "dot_general" and op.inputs[0] in moving and op.inputs[1] in fixed:
-            kinds = [program.kinds[n] for n in (*op.inputs, *op.outputs)]
-            (contracting, batch), out = op.params["dimension_numbers"], kinds[2]
-            if [kind.ndim for kind in kinds] != [2, 2, 2] or any(batch) or tuple(contracting[0]) != (1,):
-                continue
-            if kinds[1].size < LARGE or any(kinds[1].sharding.spec) or any(out.sharding.spec):
-                continue
-            x, W = op.inputs
-            if contracting[1] == (0,):
-                (W,) = laid.add("transpose", lambda W: [W.T], (W,), [kinds[1].update(shape=kinds[1].shape[::-1])])
-            params = {**op.params, "dimension_numbers": (((1,), (1,)), batch)}
-            run = lambda W, x, params=params: [jax.lax.dot_general_p.bind(W, x, **params)]  # noqa: E731
-            (columns[op.outputs[0]],) = laid.add("dot_general", run, (W, x), [out.update(shape=out.shape[::-1])])
-        elif op.name in ("add", "add_any") and all(n in columns for n in op.inputs):
-            out = program.kinds[op.outputs[0]]
-            terms = [columns[n] for n in op.inputs]
-            (total,) = laid.add("add", lambda a, b: [jnp.add(a, b)], terms, [out.update(shape=out.shape[::-1])])
-            columns[op.outputs[0]] = total
-            laid.ops[-2] = Op("transpose", lambda a: [a.T], (total,), op.outputs)
-            laid.ops[-2:] = laid.ops[:-3:-1]
-    return laid.done()
+            (contracting, batch), (x, W) = op.params["dimension_numbers"], op.inputs
+            matrices = [kind.ndim for kind in kinds] == [2, 2, 2] and contracting[0] == (1,) and not any(batch)
+            if matrices and pays(program.size(W)) and not any(any(kind.sharding.spec) for kind in kinds):
+                if contracting[1] == (0,):
+                    (W,) = laid.add("transpose", lambda W: [W.T], (W,), [kinds[1].update(shape=kinds[1].shape[::-1])])
+                params = {**op.params, "dimension_numbers": (((1,), (1,)), batch)}
+                run = lambda W, x, params=params: [jax.lax.dot_general_p.bind(W, x, **params)]  # noqa: E731
+                out = kinds[2].update(shape=kinds[2].shape[::-1])
+                (turned[op.outputs[0]],) = laid.add("dot_general", run, (W, x), [out])
+    return laid.done(), sums
 
 
 def ready_to_transpose(program: Program, moving: Container[int], weights: Container[int]) -> Program:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Literal
 
+SUMS = ("add", "add_any")  # the primitives that are sums of two
+
 
 class Op(NamedTuple):
     """``outputs = run(*inputs)``, values by their numbers."""

@@ -54,6 +54,15 @@ class Plan(NamedTuple):
             return self.hoist
         return jax.default_backend() != "cpu"
 
+    def turns(self, weights: int) -> bool:
+        """Whether the loop computes sums of products with large weights as ``(Σ Wᵀ xᵀ)ᵀ``.
+
+        A CPU's matrix product packs its right operand anew at every call, here the weight at every step. Measured on
+        two AVX-512 cores, LSTM (32, 128, 512, 512), weights 512 × 2048: forward 89 against 125 ms, training step 250
+        against 303; at 256 × 1024 nothing is gained, at 128 × 512 a fifth is lost.
+        """
+        return jax.default_backend() == "cpu" and weights >= 2**20
+
     def contracts(self, weights: int, outputs: int) -> bool:
         """Whether the gradient of a product's weights leaves the loop.
 
@@ -90,6 +99,7 @@ class Report:
     plain_because: str | None = None
     fused: list[str] = dataclasses.field(default_factory=list)
     hoisted: list[str] = dataclasses.field(default_factory=list)
+    turned: list[str] = dataclasses.field(default_factory=list)
     contracted: list[str] = dataclasses.field(default_factory=list)
     added_in_loop: list[str] = dataclasses.field(default_factory=list)
     saved: list[str] = dataclasses.field(default_factory=list)
@@ -105,6 +115,7 @@ class Report:
         for title, entries in (
             ("products done as one", self.fused),
             ("before the loop", self.hoisted),
+            ("sums with the weights on the left", self.turned),
             ("contracted after the backward loop", self.contracted),
             ("added up in the backward loop", self.added_in_loop),
             ("saved at each step for the backward loop", self.saved),
