@@ -205,6 +205,25 @@ def test_a_split_of_a_piece_of_a_split(x64):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
 
 
+def test_a_split_of_a_constant_is_left_alone(x64):
+    """Weights that are pieces of a wider one, and sums of constants: low-rank adaptation."""
+
+    def step(p, h, x):
+        left, right = jnp.split(p["wide"], 2, -1)
+        a, b = jnp.split(h @ p["U"] + x @ left, 2, axis=-1)
+        new = jnp.concatenate([jnp.tanh(a + (x * 2) @ p["V"]), b + jnp.sin(x) @ p["V"]], -1)
+        return new + h @ (left + p["down"] @ p["up"]), h @ right
+
+    shapes = {"wide": (4, 8), "down": (4, 2), "up": (2, 4), "U": (4, 4), "V": (4, 2)}
+    params = randomised({name: jnp.ones(shape) for name, shape in shapes.items()})
+    cell = jr.Cell(lambda key: params, lambda params, batch: jnp.zeros((*batch, 4)), step)
+    xs = draw((T, B, 4), 1)
+    plans = ("plain", "auto", jr.Plan(fuse=False, contract=True))
+    want, *rest = jax.jit(lambda: [gradient(cell, plan)(params, xs) for plan in plans])()
+    for got in rest:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
+
+
 def accumulators(program):
     """The shapes that the loops of a compiled program change from step to step, by loop."""
     computations = {m[1]: m[0] for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n.*?^\}", program, re.M | re.S)}
@@ -269,6 +288,48 @@ def test_what_is_costly_is_saved_though_it_is_large():
     (report,) = jr.explain(jr.scan(cell), cell.init(None), jnp.ones((T, B, H))).scans
     assert report.plain_because is None
     assert f"({B}, {2 * H})" not in report.saved
+
+
+def test_large_steps_are_planned_too():
+    """Sizes in the billions, one of them odd, so that nothing divides them all."""
+
+    def step(p, carry, x):
+        h, seen = carry
+        a, b = jnp.tanh(h @ p[0] + x @ p[1]), jax.nn.sigmoid(h @ p[2] + x @ p[3])
+        return (a * b * h * jnp.mean(a), seen), (a * jnp.mean(a)).sum(-1)
+
+    H, B = 2**14, 2**13
+    cell = jr.Cell(None, lambda p, batch: (jnp.zeros((*batch, H)), jnp.zeros(batch, bool)), step)
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    cell = cell._replace(init=lambda key: [jnp.zeros((H, H))] * 4)
+    (report,) = jr.explain(jr.scan(cell), [of(H, H)] * 4, of(2, B, H)).scans
+    assert 3 <= report.saved.count(str((B, H))) <= 4
+
+
+def outer_products(p, S, x):
+    k, v = x @ p["k"], x @ p["v"]
+    return 0.9 * S + k[..., :, None] * v[..., None, :], ()
+
+
+def wide_within(p, carry, x):
+    k = x @ p["k"]
+    return carry, (jnp.tanh(k[..., :, None] * k[..., None, :]) @ p["v"]).sum(-1)
+
+
+@pytest.mark.parametrize("step, shape", [(outer_products, (32, 32)), (wide_within, None)])
+def test_what_is_large_within_a_step_stays_there(step, shape):
+    """An outer product for each step is not kept for all steps at once."""
+    initial = lambda p, batch=(): () if shape is None else jnp.zeros((*batch, *shape))  # noqa: E731
+    cell = jr.Cell(lambda key: {"k": jnp.ones((32, 32)), "v": jnp.ones((32, 32))}, initial, step)
+    params, xs = cell.init(None), jnp.ones((64, 2, 32))
+    sizes = []
+    for plan in ("auto", "plain"):
+        loss = lambda params, xs, plan=plan: sum(  # noqa: E731
+            a.sum() for a in jax.tree.leaves(jr.scan(cell, plan=plan).apply(params, xs))
+        )
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, xs).compile()
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert sizes[0] <= 2 * sizes[1]  # contraction adds the cotangents of k and v, (T, B, 32) each, to these
 
 
 def test_less_memory_than_the_plain_scan():

@@ -324,6 +324,29 @@ def test_a_carry_of_python_numbers():
         assert float(carry) == 3.0
 
 
+@pytest.mark.parametrize("carried", [True, False], ids=["carried", "without a carry"])
+@pytest.mark.parametrize("combine", [jnp.add, jnp.multiply])
+def test_narrow_biases_and_gains_add_up_beside_products(carried, combine):
+    """In bfloat16 a sum over 4096 steps stalls unless it is kept in float32: within 1 % (DESIGN), also under "auto"."""
+    xs = jnp.full((4096, 1, 8), 0.7, jnp.bfloat16)
+    params = {"W": 0.5 * draw((8, 4)).astype(jnp.bfloat16), "b": jnp.ones(4, jnp.bfloat16)}
+
+    def step(p, h, x):
+        y = combine(x @ p["W"], p["b"])
+        return (0.5 * h, y + h.astype(y.dtype)) if carried else (h, y)
+
+    initial = lambda p, batch=(): jnp.zeros((*batch, 4)) if carried else ()  # noqa: E731
+    cell = jr.Cell(lambda key: params, initial, step)
+
+    def gradient(params, xs, plan):
+        loss = lambda params: (0.3 * jr.scan(cell, plan=plan).apply(params, xs)[1].astype(jnp.float32)).sum()  # noqa: E731
+        return jax.jit(jax.grad(loss))(params)["b"].astype(jnp.float32)
+
+    exact = gradient(jax.tree.map(lambda a: a.astype(jnp.float32), params), xs.astype(jnp.float32), "plain")
+    for plan in ("auto", jr.Plan(contract=True)):
+        np.testing.assert_allclose(gradient(params, xs, plan), exact, rtol=1e-2)
+
+
 @PLANS
 def test_products_in_bfloat16_add_up_outside_of_matrices_too(plan):
     """A step that casts its float32 parameters itself, and multiplies without a matrix."""

@@ -30,7 +30,7 @@ from jaxrnn.running._contraction import contracted_once
 from jaxrnn.running._fusing import fuse_products
 from jaxrnn.running._leaving import leave_the_loop, narrow_values, split_first, spread_constants
 from jaxrnn.running._products import ready_to_transpose, weights_on_the_left
-from jaxrnn.running._program import Program, evaluate, indivisible, needed_for, reached_from, trace
+from jaxrnn.running._program import Program, evaluate, needed_for, reached_from, trace
 from jaxrnn.running._saving import CHEAP, smallest_to_save
 from jaxrnn.running.plan import Plan, Report
 
@@ -78,15 +78,29 @@ def map_over_time(
     *,
     reverse: bool,
     unroll: int,
+    plan: Plan,
     said: Report,
 ) -> tuple[PyTree, PyTree]:
-    """The same for a body that carries nothing: all steps at once."""
+    """The same for a body that carries nothing: all steps at once.
+
+    Step by step where that would fill memory with what is large within a step alone, and where constants are narrower
+    than float32, whose gradients would be summed over all steps in their own dtype.
+    """
     if jax.tree.leaves(xs)[0].shape[0]:
-        closed = jax.make_jaxpr(body)(carry, jax.tree.map(_one_step, xs))
-        if reason := indivisible(closed):
-            said.plain_because = reason
-            return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)
+        leaves, treedef = flatten(xs)
+        program, _ = trace(
+            lambda *leaves: jax.tree.leaves(body(carry, treedef.unflatten(leaves))[1]), *map(_one_step, leaves)
+        )
+        if program is None or narrow_values(program, list(program.consts)) or _swells(program):
+            return scan_deferred(body, carry, xs, reverse=reverse, unroll=unroll, plan=plan, said=said)
     return carry, jax.vmap(lambda x: body(carry, x)[1])(xs)
+
+
+def _swells(program: Program) -> bool:
+    """Whether a step makes arrays much larger than those that enter and leave it."""
+    enter_and_leave = sum(map(program.size, [*program.inputs, *program.outputs]))
+    made = [n for op in program.ops for n in op.outputs if n not in program.fixed()]
+    return max(map(program.size, made), default=0) > 4 * enter_and_leave
 
 
 class _Loop(NamedTuple):
@@ -200,7 +214,8 @@ def _trace_with_tangents(loop: _Loop, moving: _Moving, consts: list, carry: list
 
     n_floats = sum(map(_is_float, shapes))
     outputs = program.outputs[: len(shapes)]
-    beside, d_outputs = program.outputs[len(shapes) : -n_floats], program.outputs[-n_floats:]
+    first_tangent = len(program.outputs) - n_floats
+    beside, d_outputs = program.outputs[len(shapes) : first_tangent], program.outputs[first_tangent:]
 
     moved = reached_from(program.ops, [*d_consts, *d_carry, *d_xs])
     # The tangent's own copy of each output, where that is one: an inner cond or scan gives both at once.
@@ -239,7 +254,7 @@ def _scan_tangent(
     tangent = ready_to_transpose(tangent, carried, weights)
     in_narrow = narrow_values(tangent, d_consts)
     tangent, leaving, loop.said.contracted, loop.said.added_in_loop = leave_the_loop(
-        tangent, len(d_carry), loop.plan.contracts, free=CHEAP
+        tangent, len(d_carry), loop.plan.contracts, free=CHEAP, narrow=in_narrow
     )
     tangent = contracted_once(tangent, leaving)
     remat = loop.plan.recompute

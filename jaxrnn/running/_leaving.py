@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from typing import Any
 
 import jax
@@ -68,7 +68,7 @@ def split_first(program: Program, n_carry: int) -> Program:
     for each piece, and only these sums enter it; products that leave are split by their weights.
     """
     carried = reached_from(program.ops, program.inputs[:n_carry])
-    fixed = program.fixed()
+    varying, fixed = reached_from(program.ops, program.inputs), program.fixed()
     makers = {n: op for op in program.ops for n in op.outputs}
     uses = Counter(ref for op in program.ops for ref in op.inputs)
     uses.update(program.outputs)
@@ -78,6 +78,8 @@ def split_first(program: Program, n_carry: int) -> Program:
     def holds_product(ref: int) -> bool:
         """Whether a term of the sum that the value is, or is a piece of, may leave the loop as a product."""
         maker = makers.get(ref)
+        if ref not in varying:
+            return False
         if maker is None or maker.name not in (*SUMS, "split"):
             return maker is not None and maker.name == "dot_general" and ref not in carried
         return any(map(holds_product, maker.inputs))
@@ -100,8 +102,8 @@ def split_first(program: Program, n_carry: int) -> Program:
             return [done.add("add", _add, pair, [k])[0] for *pair, k in zip(a, b, kinds, strict=True)]
         if maker is not None and maker.name == "dot_general" and ref not in carried and axis == kind.ndim - 1:
             x, W = (now.get(n, n) for n in maker.inputs)
-            (contracting, batch), of_weight = maker.params["dimension_numbers"], program.kinds[W]
-            if W in fixed and of_weight.ndim == 2 and len(contracting[1]) == 1 and not any(batch):
+            (contracting, batch), of_weight = maker.params["dimension_numbers"], done.kinds[W]
+            if maker.inputs[1] in fixed and of_weight.ndim == 2 and len(contracting[1]) == 1 and not any(batch):
                 free = 1 - contracting[1][0]
                 K = of_weight.shape[1 - free]
                 parts_of = [of_weight.update(shape=(K, size) if free else (size, K)) for size in sizes]
@@ -113,7 +115,7 @@ def split_first(program: Program, n_carry: int) -> Program:
         return done.add("split", split.run, (now.get(ref, ref),), kinds, split.params)
 
     for op in program.ops:
-        if op.name == "split" and meeting.intersection(op.outputs):
+        if op.name == "split" and op.inputs[0] in varying and meeting.intersection(op.outputs):
             now |= zip(op.outputs, pieces(op.inputs[0], op), strict=True)
         else:
             done.ops.append(op._replace(inputs=tuple(now.get(n, n) for n in op.inputs)))
@@ -125,7 +127,11 @@ def _splitter(sizes: Sequence[int], axis: int) -> Callable[[Any], Sequence[Any]]
 
 
 def leave_the_loop(
-    program: Program, n_carry: int, pays: Callable[[int, int], bool], free: Container[str] = ()
+    program: Program,
+    n_carry: int,
+    pays: Callable[[int, int], bool],
+    free: Container[str] = (),
+    narrow: Collection[int] = (),
 ) -> tuple[Program, set[int], list[str], list[str]]:
     """The program with its sums regrouped, and the values in it that are computed for all steps at once.
 
@@ -144,7 +150,9 @@ def leave_the_loop(
         needs = [ref for ref in op.inputs if ref in varying]
         if not needs or not able.issuperset(needs):
             continue
-        if (op.name in LEAVING and not _outgrows(program, op, needs)) or op.name in free:
+        # The sum over time of a narrow constant's gradient is kept wide in the loop alone, but for a product's own sum.
+        stalls = op.name not in PRODUCTS and not set(op.inputs).isdisjoint(narrow)
+        if (op.name in LEAVING or op.name in free) and not stalls and not _outgrows(program, op, needs):
             able.update(op.outputs)
             if op.name in PRODUCTS:
                 weights = sum(program.size(ref) for ref in op.inputs if ref not in varying)

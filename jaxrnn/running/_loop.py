@@ -64,11 +64,9 @@ def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, 
     def run(carry, inputs):
         if plan == "plain":
             return jax.lax.scan(body, carry, inputs, reverse=reverse, unroll=unroll)
-        if not jax.tree.leaves(carry):
-            return map_over_time(body, carry, inputs, reverse=reverse, unroll=unroll, said=said)
-        return scan_deferred(
-            body, carry, inputs, reverse=reverse, unroll=unroll, plan=Plan() if plan == "auto" else plan, said=said
-        )
+        planned = scan_deferred if jax.tree.leaves(carry) else map_over_time
+        chosen = Plan() if plan == "auto" else plan
+        return planned(body, carry, inputs, reverse=reverse, unroll=unroll, plan=chosen, said=said)
 
     return run_in_segments(run, carry, inputs, lengths, reverse)
 

@@ -30,7 +30,12 @@ def weights_on_the_left(
         if op.name == "dot_general" and op.inputs[0] in moving and op.inputs[1] in fixed:
             (contracting, batch), (x, W) = op.params["dimension_numbers"], op.inputs
             matrices = [kind.ndim for kind in kinds] == [2, 2, 2] and contracting[0] == (1,) and not any(batch)
-            if matrices and pays(program.size(W)) and not any(any(kind.sharding.spec) for kind in kinds):
+            if (
+                matrices
+                and op.params["precision"] is None
+                and pays(program.size(W))
+                and not any(any(kind.sharding.spec) for kind in kinds)
+            ):
                 if contracting[1] == (0,):
                     (W,) = laid.add("transpose", lambda W: [W.T], (W,), [kinds[1].update(shape=kinds[1].shape[::-1])])
                 params = {**op.params, "dimension_numbers": (((1,), (1,)), batch)}

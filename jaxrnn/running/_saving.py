@@ -50,8 +50,8 @@ def smallest_to_save(
     leave = lambda n: 2 * place[n] + 1  # noqa: E731
 
     sizes = {n: program.size(n) * program.kinds[n].dtype.itemsize for n in nodes}
-    unit = math.gcd(*sizes.values()) or 1
-    capacity = {(entry(n), leave(n)): size // unit for n, size in sizes.items()}
+    unit = max(math.gcd(*sizes.values()), sum(sizes.values()) // 2**29, 1)  # SciPy counts in 32 bits
+    capacity = {(entry(n), leave(n)): math.ceil(size / unit) for n, size in sizes.items()}
     endless = 1 + sum(capacity.values())
     capacity |= {(source, entry(n)): endless for n in carry if n in place}
     capacity |= {(leave(n), sink): endless for n in wanted if n in place}
