@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 
 import jaxrnn as jr
 from tests.cases import draw, randomised
-from tests.test_meshes import collectives_in_loops
+from tests.programs import collectives_in_loops
 
 pytestmark = pytest.mark.multidevice
 

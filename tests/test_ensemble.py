@@ -11,11 +11,11 @@ from jax.sharding import AxisType
 
 import jaxrnn as jr
 from tests.cases import draw, randomised
+from tests.programs import COLLECTIVE
 
 pytestmark = pytest.mark.multidevice
 
 T, B, I, H = 5, 2, 3, 4
-COLLECTIVE = r"all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 LAYER = jr.scan(jr.lstm(I, H))
 XS = draw((T, B, I), 1)
 

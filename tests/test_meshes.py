@@ -1,7 +1,6 @@
 """Runs on meshes: Auto and Explicit axes, ``shard_map`` with its checks on; no collective inside a time loop."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxrnn as jr
 from tests.cases import CASES, draw, randomised, weigh
+from tests.programs import collectives_in_loops
 
 pytestmark = pytest.mark.multidevice
 
@@ -39,23 +39,6 @@ def devices():
     if len(jax.devices()) < 2:
         pytest.fail("two devices are needed; tests/conftest.py asks for two CPU devices")
     return jax.devices()[:2]
-
-
-def collectives_in_loops(program):
-    """The collectives of a compiled program that stand in a computation that some while loop runs."""
-    computations = {m[1]: m[0] for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n.*?^\}", program, re.M | re.S)}
-    within = set(re.findall(r"body=%?([\w.\-]+)", program))
-    assert within, "the program has no loop"
-    todo = list(within)
-    while todo:
-        for callee in re.findall(
-            r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.\-]+)", computations[todo.pop()]
-        ):
-            if callee not in within:
-                within.add(callee)
-                todo.append(callee)
-    pattern = r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-    return [found for name in within for found in re.findall(pattern, computations[name])]
 
 
 @by_layer

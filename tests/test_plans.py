@@ -11,6 +11,7 @@ import pytest
 
 import jaxrnn as jr
 from tests.cases import draw, randomised, weigh
+from tests.programs import accumulators, equations, loops
 from tests.user_cells import textbook_lstm
 
 T, B, I, H = 7, 2, 3, 5
@@ -22,21 +23,6 @@ def problem(cell, batch=B):
 
 def gradient(cell, plan, **options):
     return jax.grad(lambda params, xs: weigh(jr.scan(cell, plan=plan, **options).apply(params, xs)), argnums=(0, 1))
-
-
-def equations(jaxpr, name):
-    """All equations of a primitive, those of inner programs too."""
-    found = []
-    for eqn in jaxpr.eqns:
-        found += [eqn] if eqn.primitive.name == name else []
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            found += equations(inner, name) if hasattr(inner, "eqns") else []
-    return found
-
-
-def loops(function, *args):
-    return [eqn.params["jaxpr"].jaxpr for eqn in equations(jax.make_jaxpr(function)(*args).jaxpr, "scan")]
 
 
 def products_in_loops(function, *args):
@@ -222,21 +208,6 @@ def test_a_split_of_a_constant_is_left_alone(x64):
     want, *rest = jax.jit(lambda: [gradient(cell, plan)(params, xs) for plan in plans])()
     for got in rest:
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
-
-
-def accumulators(program):
-    """The shapes that the loops of a compiled program change from step to step, by loop."""
-    computations = {m[1]: m[0] for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n.*?^\}", program, re.M | re.S)}
-    changed = []
-    for body in re.findall(r"body=%?([\w.\-]+)", program):
-        text = computations[body]
-        shapes = dict(re.findall(r"%([\w.\-]+) = (\w+\[[\d,]*\])", text))
-        passed_on = re.findall(r"%([\w.\-]+) = \S+ get-tuple-element\([^)]*\), index=(\d+)", text)
-        (root,) = re.findall(r"ROOT %\S+ = .*? tuple\(([^\n]*?)\)(?:,|\n)", text)
-        operands = re.findall(r"%([\w.\-]+)", root)
-        kept = {name for name, index in passed_on if operands[int(index)] == name}
-        changed.append({shapes[name] for name in operands if name not in kept})
-    return changed
 
 
 @pytest.mark.parametrize("plan, leaves", [("auto", True), ("plain", False), (jr.Plan(contract=False), False)])

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxrnn as jr
 from tests.cases import CASES, CELLS, H, I, differentiable, draw, of_cell, of_stack, randomised, weigh
-from tests.test_meshes import collectives_in_loops
+from tests.programs import collectives_in_loops
 from tests.user_cells import clockwork
 
 T, B = 7, 2

@@ -1,0 +1,60 @@
+"""To look into programs: the equations of traced ones, the loops of compiled ones."""
+
+import re
+
+import jax
+
+COLLECTIVE = r"all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+
+
+def equations(jaxpr, name):
+    """All equations of a primitive, those of inner programs too."""
+    found = []
+    for eqn in jaxpr.eqns:
+        found += [eqn] if eqn.primitive.name == name else []
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            found += equations(inner, name) if hasattr(inner, "eqns") else []
+    return found
+
+
+def loops(function, *args):
+    return [eqn.params["jaxpr"].jaxpr for eqn in equations(jax.make_jaxpr(function)(*args).jaxpr, "scan")]
+
+
+def computations_of(program):
+    """The text of each computation of a compiled program, by its name."""
+    pattern = r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n.*?^\}"
+    return {found[1]: found[0] for found in re.finditer(pattern, program, re.M | re.S)}
+
+
+def collectives_in_loops(program):
+    """The collectives of a compiled program that stand in a computation that some while loop runs."""
+    computations = computations_of(program)
+    within = set(re.findall(r"body=%?([\w.\-]+)", program))
+    assert within, "the program has no loop"
+    todo = list(within)
+    while todo:
+        for callee in re.findall(
+            r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.\-]+)", computations[todo.pop()]
+        ):
+            if callee not in within:
+                within.add(callee)
+                todo.append(callee)
+    pattern = rf"({COLLECTIVE})(?:-start)?\("
+    return [found for name in within for found in re.findall(pattern, computations[name])]
+
+
+def accumulators(program):
+    """The shapes that the loops of a compiled program change from step to step, by loop."""
+    computations = computations_of(program)
+    changed = []
+    for body in re.findall(r"body=%?([\w.\-]+)", program):
+        text = computations[body]
+        shapes = dict(re.findall(r"%([\w.\-]+) = (\w+\[[\d,]*\])", text))
+        passed_on = re.findall(r"%([\w.\-]+) = \S+ get-tuple-element\([^)]*\), index=(\d+)", text)
+        (root,) = re.findall(r"ROOT %\S+ = .*? tuple\(([^\n]*?)\)(?:,|\n)", text)
+        operands = re.findall(r"%([\w.\-]+)", root)
+        kept = {name for name, index in passed_on if operands[int(index)] == name}
+        changed.append({shapes[name] for name in operands if name not in kept})
+    return changed
