@@ -13,6 +13,11 @@ For a_t = W_hh h_{t-1} + W_xh x_t + b the tangent is ∂a_t = W_hh ∂h_{t-1} + 
 W_xh ∂x_t + ∂b, so that the backward loop yields d_t = ∂L/∂a_t and ∂L/∂W_hh = Σ_t h_{t-1}ᵀ d_t is one product.
 
 The rule is a ``jax.custom_jvp`` made of scans, so forward mode, reverse mode, their compositions and ``vmap`` all work.
+
+Who does what: ``_program.py`` traces the step as a flat list of operations; ``_fusing.py`` multiplies once where
+products share an operand; ``_saving.py`` says what the forward scan saves; ``_leaving.py`` what leaves the tangent
+loop; ``_products.py`` and ``_contraction.py`` give the products inside and outside their fastest form. The rules by
+which ``Plan`` chooses stand in ``plan.py``.
 """
 
 from __future__ import annotations

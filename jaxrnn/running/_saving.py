@@ -21,13 +21,15 @@ from jaxrnn.running._program import Program, needed_for, reached_from
 CHEAP = frozenset(
     (
         *("add", "add_any", "sub", "mul", "div", "rem", "neg", "sign", "abs", "max", "min", "pow", "integer_pow"),
-        *("square", "sqrt", "rsqrt", "cbrt", "exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sin"),
-        *("cos", "tan", "sinh", "cosh", "asin", "acos", "atan", "atan2", "asinh", "acosh", "atanh", "erf", "erfc"),
-        *("erf_inv", "floor", "ceil", "round", "clamp", "is_finite", "not", "and", "or", "xor", "eq", "ne", "lt"),
-        *("le", "gt", "ge", "select_n", "convert_element_type", "stop_gradient", "copy", "iota", "real", "imag"),
-        *("conj", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "slice", "split"),
-        *("concatenate", "pad", "rev", "reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"),
-        *("reduce_prod", "argmax", "argmin", "cumsum", "constant"),
+        *("square", "one_minus_square", "polynomial", "sqrt", "rsqrt", "cbrt", "exp", "exp2", "expm1", "log", "log1p"),
+        *("log2", "tanh", "logistic", "sin", "cos", "tan", "sinh", "cosh", "asin", "acos", "atan", "atan2", "asinh"),
+        *("acosh", "atanh", "erf", "erfc", "erf_inv", "floor", "ceil", "round", "clamp", "is_finite"),
+        *("not", "and", "or", "xor", "eq", "ne", "lt", "le", "gt", "ge", "select_n"),
+        *("convert_element_type", "stop_gradient", "copy", "iota", "constant", "real", "imag", "conj"),
+        *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "rev"),
+        *("slice", "split", "concatenate", "pad"),
+        *("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_prod", "cumsum"),
+        *("argmax", "argmin"),
     )
 )
 
