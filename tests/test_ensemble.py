@@ -181,3 +181,8 @@ def test_errors(name):
     call, words = ERRORS[name]
     with pytest.raises(ValueError, match="(?s)" + ".*".join(map(re.escape, words))):
         call()
+
+
+def test_a_mesh_that_is_none():
+    with pytest.raises(TypeError, match="ensemble: mesh must be a jax.sharding.Mesh, got 2; jr.batch_mesh makes one"):
+        jr.ensemble(lambda member: member, mesh=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import os
 import sys
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("KERAS_BACKEND", "jax")  # which Keras reads at its first import
 
 import jax
+
+import jaxrnn as jr
 
 if TYPE_CHECKING:
     from experiments.benchmarks.suites import Settings
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if arguments.report is not None:
         return report_again(arguments.report)
-    two_cpu_devices()
+    jr.use_cpu_devices(2)  # a program on one of them still has every core
     try:
         settings = settings_of(arguments)
     except ValueError as error:
@@ -47,12 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nstopped; --report RUN makes the tables of the rows up to here", file=sys.stderr)
         return 130
     return 0
-
-
-def two_cpu_devices() -> None:
-    """Two devices on the CPU; a program on one of them still has every core."""
-    with contextlib.suppress(RuntimeError):  # JAX has started: in tests, which have done the same
-        jax.config.update("jax_num_cpu_devices", 2)
 
 
 def run(settings: Settings, out: Path) -> Path:

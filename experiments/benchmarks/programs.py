@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
+import jaxrnn as jr
 from experiments.benchmarks.problems import NotOffered, Problem, check_weights, data
 
 PyTree = Any
@@ -99,12 +99,8 @@ def place(array: Any, axis: int | None, devices: int, placed: Placed) -> jax.Arr
             placed[key] = array, jax.device_put(array, jax.devices()[0])
         else:
             spec = PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, "batch")
-            placed[key] = array, jax.device_put(array, NamedSharding(mesh_of(devices), spec))
+            placed[key] = array, jax.device_put(array, NamedSharding(jr.batch_mesh(devices), spec))
     return placed[key][1]  # the source stands beside it: its id stays its own
-
-
-def mesh_of(devices: int) -> Mesh:
-    return Mesh(np.array(jax.devices()[:devices]), ("batch",))
 
 
 def free_bytes() -> int | None:

@@ -36,7 +36,7 @@ from experiments.benchmarks.problems import (
     data,
     drawn,
 )
-from experiments.benchmarks.programs import QUANTITIES, Model, Placed, Program, Traced, compiled, mesh_of, place, train
+from experiments.benchmarks.programs import QUANTITIES, Model, Placed, Program, Traced, compiled, place, train
 from experiments.benchmarks.timing import Budget, interleaved
 
 PyTree = Any
@@ -224,7 +224,7 @@ def library_ensemble(problem: Problem, members: int, devices: int, placed: Place
     xs, cotangent, _ = data(problem)
     stacked = jax.tree.map(lambda a: place(a, 0, devices, placed), members_of(model, problem, members))
     shared = [place(a, None, devices, placed) for a in (xs, cotangent)]
-    run = jr.ensemble(gradient_of(model), mesh=mesh_of(devices))
+    run = jr.ensemble(gradient_of(model), mesh=jr.batch_mesh(devices))
     return Program(lambda: jax.block_until_ready(run(stacked, *shared)))
 
 

@@ -104,7 +104,7 @@ def map_over_time(
 def _swells(program: Program) -> bool:
     """Whether a step makes arrays much larger than those that enter and leave it."""
     enter_and_leave = sum(map(program.size, [*program.inputs, *program.outputs]))
-    made = [n for op in program.ops for n in op.outputs if n not in program.fixed()]
+    made = reached_from(program.ops, program.inputs)
     return max(map(program.size, made), default=0) > 4 * enter_and_leave
 
 

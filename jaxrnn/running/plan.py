@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrnn._base import Layer, PyTree, flatten
+from jaxrnn._base import Cell, Layer, PyTree, flatten
 
 
 class Plan(NamedTuple):
@@ -174,6 +174,9 @@ def explain(layer: Layer, params: PyTree, xs: PyTree, carry: PyTree = None, **op
         >>> jr.explain(layer, params, jnp.ones((7, 2, 3))).scans[0].saved
         ['(2, 5)', '(2, 5)', '(2, 5)', '(2, 5)', '(2, 5)', '(2, 5)']
     """
+    if not isinstance(layer, Layer):
+        mend = "; lift it with jr.scan." if isinstance(layer, Cell) else "."
+        raise TypeError(f"explain: expected a Layer, got {type(layer).__name__}{mend}")
     leaves, treedef = flatten((params, xs, carry))
 
     def run(leaves):

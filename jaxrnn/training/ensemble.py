@@ -80,6 +80,8 @@ def ensemble(function: Callable[..., PyTree], *, mesh: Mesh | None = None, how: 
         ((4,), 4)
     """
     check_choice("ensemble", "how", how, ("auto", "map", "vmap"))
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"ensemble: mesh must be a jax.sharding.Mesh, got {mesh!r}; jr.batch_mesh makes one.")
 
     def divide(members: PyTree) -> Division:
         N = count_members("ensemble", members)
