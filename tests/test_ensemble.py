@@ -184,5 +184,7 @@ def test_errors(name):
 
 
 def test_a_mesh_that_is_none():
-    with pytest.raises(TypeError, match="ensemble: mesh must be a jax.sharding.Mesh, got 2; jr.batch_mesh makes one"):
+    with pytest.raises(
+        TypeError, match=r"ensemble: mesh must be a jax\.sharding\.Mesh, got 2; jr\.batch_mesh makes one"
+    ):
         jr.ensemble(lambda member: member, mesh=2)

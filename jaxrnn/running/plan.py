@@ -67,7 +67,9 @@ class Plan(NamedTuple):
         """Whether the gradient of a product's weights leaves the loop.
 
         With several devices always: a batch sharded over them would be summed over devices at every step. On a single
-        CPU adding a weight costs its size, keeping the cotangents for later the size of the product's output.
+        CPU adding a weight costs its size, keeping the cotangents for later the size of the product's output. Measured
+        on two AVX-512 cores before contractions took their fastest form (H² weights, batch B; contracted / added):
+        H/B = 16 to 32: 0.4 to 0.95; H/B = 4: 0.7 to 1.4; H/B below 1: 1.0 to 1.5. So from 8 on.
         """
         if self.contract is not None:
             return self.contract
