@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import EXPERIMENTS
+from jaxrnn import use_cpu_devices
 
 # What the experiments import beyond jaxrnn's own dependencies, and the name that pip knows it by.
 TRAIN_EXTRA = {"matplotlib": "matplotlib", "pydantic": "pydantic", "rich": "rich", "sklearn": "scikit-learn"}
@@ -31,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(path: Path, overrides: Sequence[str], out: Path) -> int:
     from experiments.config import ConfigError, load  # here, after the check that the extra is installed
 
+    with contextlib.suppress(RuntimeError):  # where this process has used JAX before
+        use_cpu_devices(os.cpu_count() or 1)  # the seeds of a model are divided among them
     try:
         config = load(path, overrides, lambda name: importlib.import_module(EXPERIMENTS[name].module).Config)
         importlib.import_module(EXPERIMENTS[config.experiment].module).run(config, out)

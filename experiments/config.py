@@ -55,15 +55,17 @@ class Table(BaseModel):
 
 
 class Train(Table):
-    """``[train]``, the same for every experiment that trains with Adam."""
+    """``[train]``, the same for every experiment."""
 
     log_every: int = Field(default=50, gt=0)  # the steps of a block: one compiled call, one line of metrics
     steps: int = Field(default=2000, gt=0, validate_default=True)
     batch_size: int = Field(default=32, gt=0)
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Rate = 3e-3
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate: cosine ends at 0
-    clip_norm: float = Field(default=1.0, gt=0)  # gradients of a larger global norm are scaled down to it
-    seeds: Many[Seed] = (0, 1, 2)
+    clip: Literal["global_norm", "value", "adaptive", "none"] = "global_norm"
+    clip_at: float = Field(default=1.0, gt=0)  # the largest global norm, value, or share of the weights' norm
+    seeds: Many[Seed] = (0, 1, 2, 3)
 
     @property
     def block(self) -> int:

@@ -5,7 +5,7 @@ runs/digits-001/
   metrics.jsonl   a line for each model, seed and block of steps
   summary.json    the final numbers, the machine and the versions
   table.md        the same as a table
-  curves.png      learning curves
+  *.png           figures
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,23 +24,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-# Okabe & Ito's colours, which people who are colour-blind can tell apart.
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
+from jaxrnn import plotting
 
 
 class Point(NamedTuple):
-    """One block of steps, every array (seeds,)."""
+    """One block of steps."""
 
     step: int  # the last of the block
-    loss: np.ndarray  # the mean over the block's batches, before each update; so are the next two
-    train_accuracy: np.ndarray
-    grad_norm: np.ndarray  # before clipping
-    held_out_accuracy: np.ndarray  # after the block
+    values: dict[str, np.ndarray]  # (seeds,) each: means over the block's batches, and what was held out, after it
 
 
 class Result(NamedTuple):
@@ -50,17 +45,33 @@ class Result(NamedTuple):
     seeds: tuple[int, ...]
     parameters: int
     points: list[Point]
-    compile_seconds: float
     seconds: float  # all of it, compilation included
+
+    def last(self, name: str) -> np.ndarray:
+        """(seeds,): a measure after the last block."""
+        return self.points[-1].values[name]
 
     def diverged(self) -> dict[int, int]:
         """The seeds whose loss stopped being a number, each with the block (its last step) where it did."""
         first: dict[int, int] = {}
         for point in self.points:
-            for seed, loss in zip(self.seeds, point.loss, strict=True):
+            for seed, loss in zip(self.seeds, point.values["loss"], strict=True):
                 if not math.isfinite(loss):
                     first.setdefault(seed, point.step)
         return first
+
+
+class Column(NamedTuple):
+    """A measure in the table: mean ± standard deviation over the seeds, after the last block."""
+
+    title: str
+    name: str  # of the measure
+    form: str = ".4f"  # a number's format, or "%" for a share in per cent with one decimal
+
+    def shown(self, values: np.ndarray) -> str:
+        scale, form, unit = (100, ".1f", " %") if self.form == "%" else (1, self.form, "")
+        of = _statistics(scale * values)
+        return f"{of['mean']:{form}}" + ("" if of["sd"] is None else f" ± {of['sd']:{form}}") + unit
 
 
 class Clock:
@@ -71,40 +82,53 @@ class Clock:
         return time.perf_counter() - self.start
 
 
-def new_directory(out: Path, name: str) -> Path:
-    """Make ``out/name-001``, or the next number that is free; an older run is never touched."""
+def new_directory(out: Path, name: str, config: str | None = None) -> Path:
+    """Make ``out/name-001``, or the next number that is free, and put the config there; no older run is touched."""
     for number in itertools.count(1):
         directory = out / f"{name}-{number:03d}"
         try:
             directory.mkdir(parents=True)
-            return directory
         except FileExistsError:
             continue
+        if config is not None:
+            (directory / "config.toml").write_text(config, encoding="utf-8")
+        return directory
     raise AssertionError("unreachable")
 
 
-def append_metrics(directory: Path, model: str, seeds: Sequence[int], point: Point, held_out: str) -> None:
+def append_metrics(directory: Path, model: str, seeds: Sequence[int], point: Point) -> None:
     """Write a line of JSON for each seed, at once, so that a stopped run keeps what it measured."""
     with (directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
         for index, seed in enumerate(seeds):
-            line = {
-                "model": model,
-                "seed": seed,
-                "step": point.step,
-                "loss": point.loss[index],
-                "train_accuracy": point.train_accuracy[index],
-                f"{held_out}_accuracy": point.held_out_accuracy[index],
-                "grad_norm": point.grad_norm[index],
-            }
-            file.write(_json(line) + "\n")
+            measured = {name: values[index] for name, values in point.values.items()}
+            file.write(to_json({"model": model, "seed": seed, "step": point.step, **measured}) + "\n")
 
 
-def write(directory: Path, results: Sequence[Result], held_out: str, title: str) -> None:
-    """The files that need the whole run: summary.json, table.md, curves.png."""
-    summary = {"models": [_summary(result, held_out) for result in results], "environment": environment()}
-    (directory / "summary.json").write_text(_json(summary, indent=2) + "\n", encoding="utf-8")
-    (directory / "table.md").write_text(markdown(results, held_out), encoding="utf-8")
-    curves(results, held_out, title).savefig(directory / "curves.png", dpi=150)
+def watcher(directory: Path, display: Display, model: str, seeds: Sequence[int]) -> Callable[[Point], None]:
+    """What is to be done after each block of a model: a bar on the terminal, lines in metrics.jsonl."""
+    display.start(model)
+
+    def on_block(point: Point) -> None:
+        display.update(model, point)
+        append_metrics(directory, model, seeds, point)
+
+    return on_block
+
+
+def write(
+    directory: Path,
+    results: Sequence[Result],
+    columns: Sequence[Column],
+    notes: Sequence[str],
+    figures: Mapping[str, Figure],
+    **more: Any,
+) -> None:
+    """The files that need the whole run: summary.json (with what else is given), table.md, the figures."""
+    summary = {"models": [_summary(result, columns) for result in results], **more, "environment": environment()}
+    (directory / "summary.json").write_text(to_json(summary, indent=2) + "\n", encoding="utf-8")
+    (directory / "table.md").write_text(markdown(results, columns, notes), encoding="utf-8")
+    for name, figure in figures.items():
+        figure.savefig(directory / name, dpi=150)
 
 
 def environment() -> dict[str, Any]:
@@ -118,15 +142,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def rows(results: Sequence[Result], held_out: str) -> list[tuple[str, ...]]:
-    """The table, its header first; accuracies as mean ± standard deviation over the seeds."""
-    header = ("model", "parameters", f"{held_out} accuracy", "train accuracy", "seconds")
+def rows(results: Sequence[Result], columns: Sequence[Column]) -> list[tuple[str, ...]]:
+    """The table, its header first."""
+    header = ("model", "parameters", *(column.title for column in columns), "steps", "seconds")
     body = [
         (
             result.model,
             f"{result.parameters:,}",
-            _mean_sd(result.points[-1].held_out_accuracy),
-            _mean_sd(result.points[-1].train_accuracy),
+            *(column.shown(result.last(column.name)) for column in columns),
+            f"{result.points[-1].step:,}",
             f"{result.seconds:.0f}",
         )
         for result in results
@@ -134,54 +158,51 @@ def rows(results: Sequence[Result], held_out: str) -> list[tuple[str, ...]]:
     return [header, *body]
 
 
-def notes(results: Sequence[Result]) -> list[str]:
-    """How to read the table, and what went wrong."""
-    seeds = len(results[0].seeds)
-    spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    lines = [
-        f"Accuracies: {spread}, after the last step; that on training data is of the last block's batches. "
-        "Seconds: all seeds together, compilation included."
+def spread(seeds: Sequence[int]) -> str:
+    """What the figures in a table are, in words."""
+    return f"mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+
+
+def diverged(results: Sequence[Result]) -> list[str]:
+    """A line for each model and seed whose loss is not finite."""
+    return [
+        f"{result.model}, seed {seed} DIVERGED: its loss is not finite from the block that ends at step {step} on. "
+        f"It counts in the mean."
+        for result in results
+        for seed, step in result.diverged().items()
     ]
-    for result in results:
-        for seed, step in result.diverged().items():
-            lines.append(
-                f"{result.model}, seed {seed} DIVERGED: its loss is not finite from the block that ends at "
-                f"step {step} on. It counts in the mean, every prediction that is not finite as wrong."
-            )
-    return lines
 
 
-def markdown(results: Sequence[Result], held_out: str) -> str:
-    header, *body = rows(results, held_out)
+def markdown(results: Sequence[Result], columns: Sequence[Column], notes: Sequence[str]) -> str:
+    return "\n\n".join([markdown_table(rows(results, columns)), *notes, *diverged(results)]) + "\n"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """The first row is the header, the first column stands left."""
+    header, *body = rows
     lines = [header, ("---", *("---:" for _ in header[1:])), *body]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([table, *notes(results)]) + "\n"
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def curves(results: Sequence[Result], held_out: str, title: str) -> Figure:
-    """Loss and held-out error over the steps: the mean of the seeds, from the lowest to the highest."""
-    figure = Figure(figsize=(11, 4), layout="constrained")  # without pyplot: no display, no global state
-    left, right = figure.subplots(1, 2)
-    for result, colour in zip(results, itertools.cycle(COLOURS), strict=False):
-        steps = [point.step for point in result.points]
-        final = _mean_sd(result.points[-1].held_out_accuracy)
-        loss = np.array([point.loss for point in result.points])
-        error = 1 - np.array([point.held_out_accuracy for point in result.points])
-        for axes, values in ((left, loss), (right, error)):
-            axes.fill_between(steps, values.min(1), values.max(1), color=colour, alpha=0.15, linewidth=0)
-            axes.plot(steps, values.mean(1), color=colour, label=f"{result.model}  {final}")
-    left.set(title="Training loss", xlabel="step", yscale="log")
-    right.set(title=f"{held_out.capitalize()} error (1 - accuracy)", xlabel="step", yscale="log")
-    right.yaxis.set_major_locator(FixedLocator([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]))
-    right.yaxis.set_major_formatter(PercentFormatter(1))
-    right.yaxis.set_minor_locator(NullLocator())
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = right.get_legend_handles_labels()
-    title_of_legend = f"{held_out} accuracy at the end"
-    figure.legend(handles, labels, loc="outside right center", frameon=False, title=title_of_legend)
+def curves(
+    results: Sequence[Result],
+    panels: Mapping[str, Callable[[dict[str, np.ndarray]], np.ndarray]],
+    *,
+    title: str,
+    yscale: str = "log",
+    baselines: Mapping[str, float] | None = None,
+) -> Figure:
+    """Measures over the steps, a panel each: the mean of the seeds, from the lowest to the highest."""
+    figure = Figure(figsize=(5.5 * len(panels) + 1.5, 4), layout="constrained")  # no pyplot: no display, no state
     seeds = len(results[0].seeds)
+    for axes, (name, of) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        measured = {
+            result.model: ([point.step for point in result.points], np.array([of(p.values) for p in result.points]).T)
+            for result in results
+        }
+        plotting.draw_learning_curves(axes, measured, ylabel="", yscale=yscale, baselines=baselines)
+        axes.set_title(name, fontsize=11)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(f"{title} ({seeds} seed{'s' * (seeds > 1)}: mean, and from the lowest to the highest)", fontsize=11)
     return figure
 
@@ -189,9 +210,10 @@ def curves(results: Sequence[Result], held_out: str, title: str) -> Figure:
 class Display:
     """A progress bar for each model, or a line for each when stdout is not a terminal."""
 
-    def __init__(self, steps: int, console: Console | None = None) -> None:
+    def __init__(self, steps: int, column: Column, console: Console | None = None) -> None:
         self.console = console or Console()
         self.steps = steps
+        self.column = column  # shown beside the loss
         self.tasks: dict[str, TaskID] = {}
         self.bars = Progress(
             TextColumn("{task.description:<18}"),
@@ -213,19 +235,22 @@ class Display:
         self.tasks[model] = self.bars.add_task(model, total=self.steps, measured="compiling")
 
     def update(self, model: str, point: Point) -> None:
-        measured = f"loss {point.loss.mean():.3f}  accuracy {point.held_out_accuracy.mean():.1%}"
+        value = self.column.shown(point.values[self.column.name].mean(keepdims=True))
+        measured = f"loss {point.values['loss'].mean():.4g}  {self.column.title} {value}"
         self.bars.update(self.tasks[model], completed=point.step, measured=measured)
 
     def finish(self, result: Result) -> None:
         if not self.console.is_terminal:
-            point = result.points[-1]
             self.say(
-                f"{result.model}: {point.step} steps in {result.seconds:.1f} s, "
-                f"loss {point.loss.mean():.4f}, accuracy {_mean_sd(point.held_out_accuracy)}"
+                f"{result.model}: {result.points[-1].step} steps in {result.seconds:.1f} s, "
+                f"loss {result.last('loss').mean():.4g}, {self.column.title} "
+                f"{self.column.shown(result.last(self.column.name))}"
             )
 
-    def table(self, results: Sequence[Result], held_out: str, directory: Path) -> None:
-        header, *body = rows(results, held_out)
+    def table(
+        self, results: Sequence[Result], columns: Sequence[Column], notes: Sequence[str], directory: Path
+    ) -> None:
+        header, *body = rows(results, columns)
         table = Table()
         table.add_column(header[0], no_wrap=True)
         for name in header[1:]:
@@ -233,7 +258,7 @@ class Display:
         for row in body:
             table.add_row(*row)
         self.console.print(table)
-        for note in notes(results):
+        for note in [*notes, *diverged(results)]:
             self.say(note)
         self.say(f"written to {directory}")
 
@@ -241,18 +266,14 @@ class Display:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _summary(result: Result, held_out: str) -> dict[str, Any]:
-    last = result.points[-1]
+def _summary(result: Result, columns: Sequence[Column]) -> dict[str, Any]:
     return {
         "model": result.model,
         "parameters": result.parameters,
-        "steps": last.step,
+        "steps": result.points[-1].step,
         "seeds": list(result.seeds),
-        f"{held_out}_accuracy": _statistics(last.held_out_accuracy),
-        "train_accuracy": _statistics(last.train_accuracy),
-        "loss": _statistics(last.loss),
+        **{name: _statistics(result.last(name)) for name in ("loss", *(column.name for column in columns))},
         "diverged": result.diverged(),
-        "compile_seconds": result.compile_seconds,
         "seconds": result.seconds,
     }
 
@@ -264,11 +285,6 @@ def _statistics(values: np.ndarray) -> dict[str, Any]:
         return {"mean": float(values.mean()), "sd": sd, "each": values.tolist()}
 
 
-def _mean_sd(accuracies: np.ndarray) -> str:
-    values = _statistics(100 * accuracies)
-    return f"{values['mean']:.1f}" + ("" if values["sd"] is None else f" ± {values['sd']:.1f}") + " %"
-
-
 def _version(package: str) -> str:
     if package == "jaxrnn":  # a checkout need not be installed
         import jaxrnn
@@ -277,7 +293,7 @@ def _version(package: str) -> str:
     return version(package)
 
 
-def _json(value: Any, indent: int | None = None) -> str:
+def to_json(value: Any, indent: int | None = None) -> str:
     """JSON has no NaN and no infinity: they are written as null."""
 
     def plain(value: Any) -> Any:

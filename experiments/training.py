@@ -1,4 +1,4 @@
-"""The training loop, to be jitted: many optimiser steps in one ``lax.scan``, all seeds in one program."""
+"""The training loop: many optimiser steps in one ``lax.scan``, all seeds in one program, a block at a time."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+import jaxrnn as jr
+from experiments import report
+from experiments.config import Train
+
 PyTree = Any
-Loss = Callable[[PyTree, PyTree], tuple[jax.Array, jax.Array]]  # (params, batch) -> (loss, accuracy)
+Measures = dict[str, jax.Array]  # scalars by name
+Loss = Callable[[PyTree, PyTree], tuple[jax.Array, Measures]]  # (params, batch) -> (loss, what else to record)
 
 
 class State(NamedTuple):
@@ -22,17 +28,30 @@ class State(NamedTuple):
     step: jax.Array  # how many optimiser steps were taken
 
 
-class Metrics(NamedTuple):
-    """What each step measures on its batch, before it changes the parameters."""
+class Task(NamedTuple):
+    """What is to be learned: pure functions, which see the arrays of ``shared`` as their last argument."""
 
-    loss: jax.Array
-    accuracy: jax.Array
-    grad_norm: jax.Array  # the global norm, before clipping
+    init: Callable[[jax.Array], PyTree]  # key -> params
+    batch: Callable[[jax.Array, jax.Array, PyTree], PyTree]  # (key, step, shared) -> batch
+    loss: Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, Measures]]  # (params, batch, shared) -> (loss, measures)
+    evaluate: Callable[[PyTree, PyTree], Measures]  # (params, shared) -> measures on held-out data
+    shared: PyTree = ()  # data, the same for all seeds
 
 
-def adam(learning_rate: float | optax.Schedule, clip_norm: float) -> optax.GradientTransformation:
-    """Adam, its gradients clipped to a global norm first."""
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(learning_rate))
+CLIPPING: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "global_norm": optax.clip_by_global_norm,  # Pascanu et al. 2013
+    "value": optax.clip,  # Mikolov 2012
+    "adaptive": optax.adaptive_grad_clip,  # Brock et al. 2021: relative to the norm of each unit's weights
+}
+
+
+def optimizer(settings: Train, learning_rate: float | None = None) -> optax.GradientTransformation:
+    """The optimiser of ``[train]``, gradients clipped first; ``learning_rate`` in place of the table's."""
+    rate: Any = settings.learning_rate if learning_rate is None else learning_rate
+    if settings.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(rate, settings.steps)
+    update = optax.adam(rate) if settings.optimizer == "adam" else optax.sgd(rate)
+    return update if settings.clip == "none" else optax.chain(CLIPPING[settings.clip](settings.clip_at), update)
 
 
 def init(init_params: Callable[[jax.Array], PyTree], optimizer: optax.GradientTransformation, key: jax.Array) -> State:
@@ -48,26 +67,75 @@ def train(
     batch_at: Callable[[jax.Array, jax.Array], PyTree],
     state: State,
     steps: int,
-) -> tuple[State, Metrics]:
-    """Take ``steps`` optimiser steps; the metrics are (steps,) each.
+) -> tuple[State, Measures]:
+    """Take ``steps`` optimiser steps; the measures are (steps,) each, of each step's batch before the update.
 
     Args:
-        loss: ``(params, batch) -> (loss, accuracy)``, two scalars.
+        loss: ``(params, batch) -> (loss, measures)``.
         optimizer: from optax.
         batch_at: ``(key, step) -> batch``, such as ``epoch_batch``.
         state: from ``init``, or from the call before.
         steps: how many, a Python int.
+
+    Returns:
+        The state after them, and "loss", "grad_norm" (the global norm, before clipping) and what the loss adds.
     """
 
     def one_step(state, _):
         batch = batch_at(state.key, state.step)
-        (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        (value, measures), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = Metrics(value, accuracy, optax.tree.norm(grads))
-        return State(params, opt_state, state.key, state.step + 1), metrics
+        measures = {"loss": value, "grad_norm": optax.tree.norm(grads), **measures}
+        return State(params, opt_state, state.key, state.step + 1), measures
 
     return jax.lax.scan(one_step, state, length=steps)
+
+
+def fit(
+    name: str,
+    task: Task,
+    settings: Train,
+    *,
+    learning_rate: float | None = None,
+    on_block: Callable[[report.Point], None] = lambda point: None,
+    enough: Callable[[report.Point], bool] = lambda point: False,
+) -> tuple[report.Result, PyTree]:
+    """Train one model from every seed at once, a block of steps at a time.
+
+    The seeds are divided among the devices and run one after the other on each (``jr.ensemble``).
+
+    Args:
+        name: of the model, for the report.
+        task: what is to be learned.
+        settings: ``[train]``.
+        learning_rate: in place of the table's.
+        on_block: called after each block with what was measured.
+        enough: whether training may stop before ``settings.steps``.
+
+    Returns:
+        What was measured, and the parameters, each leaf (seeds, …).
+    """
+    clock = report.Clock()
+    optimize = optimizer(settings, learning_rate)
+
+    def block(state, shared):
+        loss = lambda params, batch: task.loss(params, batch, shared)  # noqa: E731
+        batch_at = lambda key, step: task.batch(key, step, shared)  # noqa: E731
+        state, measures = train(loss, optimize, batch_at, state, settings.block)
+        return state, {**jax.tree.map(jnp.mean, measures), **task.evaluate(state.params, shared)}
+
+    keys = jnp.stack([jax.random.key(seed) for seed in settings.seeds])
+    states = jr.ensemble(lambda key: init(task.init, optimize, key))(keys)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(states.params)) // len(settings.seeds)
+    run, points = jr.ensemble(block), []
+    for step in range(settings.block, settings.steps + 1, settings.block):
+        states, measures = run(states, task.shared)
+        points.append(report.Point(step, {name: np.asarray(values) for name, values in measures.items()}))
+        on_block(points[-1])
+        if enough(points[-1]):
+            break
+    return report.Result(name, settings.seeds, parameters, points, clock.seconds()), states.params
 
 
 def epoch_batch(examples: int, batch_size: int, key: jax.Array, step: jax.Array) -> jax.Array:
@@ -80,17 +148,6 @@ def epoch_batch(examples: int, batch_size: int, key: jax.Array, step: jax.Array)
     epoch, place = jnp.divmod(step, examples // batch_size)
     order = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
     return jax.lax.dynamic_slice_in_dim(order, place * batch_size, batch_size)
-
-
-def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function(state, *shared)`` for the state of each seed, stacked on axis 0, in one program.
-
-    The seeds run one after the other (``lax.map``). A ``vmap`` over parameters makes each recurrent product a
-    batched one, which XLA runs badly on the CPU. Measured with digits.toml, 3 seeds on 2 shared cores, JAX 0.10.1, ms
-    per step and seed with ``lax.map`` and with ``vmap``: elman 1.8, 1.9; gru 7.3, 6.9; lstm 6.7, 9.1; peephole_lstm
-    6.6, 9.0; bidirectional_lstm 13.2, 20.4.
-    """
-    return lambda states, *shared: jax.lax.map(lambda state: function(state, *shared), states)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

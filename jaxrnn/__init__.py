@@ -17,6 +17,11 @@ from jaxrnn.cells.peephole_lstm import PeepholeLSTMParams, peephole_lstm
 from jaxrnn.cells.readout import ReadoutParams, readout
 from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
 from jaxrnn.gradients.bptt import bptt_contributions
+from jaxrnn.gradients.fixed_points import FixedPoints, LinearAnalysis, find_fixed_points, linear_analysis
+from jaxrnn.gradients.flow import Flow, StateFlow, gradient_flow, norm_by_lag
+from jaxrnn.gradients.jacobian_penalty import jacobian_penalty
+from jaxrnn.gradients.jacobians import log_singular_values, spectral_radius, step_jacobian
+from jaxrnn.gradients.lyapunov import Diagnosis, LyapunovSpectrum, diagnose, lyapunov_spectrum
 from jaxrnn.gradients.tbptt import tbptt
 from jaxrnn.running._segments import Budget
 from jaxrnn.running.plan import Explanation, Plan, Report, explain
@@ -25,6 +30,7 @@ from jaxrnn.running.trace import gates, trace_gates
 from jaxrnn.sequences import last, masked_mean, max_pool, mean_pool, pad
 from jaxrnn.training.devices import batch_mesh, replicate, shard_batch, use_cpu_devices
 from jaxrnn.training.ensemble import Division, Ensemble, ensemble, stack_members
+from jaxrnn.wrappers import NormalizedParams, cotangent_clip, leaky, normalized
 
 __version__ = "0.1.0"
 
@@ -33,11 +39,14 @@ __all__ = [
     "BiParams",
     "Budget",
     "Cell",
+    "Diagnosis",
     "Division",
     "ElmanParams",
     "EmbeddingParams",
     "Ensemble",
     "Explanation",
+    "FixedPoints",
+    "Flow",
     "GRUGates",
     "GRUParams",
     "LSTMCarry",
@@ -45,29 +54,44 @@ __all__ = [
     "LSTMParams",
     "Layer",
     "LayerNormParams",
+    "LinearAnalysis",
+    "LyapunovSpectrum",
+    "NormalizedParams",
     "PeepholeLSTMParams",
     "Plan",
     "ReadoutParams",
     "Report",
     "Spec",
+    "StateFlow",
     "batch_mesh",
     "bidirectional",
     "bptt_contributions",
     "build",
     "chain",
+    "cotangent_clip",
+    "diagnose",
     "dropout",
     "elman",
     "embedding",
     "ensemble",
     "explain",
+    "find_fixed_points",
     "gates",
+    "gradient_flow",
     "gru",
+    "jacobian_penalty",
     "last",
     "layer_norm",
+    "leaky",
+    "linear_analysis",
+    "log_singular_values",
     "lstm",
+    "lyapunov_spectrum",
     "masked_mean",
     "max_pool",
     "mean_pool",
+    "norm_by_lag",
+    "normalized",
     "pad",
     "peephole_lstm",
     "readout",
@@ -75,8 +99,10 @@ __all__ = [
     "residual",
     "scan",
     "shard_batch",
+    "spectral_radius",
     "stack",
     "stack_members",
+    "step_jacobian",
     "tbptt",
     "trace_gates",
     "use_cpu_devices",

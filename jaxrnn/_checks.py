@@ -281,3 +281,39 @@ def check_context_mesh(who: str, mesh: jax.sharding.Mesh) -> None:
             f"{who}: jax.set_mesh has set a mesh of other devices or axes, {context.axis_names}, than that of the "
             f"program, {mesh.axis_names}; pass that one as mesh=…, or call this outside of jax.set_mesh."
         )
+
+
+def check_scalar_loss(who: str, value: Any) -> None:
+    """A loss is one float."""
+    if not hasattr(value, "dtype") or value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        came = f"{value.dtype} of shape {value.shape}" if hasattr(value, "dtype") else repr(value)
+        raise TypeError(
+            f"{who}: loss(carry, ys) must give one floating-point number, got {came}; take .mean() or .sum() of it."
+        )
+
+
+def check_finite(who: str, what: str, tree: PyTree, mend: str) -> None:
+    """Arrays (T, …) hold neither NaN nor infinities; no check under ``jit`` and ``vmap``, where values are unknown."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        values = np.asarray(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)))
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+        if len(bad):
+            when = f"at {len(bad)} of {len(values)} steps, first at {bad[0]}, last at {bad[-1]}"
+            name = what + jax.tree_util.keystr(path)
+            raise FloatingPointError(f"{who}: {name} is not finite{'' if len(values) == 1 else ' ' + when}; {mend}.")
+
+
+def check_float_carry(who: str, carry: PyTree) -> None:
+    """Every leaf of a carry can be differentiated by."""
+    leaves = jax.tree_util.tree_leaves_with_path(carry)
+    for path, leaf in leaves:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"{who}: carry{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, and there is no derivative by "
+                f"what is not a float; give a cell whose carry holds floats alone (compute the rest from a time that "
+                f"comes with xs, say)."
+            )
+    if not leaves:
+        raise ValueError(f"{who}: the cell carries nothing, so no state depends on the one before.")

@@ -137,6 +137,7 @@ def build(spec: Spec | dict[str, Any]) -> Any:
 KINDS = (
     *("elman", "lstm", "gru", "peephole_lstm"),
     *("readout", "dropout", "layer_norm", "embedding"),
+    *("leaky", "normalized", "cotangent_clip"),
     *("scan", "stack", "chain", "bidirectional", "residual", "tbptt"),
     *("Plan", "Budget"),
 )

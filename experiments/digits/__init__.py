@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
+from matplotlib.figure import Figure
 from pydantic import Field
 
 from experiments import report, training
@@ -45,21 +42,21 @@ def run(config: Config, out: Path) -> Path:
             f"train.batch_size: expected at most {len(train.labels)}, the number of training images, "
             f"got {config.train.batch_size}"
         )
-    directory = report.new_directory(out, config.experiment)
-    (directory / "config.toml").write_text(dump(config), encoding="utf-8")
+    directory = report.new_directory(out, config.experiment, dump(config))
+    columns = (
+        report.Column("test accuracy", "test_accuracy", "%"),
+        report.Column("train accuracy", "train_accuracy", "%"),
+    )
+    if config.data.held_out == "validation":
+        columns = (report.Column("validation accuracy", "validation_accuracy", "%"), columns[1])
     results = []
-    with report.Display(config.train.steps) as display:
+    with report.Display(config.train.steps, columns[0]) as display:
         for name in config.model.cells:
-            display.start(name)
-
-            def on_block(point: report.Point, name: str = name) -> None:
-                display.update(name, point)
-                report.append_metrics(directory, name, config.train.seeds, point, config.data.held_out)
-
+            on_block = report.watcher(directory, display, name, config.train.seeds)
             results.append(fit(name, config, train, held_out, on_block))
             display.finish(results[-1])
-    report.write(directory, results, config.data.held_out, title="Digits, pixel by pixel")
-    display.table(results, config.data.held_out, directory)
+    report.write(directory, results, columns, notes(config), {"curves.png": curves(results, config.data.held_out)})
+    display.table(results, columns, notes(config), directory)
     return directory
 
 
@@ -70,38 +67,40 @@ def fit(
     held_out: data.Examples,
     on_block: Callable[[report.Point], None] = lambda point: None,
 ) -> report.Result:
-    """Train one model from every seed at once, a block of steps at a time."""
-    settings = config.train
+    """Train one model from every seed."""
     model = classifier(RECURRENCES[name](train.pixels.shape[-1], config.model.hidden_size), data.CLASSES)
-    learning_rate = config.model.learning_rates.get(name, settings.learning_rate)
-    if settings.schedule == "cosine":
-        learning_rate = optax.cosine_decay_schedule(learning_rate, settings.steps)
-    optimizer = training.adam(learning_rate, settings.clip_norm)
 
-    def block(state, train, held_out):
-        def loss(params, batch):
-            logits, labels = model.logits(params, train.pixels[:, batch]), train.labels[batch]
-            return training.cross_entropy(logits, labels), training.accuracy(logits, labels)
+    def batch(key, step, shared):
+        chosen = training.epoch_batch(len(train.labels), config.train.batch_size, key, step)
+        return shared[0].pixels[:, chosen], shared[0].labels[chosen]
 
-        def batch_at(key, step):
-            return training.epoch_batch(len(train.labels), settings.batch_size, key, step)
+    def loss(params, batch, shared):
+        pixels, labels = batch
+        logits = model.logits(params, pixels)
+        return training.cross_entropy(logits, labels), {"train_accuracy": training.accuracy(logits, labels)}
 
-        state, metrics = training.train(loss, optimizer, batch_at, state, settings.block)
-        logits = model.logits(state.params, held_out.pixels)
-        return state, jax.tree.map(jnp.mean, metrics), training.accuracy(logits, held_out.labels)
+    def evaluate(params, shared):
+        logits = model.logits(params, shared[1].pixels)
+        return {f"{config.data.held_out}_accuracy": training.accuracy(logits, shared[1].labels)}
 
-    clock = report.Clock()
-    keys = jnp.stack([jax.random.key(seed) for seed in settings.seeds])
-    states = jax.jit(training.over_seeds(lambda key: training.init(model.init, optimizer, key)))(keys)
-    shared = jax.device_put((train, held_out))
-    compiled = jax.jit(training.over_seeds(block)).lower(states, *shared).compile()
-    compile_seconds = clock.seconds()
+    task = training.Task(model.init, batch, loss, evaluate, (train, held_out))
+    rate = config.model.learning_rates.get(name)
+    return training.fit(name, task, config.train, learning_rate=rate, on_block=on_block)[0]
 
-    points = []
-    for step in range(settings.block, settings.steps + 1, settings.block):
-        states, metrics, correct = jax.block_until_ready(compiled(states, *shared))
-        measured = (metrics.loss, metrics.accuracy, metrics.grad_norm, correct)
-        points.append(report.Point(step, *map(np.asarray, measured)))
-        on_block(points[-1])
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(states.params)) // len(settings.seeds)
-    return report.Result(name, settings.seeds, parameters, points, compile_seconds, clock.seconds())
+
+def notes(config: Config) -> tuple[str, ...]:
+    return (
+        f"Accuracies: {report.spread(config.train.seeds)}, after the last step; that on training data is of the last "
+        "block's batches. Seconds: all seeds together, compilation included. A prediction that is not finite is wrong.",
+    )
+
+
+def curves(results: Sequence[report.Result], held_out: str) -> Figure:
+    return report.curves(
+        results,
+        {
+            "Training loss": lambda values: values["loss"],
+            f"{held_out.capitalize()} error (1 - accuracy)": lambda values: 1 - values[f"{held_out}_accuracy"],
+        },
+        title="Digits, pixel by pixel",
+    )

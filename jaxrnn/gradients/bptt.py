@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree
-from jaxrnn.running._loop import OverTime
+from jaxrnn.running._watching import OverTime
 from jaxrnn.running.scan import scan
 
 

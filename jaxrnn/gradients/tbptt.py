@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
 from jaxrnn._checks import check_sizes, check_start
 from jaxrnn._spec import Spec, specified
-from jaxrnn.running._loop import OverTime
 from jaxrnn.running._placement import vary_alike
+from jaxrnn.running._watching import OverTime, refuse_marks
 from jaxrnn.running.scan import check_inputs, scan
 
 
@@ -86,6 +86,12 @@ def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkp
         lengths, mask, resets = (None if a is None else jnp.asarray(a) for a in (lengths, mask, resets))
         T, _ = check_inputs("tbptt", layer, xs, lengths, mask, resets)
         check_start("tbptt", start)
+        refuse_marks(
+            "tbptt",
+            "gradient flow is measured on whole runs, not on truncated ones; give gradient_flow the layer itself.",
+            params,
+            carry,
+        )
         params, xs = vary_alike(params, xs)  # here, or shard_map would sum gradients over devices at every block
         over_time = any(isinstance(a, OverTime) for a in flatten(params, lambda a: isinstance(a, OverTime))[0])
         sequence = (params if over_time else None, xs, mask, None if resets is None else resets[:T])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +13,21 @@ from jaxrnn._checks import check_carry_kept, check_leads_with_batch, check_pair
 from jaxrnn.running._deferred import map_over_time, scan_deferred
 from jaxrnn.running._placement import shard_like_batch, vary_alike
 from jaxrnn.running._segments import run_in_segments, segment_lengths
+from jaxrnn.running._watching import (
+    OverTime,
+    at_step,
+    is_over_time,
+    perturbations_of,
+    probe,
+    start_of,
+    step_with_leaves_changed,
+)
 from jaxrnn.running.plan import Plan, report
-
-
-class OverTime(NamedTuple):
-    """A parameter with a value of its own for each time step: ``bptt_contributions`` differentiates by these."""
-
-    array: jax.Array  # (T, …)
 
 
 def params_at_start(params: PyTree, reverse: bool) -> PyTree:
     """The parameters, those given over time as they stand at the first step of the run."""
-    at = -1 if reverse else 0
-    return jax.tree.map(lambda a: a.array[at] if isinstance(a, OverTime) else a, params, is_leaf=_is_over_time)
+    return jax.tree.map(lambda a: at_step(a, -1 if reverse else 0), params, is_leaf=is_over_time)
 
 
 def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll, plan, checkpoint):
@@ -42,22 +44,29 @@ def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, 
         return shard_like_batch(carry, xs, len(batch_shape))
 
     fresh = initial(params_now)
+    perturbations, carry = perturbations_of(carry), start_of(carry)
     carry = fresh if carry is None else shard_like_batch(carry, xs, len(batch_shape))
 
+    def step(params, carry, x, *drawn, added):
+        if not added:
+            return check_pair(who, cell.step(params, carry, x, *drawn))
+        add = lambda index, a: a if added[index] is None else a + added[index]  # noqa: E731
+        return step_with_leaves_changed(who, functools.partial(cell.step, params), add, carry, x, *drawn)
+
     def body(carry, inputs):
-        x, on_t, reset_t, own_params_t, own_noise_t = inputs
+        x, on_t, reset_t, own_params_t, own_noise_t, added_t = inputs
         params_t = join_params(own_params_t)
         if reset_t is not None:
             carry = select(reset_t, initial(params_t) if own_params else fresh, carry)
         drawn = () if noise is None else (join_noise(own_noise_t),)
-        new, y = check_pair(who, cell.step(params_t, carry, x, *drawn))
+        new, y = step(params_t, carry, x, *drawn, added=added_t)
         check_carry_kept(who, carry, new)
         if on_t is not None:
             check_leads_with_batch(who, "the output of step", y, batch_shape)
             new, y = select(on_t, new, carry), select(on_t, y, jax.tree.map(jnp.zeros_like, y))
         return new, y
 
-    inputs = (xs, on, resets, own_params, own_noise)
+    inputs = (xs, on, resets, own_params, own_noise, perturbations)
     lengths = segment_lengths(who, checkpoint, T)
     said = report(who, T, plan, lengths)
 
@@ -75,24 +84,33 @@ Split = tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]
 
 
 def _split_params(params: PyTree) -> Split:
-    """The parameters given over time, and ``join``, which makes the parameters of one step.
+    """What parameters have for each step alone, and ``join``, which makes the parameters of one step.
 
     Floats of less than 32 bits stand in float32 outside the loop and are cast back inside the step, so that the
     gradients that autodiff adds up over the steps are added in float32: in bfloat16 a sum of ones stops at 256.
     """
-    leaves, treedef = flatten(params, _is_over_time)
-    own = [_is_over_time(a) for a in leaves]
-    arrays = [a.array if _is_over_time(a) else a for a in leaves]
+    leaves, treedef = flatten(params, is_over_time)
+    arrays = [a.array if is_over_time(a) else a for a in leaves]
     narrow = [is_narrow(a) for a in arrays]
     wide = [a.astype(jnp.float32) if n else a for a, n in zip(arrays, narrow, strict=True)]
 
+    def at_this_step(leaf, array, rest):
+        if isinstance(leaf, OverTime):
+            return next(rest)
+        return probe(array, next(rest)) if is_over_time(leaf) else array
+
     def join(own_t):
         rest = iter(own_t)
-        step = [next(rest) if o else a for a, o in zip(wide, own, strict=True)]
+        step = [at_this_step(leaf, a, rest) for leaf, a in zip(leaves, wide, strict=True)]
         cast = [s.astype(a.dtype) if n else s for s, a, n in zip(step, arrays, narrow, strict=True)]
         return treedef.unflatten(cast)
 
-    return [a for a, o in zip(wide, own, strict=True) if o], join
+    own = [
+        (a if isinstance(leaf, OverTime) else leaf.zeros)
+        for leaf, a in zip(leaves, wide, strict=True)
+        if is_over_time(leaf)
+    ]
+    return own, join
 
 
 def _split_noise(noise: PyTree, T: int) -> Split:
@@ -111,7 +129,3 @@ def _split_noise(noise: PyTree, T: int) -> Split:
         return treedef.unflatten([next(rest) if o else a[0] for a, o in zip(leaves, own, strict=True)])
 
     return [a for a, o in zip(leaves, own, strict=True) if o], join
-
-
-def _is_over_time(a: Any) -> bool:
-    return isinstance(a, OverTime)

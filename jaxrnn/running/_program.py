@@ -97,9 +97,14 @@ def trace(function: Callable[..., Any], *args: Any) -> tuple[Program | None, Any
 
     Where it must not be taken apart, None and the reason.
     """
+    program, shapes, closed = flat_program(function, *args)
+    reason = indivisible(closed)
+    return (None, reason) if reason else (program, shapes)
+
+
+def flat_program(function: Callable[..., Any], *args: Any) -> tuple[Program, Any, Any]:
+    """The program of ``function(*args)``, its output's shapes as a tree, and the jaxpr that it was made of."""
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    if reason := indivisible(closed):
-        return None, reason
     numbers = itertools.count(1)
     ops: list[Op] = []
     inputs = [next(numbers) for _ in closed.jaxpr.invars]
@@ -108,7 +113,7 @@ def trace(function: Callable[..., Any], *args: Any) -> tuple[Program | None, Any
         n: v.aval for n, v in zip([*inputs, *constants], [*closed.jaxpr.invars, *closed.jaxpr.constvars], strict=True)
     }
     outputs = _flatten(closed.jaxpr, constants, inputs, numbers, ops, kinds)
-    return Program(ops, dict(zip(constants, closed.consts, strict=True)), inputs, outputs, kinds), shapes
+    return Program(ops, dict(zip(constants, closed.consts, strict=True)), inputs, outputs, kinds), shapes, closed
 
 
 def _flatten(

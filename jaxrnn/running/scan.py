@@ -24,6 +24,7 @@ from jaxrnn._checks import (
 from jaxrnn._spec import specified
 from jaxrnn.running._loop import loop, params_at_start
 from jaxrnn.running._segments import Budget, check_checkpoint
+from jaxrnn.running._watching import start_of
 from jaxrnn.running.plan import Plan, check_plan
 
 
@@ -114,8 +115,8 @@ def scan(
         check_params(who, now, shapes_of_params(cell))
         expected = jax.eval_shape(lambda: cell.initial_carry(now, batch_shape))
         check_leads_with_batch(who, "initial_carry()", expected, batch_shape)
-        if carry is not None:
-            check_carry(who, carry, expected, batch_shape)
+        if (start_carry := start_of(carry)) is not None:
+            check_carry(who, start_carry, expected, batch_shape)
 
         times = start + jnp.arange(T, dtype=jnp.int32)
         on = valid_steps(times, lengths, mask)

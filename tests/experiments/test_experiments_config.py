@@ -119,7 +119,7 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path.write_text('experiment = "digits"\n[train]\nsteps = 100\nbatch_size = 8\n')
     got = config.load(path, ["train.steps=200", "model.cells=['gru']"], lambda name: digits.Config)
     assert (got.train.steps, got.train.batch_size, got.model.cells) == (200, 8, ("gru",))
-    assert got.train.clip_norm == config.Train().clip_norm
+    assert got.train.clip_at == config.Train().clip_at
 
 
 def test_fewer_steps_than_a_block_make_one_short_block():

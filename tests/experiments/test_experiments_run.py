@@ -63,34 +63,39 @@ def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys):
     assert (run / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+ACCURACY = report.Column("test accuracy", "test_accuracy", "%")
+
+
 def result(losses, accuracies=(0.5, 1.0), seeds=(0, 1)):
     points = [
-        report.Point(10 * (index + 1), *(np.array(values) for values in (loss, accuracies, loss, accuracies)))
+        report.Point(10 * (index + 1), {"loss": np.array(loss), "test_accuracy": np.array(accuracies)})
         for index, loss in enumerate(losses)
     ]
-    return report.Result("lstm", seeds, 12345, points, compile_seconds=1.0, seconds=2.0)
+    return report.Result("lstm", seeds, 12345, points, seconds=2.0)
 
 
 def test_divergence_is_told_in_the_table_and_null_in_json(tmp_path):
     diverged = result([(1.0, 2.0), (0.5, np.nan), (0.4, np.inf)])
-    report.write(tmp_path, [diverged], "test", "title")
-    report.append_metrics(tmp_path, "lstm", diverged.seeds, diverged.points[1], "test")
-    assert json.loads((tmp_path / "summary.json").read_text())["models"][0]["diverged"] == {"1": 20}
-    assert "lstm, seed 1 DIVERGED: its loss is not finite from the block that ends at step 20 on." in (
-        (tmp_path / "table.md").read_text()
+    report.write(tmp_path, [diverged], [ACCURACY], ["a note"], {}, task={"lag": 3})
+    report.append_metrics(tmp_path, "lstm", diverged.seeds, diverged.points[1])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["models"][0]["diverged"] == {"1": 20} and summary["task"] == {"lag": 3}
+    told = (
+        "lstm, seed 1 DIVERGED: its loss is not finite from the block that ends at step 20 on. It counts in the mean."
     )
+    assert (tmp_path / "table.md").read_text().endswith(f"\n\na note\n\n{told}\n")
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert (first["loss"], second["loss"]) == (0.5, None)
+    assert (first["loss"], second["loss"], first["test_accuracy"]) == (0.5, None, 0.5)
 
 
 def test_table_of_one_seed_has_no_deviation():
     one = result([(1.0,)], accuracies=(0.25,), seeds=(0,))
-    assert report.rows([one], "validation") == [
-        ("model", "parameters", "validation accuracy", "train accuracy", "seconds"),
-        ("lstm", "12,345", "25.0 %", "25.0 %", "2"),
+    assert report.rows([one], [ACCURACY, report.Column("loss", "loss", ".2f")]) == [
+        ("model", "parameters", "test accuracy", "loss", "steps", "seconds"),
+        ("lstm", "12,345", "25.0 %", "1.00", "10", "2"),
     ]
-    assert report.notes([one])[0].startswith("Accuracies: one seed,")
-    assert report.notes([result([(1.0, 1.0)])])[0].startswith("Accuracies: mean ± standard deviation of 2 seeds,")
+    assert report.rows([result([(1.0, 2.0)])], [report.Column("loss", "loss", ".2f")])[1][2] == "1.50 ± 0.71"
+    assert report.spread((0,)) == "one seed" and report.spread((0, 1)) == "mean ± standard deviation of 2 seeds"
 
 
 def test_bar_shows_loss_and_accuracy_on_a_terminal_only():
@@ -98,13 +103,20 @@ def test_bar_shows_loss_and_accuracy_on_a_terminal_only():
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
         run = result([(1.0, 2.0)])
-        with report.Display(10, console) as display:
+        with report.Display(10, ACCURACY, console) as display:
             display.start("lstm")
             display.update("lstm", run.points[0])
             display.finish(run)
         shown[terminal] = console.file.getvalue()
-    assert "10/10  loss 1.500  accuracy 75.0%" in shown[True]
-    assert shown[False] == "lstm: 10 steps in 2.0 s, loss 1.5000, accuracy 75.0 ± 35.4 %\n"
+    assert "10/10  loss 1.5  test accuracy 75.0 %" in shown[True]
+    assert shown[False] == "lstm: 10 steps in 2.0 s, loss 1.5, test accuracy 75.0 ± 35.4 %\n"
+
+
+def test_curves_show_every_model_and_seed():
+    figure = report.curves([result([(1.0, 2.0), (0.5, 0.7)])], {"loss": lambda values: values["loss"]}, title="t")
+    (line,) = figure.axes[0].lines
+    assert (line.get_xdata() == [10, 20]).all() and np.allclose(line.get_ydata(), [1.5, 0.6])
+    assert figure.axes[0].get_title() == "loss" and "2 seeds" in figure.get_suptitle()
 
 
 def test_list_and_help_say_how_to_run(capsys):

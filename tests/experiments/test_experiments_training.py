@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
-from experiments import training
+from experiments import config, training
 
 
 def test_train_takes_the_steps_of_the_optimizer_and_measures_before_each():
@@ -14,25 +15,68 @@ def test_train_takes_the_steps_of_the_optimizer_and_measures_before_each():
     state = training.init(lambda key: jnp.asarray(3.0), optimizer, jax.random.key(0))
     seen = jax.jit(
         lambda state: training.train(
-            lambda w, batch: (w**2 / 2, batch), optimizer, lambda key, step: 10.0 * step, state, 3
+            lambda w, batch: (w**2 / 2, {"seen": batch}), optimizer, lambda key, step: 10.0 * step, state, 3
         )
     )
     state, metrics = seen(state)
-    np.testing.assert_allclose(metrics.loss, [4.5, 1.125, 0.28125])
-    np.testing.assert_allclose(metrics.grad_norm, [3.0, 1.5, 0.75])
-    np.testing.assert_allclose(metrics.accuracy, [0.0, 10.0, 20.0])  # whatever the loss says of the batch
+    np.testing.assert_allclose(metrics["loss"], [4.5, 1.125, 0.28125])
+    np.testing.assert_allclose(metrics["grad_norm"], [3.0, 1.5, 0.75])
+    np.testing.assert_allclose(metrics["seen"], [0.0, 10.0, 20.0])  # whatever the loss says of the batch
     assert (float(state.params), int(state.step)) == (0.375, 3)
-    assert seen(state)[1].accuracy[0] == 30.0  # the next block goes on where this one ended
+    assert seen(state)[1]["seen"][0] == 30.0  # the next block goes on where this one ended
 
 
-def test_adam_clips_the_global_norm_first():
-    clipped, plain = training.adam(0.1, clip_norm=1.0), optax.adam(0.1)
-    params = jnp.zeros(2)
+@pytest.mark.parametrize(
+    ("clip", "afterwards"),
+    [
+        ("global_norm", [(0.6, 0.8), (0.3, 0.4)]),
+        ("value", [(1.0, 1.0), (0.3, 0.4)]),
+        # The weights of one unit, (6, 8), have the norm 10; a tenth of it may be the gradient's.
+        ("adaptive", [(0.6, 0.8), (0.3, 0.4)]),
+        ("none", [(30.0, 40.0), (0.3, 0.4)]),
+    ],
+)
+def test_gradients_are_clipped_before_the_optimizer(clip, afterwards):
+    at = 0.1 if clip == "adaptive" else 1.0
+    settings = config.Train(clip=clip, clip_at=at, learning_rate=0.1, schedule="constant")
+    clipped, plain = training.optimizer(settings), optax.adam(0.1)
+    params = jnp.array([6.0, 8.0])
     ours, theirs = clipped.init(params), plain.init(params)
-    for grads, after in [((30.0, 40.0), (0.6, 0.8)), ((0.3, 0.4), (0.3, 0.4))]:
-        step, ours = clipped.update(jnp.array(grads), ours)
+    for grads, after in zip([(30.0, 40.0), (0.3, 0.4)], afterwards, strict=True):
+        step, ours = clipped.update(jnp.array(grads), ours, params)
         expected, theirs = plain.update(jnp.array(after), theirs)
         np.testing.assert_allclose(step, expected, rtol=1e-5)  # float32
+
+
+def test_sgd_and_the_cosine_schedule():
+    settings = config.Train(clip="none", optimizer="sgd", learning_rate=0.1, steps=100, log_every=50)
+    rule = training.optimizer(settings)
+    state, steps = rule.init(jnp.zeros(())), []
+    for _ in range(100):
+        step, state = rule.update(jnp.ones(()), state)
+        steps.append(-step)
+    np.testing.assert_allclose(steps, 0.05 * (1 + np.cos(np.pi * np.arange(100) / 100)), atol=1e-6)
+
+
+def test_fit_stops_when_it_is_enough():
+    task = training.Task(
+        init=lambda key: jnp.asarray(4.0),
+        batch=lambda key, step, shared: None,
+        loss=lambda w, batch, shared: (shared * w**2, {}),
+        evaluate=lambda w, shared: {"w": w},
+        shared=jnp.asarray(0.5),
+    )
+    settings = config.Train(
+        clip="none", optimizer="sgd", schedule="constant", learning_rate=0.5, steps=100, log_every=2, seeds=[3, 1]
+    )
+    seen = []
+    result, params = training.fit(
+        "w", task, settings, on_block=seen.append, enough=lambda point: (point.values["w"] < 0.3).all()
+    )
+    assert result.points == seen and [point.step for point in seen] == [2, 4]  # w: 4, 2, 1, 0.5, 0.25
+    assert params.tolist() == [0.25, 0.25] and result.last("w").tolist() == [0.25, 0.25]
+    np.testing.assert_allclose(seen[0].values["loss"], [(8 + 2) / 2] * 2)
+    assert result.parameters == 1 and result.seeds == (3, 1)
 
 
 def test_an_epoch_visits_every_example_once_in_an_order_of_its_own():

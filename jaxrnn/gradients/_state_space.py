@@ -1,0 +1,85 @@
+"""A cell as a map of vectors, h_t = F(h_{t-1}, x_t): what Jacobians, Lyapunov exponents and fixed points look at."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
+from jaxrnn._checks import check_carry, check_float_carry, check_params, sequence_shape
+from jaxrnn.running.scan import shapes_of_params
+
+
+class StateSpace(NamedTuple):
+    """The carry of a cell, all its leaves side by side, as one vector of N numbers."""
+
+    size: int  # N
+    flat: Callable[[PyTree], jax.Array]  # carry -> (*B, N)
+    tree: Callable[[jax.Array], PyTree]  # (*B, N) -> carry
+    step: Callable[[jax.Array, PyTree], jax.Array]  # (h (*B, N), x) -> h (*B, N)
+
+    def linear(self, h: jax.Array, x: PyTree) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """F(h, x), and the map Q -> J Q of (*B, N, k) by J = ∂F/∂h, which no matrix N × N is made for."""
+        new, push = jax.linearize(lambda h: self.step(h, x), h)
+        return new, jax.vmap(push, in_axes=-1, out_axes=-1)
+
+    def jacobian(self, h: jax.Array, x: PyTree) -> tuple[jax.Array, jax.Array]:
+        """F(h, x) and J (*B, N, N)."""
+        new, push = self.linear(h, x)
+        return new, push(jnp.broadcast_to(jnp.eye(self.size, dtype=h.dtype), (*h.shape, self.size)))
+
+
+def state_space(who: str, cell: Cell, params: PyTree) -> StateSpace:
+    """Of a cell whose carry holds floats alone."""
+    bare = jax.eval_shape(functools.partial(cell.initial_carry, params))
+    check_float_carry(who, bare)
+    leaves, treedef = flatten(bare)
+    shapes = [a.shape for a in leaves]
+    sizes = [math.prod(shape) for shape in shapes]
+    dtype = jnp.result_type(*leaves)
+
+    def flat(carry):
+        parts = [
+            jnp.reshape(a, (*jnp.shape(a)[: jnp.ndim(a) - len(shape)], size)).astype(dtype)
+            for a, shape, size in zip(jax.tree.leaves(carry), shapes, sizes, strict=True)
+        ]
+        return jnp.concatenate(parts, axis=-1)
+
+    def tree(h):
+        parts = jnp.split(h, [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)], axis=-1)
+        return treedef.unflatten(
+            [
+                p.reshape(*h.shape[:-1], *shape).astype(a.dtype)
+                for p, shape, a in zip(parts, shapes, leaves, strict=True)
+            ]
+        )
+
+    return StateSpace(sum(sizes), flat, tree, lambda h, x: flat(cell.step(params, tree(h), x)[0]))
+
+
+def run_of(who: str, cell: Cell, params: PyTree, xs: PyTree, carry: PyTree) -> tuple[StateSpace, jax.Array, int]:
+    """The cell as a map, the state (*B, N) that a run over xs (T, *B, …) starts from, and T."""
+    check_is_cell(who, cell)
+    T, batch_shape = sequence_shape(who, xs, cell.x_ndim)
+    if T == 0:
+        raise ValueError(f"{who}: xs has T = 0 steps; give at least 1.")
+    check_params(who, params, shapes_of_params(cell))
+    expected = jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params)
+    if carry is None:
+        carry = cell.initial_carry(params, batch_shape)
+    else:
+        check_carry(who, carry, expected, batch_shape)
+    space = state_space(who, cell, params)
+    return space, space.flat(carry), T
+
+
+def check_is_cell(who: str, cell: Any) -> None:
+    if not isinstance(cell, Cell):
+        mend = "; give the Cell that it runs, and jr.chain in place of jr.stack" if isinstance(cell, Layer) else ""
+        name = name_of(cell) if isinstance(cell, Layer) else type(cell).__name__
+        raise TypeError(f"{who}: expected a Cell, got {name}{mend}.")

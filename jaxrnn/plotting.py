@@ -1,0 +1,348 @@
+"""Figures: one call each, matplotlib's ``Figure`` returned; ``figure.savefig("a.png")`` writes it, a notebook shows it.
+
+Needs the extra ``jaxrnn[plot]``. No pyplot: no display, no global state.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrnn.gradients.fixed_points import FixedPoints, LinearAnalysis
+from jaxrnn.gradients.flow import StateFlow, norm_by_lag
+from jaxrnn.gradients.lyapunov import LyapunovSpectrum
+
+try:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+except ImportError as error:
+    raise ImportError("jaxrnn.plotting needs matplotlib: pip install 'jaxrnn[plot]'") from error
+
+# Okabe & Ito's colours, which people who are colour-blind can tell apart.
+COLOURS = ("#000000", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
+
+GATES_FROM_0_TO_1 = ("i", "f", "o", "r", "z")
+
+
+def gradient_norms(flows: Mapping[str, Any], *, title: str = "Gradient norm by lag") -> Figure:
+    """How far back the gradient reaches: ‖∂L/∂h_t‖ over the lag T - 1 - t, on a logarithmic scale.
+
+    Args:
+        flows: a curve for each name: a :class:`jaxrnn.StateFlow` of a forward run, an array (T,) by lag (as
+            ``jr.norm_by_lag`` gives it), or (seeds, T), drawn as the geometric mean with the band from the smallest to
+            the largest.
+        title: above the axes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> from jaxrnn import plotting
+        >>> cell, xs = jr.lstm(3, 8), jnp.ones((50, 2, 3))
+        >>> flow = jr.gradient_flow(cell, cell.init(jax.random.key(0)), xs, lambda carry, ys: ys[-1].sum())
+        >>> figure = plotting.gradient_norms({"h": flow.states.h, "c": flow.states.c})
+    """
+    figure, axes = _figure(title)
+    for colour, (name, flow) in zip(_colours(), _named("gradient_norms", flows).items(), strict=False):
+        curve = np.asarray(norm_by_lag(flow.norm) if isinstance(flow, StateFlow) else flow, float)
+        if curve.ndim not in (1, 2):
+            raise ValueError(f"gradient_norms: {name!r} must be (T,) by lag or (seeds, T), got shape {curve.shape}.")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = np.log(np.where(curve > 0, curve, np.nan).reshape(-1, curve.shape[-1]))
+        lags = np.arange(curve.shape[-1])
+        shown = np.isfinite(logs).all(0)
+        axes.plot(lags, np.exp(logs.mean(0)), color=colour, label=name)  # NaN, where it vanished, leaves a gap
+        if len(logs) > 1:
+            low, high = np.exp(logs.min(0)), np.exp(logs.max(0))
+            axes.fill_between(lags, low, high, where=shown, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="lag (steps back from the end)", ylabel="‖∂L/∂h‖", yscale="log")
+    return _finished(figure, axes)
+
+
+def singular_values(logs: Any, *, lag: int = 1, title: str | None = None) -> Figure:
+    """The singular values of the Jacobian products along a run, as bands over time, one step's share of each.
+
+    Args:
+        logs: (n, *B, N), from ``jr.log_singular_values`` with the same ``lag``; all sequences of a batch together.
+        lag: the steps of each product; values are shown to the power 1/lag.
+        title: above the axes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> from jaxrnn import plotting
+        >>> cell, xs = jr.gru(3, 8), jnp.ones((50, 3))
+        >>> params = cell.init(jax.random.key(0))
+        >>> figure = plotting.singular_values(jr.log_singular_values(cell, params, xs))
+    """
+    logs = np.asarray(logs, float)
+    if logs.ndim < 2:
+        raise ValueError(f"singular_values: expected (n, *B, N) from jr.log_singular_values, got shape {logs.shape}.")
+    figure, axes = _figure(title or ("Singular values of the step Jacobians" if lag == 1 else f"… of {lag} steps"))
+    values = np.exp(np.maximum(logs.reshape(len(logs), -1) / lag, -80))
+    times = lag * (1 + np.arange(len(logs)))
+    for share, alpha in ((0, 0.15), (10, 0.2), (25, 0.3)):
+        low, high = np.percentile(values, [share, 100 - share], axis=1)
+        label = "all" if share == 0 else f"middle {100 - 2 * share} %"
+        axes.fill_between(times, low, high, color=COLOURS[2], alpha=alpha, linewidth=0, label=label)
+    axes.plot(times, np.median(values, axis=1), color=COLOURS[2], label="median")
+    axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
+    per_step = "σ" if lag == 1 else f"σ^(1/{lag})"
+    axes.set(xlabel="step t", ylabel=f"{per_step} of ∂h_t/∂h_(t-{lag})", yscale="log")
+    return _finished(figure, axes)
+
+
+def gates(gates: Any, *, sequence: int = 0, title: str = "Gate activations") -> Figure:
+    """The gates of one sequence as heat maps: time to the right, a row for each unit.
+
+    Args:
+        gates: from ``jr.trace_gates``: a NamedTuple of arrays (T, *B, H).
+        sequence: which of the batch.
+        title: above the panels.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> from jaxrnn import plotting
+        >>> cell = jr.lstm(3, 8)
+        >>> traced = jr.trace_gates(cell, cell.init(jax.random.key(0)), jnp.ones((20, 2, 3)))
+        >>> figure = plotting.gates(traced)
+    """
+    if not hasattr(gates, "_asdict"):
+        raise TypeError(f"gates: expected the NamedTuple that jr.trace_gates gives, got {type(gates).__name__}.")
+    arrays = {name: np.asarray(a, float) for name, a in gates._asdict().items()}
+    figure = Figure(figsize=(9, 1.1 + 1.25 * len(arrays)), layout="constrained")
+    panels = figure.subplots(len(arrays), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, a) in zip(panels, arrays.items(), strict=True):
+        image = a.reshape(len(a), -1, a.shape[-1])[:, sequence].T
+        if name in GATES_FROM_0_TO_1:
+            shown = axes.imshow(image, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=1)
+        else:
+            top = max(float(np.abs(image).max(initial=0)), 1e-12)
+            shown = axes.imshow(image, aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=-top, vmax=top)
+        axes.set_ylabel(f"{name}\nunit")
+        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        figure.colorbar(shown, ax=axes, pad=0.01)
+    panels[-1].set_xlabel("step t")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def learning_curves(
+    curves: Mapping[str, Any],
+    steps: Sequence[int] | None = None,
+    *,
+    ylabel: str = "loss",
+    yscale: str = "log",
+    baselines: Mapping[str, float] | None = None,
+    title: str = "Learning curves",
+) -> Figure:
+    """What is measured over training: the mean of the seeds, and the band from the lowest to the highest.
+
+    Args:
+        curves: for each name (seeds, points), or (points,) for one seed; or a pair ``(steps, values)`` where models
+            were measured at different steps.
+        steps: the training step of each point; None counts points from 1.
+        ylabel, yscale: of the vertical axis; "linear" or "log".
+        baselines: horizontal lines with a name.
+        title: above the axes.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxrnn import plotting
+        >>> losses = {"lstm": np.array([[3.0, 2.0, 1.0], [3.0, 1.5, 0.9]])}  # two seeds
+        >>> figure = plotting.learning_curves(losses, steps=[10, 20, 30])
+    """
+    figure, axes = _figure(title)
+    named = {
+        name: values if isinstance(values, tuple) else (steps, values)
+        for name, values in _named("learning_curves", curves).items()
+    }
+    draw_learning_curves(axes, named, ylabel=ylabel, yscale=yscale, baselines=baselines)
+    return _finished(figure, axes)
+
+
+def draw_learning_curves(
+    axes: Any,
+    curves: Mapping[str, tuple[Sequence[int] | None, Any]],
+    *,
+    ylabel: str,
+    yscale: str,
+    baselines: Mapping[str, float] | None,
+) -> None:
+    """:func:`learning_curves`, ``(steps, values)`` each, on axes of one's own."""
+    for colour, (name, (steps, values)) in zip(_colours(), curves.items(), strict=False):
+        values = np.atleast_2d(np.asarray(values, float))
+        at = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
+        if at.shape != values.shape[1:]:
+            raise ValueError(f"learning_curves: {name!r} has {values.shape[1]} points but {len(at)} steps.")
+        with np.errstate(invalid="ignore"):
+            axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+            axes.plot(at, values.mean(0), color=colour, label=name)
+    for (name, value), style in zip((baselines or {}).items(), itertools.cycle(("--", ":", "-.")), strict=False):
+        axes.axhline(value, color="grey", linewidth=1, linestyle=style, label=name)
+    axes.set(xlabel="training step", ylabel=ylabel, yscale=yscale)
+    _plain(axes)
+
+
+def eigenvalues(spectra: Any, *, title: str = "Eigenvalues") -> Figure:
+    """Eigenvalues in the complex plane, beside the unit circle: inside it a mode dies out, outside it grows.
+
+    Args:
+        spectra: an array of complex numbers, any shape, or one for each name, such as ``LinearAnalysis.eigenvalues``.
+        title: above the axes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> from jaxrnn import plotting
+        >>> W = jr.elman(3, 50).init(jax.random.key(0)).W_hh
+        >>> figure = plotting.eigenvalues({"orthogonal": jnp.linalg.eigvals(W), "× 0.8": jnp.linalg.eigvals(0.8 * W)})
+    """
+    figure, axes = _figure(title, size=(5.5, 5.5))
+    angle = np.linspace(0, 2 * np.pi, 400)
+    axes.plot(np.cos(angle), np.sin(angle), color="grey", linewidth=1, label="unit circle")
+    named = spectra if isinstance(spectra, Mapping) else {"": spectra}
+    for colour, (name, values) in zip(_colours(), _named("eigenvalues", named).items(), strict=False):
+        values = np.asarray(values).reshape(-1)
+        axes.scatter(values.real, values.imag, s=14, color=colour, alpha=0.7, linewidth=0, label=name or None)
+    axes.set(xlabel="Re λ", ylabel="Im λ")
+    axes.set_aspect("equal", adjustable="datalim")
+    return _finished(figure, axes)
+
+
+def lyapunov(spectra: Mapping[str, LyapunovSpectrum], *, title: str = "Lyapunov spectrum") -> Figure:
+    """The Lyapunov exponents in order, and how the leading one settled along the run.
+
+    Args:
+        spectra: a :class:`jaxrnn.LyapunovSpectrum` for each name; of a batch the mean is drawn, with the band from
+            the smallest to the largest.
+        title: above the panels.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> from jaxrnn import plotting
+        >>> cell = jr.gru(3, 8)
+        >>> params = cell.init(jax.random.key(0))
+        >>> figure = plotting.lyapunov({"gru": jr.lyapunov_spectrum(cell, params, jnp.ones((100, 2, 3)))})
+    """
+    figure = Figure(figsize=(9.5, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for colour, (name, spectrum) in zip(_colours(), _named("lyapunov", spectra).items(), strict=False):
+        exponents = np.asarray(spectrum.exponents, float)
+        exponents = exponents.reshape(-1, exponents.shape[-1])
+        leading = np.asarray(spectrum.growth, float)[..., 0].reshape(len(spectrum.growth), -1)
+        settled = np.cumsum(leading, axis=0) / np.arange(1, len(leading) + 1)[:, None]
+        for axes, at, values in (
+            (left, np.arange(1, exponents.shape[1] + 1), exponents.T),
+            (right, np.arange(1, len(settled) + 1), settled),
+        ):
+            with np.errstate(invalid="ignore"):
+                axes.plot(
+                    at, values.mean(1), color=colour, label=name, marker="." if len(at) < 40 else "", markersize=4
+                )
+                axes.fill_between(at, values.min(1), values.max(1), color=colour, alpha=0.15, linewidth=0)
+    left.set(xlabel="index i", ylabel="exponent λ_i (per step)", title="in order")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set(xlabel="steps averaged", ylabel="λ_1 (per step)", title="the leading one, as it settles")
+    for axes in (left, right):
+        axes.axhline(0, color="black", linewidth=0.8, linestyle="--")
+        _plain(axes)
+    left.legend(frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def fixed_points(
+    points: FixedPoints,
+    analysis: LinearAnalysis | None = None,
+    states: Any = None,
+    *,
+    components: int = 3,
+    title: str = "Fixed points",
+) -> Figure:
+    """Fixed points, and the states of runs around them, in the principal components of the states.
+
+    Args:
+        points: from ``jr.find_fixed_points``.
+        analysis: from ``jr.linear_analysis`` of their carry; then stable and unstable points are told apart.
+        states: the carry along runs, each leaf (T, *B, …); their first principal components span the figure (without
+            states, those of the points).
+        components: 3 or 2 axes.
+        title: above the axes, with the share of the variance that they show.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> from jaxrnn import plotting
+        >>> cell = jr.gru(1, 4)
+        >>> params = cell.init(jax.random.key(0))
+        >>> ys = jr.scan(cell).apply(params, jnp.ones((30, 5, 1)))[1]
+        >>> points = jr.find_fixed_points(cell, params, ys[-1], jnp.ones(1), method="newton")
+        >>> figure = plotting.fixed_points(points, jr.linear_analysis(cell, params, points.carry, jnp.ones(1)), ys)
+    """
+    if components not in (2, 3):
+        raise ValueError(f"fixed_points: components must be 2 or 3, got {components!r}.")
+    found = _flat(points.carry, 1)
+    runs = None if states is None else _flat(states, None)
+    if len(found) == 0 and runs is None:
+        raise ValueError("fixed_points: there is no point, and no states, to draw.")
+    cloud = found if runs is None else runs.reshape(-1, runs.shape[-1])
+    middle = cloud.mean(0)
+    _, scale, directions = np.linalg.svd(cloud - middle, full_matrices=False)
+    axes_kept = directions[:components]
+    share = (scale[:components] ** 2).sum() / max((scale**2).sum(), 1e-30)
+    project = lambda a: np.pad((a - middle) @ axes_kept.T, [(0, 0)] * (a.ndim - 1) + [(0, components - len(axes_kept))])  # noqa: E731
+
+    figure = Figure(figsize=(6.5, 6), layout="constrained")
+    axes: Any = figure.add_subplot(projection="3d" if components == 3 else None)
+    if runs is not None:
+        for run in np.moveaxis(project(runs).reshape(len(runs), -1, components), 1, 0)[:50]:
+            axes.plot(*run.T, color="grey", linewidth=0.5, alpha=0.4)
+    stable = np.ones(len(found), bool) if analysis is None else np.asarray(analysis.stable)
+    for kind, chosen, style in (
+        ("fixed point" if analysis is None else "stable", stable, {"s": 45, "color": COLOURS[4]}),
+        ("unstable", ~stable, {"s": 45, "facecolor": "none", "edgecolor": COLOURS[5], "linewidth": 1.2}),
+    ):
+        if chosen.any():
+            label = f"{kind} ({chosen.sum()})"
+            axes.scatter(*project(found[chosen]).T, label=label, zorder=3, **style)
+    axes.set(xlabel="PC 1", ylabel="PC 2", title=f"{title} (the axes show {share:.0%} of the variance)")
+    if components == 3:
+        axes.set_zlabel("PC 3")
+        axes.set_box_aspect(None, zoom=0.85)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _flat(carry: Any, lead: int | None) -> np.ndarray:
+    """All leaves side by side, (…, N); the leading axes kept are those that all leaves share, or ``lead``."""
+    leaves = [np.asarray(a, float) for a in jax.tree.leaves(carry)]
+    kept = min(a.ndim for a in leaves) - 1 if lead is None else lead
+    return np.concatenate([a.reshape(*a.shape[:kept], -1) for a in leaves], axis=-1)
+
+
+def _named(who: str, values: Any) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping) or not values:
+        raise TypeError(f"{who}: expected a dict with an entry for each name in the legend, got {values!r:.60}.")
+    return values
+
+
+def _colours() -> Iterator[str]:
+    return itertools.cycle(COLOURS)
+
+
+def _figure(title: str, size: tuple[float, float] = (7.5, 4.2)) -> tuple[Figure, Any]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=11)
+    return figure, axes
+
+
+def _finished(figure: Figure, axes: Any) -> Figure:
+    _plain(axes)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure
+
+
+def _plain(axes: Any) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,167 @@
+"""What a gradient may be taken by at each step of a run: markers around the leaves of params and carry.
+
+A layer hands its params and its carry down to the runs that it is made of, leaf by leaf, so a marked leaf arrives at
+the right loop whatever stands in between (stack, bidirectional, residual …), and the result has the tree of what was
+marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import PyTree, flatten
+from jaxrnn._checks import check_pair
+from jaxrnn.running._program import evaluate, flat_program, needed_for
+
+
+class OverTime(NamedTuple):
+    """A parameter with a value of its own for each time step; the gradient by it is each step's contribution."""
+
+    array: jax.Array  # (T, …)
+
+
+class Probed(NamedTuple):
+    """A parameter whose contributions are measured: the gradient by ``zeros[t]`` is the *norm* of step t's."""
+
+    array: jax.Array
+    zeros: jax.Array  # (T,)
+
+
+class Perturbed(NamedTuple):
+    """A leaf of the carry, ``zeros[t]`` added where step t computes it: the gradient by them is ∂L/∂h_t."""
+
+    array: jax.Array | None  # where the run starts; None in every leaf of a run that starts from its initial carry
+    zeros: jax.Array  # (T, *B, …)
+
+
+def is_marked(a: Any) -> bool:
+    return isinstance(a, OverTime | Probed | Perturbed)
+
+
+def is_over_time(a: Any) -> bool:
+    """Whether a parameter comes with something of its own for each step."""
+    return isinstance(a, OverTime | Probed)
+
+
+def at_step(a: Any, t: int) -> Any:
+    """A parameter, marked or not, as the step at place ``t`` has it."""
+    if isinstance(a, OverTime):
+        return a.array[t]
+    return probe(a.array, a.zeros[t]) if isinstance(a, Probed) else a
+
+
+@jax.custom_vjp
+def probe(a: jax.Array, zero: jax.Array) -> jax.Array:
+    """``a``; the gradient that comes back for it goes on, and its norm is the gradient by ``zero``."""
+    return a
+
+
+probe.defvjp(lambda a, zero: (a, None), lambda _, cotangent: (cotangent, norm(cotangent).astype(jnp.float32)))
+
+
+def norm(a: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+    """The Euclidean norm; the largest entry is divided out first, so that no square overflows or vanishes."""
+    largest = jnp.max(jnp.abs(a), axis=axis, keepdims=True, initial=0.0)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    return jnp.squeeze(scale, axis) * jnp.sqrt(jnp.sum(jnp.square(a / scale), axis=axis))
+
+
+def start_of(carry: PyTree) -> PyTree:
+    """The carry without its marks; None where it has nothing but marks."""
+    if not any(isinstance(a, Perturbed) for a in jax.tree.leaves(carry, is_leaf=is_marked)):
+        return carry
+    bare = jax.tree.map(lambda a: a.array if isinstance(a, Perturbed) else a, carry, is_leaf=is_marked)
+    return bare if jax.tree.leaves(bare) else None
+
+
+def perturbations_of(carry: PyTree) -> list[jax.Array | None]:
+    """What is added to each leaf of the carry, (T, *B, …); nothing at all where no leaf is marked."""
+    leaves = jax.tree.leaves(carry, is_leaf=is_marked)
+    if not any(isinstance(a, Perturbed) for a in leaves):
+        return []
+    return [a.zeros if isinstance(a, Perturbed) else None for a in leaves]
+
+
+def step_with_leaves_changed(
+    who: str, step: Callable[..., Any], change: Callable[[int, jax.Array], jax.Array], *args: PyTree
+) -> tuple[PyTree, PyTree]:
+    """``step(*args) -> (carry, y)``, each leaf of the new carry changed where the step computes it.
+
+    Whatever the step computes from a leaf, other leaves and the output among them, sees the changed one: an LSTM's
+    h_t = o_t * tanh(c_t) that of c_t. So ∂L/∂c_t is what textbooks write, all ways from c_t to L.
+
+    Args:
+        who: for error messages.
+        step: of arrays alone; it may close over anything.
+        change: ``(index of the leaf, leaf) -> leaf``.
+        args: those of ``step``.
+    """
+    program, new, ys, join, values = _traced(who, step, args)
+    index_of = {number: index for index, number in reversed(list(enumerate(new)))}
+    done = set()
+    for op in program.ops:
+        values.update(zip(op.outputs, op.run(*(values[number] for number in op.inputs)), strict=True))
+        for number in index_of.keys() & set(op.outputs):
+            values[number] = change(index_of[number], values[number])
+            done.add(index_of[number])
+    leaves = [values[n] if i in done else change(i, values[n]) for i, n in enumerate(new)]
+    return join(leaves, [values[number] for number in ys])
+
+
+def step_with_carry_changed(
+    who: str, step: Callable[..., Any], change: Callable[[PyTree], PyTree], *args: PyTree
+) -> tuple[PyTree, PyTree]:
+    """``step(*args) -> (carry, y)``, the new carry replaced by ``change(carry)`` once it is complete.
+
+    The output is computed from the changed carry, as far as it is computed from it at all: y_t = h_t stays the state.
+    """
+    program, new, ys, join, values = _traced(who, step, args)
+    carry, _ = join(evaluate(program.ops, values, new), ys)
+    carry = change(carry)
+    values.update((n, a) for n, a in zip(new, jax.tree.leaves(carry), strict=True) if n not in values)
+    return carry, join(new, evaluate(needed_for(program.ops, ys, given=values), values, ys))[1]
+
+
+def _traced(who, step, args):
+    """The step's program, the numbers of the new carry's leaves and of the output's, what makes trees of such lists,
+    and the values of its inputs and constants."""
+    leaves, treedef = flatten(args)
+    trees: list[Any] = []
+
+    def flat(*leaves):
+        (new, carry_tree), (y, y_tree) = map(flatten, check_pair(who, step(*treedef.unflatten(leaves))))
+        trees[:] = carry_tree, y_tree
+        return [jnp.asarray(a) for a in (*new, *y)]
+
+    program, _, _ = flat_program(flat, *leaves)
+    carry_tree, y_tree = trees
+    new, ys = program.outputs[: carry_tree.num_leaves], program.outputs[carry_tree.num_leaves :]
+    _check_apart(who, program, new, ys)
+    values = {**program.consts, **dict(zip(program.inputs, leaves, strict=True))}
+    return program, new, ys, lambda new, y: (carry_tree.unflatten(new), y_tree.unflatten(y)), values
+
+
+def _check_apart(who, program, new, ys):
+    """What an inner program (a cond, a scan …) computes beside the new carry, it may have computed from it."""
+    for op in program.ops:
+        inner = any(hasattr(v, "jaxpr") or hasattr(v, "eqns") for v in jax.tree.leaves(dict(op.params)))
+        if inner and set(op.outputs) & set(new):
+            beside = set(op.outputs) - set(new)
+            if any(beside & {*needed.inputs, *ys} for needed in needed_for(program.ops, ys, given=set(new))) or (
+                beside & set(ys)
+            ):
+                raise ValueError(
+                    f"{who}: the step computes its new carry inside {op.name!r}, together with other results, so what "
+                    f"depends on the new carry cannot be told from what does not; let {op.name!r} return the carry "
+                    f"alone, and compute the output from it."
+                )
+
+
+def refuse_marks(who: str, mend: str, *trees: Sequence[PyTree]) -> None:
+    """Raise where any leaf carries a mark that measures gradients."""
+    if any(isinstance(a, Probed | Perturbed) for a in jax.tree.leaves(trees, is_leaf=is_marked)):
+        raise ValueError(f"{who}: {mend}")
