@@ -198,7 +198,7 @@ def eigenvalues(spectra: Any, *, title: str = "Eigenvalues") -> Figure:
         >>> W = jr.elman(3, 50).init(jax.random.key(0)).W_hh
         >>> figure = plotting.eigenvalues({"orthogonal": jnp.linalg.eigvals(W), "× 0.8": jnp.linalg.eigvals(0.8 * W)})
     """
-    figure, axes = _figure(title, size=(5.5, 5.5))
+    figure, axes = _figure(title, size=(7.5, 5.5))  # the legend stands beside a square
     angle = np.linspace(0, 2 * np.pi, 400)
     axes.plot(np.cos(angle), np.sin(angle), color="grey", linewidth=1, label="unit circle")
     named = spectra if isinstance(spectra, Mapping) else {"": spectra}
@@ -307,6 +307,8 @@ def fixed_points(
             axes.scatter(*project(found[chosen]).T, label=label, zorder=3, **style)
     axes.set(xlabel="PC 1", ylabel="PC 2", title=f"{title} (the axes show {share:.0%} of the variance)")
     if components == 3:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.labelpad = 10  # clear of the numbers
         axes.set_zlabel("PC 3")
         axes.set_box_aspect(None, zoom=0.85)
     axes.legend(frameon=False)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree, flatten, name_of
 from jaxrnn._spec import specified
-from jaxrnn.running._watching import norm, step_with_carry_changed
+from jaxrnn.running._probing import norm
+from jaxrnn.running._watching import step_with_carry_changed
 
 
 @specified

@@ -108,6 +108,8 @@ CELLS = {
     "user_textbook_lstm": textbook_lstm(I, H),
     "chain": jr.chain(jr.elman(I, H), jr.layer_norm(H), jr.gru(H, H), jr.readout(H, 2)),
     "residual": jr.residual(jr.lstm(I, I)),
+    "leaky": jr.leaky(jr.elman(I, H), rate=0.3),
+    "normalized": jr.normalized(jr.gru(I, H)),
 }
 
 CASES = [

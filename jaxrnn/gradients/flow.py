@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree, flatten
 from jaxrnn._checks import check_finite, check_lengths, check_scalar_loss
-from jaxrnn.running._watching import Perturbed, Probed, norm
+from jaxrnn.running._probing import Probed, no_contributions, norm
+from jaxrnn.running._watching import Perturbed
 from jaxrnn.running.scan import check_inputs, scan, valid_steps
 
 
@@ -91,7 +92,7 @@ def gradient_flow(
     states, states_tree = flatten(start)
     leaves, params_tree = flatten(params)
     to_states = [jnp.zeros((T, *a.shape), a.dtype) if _is_float(a) else None for a in states]
-    to_params = [jnp.zeros((T,), jnp.float32) if _is_float(a) else None for a in leaves]
+    to_params = [no_contributions(T) if _is_float(a) else None for a in leaves]
 
     def loss_of(to_states, to_params):
         perturbed = [Perturbed(None if carry is None else a, z) for a, z in zip(states, to_states, strict=True)]
@@ -109,7 +110,8 @@ def gradient_flow(
     check_finite("gradient_flow", "the loss", value[None], "the outputs are finite, so look at the loss")
     exploded = "the run is finite, so the gradient exploded on its way: see jr.cotangent_clip"
     check_finite("gradient_flow", "the gradient by carry", by_states, exploded)
-    return Flow(value, by_states, params_tree.unflatten(norms))
+    by_params = [None if a is None else norm(a.reshape(T, -1), axis=-1) for a in norms]
+    return Flow(value, by_states, params_tree.unflatten(by_params))
 
 
 def norm_by_lag(norm: jax.Array, *, lengths: jax.Array | None = None, reverse: bool = False) -> jax.Array:

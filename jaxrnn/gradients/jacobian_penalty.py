@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, PyTree
 from jaxrnn._checks import check_scalar_loss
 from jaxrnn.gradients._state_space import run_of
-from jaxrnn.running._watching import norm, step_with_carry_changed
+from jaxrnn.running._probing import norm
+from jaxrnn.running._watching import step_with_carry_changed
 from jaxrnn.running.scan import scan
 
 

@@ -12,46 +12,47 @@ from jaxrnn._base import PyTree, flatten, is_narrow, select
 from jaxrnn._checks import check_carry_kept, check_leads_with_batch, check_pair
 from jaxrnn.running._deferred import map_over_time, scan_deferred
 from jaxrnn.running._placement import shard_like_batch, vary_alike
+from jaxrnn.running._probing import Probed, probed
 from jaxrnn.running._segments import run_in_segments, segment_lengths
 from jaxrnn.running._watching import (
     OverTime,
-    at_step,
     is_over_time,
     perturbations_of,
-    probe,
     start_of,
     step_with_leaves_changed,
+    unmarked,
 )
 from jaxrnn.running.plan import Plan, report
 
 
 def params_at_start(params: PyTree, reverse: bool) -> PyTree:
-    """The parameters, those given over time as they stand at the first step of the run."""
-    return jax.tree.map(lambda a: at_step(a, -1 if reverse else 0), params, is_leaf=is_over_time)
+    """The parameters without marks, those given over time as they stand at the first step of the run."""
+    own, join = _split_params(params)
+    return unmarked(join([a[-1 if reverse else 0] for a in own]))
 
 
 def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll, plan, checkpoint):
     """``(carry, ys)`` of the cell over xs (T, *B, …); ``on`` and ``resets`` are (T, *B) or None."""
     params, xs, carry, on, resets, noise = vary_alike(params, xs, carry, on, resets, noise)
-    params_now = params_at_start(params, reverse)
     T = jax.tree.leaves(xs)[0].shape[0]
     own_params, join_params = _split_params(params)
     own_noise, join_noise = _split_noise(noise, T)
 
     def initial(params):
-        carry = cell.initial_carry(params, batch_shape)
+        carry = probed(lambda params: cell.initial_carry(params, batch_shape), params, initial=True)
         carry = jax.tree.map(lambda a: vary_alike(a, xs)[0], carry)
         return shard_like_batch(carry, xs, len(batch_shape))
 
-    fresh = initial(params_now)
+    fresh = initial(join_params([a[-1 if reverse else 0] for a in own_params]))
     perturbations, carry = perturbations_of(carry), start_of(carry)
     carry = fresh if carry is None else shard_like_batch(carry, xs, len(batch_shape))
 
     def step(params, carry, x, *drawn, added):
+        measured = functools.partial(probed, cell.step, params)
         if not added:
-            return check_pair(who, cell.step(params, carry, x, *drawn))
+            return check_pair(who, measured(carry, x, *drawn))
         add = lambda index, a: a if added[index] is None else a + added[index]  # noqa: E731
-        return step_with_leaves_changed(who, functools.partial(cell.step, params), add, carry, x, *drawn)
+        return step_with_leaves_changed(who, measured, add, carry, x, *drawn)
 
     def body(carry, inputs):
         x, on_t, reset_t, own_params_t, own_noise_t, added_t = inputs
@@ -94,22 +95,18 @@ def _split_params(params: PyTree) -> Split:
     narrow = [is_narrow(a) for a in arrays]
     wide = [a.astype(jnp.float32) if n else a for a, n in zip(arrays, narrow, strict=True)]
 
-    def at_this_step(leaf, array, rest):
-        if isinstance(leaf, OverTime):
-            return next(rest)
-        return probe(array, next(rest)) if is_over_time(leaf) else array
+    def at_this_step(leaf, a, dtype, rest):
+        if isinstance(leaf, Probed):
+            return Probed(a, next(rest), dtype)
+        a = next(rest) if isinstance(leaf, OverTime) else a
+        return a if dtype is None else a.astype(dtype)
 
     def join(own_t):
         rest = iter(own_t)
-        step = [at_this_step(leaf, a, rest) for leaf, a in zip(leaves, wide, strict=True)]
-        cast = [s.astype(a.dtype) if n else s for s, a, n in zip(step, arrays, narrow, strict=True)]
-        return treedef.unflatten(cast)
+        dtypes = [a.dtype if n else None for a, n in zip(arrays, narrow, strict=True)]
+        return treedef.unflatten([at_this_step(*of, rest) for of in zip(leaves, wide, dtypes, strict=True)])
 
-    own = [
-        (a if isinstance(leaf, OverTime) else leaf.zeros)
-        for leaf, a in zip(leaves, wide, strict=True)
-        if is_over_time(leaf)
-    ]
+    own = [a.zeros if isinstance(a, Probed) else w for a, w in zip(leaves, wide, strict=True) if is_over_time(a)]
     return own, join
 
 

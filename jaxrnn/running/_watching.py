@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn._checks import check_pair
+from jaxrnn.running._probing import Probed
 from jaxrnn.running._program import evaluate, flat_program, needed_for
 
 
@@ -22,13 +23,6 @@ class OverTime(NamedTuple):
     """A parameter with a value of its own for each time step; the gradient by it is each step's contribution."""
 
     array: jax.Array  # (T, …)
-
-
-class Probed(NamedTuple):
-    """A parameter whose contributions are measured: the gradient by ``zeros[t]`` is the *norm* of step t's."""
-
-    array: jax.Array
-    zeros: jax.Array  # (T,)
 
 
 class Perturbed(NamedTuple):
@@ -47,34 +41,22 @@ def is_over_time(a: Any) -> bool:
     return isinstance(a, OverTime | Probed)
 
 
-def at_step(a: Any, t: int) -> Any:
-    """A parameter, marked or not, as the step at place ``t`` has it."""
-    if isinstance(a, OverTime):
-        return a.array[t]
-    return probe(a.array, a.zeros[t]) if isinstance(a, Probed) else a
+def unmarked(tree: PyTree) -> PyTree:
+    """The tree with the arrays of marked leaves in their place."""
 
+    def bare(a):
+        if isinstance(a, Probed) and a.dtype is not None:
+            return a.array.astype(a.dtype)
+        return a.array if is_marked(a) else a
 
-@jax.custom_vjp
-def probe(a: jax.Array, zero: jax.Array) -> jax.Array:
-    """``a``; the gradient that comes back for it goes on, and its norm is the gradient by ``zero``."""
-    return a
-
-
-probe.defvjp(lambda a, zero: (a, None), lambda _, cotangent: (cotangent, norm(cotangent).astype(jnp.float32)))
-
-
-def norm(a: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
-    """The Euclidean norm; the largest entry is divided out first, so that no square overflows or vanishes."""
-    largest = jnp.max(jnp.abs(a), axis=axis, keepdims=True, initial=0.0)
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
-    return jnp.squeeze(scale, axis) * jnp.sqrt(jnp.sum(jnp.square(a / scale), axis=axis))
+    return jax.tree.map(bare, tree, is_leaf=is_marked)
 
 
 def start_of(carry: PyTree) -> PyTree:
     """The carry without its marks; None where it has nothing but marks."""
     if not any(isinstance(a, Perturbed) for a in jax.tree.leaves(carry, is_leaf=is_marked)):
         return carry
-    bare = jax.tree.map(lambda a: a.array if isinstance(a, Perturbed) else a, carry, is_leaf=is_marked)
+    bare = unmarked(carry)
     return bare if jax.tree.leaves(bare) else None
 
 

@@ -1,0 +1,209 @@
+"""The norm of what each step adds to a parameter's gradient, without that gradient.
+
+A product x W adds xᵀ d at each step, d the cotangent of the product. So a zero of a special kind is added to the
+product: linear in a scalar z, it sends back to z, where a matrix product would send back xᵀ d, the norm ‖xᵀ d‖ alone.
+It is a primitive like any other, so plans defer it: after the backward loop the norms are computed from x and d of all
+steps. With a batch of B rows ‖xᵀ d‖² = Σ (x xᵀ) * (d dᵀ), which is cheaper than xᵀ d where B is small.
+
+A vector is measured where it enters the step. What is used in any other way (inside a ``cond``, in an einsum with a
+batch of weights, twice in the same places) is measured by a rule of its own, ``probe``, which makes its gradient at
+every step and keeps no more than the norm; the plan is then the plain scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jaxrnn._base import PyTree, flatten
+from jaxrnn.running._program import Op, Program, flat_program
+
+USES = 4  # products with disjoint parts of a parameter that are told apart; a GRU's W_hh has two
+
+
+class Probed(NamedTuple):
+    """A parameter whose contributions are measured: of the gradient by ``zeros[t]`` the norm is that of step t's."""
+
+    array: jax.Array
+    zeros: jax.Array  # (T, 2, USES): in steps, and in initial carries
+    dtype: Any = None  # in which a step sees it
+
+
+def no_contributions(T: int) -> jax.Array:
+    return jnp.zeros((T, 2, USES), jnp.float32)
+
+
+def probed(function: Callable[..., PyTree], params: PyTree, *args: PyTree, initial: bool = False) -> PyTree:
+    """``function(params, *args)``, its leaves of params that are :class:`Probed`, with one step's zeros, measured."""
+    leaves, treedef = flatten(params, lambda a: isinstance(a, Probed))
+    marked = [a for a in leaves if isinstance(a, Probed)]
+    if not marked:
+        return function(params, *args)
+    others, args_tree = flatten(args)
+    trees = []
+
+    def flat(*values):
+        arrays = iter(values[: len(marked)])
+        own = [next(arrays).astype(a.dtype or a.array.dtype) if isinstance(a, Probed) else a for a in leaves]
+        out, out_tree = flatten(function(treedef.unflatten(own), *args_tree.unflatten(values[len(marked) :])))
+        trees.append(out_tree)
+        return [jnp.asarray(a) for a in out]
+
+    arrays = [a.array for a in marked]
+    program, _, _ = flat_program(flat, *arrays, *others)
+    values = {**program.consts, **dict(zip(program.inputs, [*arrays, *others], strict=True))}
+    added: dict[int, list[tuple[int, jax.Array]]] = {}  # by the place of an operation: which operand, and z
+    for number, leaf in zip(program.inputs, marked, strict=False):
+        zeros = leaf.zeros[int(initial)]
+        products = _products_with(program, number)
+        if leaf.array.ndim <= 1:
+            one = jnp.ones((1, 1), leaf.array.dtype)
+            values[number] += norm_of_product(one, zeros[0], leaf.array.size, leaf.array.dtype).reshape(
+                leaf.array.shape
+            )
+        elif products is None:
+            values[number] = probe(leaf.array, zeros[0])
+        else:
+            for (place, operand), z in zip(products, zeros, strict=False):
+                added.setdefault(place, []).append((operand, z))
+    for place, op in enumerate(program.ops):
+        inputs = [values[number] for number in op.inputs]
+        made = list(op.run(*inputs))
+        for operand, z in added.get(place, []):
+            made[0] += _zeros_like_product(op, operand, inputs, made[0], z)
+        values.update(zip(op.outputs, made, strict=True))
+    return trees[-1].unflatten([values[number] for number in program.outputs])
+
+
+def _products_with(program: Program, number: int) -> list[tuple[int, int]] | None:
+    """The products (place, operand) that use a matrix, a part of its own in each; None where used otherwise."""
+    kind = program.kinds[number]
+    parts = {number: np.arange(program.size(number)).reshape(kind.shape)}  # of values made of it: which entries
+    products, seen = [], 0
+    for place, op in enumerate(program.ops):
+        hits = [position for position, n in enumerate(op.inputs) if n in parts]
+        if not hits:
+            continue
+        part = parts[op.inputs[hits[0]]]
+        if len(hits) == 1 and op.name in ("convert_element_type", "copy", "copy_p"):
+            parts[op.outputs[0]] = part
+        elif len(hits) == 1 and op.name in ("slice", "split", "reshape", "squeeze", "transpose"):
+            with jax.ensure_compile_time_eval():
+                parts.update((n, np.asarray(a)) for n, a in zip(op.outputs, op.run(part), strict=True))
+        elif len(hits) == 1 and _is_product_of_rows(program, op, hits[0]):
+            products.append((place, hits[0]))
+            seen += part.size
+        else:
+            return None
+    used = [parts[program.ops[place].inputs[operand]].reshape(-1) for place, operand in products]
+    apart = not used or len(np.unique(np.concatenate(used))) == seen
+    return products if apart and len(products) <= USES and not parts.keys() & set(program.outputs) else None
+
+
+def _is_product_of_rows(program: Program, op: Op, operand: int) -> bool:
+    """x by a matrix, that being the given operand, with one axis summed over."""
+    if op.name != "dot_general":
+        return False
+    contracting, batch = op.params["dimension_numbers"]
+    return program.kinds[op.inputs[operand]].ndim == 2 and len(contracting[operand]) == 1 and not any(batch)
+
+
+def _zeros_like_product(op: Op, operand: int, inputs: list[jax.Array], out: jax.Array, z: jax.Array) -> jax.Array:
+    x = inputs[1 - operand]
+    (axis,) = op.params["dimension_numbers"][0][1 - operand]
+    rows = jnp.moveaxis(x, axis, -1)
+    lead, units = rows.shape[:-1], inputs[operand].size // rows.shape[-1]
+    zeros = norm_of_product(rows.reshape(-1, rows.shape[-1]), z, units, out.dtype).reshape(*lead, units)
+    return zeros if operand == 1 else jnp.moveaxis(zeros, -1, 0)
+
+
+def norm_of_product(x: jax.Array, z: jax.Array, units: int, dtype: Any) -> jax.Array:
+    """Zeros (R, units), "z times" a product of x (R, K): of a cotangent d (R, units), z receives ‖xᵀ d‖."""
+    return norm_of_product_p.bind(x, z, units=units, dtype=jnp.dtype(dtype))
+
+
+def norm(a: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+    """The Euclidean norm; the largest entry is divided out first, so that no square overflows or vanishes."""
+    scale = _scale(a, axis)
+    return jnp.squeeze(scale, axis) * jnp.sqrt(jnp.sum(jnp.square(a / scale), axis=axis))
+
+
+def _scale(a: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+    largest = jnp.max(jnp.abs(a), axis=axis, keepdims=True, initial=0.0)
+    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
+
+
+def _norms_of_xT_d(x: jax.Array, d: jax.Array) -> jax.Array:
+    """(T,): ‖xᵀ d‖ of each x (T, R, K) and d (T, R, O), the cheaper way."""
+    dtype = jnp.promote_types(jnp.promote_types(x.dtype, d.dtype), jnp.float32)
+    x, d = x.astype(dtype), d.astype(dtype)
+    (_, R, K), O = x.shape, d.shape[-1]
+    s_x, s_d = _scale(x, (1, 2)), _scale(d, (1, 2))
+
+    def squares(pair):
+        x, d = pair
+        if R * (K + O) >= K * O:
+            return jnp.sum(jnp.square(x.T @ d))
+        return jnp.sum((x @ x.T) * (d @ d.T))
+
+    # Step by step: batched products of this size run badly on a CPU. Rounding may leave a little below 0.
+    return (s_x * s_d)[:, 0, 0] * jnp.sqrt(jnp.maximum(jax.lax.map(squares, (x / s_x, d / s_d)), 0.0))
+
+
+def _abstract(x, z, *, units, dtype):
+    def typed(x, z):  # for its type alone: it varies and is sharded as x and z do
+        return (x[..., :1] * z[..., None, None] * jnp.ones((units,))).astype(dtype)
+
+    return jax.make_jaxpr(typed)(x, z).out_avals[0]
+
+
+def _zeros(x, z, *, units, dtype):
+    return jnp.zeros((*x.shape[:-1], units), dtype)
+
+
+def _jvp(primals, tangents, *, units, dtype):
+    x, z = primals
+    out = norm_of_product_p.bind(x, z, units=units, dtype=dtype)
+    if type(tangents[1]) is ad.Zero:
+        return out, ad.Zero.from_primal_value(out)
+    return out, norm_of_product_p.bind(x, tangents[1], units=units, dtype=dtype)
+
+
+def _transpose(d, x, z, *, units, dtype):
+    if type(d) is ad.Zero:
+        return None, None
+    norms = _norms_of_xT_d(x.reshape(-1, *x.shape[-2:]), d.reshape(-1, *d.shape[-2:])).reshape(x.shape[:-2])
+    return None, norms.astype(z.aval.dtype)
+
+
+def _batch(args, axes, *, units, dtype):
+    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
+    x, z = (
+        jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
+        for a, axis in zip(args, axes, strict=True)
+    )
+    return norm_of_product_p.bind(x, z, units=units, dtype=dtype), 0
+
+
+norm_of_product_p = Primitive("norm_of_product")
+norm_of_product_p.def_impl(_zeros)
+norm_of_product_p.def_abstract_eval(_abstract)
+mlir.register_lowering(norm_of_product_p, mlir.lower_fun(_zeros, multiple_results=False))
+ad.primitive_jvps[norm_of_product_p] = _jvp
+ad.primitive_transposes[norm_of_product_p] = _transpose
+batching.primitive_batchers[norm_of_product_p] = _batch
+
+
+@jax.custom_vjp
+def probe(a: jax.Array, zero: jax.Array) -> jax.Array:
+    """``a``; the norm of the gradient that comes back for it is the gradient by ``zero``."""
+    return a
+
+
+probe.defvjp(lambda a, zero: (a, None), lambda _, cotangent: (cotangent, norm(cotangent).astype(jnp.float32)))
