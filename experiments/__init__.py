@@ -2,7 +2,8 @@
 
 __main__.py   the command line           training.py  the jitted training loop
 config.py     TOML files and --set       report.py    the run directory: table, metrics, figure
-digits/       the experiment itself: data, model, README with the command and the result
+models.py     recurrences by name, and what reads their final state
+digits/ …     an experiment itself: data, model, README with the command and the result
 benchmarks/   jaxrnn beside other libraries, with a command line of its own: python -m experiments.benchmarks
 """
 
@@ -22,10 +23,40 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS = {
+    "gradient_flow": Experiment(
+        summary="how far back the gradient of the last step reaches: every cell at several gains, untrained",
+        config="configs/gradient_flow.toml",
+        takes="about 2 minutes on 2 CPU cores",
+        module="experiments.gradient_flow",
+    ),
     "digits": Experiment(
         summary="handwritten digits read pixel by pixel, T = 64; every cell against the others",
         config="configs/digits.toml",
         takes="about 4 minutes on 2 CPU cores",
         module="experiments.digits",
+    ),
+    "adding": Experiment(
+        summary="the sum of two marked numbers among T = 150; gradients over long lags",
+        config="configs/adding.toml",
+        takes="about 7 minutes on 2 busy CPU cores",
+        module="experiments.adding",
+    ),
+    "copy_memory": Experiment(
+        summary="ten symbols to keep over a wait of T = 30 steps; gates, and how they start",
+        config="configs/copy_memory.toml",
+        takes="about 9 minutes on 2 busy CPU cores",
+        module="experiments.copy_memory",
+    ),
+    "flip_flop": Experiment(
+        summary="three bits to hold until the next pulse; each memory is a stable fixed point",
+        config="configs/flip_flop.toml",
+        takes="about 4 minutes on 2 busy CPU cores",
+        module="experiments.flip_flop",
+    ),
+    "clipping": Experiment(
+        summary="exploding gradients: the same SGD without clipping, and with it, four ways",
+        config="configs/clipping.toml",
+        takes="about 7 minutes on 2 busy CPU cores",
+        module="experiments.clipping",
     ),
 }

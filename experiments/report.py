@@ -51,6 +51,11 @@ class Result(NamedTuple):
         """(seeds,): a measure after the last block."""
         return self.points[-1].values[name]
 
+    def add(self, measures: Mapping[str, np.ndarray]) -> Result:
+        """With measures (seeds,) that were made once training was over."""
+        *before, (step, values) = self.points
+        return self._replace(points=[*before, Point(step, {**values, **measures})])
+
     def diverged(self) -> dict[int, int]:
         """The seeds whose loss stopped being a number, each with the block (its last step) where it did."""
         first: dict[int, int] = {}
@@ -66,12 +71,17 @@ class Column(NamedTuple):
 
     title: str
     name: str  # of the measure
-    form: str = ".4f"  # a number's format, or "%" for a share in per cent with one decimal
+    form: str = ".4f"  # a number's format, "%" for a share in per cent with one decimal, "of" for seeds that do
 
     def shown(self, values: np.ndarray) -> str:
+        if self.form == "of":
+            return f"{values.sum():.0f} of {len(values)}"
         scale, form, unit = (100, ".1f", " %") if self.form == "%" else (1, self.form, "")
         of = _statistics(scale * values)
         return f"{of['mean']:{form}}" + ("" if of["sd"] is None else f" ± {of['sd']:{form}}") + unit
+
+
+Curve = tuple[Sequence[int], np.ndarray]  # steps, and a measure (seeds, points)
 
 
 class Clock:
@@ -193,14 +203,27 @@ def curves(
     baselines: Mapping[str, float] | None = None,
 ) -> Figure:
     """Measures over the steps, a panel each: the mean of the seeds, from the lowest to the highest."""
+    drawn = {name: {result.model: curve(result, of) for result in results} for name, of in panels.items()}
+    return draw(drawn, len(results[0].seeds), title=title, yscale=yscale, baselines=baselines)
+
+
+def curve(result: Result, of: Callable[[dict[str, np.ndarray]], np.ndarray]) -> Curve:
+    """A measure after each block."""
+    return [point.step for point in result.points], np.array([of(point.values) for point in result.points]).T
+
+
+def draw(
+    panels: Mapping[str, Mapping[str, Curve]],
+    seeds: int,
+    *,
+    title: str,
+    yscale: str = "log",
+    baselines: Mapping[str, float] | None = None,
+) -> Figure:
+    """Panels side by side, each with the same models in the same order: they share one legend."""
     figure = Figure(figsize=(5.5 * len(panels) + 1.5, 4), layout="constrained")  # no pyplot: no display, no state
-    seeds = len(results[0].seeds)
-    for axes, (name, of) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        measured = {
-            result.model: ([point.step for point in result.points], np.array([of(p.values) for p in result.points]).T)
-            for result in results
-        }
-        plotting.draw_learning_curves(axes, measured, ylabel="", yscale=yscale, baselines=baselines)
+    for axes, (name, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        plotting.draw_learning_curves(axes, curves, ylabel="", yscale=yscale, baselines=baselines)
         axes.set_title(name, fontsize=11)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(f"{title} ({seeds} seed{'s' * (seeds > 1)}: mean, and from the lowest to the highest)", fontsize=11)

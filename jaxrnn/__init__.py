@@ -21,7 +21,7 @@ from jaxrnn.gradients.fixed_points import FixedPoints, LinearAnalysis, find_fixe
 from jaxrnn.gradients.flow import Flow, StateFlow, gradient_flow, norm_by_lag
 from jaxrnn.gradients.jacobian_penalty import jacobian_penalty
 from jaxrnn.gradients.jacobians import log_singular_values, spectral_radius, step_jacobian
-from jaxrnn.gradients.lyapunov import Diagnosis, LyapunovSpectrum, diagnose, lyapunov_spectrum
+from jaxrnn.gradients.lyapunov import Diagnosis, LyapunovSpectrum, diagnose, lyapunov_spectrum, verdict
 from jaxrnn.gradients.tbptt import tbptt
 from jaxrnn.running._segments import Budget
 from jaxrnn.running.plan import Explanation, Plan, Report, explain
@@ -106,4 +106,5 @@ __all__ = [
     "tbptt",
     "trace_gates",
     "use_cpu_devices",
+    "verdict",
 ]

@@ -45,20 +45,28 @@ def gradient_norms(flows: Mapping[str, Any], *, title: str = "Gradient norm by l
         >>> figure = plotting.gradient_norms({"h": flow.states.h, "c": flow.states.c})
     """
     figure, axes = _figure(title)
-    for colour, (name, flow) in zip(_colours(), _named("gradient_norms", flows).items(), strict=False):
+    draw_gradient_norms(axes, _named("gradient_norms", flows))
+    return _finished(figure, axes)
+
+
+def draw_gradient_norms(axes: Any, flows: Mapping[str, Any]) -> None:
+    """:func:`gradient_norms` on axes of one's own."""
+    styles = itertools.cycle(("-", "--"))  # curves that lie on each other show both
+    for colour, style, (name, flow) in zip(_colours(), styles, flows.items(), strict=False):
         curve = np.asarray(norm_by_lag(flow.norm) if isinstance(flow, StateFlow) else flow, float)
         if curve.ndim not in (1, 2):
             raise ValueError(f"gradient_norms: {name!r} must be (T,) by lag or (seeds, T), got shape {curve.shape}.")
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(np.where(curve > 0, curve, np.nan).reshape(-1, curve.shape[-1]))
         lags = np.arange(curve.shape[-1])
-        shown = np.isfinite(logs).all(0)
-        axes.plot(lags, np.exp(logs.mean(0)), color=colour, label=name)  # NaN, where it vanished, leaves a gap
+        axes.plot(
+            lags, np.exp(logs.mean(0)), color=colour, linestyle=style, label=name
+        )  # NaN, where it vanished, leaves a gap
         if len(logs) > 1:
-            low, high = np.exp(logs.min(0)), np.exp(logs.max(0))
+            low, high, shown = np.exp(logs.min(0)), np.exp(logs.max(0)), np.isfinite(logs).all(0)
             axes.fill_between(lags, low, high, where=shown, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="lag (steps back from the end)", ylabel="‖∂L/∂h‖", yscale="log")
-    return _finished(figure, axes)
+    _plain(axes)
 
 
 def singular_values(logs: Any, *, lag: int = 1, title: str | None = None) -> Figure:
@@ -79,7 +87,7 @@ def singular_values(logs: Any, *, lag: int = 1, title: str | None = None) -> Fig
     logs = np.asarray(logs, float)
     if logs.ndim < 2:
         raise ValueError(f"singular_values: expected (n, *B, N) from jr.log_singular_values, got shape {logs.shape}.")
-    figure, axes = _figure(title or ("Singular values of the step Jacobians" if lag == 1 else f"… of {lag} steps"))
+    figure, axes = _figure(title or f"Singular values of Jacobians over {lag} step{'s' * (lag > 1)}")
     values = np.exp(np.maximum(logs.reshape(len(logs), -1) / lag, -80))
     times = lag * (1 + np.arange(len(logs)))
     for share, alpha in ((0, 0.15), (10, 0.2), (25, 0.3)):
@@ -88,8 +96,8 @@ def singular_values(logs: Any, *, lag: int = 1, title: str | None = None) -> Fig
         axes.fill_between(times, low, high, color=COLOURS[2], alpha=alpha, linewidth=0, label=label)
     axes.plot(times, np.median(values, axis=1), color=COLOURS[2], label="median")
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
-    per_step = "σ" if lag == 1 else f"σ^(1/{lag})"
-    axes.set(xlabel="step t", ylabel=f"{per_step} of ∂h_t/∂h_(t-{lag})", yscale="log")
+    of = "σ of ∂hₜ/∂hₜ₋₁" if lag == 1 else f"σ of ∂hₜ/∂hₜ₋ₖ, to the power 1/k, k = {lag}"
+    axes.set(xlabel="step t", ylabel=of, yscale="log")
     return _finished(figure, axes)
 
 
@@ -241,9 +249,10 @@ def lyapunov(spectra: Mapping[str, LyapunovSpectrum], *, title: str = "Lyapunov 
                     at, values.mean(1), color=colour, label=name, marker="." if len(at) < 40 else "", markersize=4
                 )
                 axes.fill_between(at, values.min(1), values.max(1), color=colour, alpha=0.15, linewidth=0)
-    left.set(xlabel="index i", ylabel="exponent λ_i (per step)", title="in order")
+    left.set(xlabel="index i", ylabel="exponent λᵢ (per step)", title="in order")
+    left.set_ylim(bottom=max(left.get_ylim()[0], -8.0))  # what shrinks below exp(-8) a step is dead
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.set(xlabel="steps averaged", ylabel="λ_1 (per step)", title="the leading one, as it settles")
+    right.set(xlabel="steps averaged", ylabel="λ₁ (per step)", title="the leading one, as it settles")
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8, linestyle="--")
         _plain(axes)

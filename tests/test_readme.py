@@ -17,7 +17,7 @@ MODULES = [m.name for m in pkgutil.walk_packages(jaxrnn.__path__, "jaxrnn.") if 
 
 def test_readme_runs():
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     names: dict = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
@@ -25,6 +25,8 @@ def test_readme_runs():
     assert ys.shape == (7, 2, 8) and bool((ys[4:, 1] == 0).all()) and bool(jnp.abs(ys[:, 0]).max() > 0)
     assert names["gradients"].W_hh.shape == (8, 8, 32) and bool(jnp.abs(names["gradient"].W_hh).max() > 0)
     assert names["gates"].f.shape == (7, 2, 8) and lengths.tolist() == [7, 4]
+    assert names["spectrum"].exponents.shape == (2, 4) and names["products"].shape == (10, 2, 16)
+    assert bool(names["around"].stable.all()) and len(names["figure"].axes) == 1
 
 
 @pytest.mark.parametrize("name", MODULES)

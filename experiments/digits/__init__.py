@@ -12,7 +12,8 @@ from pydantic import Field
 from experiments import report, training
 from experiments.config import ConfigError, Many, Rate, Seed, Table, Train, dump
 from experiments.digits import data
-from experiments.digits.model import RECURRENCES, Name, classifier
+from experiments.digits.model import RECURRENCES, Name
+from experiments.models import reader
 
 
 class Model(Table):
@@ -68,7 +69,7 @@ def fit(
     on_block: Callable[[report.Point], None] = lambda point: None,
 ) -> report.Result:
     """Train one model from every seed."""
-    model = classifier(RECURRENCES[name](train.pixels.shape[-1], config.model.hidden_size), data.CLASSES)
+    model = reader(RECURRENCES[name](train.pixels.shape[-1], config.model.hidden_size), data.CLASSES)
 
     def batch(key, step, shared):
         chosen = training.epoch_batch(len(train.labels), config.train.batch_size, key, step)
@@ -76,11 +77,11 @@ def fit(
 
     def loss(params, batch, shared):
         pixels, labels = batch
-        logits = model.logits(params, pixels)
+        logits = model.apply(params, pixels)
         return training.cross_entropy(logits, labels), {"train_accuracy": training.accuracy(logits, labels)}
 
     def evaluate(params, shared):
-        logits = model.logits(params, shared[1].pixels)
+        logits = model.apply(params, shared[1].pixels)
         return {f"{config.data.held_out}_accuracy": training.accuracy(logits, shared[1].labels)}
 
     task = training.Task(model.init, batch, loss, evaluate, (train, held_out))

@@ -94,6 +94,7 @@ def find_fixed_points(
             f"{who}: learning_rate, tolerance and outliers must be positive and duplicates not negative, got "
             f"{learning_rate}, {tolerance}, {outliers} and {duplicates}."
         )
+    space = state_space(who, cell, params)
     leaves = jax.tree.leaves(starts)
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((params, starts, x))):
         raise TypeError(f"{who}: how many points there are depends on values, so it cannot be jitted; call it outside.")
@@ -101,7 +102,6 @@ def find_fixed_points(
     check_carry(who, starts, jax.eval_shape(lambda p: cell.initial_carry(p, (count,)), params), (count,))
     if count == 0:
         raise ValueError(f"{who}: starts holds no state; give each leaf (M0, …) with at least one.")
-    space = state_space(who, cell, params)
     h0 = space.flat(starts)
     if not bool(jnp.isfinite(h0).all()):
         raise FloatingPointError(f"{who}: {int((~jnp.isfinite(h0).all(1)).sum())} of {count} starts are not finite.")

@@ -96,6 +96,8 @@ class Diagnosis(NamedTuple):
         return 1 / abs(self.exponent) if self.exponent else math.inf
 
     def __str__(self) -> str:
+        if not math.isfinite(self.exponent):
+            return f"{self.verdict}: leading Lyapunov exponent {self.exponent}, a gradient becomes exactly 0"
         change = self.exponent * self.steps / math.log(10)
         return (
             f"{self.verdict}: leading Lyapunov exponent {self.exponent:+.4g} ± {self.sd:.2g} a step, time constant "
@@ -137,10 +139,29 @@ def diagnose(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, bu
     ).exponents
     if isinstance(exponents, jax.core.Tracer):
         raise TypeError("diagnose: its words need values, so it cannot be jitted; jit jr.lyapunov_spectrum instead.")
-    exponent, sd = float(exponents.mean()), float(exponents.std())
-    change = exponent * T
-    verdict = "vanishing" if change < -1 else "exploding" if change > 1 else "near the edge"
-    return Diagnosis(exponent, sd, T, verdict)
+    exponent = float(exponents.mean())
+    return Diagnosis(exponent, float(exponents.std()), T, verdict(exponent, T))
+
+
+def verdict(exponent: float, steps: int) -> str:
+    """What a leading Lyapunov exponent means for a gradient over so many steps.
+
+        exp(λ T) < 1/e   "vanishing"        exp(λ T) > e   "exploding"        else   "near the edge"
+
+    Args:
+        exponent: λ, natural logarithm per step.
+        steps: T.
+
+    Returns:
+        One of the three.
+
+    Example:
+        >>> import jaxrnn as jr
+        >>> jr.verdict(-0.001, 100), jr.verdict(-0.001, 10_000)
+        ('near the edge', 'vanishing')
+    """
+    change = exponent * steps
+    return "vanishing" if change < -1 else "exploding" if change > 1 else "near the edge"
 
 
 def check_burn_in(who: str, burn_in: int, T: int) -> None:

@@ -171,7 +171,7 @@ def _jvp(primals, tangents, *, units, dtype):
     x, z = primals
     out = norm_of_product_p.bind(x, z, units=units, dtype=dtype)
     if type(tangents[1]) is ad.Zero:
-        return out, ad.Zero.from_primal_value(out)
+        return out, ad.Zero.from_primal_value(out)  # type: ignore[attr-defined]
     return out, norm_of_product_p.bind(x, tangents[1], units=units, dtype=dtype)
 
 

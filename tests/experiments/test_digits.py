@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 
 import jaxrnn as jr
 from experiments.digits import Config, data, fit, model
+from experiments.models import reader
 
 LABELS = load_digits().target
 
@@ -61,20 +62,20 @@ def final_h(cell, params, xs):
 @pytest.mark.parametrize("name", ["elman", "gru", "lstm", "peephole_lstm"])
 def test_logits_read_the_state_after_the_last_step(name):
     cell = model.RECURRENCES[name](1, 4)
-    classifier = model.classifier(cell, 10)
+    classifier = reader(cell, 10)
     params, readout = classifier.init(jax.random.key(0))
     expected = final_h(cell, params, XS) @ readout.W_hy + readout.b_y
     # Both sum 4 products in float32, in an order that may differ.
-    np.testing.assert_allclose(classifier.logits((params, readout), XS), expected, atol=1e-6)
+    np.testing.assert_allclose(classifier.apply((params, readout), XS), expected, atol=1e-6)
 
 
 def test_bidirectional_logits_read_the_backward_state_at_step_0():
-    classifier = model.classifier(model.bidirectional_lstm(1, 4), 10)
+    classifier = reader(model.bidirectional_lstm(1, 4), 10)
     params, readout = classifier.init(jax.random.key(0))
     cell = jr.lstm(1, 4)
     ahead, back = final_h(cell, params.forward, XS), final_h(cell, params.backward, XS[::-1])
     expected = jnp.concatenate([ahead, back], axis=-1) @ readout.W_hy + readout.b_y
-    logits = classifier.logits((params, readout), XS)
+    logits = classifier.apply((params, readout), XS)
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 
     # The usual mistake: the outputs at the last step, where the backward state has seen one pixel only.

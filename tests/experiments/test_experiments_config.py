@@ -8,6 +8,7 @@ from experiments import EXPERIMENTS, config, digits
 from experiments.__main__ import main
 
 ROOT = Path(__file__).parents[2]
+NAMES = " or ".join(map(repr, EXPERIMENTS))
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def said(tmp_path, monkeypatch, capsys):
         ),
         ("data.test_fraction=0.9", "data.test_fraction: expected a number of at most 0.5, got 0.9"),
         ("train=3", "train: expected a table of keys, got 3"),
-        ("experiment=digit", "experiment: expected 'digits', got 'digit'; did you mean 'digits'?"),
+        ("experiment=digit", f"experiment: expected {NAMES}, got 'digit'; did you mean 'digits'?"),
     ],
 )
 def test_wrong_override(said, override, message):
@@ -90,7 +91,7 @@ def test_override_that_is_none(said, override, message):
 
 
 def test_file_without_an_experiment(said):
-    assert said(text="") == ["digits.toml: experiment: expected 'digits', it is missing"]
+    assert said(text="") == [f"digits.toml: experiment: expected {NAMES}, it is missing"]
 
 
 def test_file_that_is_not_toml(said):

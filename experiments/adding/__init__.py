@@ -1,0 +1,142 @@
+"""The adding problem: the sum of two marked numbers among T, read from the final state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from pydantic import Field
+
+from experiments import report, training
+from experiments.adding import data
+from experiments.config import Many, Rate, Seed, Table, Train, dump
+from experiments.models import RECURRENCES, Name, reader
+
+ERROR = report.Column("held-out error", "held_out_error")
+
+
+class Model(Table):
+    cells: Many[Name] = ("elman", "irnn", "gru", "lstm", "chrono_lstm")
+    hidden_size: int = Field(default=64, gt=0)
+    learning_rates: dict[Name, Rate] = Field(default={})  # for a model that wants another than train.learning_rate
+
+
+class Task(Table):
+    lengths: Many[Annotated[int, Field(ge=4)]] = (150,)  # T; every model is trained for each
+    held_out: int = Field(default=2000, gt=0)  # sequences
+    held_out_seed: Seed = 2**31  # draws them, and nothing else
+    solved_below: float = Field(default=0.01, gt=0)  # the held-out mean squared error
+    # Training ends when all seeds are below this, with a margin, so that no seed is judged by a lucky moment.
+    stop_below: float = Field(default=0.005, ge=0)
+
+
+class Config(Table):
+    experiment: Literal["adding"]
+    model: Model = Model()
+    train: Train = Train()
+    task: Task = Task()
+
+
+def run(config: Config, out: Path) -> Path:
+    """Train every model of the config for every length; returns the run directory."""
+    directory = report.new_directory(out, config.experiment, dump(config))
+    results: dict[int, list[report.Result]] = {length: [] for length in config.task.lengths}
+    with report.Display(config.train.steps, ERROR) as display:
+        for length, of_length in results.items():
+            for name in config.model.cells:
+                on_block = report.watcher(directory, display, title(name, length), config.train.seeds)
+                of_length.append(fit(name, length, config, on_block))
+                display.finish(of_length[-1])
+    together = [result for of_length in results.values() for result in of_length]
+    solved = {result.model: solved_at(result, config.task.solved_below) for result in together}
+    said = notes(config, solved)
+    report.write(
+        directory,
+        together,
+        (ERROR,),
+        said,
+        {"curves.png": curves(results, config)},
+        baseline=data.BASELINE,
+        solved_at=solved,
+    )
+    display.table(together, (ERROR,), said, directory)
+    return directory
+
+
+def fit(
+    name: Name, length: int, config: Config, on_block: Callable[[report.Point], None] = lambda point: None
+) -> report.Result:
+    """Train one model from every seed until all have solved it."""
+    model = reader(RECURRENCES[name](data.FEATURES, config.model.hidden_size, length), 1)
+    held_out = data.draw(jax.random.key(config.task.held_out_seed), length, config.task.held_out)
+
+    def batch(key, step, shared):
+        return data.draw(jax.random.fold_in(key, step), length, config.train.batch_size)
+
+    def error(params, sequences):
+        return jnp.mean((model.apply(params, sequences.xs)[:, 0] - sequences.sums) ** 2)
+
+    task = training.Task(
+        model.init,
+        batch,
+        loss=lambda params, batch, shared: (error(params, batch), {}),
+        evaluate=lambda params, shared: {ERROR.name: error(params, shared)},
+        shared=held_out,
+    )
+    return training.fit(
+        title(name, length),
+        task,
+        config.train,
+        learning_rate=config.model.learning_rates.get(name),
+        on_block=on_block,
+        enough=lambda point: bool((point.values[ERROR.name] < config.task.stop_below).all()),
+    )[0]
+
+
+def title(name: Name, length: int) -> str:
+    return f"{name}, T = {length}"
+
+
+def solved_at(result: report.Result, below: float) -> dict[int, int | None]:
+    """For each seed the step after which its held-out error was first below the mark; None where it never was."""
+    errors = np.array([point.values[ERROR.name] for point in result.points])
+    return {
+        seed: next((point.step for point, error in zip(result.points, of_seed, strict=True) if error < below), None)
+        for seed, of_seed in zip(result.seeds, errors.T, strict=True)
+    }
+
+
+def notes(config: Config, solved: dict[str, dict[int, int | None]]) -> tuple[str, ...]:
+    seeds, below = config.train.seeds, config.task.solved_below
+    lines = []
+    for model, steps in solved.items():
+        done = [str(step) for step in steps.values() if step is not None]
+        after = f", after {', '.join(done)} steps" if done else ""
+        lines.append(f"{model}: solved by {len(done)} of {len(seeds)} seeds{after}.")
+    return (
+        f"Held-out error: mean squared, of {config.task.held_out:,} sequences, {report.spread(seeds)}; always "
+        f"answering 1 has {data.BASELINE:.4f}. Solved: below {below:g} after some block of {config.train.block} steps. "
+        f"Training ends once all seeds are below {config.task.stop_below:g}, or after {config.train.steps:,} steps. "
+        "Seconds: all seeds together, compilation included.",
+        *lines,
+    )
+
+
+def curves(results: dict[int, list[report.Result]], config: Config) -> Figure:
+    panels: dict[str, dict[str, report.Curve]] = {
+        f"Held-out mean squared error, T = {length}": {
+            name: report.curve(result, lambda values: values[ERROR.name])
+            for name, result in zip(config.model.cells, of_length, strict=True)
+        }
+        for length, of_length in results.items()
+    }
+    lines = {"always answering 1": data.BASELINE, "solved": config.task.solved_below}
+    figure = report.draw(panels, len(config.train.seeds), title="The adding problem", baselines=lines)
+    for axes in figure.axes:
+        axes.set_ylim(top=1)  # the first steps of rectified units may leave it by many orders of magnitude
+    return figure
