@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,7 @@ class Point(NamedTuple):
 
     step: int  # the last of the block
     values: dict[str, np.ndarray]  # (seeds,) each: means over the block's batches, and what was held out, after it
+    lost: Mapping[str, np.ndarray] = MappingProxyType({})  # (seeds,): the first step at which it was not finite, or 0
 
 
 class Result(NamedTuple):
@@ -53,16 +55,18 @@ class Result(NamedTuple):
 
     def add(self, measures: Mapping[str, np.ndarray]) -> Result:
         """With measures (seeds,) that were made once training was over."""
-        *before, (step, values) = self.points
-        return self._replace(points=[*before, Point(step, {**values, **measures})])
+        *before, last = self.points
+        return self._replace(points=[*before, last._replace(values={**last.values, **measures})])
 
-    def diverged(self) -> dict[int, int]:
-        """The seeds whose loss stopped being a number, each with the block (its last step) where it did."""
-        first: dict[int, int] = {}
+    def diverged(self) -> dict[int, tuple[str, int]]:
+        """The seeds that left the finite numbers, each with the quantity that did so first, and its step (from 1)."""
+        first: dict[int, tuple[str, int]] = {}
         for point in self.points:
-            for seed, loss in zip(self.seeds, point.values["loss"], strict=True):
-                if not math.isfinite(loss):
-                    first.setdefault(seed, point.step)
+            for index, seed in enumerate(self.seeds):
+                steps = [(int(at[index]), name) for name, at in point.lost.items() if at[index]]
+                if steps and seed not in first:
+                    step, name = min(steps)
+                    first[seed] = (name, step)
         return first
 
 
@@ -174,12 +178,11 @@ def spread(seeds: Sequence[int]) -> str:
 
 
 def diverged(results: Sequence[Result]) -> list[str]:
-    """A line for each model and seed whose loss is not finite."""
+    """A line for each model and seed that left the finite numbers."""
     return [
-        f"{result.model}, seed {seed} DIVERGED: its loss is not finite from the block that ends at step {step} on. "
-        f"It counts in the mean."
+        f"{result.model}, seed {seed} DIVERGED: its {quantity} is not finite at step {step}. It counts in the mean."
         for result in results
-        for seed, step in result.diverged().items()
+        for seed, (quantity, step) in result.diverged().items()
     ]
 
 

@@ -123,19 +123,28 @@ def fit(
         loss = lambda params, batch: task.loss(params, batch, shared)  # noqa: E731
         batch_at = lambda key, step: task.batch(key, step, shared)  # noqa: E731
         state, measures = train(loss, optimize, batch_at, state, settings.block)
-        return state, {**jax.tree.map(jnp.mean, measures), **task.evaluate(state.params, shared)}
+        lost = {"loss": first_lost(measures["loss"]), "gradient": first_lost(measures["grad_norm"])}
+        return state, {**jax.tree.map(jnp.mean, measures), **task.evaluate(state.params, shared)}, lost
 
     keys = jnp.stack([jax.random.key(seed) for seed in settings.seeds])
     states = jr.ensemble(lambda key: init(task.init, optimize, key))(keys)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(states.params)) // len(settings.seeds)
     run, points = jr.ensemble(block), []
     for step in range(settings.block, settings.steps + 1, settings.block):
-        states, measures = run(states, task.shared)
-        points.append(report.Point(step, {name: np.asarray(values) for name, values in measures.items()}))
+        states, *measured = run(states, task.shared)
+        values, lost = jax.tree.map(np.asarray, measured)
+        before = step - settings.block
+        points.append(report.Point(step, values, {name: np.where(at, before + at, 0) for name, at in lost.items()}))
         on_block(points[-1])
         if enough(points[-1]):
             break
     return report.Result(name, settings.seeds, parameters, points, clock.seconds()), states.params
+
+
+def first_lost(values: jax.Array) -> jax.Array:
+    """The place, from 1, of the first number of a block that is not finite; 0 where all are."""
+    lost = ~jnp.isfinite(values)
+    return jnp.where(lost.any(), lost.argmax() + 1, 0)
 
 
 def epoch_batch(examples: int, batch_size: int, key: jax.Array, step: jax.Array) -> jax.Array:

@@ -68,7 +68,14 @@ ACCURACY = report.Column("test accuracy", "test_accuracy", "%")
 
 def result(losses, accuracies=(0.5, 1.0), seeds=(0, 1)):
     points = [
-        report.Point(10 * (index + 1), {"loss": np.array(loss), "test_accuracy": np.array(accuracies)})
+        report.Point(
+            10 * (index + 1),
+            {"loss": np.array(loss), "test_accuracy": np.array(accuracies)},
+            {
+                "loss": np.where(np.isfinite(loss), 0, 10 * index + 7),
+                "gradient": np.where(np.isfinite(loss), 0, 10 * index + 6),
+            },
+        )
         for index, loss in enumerate(losses)
     ]
     return report.Result("lstm", seeds, 12345, points, seconds=2.0)
@@ -79,10 +86,8 @@ def test_divergence_is_told_in_the_table_and_null_in_json(tmp_path):
     report.write(tmp_path, [diverged], [ACCURACY], ["a note"], {}, task={"lag": 3})
     report.append_metrics(tmp_path, "lstm", diverged.seeds, diverged.points[1])
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["models"][0]["diverged"] == {"1": 20} and summary["task"] == {"lag": 3}
-    told = (
-        "lstm, seed 1 DIVERGED: its loss is not finite from the block that ends at step 20 on. It counts in the mean."
-    )
+    assert summary["models"][0]["diverged"] == {"1": ["gradient", 16]} and summary["task"] == {"lag": 3}
+    told = "lstm, seed 1 DIVERGED: its gradient is not finite at step 16. It counts in the mean."
     assert (tmp_path / "table.md").read_text().endswith(f"\n\na note\n\n{told}\n")
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (first["loss"], second["loss"], first["test_accuracy"]) == (0.5, None, 0.5)

@@ -58,6 +58,13 @@ def test_sgd_and_the_cosine_schedule():
     np.testing.assert_allclose(steps, 0.05 * (1 + np.cos(np.pi * np.arange(100) / 100)), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("values", "place"), [([1.0, 2.0], 0), ([1.0, np.nan, np.inf], 2), ([np.inf, 1.0], 1), ([1.0, -np.inf], 2)]
+)
+def test_first_lost(values, place):
+    assert training.first_lost(jnp.array(values)) == place
+
+
 def test_fit_stops_when_it_is_enough():
     task = training.Task(
         init=lambda key: jnp.asarray(4.0),
