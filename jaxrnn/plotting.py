@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxrnn.gradients.fixed_points import FixedPoints, LinearAnalysis
-from jaxrnn.gradients.flow import StateFlow, norm_by_lag
+from jaxrnn.gradients.flow import Flow, StateFlow, norm_by_lag
 from jaxrnn.gradients.lyapunov import LyapunovSpectrum
 
 try:
@@ -53,6 +53,8 @@ def draw_gradient_norms(axes: Any, flows: Mapping[str, Any]) -> None:
     """:func:`gradient_norms` on axes of one's own."""
     styles = itertools.cycle(("-", "--"))  # curves that lie on each other show both
     for colour, style, (name, flow) in zip(_colours(), styles, flows.items(), strict=False):
+        if isinstance(flow, Flow):
+            raise TypeError(f"gradient_norms: {name!r} is a whole Flow; give one of its states, such as flow.states.h.")
         curve = np.asarray(norm_by_lag(flow.norm) if isinstance(flow, StateFlow) else flow, float)
         if curve.ndim not in (1, 2):
             raise ValueError(f"gradient_norms: {name!r} must be (T,) by lag or (seeds, T), got shape {curve.shape}.")
@@ -97,7 +99,7 @@ def singular_values(logs: Any, *, lag: int = 1, title: str | None = None) -> Fig
     axes.plot(times, np.median(values, axis=1), color=COLOURS[2], label="median")
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
     of = "σ of ∂hₜ/∂hₜ₋₁" if lag == 1 else f"σ of ∂hₜ/∂hₜ₋ₖ, to the power 1/k, k = {lag}"
-    axes.set(xlabel="step t", ylabel=of, yscale="log")
+    axes.set(xlabel="step t" if lag == 1 else "step, from the first product's first", ylabel=of, yscale="log")
     return _finished(figure, axes)
 
 

@@ -48,6 +48,12 @@ def leaky(cell: Cell, *, rate: float, keep: float | None = None) -> Cell:
         He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016 (keep = 1, over depth).
     """
     _check_cell("leaky", cell)
+    for name, value in (("rate", rate), ("keep", 0.0 if keep is None else keep)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(
+                f"leaky: {name} must be a Python number, got {type(value).__name__}; to sweep or learn it, write "
+                f"a cell of your own that has it among its params."
+            )
     if not rate > 0:
         raise ValueError(f"leaky: rate must be above 0, got {rate!r}; 1 is the cell itself.")
     keep = 1 - rate if keep is None else keep
@@ -141,7 +147,8 @@ def cotangent_clip(cell: Cell, *, max_norm: float | None = None, max_value: floa
 
     Args:
         cell: a Cell.
-        max_norm: the largest norm of a sequence's whole carry gradient; give this or ``max_value``.
+        max_norm: the largest norm of a sequence's whole carry gradient; give this or ``max_value``. A gradient that
+            one step takes from there beyond the floats is not brought back.
         max_value: the largest absolute value of each of its numbers.
 
     Returns:

@@ -86,14 +86,20 @@ def test_carry_tree_of_an_lstm(x64):
 # ---- what is left out --------------------------------------------------------------------------
 
 
-def test_duplicates_are_merged_along_chains_and_counted(x64):
-    """Every point of h = h is fixed, so the starts stay where they are."""
+def test_duplicates_are_merged_and_counted(x64):
+    """Every point of h = h is fixed, so the starts stay where they are; 0.016 is near 0.008, but not near 0."""
     starts = np.array([0.0, 7.0, 0.008, 0.016, 3.0])[:, None]
     found = find(stay, starts, steps=1)
-    assert found.carry[:, 0].tolist() == [0.0, 7.0, 3.0]
-    assert found.hits.tolist() == [3, 1, 1] and found.start.tolist() == [0, 1, 4]
+    assert found.carry[:, 0].tolist() == [0.0, 7.0, 0.016, 3.0]
+    assert found.hits.tolist() == [2, 1, 1, 1] and found.start.tolist() == [0, 1, 3, 4]
     apart = find(stay, np.concatenate([starts, starts]), steps=1, duplicates=0.0)
     assert apart.hits.tolist() == [2] * 5  # equal points are one all the same
+
+
+def test_a_line_of_fixed_points_stays_a_line(x64):
+    found = find(stay, np.linspace(-1, 1, 401)[:, None], steps=1, duplicates=0.1)
+    assert len(found.speed) >= 10 and found.hits.sum() == 401
+    assert np.diff(np.sort(found.carry[:, 0])).min() > 0.1
 
 
 def test_the_slowest_of_duplicates_stands_for_them(x64):

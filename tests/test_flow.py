@@ -196,3 +196,133 @@ def test_no_array_of_weights_over_time():
     flow = jax.jit(lambda params, xs: jr.gradient_flow(cell, params, xs, lambda carry, ys: ys[-1].sum()))
     memory = flow.lower(params, jnp.ones((T, 1, 2))).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * T * H * H
+
+
+def tanh_of(a):
+    h = jnp.tanh(a)
+    return h, h
+
+
+def user_step(params, h, x):
+    return tanh_of(h @ params["W"] + x @ params["U"] + params["b"])
+
+
+USER_STEPS = {
+    "twice": lambda p, h, x: tanh_of(jnp.tanh(h @ p["W"]) @ p["W"] + x @ p["U"] + p["b"]),
+    "tied": lambda p, h, x: (lambda h: (h, h @ p["W"].T))(jnp.tanh(h @ p["W"] + x @ p["U"] + p["b"])),
+    "joined": lambda p, h, x: tanh_of(
+        jnp.concatenate([h, x], -1) @ jnp.concatenate([p["W"], p["U"]]) + jnp.einsum("ij,j->i", p["W"], p["b"])
+    ),
+    "blocks": lambda p, h, x: tanh_of(
+        jnp.concatenate([h @ p["W"][:, :1], jnp.sin(h) @ p["W"][:, 1:]], -1) + (p["U"].T @ x.T).T + p["b"]
+    ),
+    "cond": lambda p, h, x: tanh_of(
+        jax.lax.cond(x.sum() > 0, lambda W: h @ W, lambda W: jnp.sin(h @ W), p["W"]) + x @ p["U"] * p["b"]
+    ),
+    "checkpoint": jax.checkpoint(user_step),
+    "starts from its parameters": user_step,
+}
+
+
+@pytest.mark.parametrize("name", USER_STEPS)
+def test_contributions_to_weights_used_in_any_way(name, x64):
+    params = {"W": draw((H, H), 1) * 0.5, "U": draw((I, H), 2), "b": draw((H,), 3)}
+    starts = name.startswith("starts")
+
+    def initial_carry(params, batch_shape=()):
+        h = jnp.tanh(params["b"] @ params["W"]) if starts else jnp.zeros(H)
+        return jnp.broadcast_to(h, (*batch_shape, H))
+
+    cell, xs = jr.Cell(lambda key: params, initial_carry, USER_STEPS[name]), draw((T, B, I), 4)
+    resets = {"resets": jnp.zeros((T, B), bool).at[0, 0].set(True).at[3, 1].set(True)} if starts else {}
+    run = lambda function: jax.jit(lambda *of: function(cell, *of, all_steps, **resets))(params, xs)  # noqa: E731
+    flow, parts = run(jr.gradient_flow), run(jr.bptt_contributions)
+    for name, part in parts.items():
+        expected = np.linalg.norm(np.asarray(part).reshape(T, -1), axis=1)
+        np.testing.assert_allclose(flow.params[name], expected, rtol=1e-9, atol=1e-13)
+
+
+def test_a_learned_carry_that_a_reset_reads_too(x64):
+    cell = jr.elman(I, H, learned_carry=True)
+    params, xs = randomised(cell.init(jax.random.key(0)), 1), draw((T, B, I), 2)
+    resets = jnp.zeros((T, B), bool).at[0, 0].set(True).at[2, 1].set(True)
+    flow = jr.gradient_flow(cell, params, xs, all_steps, resets=resets)
+    part = np.asarray(jr.bptt_contributions(cell, params, xs, all_steps, resets=resets).h0)
+    np.testing.assert_allclose(flow.params.h0, np.linalg.norm(part, axis=1), rtol=1e-9)
+    assert (np.asarray(flow.params.h0) > 0).tolist() == [True, False, True, False, False, False]
+
+
+def test_an_output_that_is_the_state_before_its_cast():
+    def step(params, h, x):
+        h = jnp.tanh((h @ params["W"] + 1).astype(jnp.bfloat16))
+        return h.astype(jnp.float32), h
+
+    cell = jr.Cell(
+        lambda key: {"W": 0.1 * jnp.eye(4)}, lambda params, batch_shape=(): jnp.zeros((*batch_shape, 4)), step
+    )
+    flow = jr.gradient_flow(
+        cell, cell.init(None), jnp.zeros((3, 1)), lambda carry, ys: ys[-1].sum().astype(jnp.float32)
+    )
+    assert flow.states.norm[-1] == 2.0
+    h, y = jr.leaky(cell, rate=0.25).step(cell.init(None), jnp.zeros(4), jnp.zeros(1))
+    np.testing.assert_allclose(h, 0.25 * np.tanh(1.0), rtol=1e-2)
+    np.testing.assert_array_equal(y, h.astype(jnp.bfloat16))
+
+
+def test_rows_that_cancel_do_not_vanish():
+    """Two equal sequences with losses of opposite sign but for 1e-5: float32 must not take their difference for 0."""
+    H = 64
+    cell = jr.elman(I, H, activation="identity")
+    params = cell.init(jax.random.key(0))
+    params = params._replace(W_hh=0.9 * jnp.eye(H))
+    xs = jnp.repeat(draw((T, 1, I), 1).astype(jnp.float32), 2, axis=1)
+    loss = lambda carry, ys: (ys[-1, 0] - (1 - 1e-5) * ys[-1, 1]).sum()  # noqa: E731
+    flow = jr.gradient_flow(cell, params, xs, loss)
+    part = np.asarray(jr.bptt_contributions(cell, params, xs, loss).W_hh)
+    np.testing.assert_allclose(flow.params.W_hh, np.linalg.norm(part.reshape(T, -1), axis=1), rtol=0.02)
+
+
+def test_contributions_beyond_float32(x64):
+    W = 10 * np.eye(3)
+    flow = jr.gradient_flow(linear(W), {"W": jnp.asarray(W)}, jnp.zeros((60, 0)), lambda c, ys: 1e-60 * ys[-1].sum())
+    np.testing.assert_allclose(flow.params["W"], [3 * 10.0 ** (59 - 60)] * 60, rtol=1e-9)
+
+
+def test_the_flow_has_gradients_itself(x64):
+    """Of norms by inputs, against finite differences; a contribution of exactly 0 has the derivative 0, not NaN."""
+    cell = jr.elman(I, H)
+    params, xs, v = randomised(cell.init(jax.random.key(0)), 1), draw((3, B, I), 2), draw((3, B, I), 3)
+
+    def of(xs):
+        flow = jr.gradient_flow(cell, params, xs, lambda carry, ys: jnp.sin(ys[-1]).sum())
+        return flow.states.norm[0].sum() + flow.params.W_hh.sum() + flow.params.b.sum()
+
+    of = jax.jit(of)
+    difference = (of(xs + 1e-6 * v) - of(xs - 1e-6 * v)) / 2e-6
+    np.testing.assert_allclose((jax.grad(of)(xs) * v).sum(), difference, rtol=1e-6)
+
+
+@pytest.mark.multidevice
+def test_each_device_of_a_shard_map_has_its_own_flow():
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    P = jax.sharding.PartitionSpec
+    cell = jr.elman(1, 1, activation="identity")
+    params = cell.init(jax.random.key(0))._replace(W_hh=jnp.eye(1))
+    of = lambda x: jr.gradient_flow(cell, params, x, lambda carry, ys: (ys[-1] ** 2).sum())  # noqa: E731
+    xs = jnp.array([1.0, 3.0]).reshape(1, 2, 1)
+    apart = jax.jit(
+        jax.shard_map(
+            lambda x: (lambda flow: (flow.states.norm, flow.params.b[None]))(of(x)),
+            mesh=mesh,
+            in_specs=P(None, "d"),
+            out_specs=(P(None, "d"), P("d")),
+        )
+    )(xs)
+    for b in range(2):
+        own = of(xs[:, b : b + 1])
+        np.testing.assert_allclose(apart[0][:, b], own.states.norm[:, 0], rtol=1e-6)
+        np.testing.assert_allclose(apart[1][b], own.params.b, rtol=1e-6)
+    exponents = jax.shard_map(
+        lambda x: jr.lyapunov_spectrum(cell, params, x).exponents, mesh=mesh, in_specs=P(None, "d"), out_specs=P("d")
+    )
+    np.testing.assert_allclose(jax.jit(exponents)(xs), np.zeros((2, 1)), atol=1e-6)

@@ -37,6 +37,11 @@ def hidden_in_a_scan(params, h, x):
     return jax.lax.scan(lambda h, _: (h * params["a"], h), h, length=2)
 
 
+def two_in_a_cond(params, carry, x):
+    (h, c) = jax.lax.cond(params["a"] > 0, lambda h, c: (jnp.tanh(c * h), c * 2), lambda h, c: (h, c), *carry)
+    return (h, c), h
+
+
 def hidden_in_a_cond(params, h, x):
     return jax.lax.cond(params["a"] > 0, lambda h: (h * 2, h * 3), lambda h: (h, h), h)
 
@@ -78,6 +83,32 @@ CASES = {
         flow(user_cell(hidden_in_a_cond), lambda carry, ys: ys.sum()),
         ValueError,
         ["the step computes its new carry inside 'cond', together with other results"],
+    ),
+    "two states in a cond": (
+        flow(
+            user_cell(two_in_a_cond, lambda params, batch_shape=(): (jnp.zeros(batch_shape), jnp.zeros(batch_shape))),
+            lambda carry, ys: ys.sum(),
+        ),
+        ValueError,
+        ["the step computes several arrays of its new carry inside one 'cond'", "each of them after it"],
+    ),
+    "complex": (
+        flow(
+            user_cell(lambda p, h, x: (h, h), lambda params, batch_shape=(): jnp.zeros(batch_shape, complex)),
+            lambda carry, ys: ys.real.sum(),
+        ),
+        TypeError,
+        ["gradient_flow: complex carries and parameters are not supported"],
+    ),
+    "leaky, traced": (
+        lambda: jax.jit(lambda rate: jr.leaky(LSTM, rate=rate).step(LSTM.init(KEY), None, None))(0.5),
+        TypeError,
+        ["leaky: rate must be a Python number, got", "among its params"],
+    ),
+    "jacobian of a wrong carry": (
+        lambda: jr.step_jacobian(LSTM, LSTM.init(KEY), jnp.zeros((B, H)), XS[0]),
+        ValueError,
+        ["step_jacobian: carry should be LSTMCarry(h=array (2, 4), c=array (2, 4)), got array (2, 4)"],
     ),
     "norms by lag": (lambda: jr.norm_by_lag(jnp.ones(())), ValueError, ["norm_by_lag: expected norms (T, *B)"]),
     "norms by lag, lengths": (

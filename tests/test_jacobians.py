@@ -98,6 +98,22 @@ def test_a_dead_unit_has_singular_value_0(x64):
     np.testing.assert_allclose(np.exp(logs), [[4, 0.25, 0]] * 2, atol=1e-15)
 
 
+def test_dead_units_of_a_relu_network(x64):
+    """Singular Jacobians within a product, at any place: against products made by NumPy."""
+    cell = jr.elman(I, 8, activation="relu")
+    params, xs = randomised(cell.init(jax.random.key(0)), 1), draw((12, I), 2)
+    logs = jr.log_singular_values(cell, params, xs, lag=4)
+    h, Js = cell.initial_carry(params), []
+    for x in xs:
+        Js.append(np.asarray(jr.step_jacobian(cell, params, h, x)))
+        h, _ = cell.step(params, h, x)
+    assert min(np.linalg.matrix_rank(J) for J in Js) < 8
+    for window in range(3):
+        product = np.linalg.multi_dot(Js[4 * window : 4 * window + 4][::-1])
+        expected = np.linalg.svd(product, compute_uv=False)
+        np.testing.assert_allclose(np.exp(logs[window]), expected, rtol=1e-7, atol=1e-12 * expected[0])
+
+
 def normal_matrix(moduli):
     """A normal matrix with eigenvalues of those moduli: a real one, pairs turned by an angle, in a random basis."""
     Q = np.linalg.qr(np.asarray(draw((len(moduli), len(moduli)), 4)))[0]
@@ -207,6 +223,17 @@ def test_penalty_of_a_linear_recurrence(gain, x64):
     )
     value, slope = jax.value_and_grad(penalty)(gain)
     np.testing.assert_allclose([value, slope], [(gain - 1) ** 2, 2 * (gain - 1)], atol=1e-9)
+
+
+def test_penalty_does_not_see_the_padding(x64):
+    cell, lengths = jr.elman(I, H), jnp.array([T, 3])
+    params, xs = randomised(cell.init(jax.random.key(0)), 1), draw((T, 2, I), 2)
+    padded = jnp.where((jnp.arange(T)[:, None] < lengths)[..., None], xs, jnp.nan)
+    of = lambda xs: jax.value_and_grad(  # noqa: E731
+        lambda p: jr.jacobian_penalty(cell, p, xs, lambda carry, ys: jnp.sin(ys).sum(), lengths=lengths)
+    )(params)
+    for a, b in zip(*map(jax.tree.leaves, (of(padded), of(xs))), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "gru_before", "peephole_full"])

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
 from jaxrnn._checks import check_carry, check_float_carry, check_params, sequence_shape
+from jaxrnn.running._placement import vary_alike
 from jaxrnn.running.scan import shapes_of_params
 
 
@@ -22,6 +23,14 @@ class StateSpace(NamedTuple):
     flat: Callable[[PyTree], jax.Array]  # carry -> (*B, N)
     tree: Callable[[jax.Array], PyTree]  # (*B, N) -> carry
     step: Callable[[jax.Array, PyTree], jax.Array]  # (h (*B, N), x) -> h (*B, N)
+    bare: PyTree  # the carry of one sequence, as shapes
+
+    def check(self, who: str, carry: PyTree) -> None:
+        """A carry has the leaves of the cell's own, with any batch axes in front."""
+        leaves, bare = jax.tree.leaves(carry), jax.tree.leaves(self.bare)
+        lead = jnp.shape(leaves[0])[: max(jnp.ndim(leaves[0]) - bare[0].ndim, 0)] if leaves else ()
+        expected = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype), self.bare)
+        check_carry(who, carry, expected, lead)
 
     def linear(self, h: jax.Array, x: PyTree) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
         """F(h, x), and the map Q -> J Q of (*B, N, k) by J = ∂F/∂h, which no matrix N × N is made for."""
@@ -59,7 +68,7 @@ def state_space(who: str, cell: Cell, params: PyTree) -> StateSpace:
             ]
         )
 
-    return StateSpace(sum(sizes), flat, tree, lambda h, x: flat(cell.step(params, tree(h), x)[0]))
+    return StateSpace(sum(sizes), flat, tree, lambda h, x: flat(cell.step(params, tree(h), x)[0]), bare)
 
 
 def run_of(who: str, cell: Cell, params: PyTree, xs: PyTree, carry: PyTree) -> tuple[StateSpace, jax.Array, int]:
@@ -74,8 +83,19 @@ def run_of(who: str, cell: Cell, params: PyTree, xs: PyTree, carry: PyTree) -> t
         carry = cell.initial_carry(params, batch_shape)
     else:
         check_carry(who, carry, expected, batch_shape)
+    check_not_explicit(who, xs, params)
     space = state_space(who, cell, params)
-    return space, space.flat(carry), T
+    return space, vary_alike(space.flat(carry), xs, params)[0], T
+
+
+def check_not_explicit(who: str, *trees: PyTree) -> None:
+    """Arrays are not sharded over a mesh with Explicit axes, where each operation in here would need a sharding."""
+    for leaf in jax.tree.leaves(trees):
+        if hasattr(leaf, "dtype") and any(getattr(jax.typeof(leaf).sharding, "spec", ())):
+            raise ValueError(
+                f"{who}: arrays sharded over Explicit mesh axes are not supported; run it on a mesh with Auto axes, "
+                f"inside jax.shard_map, or on one device."
+            )
 
 
 def check_is_cell(who: str, cell: Any) -> None:

@@ -55,8 +55,8 @@ def find_fixed_points(
         steps: of the method; None means 2,000 for "adam", 100 for "newton".
         learning_rate: of "adam", falling to 0 along a cosine.
         tolerance: the largest q that counts as a fixed point. Rounding leaves about 1e-14 in float32.
-        duplicates: points nearer to each other than this, in Euclidean distance over the whole carry, are one, the
-            slowest of them.
+        duplicates: points within this distance of a slower one, Euclidean over the whole carry, are that one. So a
+            line of fixed points is shown by points at least so far apart.
         outliers: points farther from the starts' mean than this many times the starts' own mean distance are
             left out; None keeps them.
         batch_size: starts that are run at once.
@@ -161,8 +161,10 @@ def linear_analysis(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> Lin
     check_is_cell(who, cell)
     check_params(who, params, shapes_of_params(cell))
     if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{who}: x must be one array of floats, the input of one step, got {type(x).__name__}.")
+        came = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"{who}: x must be one array of floats, the input of one step, got {came}.")
     space = state_space(who, cell, params)
+    space.check(who, carry)
     h = space.flat(carry)
     x = jnp.broadcast_to(x, (*h.shape[:-1], *jnp.shape(x)))
     A = space.jacobian(h, x)[1]
@@ -227,7 +229,6 @@ def _kept(
     outliers: float | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The indices of the points that are slow, near enough and different, the slowest first, and the hits of each."""
-    from scipy.sparse.csgraph import connected_components
     from scipy.spatial import cKDTree
 
     good = np.isfinite(h).all(1) & (speed <= tolerance)
@@ -241,9 +242,13 @@ def _kept(
         return index, index
     index = index[np.argsort(speed[index], kind="stable")]
     tree = cKDTree(h[index])
-    near = tree.sparse_distance_matrix(tree, duplicates, output_type="coo_matrix")
-    near.data += 1.0  # a distance of 0 counts too
-    _, group = connected_components(near, directed=False)
-    _, first, hits = np.unique(group, return_index=True, return_counts=True)
-    order = np.argsort(first)
-    return index[first[order]], hits[order]
+    points: list[int] = []
+    hits: list[int] = []
+    free = np.ones(len(index), bool)
+    for place in range(len(index)):  # the slowest first: each takes all that are near and not taken yet
+        if free[place]:
+            near = np.array(tree.query_ball_point(h[index[place]], duplicates), int)
+            points.append(index[place])
+            hits.append(int(free[near].sum()))
+            free[near] = False
+    return np.array(points), np.array(hits)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree, flatten
 from jaxrnn._checks import check_finite, check_lengths, check_scalar_loss
+from jaxrnn.gradients._state_space import check_not_explicit
+from jaxrnn.running._placement import vary_alike
 from jaxrnn.running._probing import Probed, no_contributions, norm
 from jaxrnn.running._watching import Perturbed
 from jaxrnn.running.scan import check_inputs, scan, valid_steps
@@ -57,9 +59,11 @@ def gradient_flow(
 
     Returns:
         A :class:`Flow`. ``states`` has the tree of the carry, so that a stack's second layer stands at ``states[1]``, a
-        backward direction at ``.backward``, an LSTM's two at ``.h`` and ``.c``; integer leaves are None. ``params`` has
-        the tree of the parameters. Norms of contributions are of the whole batch's; ``jax.vmap`` this function over
-        sequences for those of each. A learned initial carry contributes at the step that reads it.
+        backward direction at ``.backward``, an LSTM's two at ``.h`` and ``.c``; integer leaves are None. Where a step
+        returns one value as two leaves, the first of them has the ways of both. ``params`` has the tree of the
+        parameters. Norms of contributions are of the whole batch's (in ``shard_map``, of the device's part);
+        ``jax.vmap`` this function over sequences for those of each. A learned initial carry contributes at the step
+        that reads it.
 
     Cost: about one gradient; no array is larger than (T, *B, H). For the contributions themselves, T times the
     parameters, see :func:`bptt_contributions`.
@@ -90,9 +94,17 @@ def gradient_flow(
         raise ValueError("gradient_flow: xs has T = 0 steps, so nothing flows; give at least 1.")
     start = jax.eval_shape(lambda p: layer.initial_carry(p, batch_shape), params) if carry is None else carry
     states, states_tree = flatten(start)
+    for a in (*states, *jax.tree.leaves(params)):
+        if jnp.issubdtype(jnp.result_type(a), jnp.complexfloating):
+            raise TypeError(
+                "gradient_flow: complex carries and parameters are not supported; give real and imaginary parts."
+            )
     leaves, params_tree = flatten(params)
+    check_not_explicit("gradient_flow", xs, params, carry)
     to_states = [jnp.zeros((T, *a.shape), a.dtype) if _is_float(a) else None for a in states]
-    to_params = [no_contributions(T) if _is_float(a) else None for a in leaves]
+    to_params = [no_contributions(T, jnp.result_type(a)) if _is_float(a) else None for a in leaves]
+    # Without this shard_map would add the gradients of all devices, each by its own sequences, where the zeros spread.
+    to_states, to_params, *_ = vary_alike(to_states, to_params, xs, params)
 
     def loss_of(to_states, to_params):
         perturbed = [Perturbed(None if carry is None else a, z) for a, z in zip(states, to_states, strict=True)]
@@ -109,9 +121,10 @@ def gradient_flow(
     check_finite("gradient_flow", "ys", ys, "look at the inputs, the parameters and the initial carry")
     check_finite("gradient_flow", "the loss", value[None], "the outputs are finite, so look at the loss")
     exploded = "the run is finite, so the gradient exploded on its way: see jr.cotangent_clip"
+    by_params = params_tree.unflatten([None if a is None else norm(a, axis=-1) for a in norms])
     check_finite("gradient_flow", "the gradient by carry", by_states, exploded)
-    by_params = [None if a is None else norm(a.reshape(T, -1), axis=-1) for a in norms]
-    return Flow(value, by_states, params_tree.unflatten(by_params))
+    check_finite("gradient_flow", "the gradient by params", by_params, exploded)
+    return Flow(value, by_states, by_params)
 
 
 def norm_by_lag(norm: jax.Array, *, lengths: jax.Array | None = None, reverse: bool = False) -> jax.Array:
@@ -156,7 +169,7 @@ def _state_flow(gradient: jax.Array, on: jax.Array) -> StateFlow:
     norms = norm(flat, axis=-1)
     mean = _mean_over_batch(norms, on)
     sd = jnp.sqrt(_mean_over_batch(jnp.square(norms - mean.reshape(-1, *(1,) * len(batch))), on))
-    count = jnp.maximum(on.sum(batch), 1)[:, None]
+    count = jnp.maximum(on.sum(batch), 1)[:, None].astype(flat.dtype)
     per_unit = norm(flat, axis=batch) / jnp.sqrt(count) if batch else jnp.abs(flat)
     return StateFlow(norms, mean, sd, per_unit.reshape(gradient.shape[0], *gradient.shape[on.ndim :]))
 
@@ -165,8 +178,9 @@ def _mean_over_batch(values: jax.Array, on: jax.Array, empty: float = 0.0) -> ja
     """(T,): the mean of values (T, *B) over where ``on``."""
     batch = tuple(range(1, on.ndim))
     count = on.sum(batch)
-    return jnp.where(count > 0, jnp.where(on, values, 0).sum(batch) / jnp.maximum(count, 1), empty)
+    mean = jnp.where(on, values, 0).sum(batch) / jnp.maximum(count, 1).astype(values.dtype)
+    return jnp.where(count > 0, mean, jnp.asarray(empty, values.dtype))
 
 
 def _is_float(a: Any) -> bool:
-    return hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.floating)
+    return jnp.issubdtype(jnp.result_type(a), jnp.floating)

@@ -8,12 +8,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, PyTree
-from jaxrnn._checks import check_scalar_loss
+from jaxrnn._base import Cell, PyTree, select
+from jaxrnn._checks import check_lengths, check_scalar_loss
 from jaxrnn.gradients._state_space import run_of
+from jaxrnn.running._placement import vary_alike
 from jaxrnn.running._probing import norm
 from jaxrnn.running._watching import step_with_carry_changed
-from jaxrnn.running.scan import scan
+from jaxrnn.running.scan import scan, valid_steps
 
 
 def jacobian_penalty(
@@ -62,6 +63,10 @@ def jacobian_penalty(
     """
     who = "jacobian_penalty"
     space, start, T = run_of(who, cell, params, xs, carry)
+    on = valid_steps(jnp.arange(T), None if lengths is None else jnp.asarray(lengths), None)
+    if on is not None:
+        check_lengths(who, jnp.asarray(lengths), start.shape[:-1])
+        xs = select(on, xs, jax.tree.map(jnp.zeros_like, xs))
     fixed = jax.lax.stop_gradient(params)
 
     def step(params, h, inputs):
@@ -78,7 +83,7 @@ def jacobian_penalty(
         check_scalar_loss(who, value)
         return value, before
 
-    zeros = jnp.zeros((T, *start.shape), start.dtype)
+    (zeros,) = vary_alike(jnp.zeros((T, *start.shape), start.dtype), start)[:1]
     delta, before = jax.lax.stop_gradient(jax.grad(loss_of, has_aux=True)(zeros))
     size = norm(delta, axis=-1)
     reached = size > 0
@@ -86,4 +91,4 @@ def jacobian_penalty(
     received = jax.vmap(lambda h, x, v: jax.vjp(lambda h: space.step(h, x), h)[1](v)[0])(before, xs, direction)
     squared = jnp.sum(jnp.square(received), axis=-1)
     ratio = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
-    return jnp.sum(jnp.where(reached, jnp.square(ratio - 1), 0.0)) / jnp.maximum(reached.sum(), 1)
+    return jnp.sum(jnp.where(reached, jnp.square(ratio - 1), 0.0)) / jnp.maximum(reached.sum(), 1).astype(ratio.dtype)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, PyTree
 from jaxrnn._checks import check_finite, check_params, check_sizes
 from jaxrnn.gradients._state_space import check_is_cell, run_of, state_space
+from jaxrnn.running._placement import vary_alike
 from jaxrnn.running.scan import shapes_of_params
 
 
@@ -35,6 +36,7 @@ def step_jacobian(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> jax.A
     check_is_cell("step_jacobian", cell)
     check_params("step_jacobian", params, shapes_of_params(cell))
     space = state_space("step_jacobian", cell, params)
+    space.check("step_jacobian", carry)
     return space.jacobian(space.flat(carry), x)[1]
 
 
@@ -52,10 +54,12 @@ def log_singular_values(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = 
             ``T % lag`` steps only the states count.
 
     Returns:
-        (T // lag, *B, N), natural logarithms, -inf where a product is singular. Nothing overflows or vanishes, however
-        long the lag: products are kept as Q·exp(d)·R with an orthogonal Q, logarithms d and a triangular R of
-        moderate size. Singular values within √ε of the largest are those of an exact singular value decomposition up to
-        rounding; the smaller ones are close where they lie apart from each other.
+        (T // lag, *B, N), natural logarithms, -inf where a direction is lost exactly, as by a dead unit (a product that
+        is singular in any other way has a very small number there, by rounding). Nothing overflows or vanishes, however
+        long the lag, as long as the entries of each Jacobian lie within 80 powers of e of each other: products are kept
+        as Q·exp(d)·R with an orthogonal Q, logarithms d and a triangular R of moderate size. Singular values within √ε
+        of the largest are those of an exact decomposition up to rounding; the smaller ones are close where they lie
+        apart from each other.
 
     Raises:
         ValueError, TypeError: a lag that is not a positive int or longer than the sequence, a Layer, a carry that is
@@ -90,7 +94,7 @@ def log_singular_values(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = 
         return (h, graded_product(push(product[0]), *product)), jnp.isfinite(h).all()
 
     def window(h, xs):
-        identity = jnp.broadcast_to(jnp.eye(space.size, dtype=h.dtype), (*h.shape, space.size))
+        (identity,) = vary_alike(jnp.broadcast_to(jnp.eye(space.size, dtype=h.dtype), (*h.shape, space.size)), h)[:1]
         (h, product), finite = jax.lax.scan(multiply, (h, (identity, jnp.zeros_like(h), identity)), xs)
         return h, (log_svd(*product[1:]), finite)
 
@@ -144,18 +148,19 @@ def log_svd(d: jax.Array, R: jax.Array, sweeps: int = 12) -> jax.Array:
 
 
 def _graded(upper: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """upper·diag(exp d) as diag(exp d')·R, R triangular with ±1 on its diagonal."""
+    """upper·diag(exp d) as diag(exp d')·R, R triangular with ±1 on its diagonal; d' is -inf where a row is 0."""
     diagonal = jnp.abs(jnp.diagonal(upper, axis1=-2, axis2=-1))
-    singular = diagonal == 0
     grown = d + _log(diagonal)
-    ratio = jnp.exp(jnp.clip(d[..., None, :] - d[..., :, None], max=80.0))
-    R = upper / jnp.where(singular, 1.0, diagonal)[..., None] * ratio
-    return grown, jnp.where(singular[..., None], jnp.eye(d.shape[-1], dtype=d.dtype), R)
+    dead = grown == -jnp.inf
+    own = jnp.where(d == -jnp.inf, 0.0, d)[..., :, None]
+    ratio = jnp.exp(jnp.clip(d[..., None, :] - own, max=80.0))
+    R = upper / jnp.where(diagonal == 0, 1.0, diagonal)[..., None] * ratio
+    return grown, jnp.where(dead[..., None], jnp.eye(d.shape[-1], dtype=d.dtype), R)
 
 
 def _log(a: jax.Array) -> jax.Array:
-    """log, -inf at 0 without a warning or a NaN in derivatives."""
-    return jnp.where(a > 0, jnp.log(jnp.where(a > 0, a, 1.0)), -jnp.inf)
+    """log, -inf at 0 without a NaN in derivatives."""
+    return jnp.where(a == 0, -jnp.inf, jnp.log(jnp.where(a == 0, 1.0, a)))
 
 
 def spectral_radius(matrix: jax.Array) -> jax.Array:

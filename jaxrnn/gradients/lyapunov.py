@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree
-from jaxrnn._checks import check_sizes
+from jaxrnn._checks import check_sizes, sequence_shape
 from jaxrnn.gradients._state_space import run_of
 from jaxrnn.gradients.jacobians import check_states
+from jaxrnn.running._placement import vary_alike
 
 
 class LyapunovSpectrum(NamedTuple):
@@ -75,7 +77,7 @@ def lyapunov_spectrum(
         stretch = jnp.abs(jnp.diagonal(R, axis1=-2, axis2=-1))
         return (h, Q), (jnp.log(stretch), jnp.isfinite(h).all())
 
-    Q = jnp.broadcast_to(_directions(space.size, k).astype(h.dtype), (*h.shape, k))
+    Q = vary_alike(jnp.broadcast_to(_directions(space.size, k).astype(h.dtype), (*h.shape, k)), h)[0]
     _, (growth, finite) = jax.lax.scan(advance, (h, Q), xs)
     check_states(who, finite)
     growth = growth[burn_in:]
@@ -85,7 +87,7 @@ def lyapunov_spectrum(
 class Diagnosis(NamedTuple):
     """What ``diagnose`` found; ``print`` it."""
 
-    exponent: float  # the leading Lyapunov exponent, per step, the mean over the batch
+    exponent: float  # the leading Lyapunov exponent, per step: the mean over the batch, without dead sequences (-inf)
     sd: float  # its standard deviation over the batch
     steps: int  # T, the length that the verdict is about
     verdict: str  # "vanishing", "exploding" or "near the edge"
@@ -96,8 +98,8 @@ class Diagnosis(NamedTuple):
         return 1 / abs(self.exponent) if self.exponent else math.inf
 
     def __str__(self) -> str:
-        if not math.isfinite(self.exponent):
-            return f"{self.verdict}: leading Lyapunov exponent {self.exponent}, a gradient becomes exactly 0"
+        if self.exponent == -math.inf:
+            return f"{self.verdict}: leading Lyapunov exponent -inf, a gradient becomes exactly 0"
         change = self.exponent * self.steps / math.log(10)
         return (
             f"{self.verdict}: leading Lyapunov exponent {self.exponent:+.4g} ± {self.sd:.2g} a step, time constant "
@@ -133,14 +135,17 @@ def diagnose(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, bu
     Reference:
         Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML 2013.
     """
-    T = jnp.shape(jax.tree.leaves(xs)[0])[0] if jax.tree.leaves(xs) else 0
+    T, _ = sequence_shape("diagnose", xs, cell.x_ndim if isinstance(cell, Cell) else 1)
     exponents = lyapunov_spectrum(
         cell, params, xs, carry, k=1, burn_in=T // 5 if burn_in is None else burn_in
     ).exponents
     if isinstance(exponents, jax.core.Tracer):
         raise TypeError("diagnose: its words need values, so it cannot be jitted; jit jr.lyapunov_spectrum instead.")
-    exponent = float(exponents.mean())
-    return Diagnosis(exponent, float(exponents.std()), T, verdict(exponent, T))
+    alive = exponents[exponents > -jnp.inf]
+    if not alive.size:
+        return Diagnosis(-math.inf, 0.0, T, "vanishing")
+    exponent = float(alive.mean())
+    return Diagnosis(exponent, float(alive.std()), T, verdict(exponent, T))
 
 
 def verdict(exponent: float, steps: int) -> str:
@@ -165,7 +170,7 @@ def verdict(exponent: float, steps: int) -> str:
 
 
 def check_burn_in(who: str, burn_in: int, T: int) -> None:
-    if isinstance(burn_in, bool) or not isinstance(burn_in, int) or burn_in < 0:
+    if isinstance(burn_in, bool) or not isinstance(burn_in, numbers.Integral) or burn_in < 0:
         raise ValueError(f"{who}: burn_in must be an int of at least 0, got {burn_in!r}.")
     if burn_in >= T:
         raise ValueError(f"{who}: burn_in={burn_in} leaves none of the T = {T} steps; give at most {T - 1}.")
@@ -173,5 +178,5 @@ def check_burn_in(who: str, burn_in: int, T: int) -> None:
 
 def _directions(size: int, k: int) -> jax.Array:
     """(N, k) orthonormal columns, none of them special to any network: not along its units."""
-    rows, columns = jnp.arange(1, size + 1)[:, None], jnp.arange(1, k + 1)
+    rows, columns = jnp.arange(1.0, size + 1)[:, None], jnp.arange(1.0, k + 1)
     return jnp.linalg.qr(jnp.sin(rows * columns * 1.6180339887) + jnp.cos(rows**2 * 0.7548776662 + columns))[0]

@@ -16,8 +16,10 @@ from jaxrnn.running._probing import Probed, probed
 from jaxrnn.running._segments import run_in_segments, segment_lengths
 from jaxrnn.running._watching import (
     OverTime,
+    is_marked,
     is_over_time,
     perturbations_of,
+    plus,
     start_of,
     step_with_leaves_changed,
     unmarked,
@@ -39,35 +41,39 @@ def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, 
     own_noise, join_noise = _split_noise(noise, T)
 
     def initial(params):
-        carry = probed(lambda params: cell.initial_carry(params, batch_shape), params, initial=True)
+        carry = cell.initial_carry(params, batch_shape)
         carry = jax.tree.map(lambda a: vary_alike(a, xs)[0], carry)
         return shard_like_batch(carry, xs, len(batch_shape))
 
-    fresh = initial(join_params([a[-1 if reverse else 0] for a in own_params]))
+    fresh = initial(params_at_start(params, reverse))
     perturbations, carry = perturbations_of(carry), start_of(carry)
+    measured = any(isinstance(a, Probed) for a in jax.tree.leaves(params, is_leaf=is_marked))
+    # What the initial carry adds to a gradient is measured with what its step adds: it is made again in that step.
+    first = None if carry is not None or not measured else jnp.arange(T) == (T - 1 if reverse else 0)
     carry = fresh if carry is None else shard_like_batch(carry, xs, len(batch_shape))
 
-    def step(params, carry, x, *drawn, added):
-        measured = functools.partial(probed, cell.step, params)
-        if not added:
-            return check_pair(who, measured(carry, x, *drawn))
-        add = lambda index, a: a if added[index] is None else a + added[index]  # noqa: E731
-        return step_with_leaves_changed(who, measured, add, carry, x, *drawn)
+    def reset_and_step(params, carry, x, first_t, reset_t, *drawn):
+        if first_t is not None:
+            carry = jax.tree.map(functools.partial(jnp.where, first_t), initial(params), carry)
+        if reset_t is not None:
+            carry = select(reset_t, initial(params) if own_params else fresh, carry)
+        new, y = check_pair(who, cell.step(params, carry, x, *drawn))
+        check_carry_kept(who, carry, new)
+        return new, (y, carry)
 
     def body(carry, inputs):
-        x, on_t, reset_t, own_params_t, own_noise_t, added_t = inputs
-        params_t = join_params(own_params_t)
-        if reset_t is not None:
-            carry = select(reset_t, initial(params_t) if own_params else fresh, carry)
+        x, on_t, first_t, reset_t, own_params_t, own_noise_t, added_t = inputs
         drawn = () if noise is None else (join_noise(own_noise_t),)
-        new, y = step(params_t, carry, x, *drawn, added=added_t)
-        check_carry_kept(who, carry, new)
+        step = functools.partial(probed, reset_and_step, join_params(own_params_t))
+        if added_t:
+            step = functools.partial(step_with_leaves_changed, who, step, lambda i, a: plus(a, added_t[i]))
+        new, (y, held) = step(carry, x, first_t, reset_t, *drawn)
         if on_t is not None:
             check_leads_with_batch(who, "the output of step", y, batch_shape)
-            new, y = select(on_t, new, carry), select(on_t, y, jax.tree.map(jnp.zeros_like, y))
+            new, y = select(on_t, new, held), select(on_t, y, jax.tree.map(jnp.zeros_like, y))
         return new, y
 
-    inputs = (xs, on, resets, own_params, own_noise, perturbations)
+    inputs = (xs, on, first, resets, own_params, own_noise, perturbations)
     lengths = segment_lengths(who, checkpoint, T)
     said = report(who, T, plan, lengths)
 

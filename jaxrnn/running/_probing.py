@@ -22,7 +22,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxrnn._base import PyTree, flatten
-from jaxrnn.running._program import Op, Program, flat_program
+from jaxrnn.running._program import Op, Program, flat_program, is_call
 
 USES = 4  # products with disjoint parts of a parameter that are told apart; a GRU's W_hh has two
 
@@ -31,15 +31,16 @@ class Probed(NamedTuple):
     """A parameter whose contributions are measured: of the gradient by ``zeros[t]`` the norm is that of step t's."""
 
     array: jax.Array
-    zeros: jax.Array  # (T, 2, USES): in steps, and in initial carries
+    zeros: jax.Array  # (T, USES)
     dtype: Any = None  # in which a step sees it
 
 
-def no_contributions(T: int) -> jax.Array:
-    return jnp.zeros((T, 2, USES), jnp.float32)
+def no_contributions(T: int, dtype: Any) -> jax.Array:
+    """The zeros of a parameter."""
+    return jnp.zeros((T, USES), jnp.promote_types(dtype, jnp.float32))
 
 
-def probed(function: Callable[..., PyTree], params: PyTree, *args: PyTree, initial: bool = False) -> PyTree:
+def probed(function: Callable[..., PyTree], params: PyTree, *args: PyTree) -> PyTree:
     """``function(params, *args)``, its leaves of params that are :class:`Probed`, with one step's zeros, measured."""
     leaves, treedef = flatten(params, lambda a: isinstance(a, Probed))
     marked = [a for a in leaves if isinstance(a, Probed)]
@@ -50,17 +51,17 @@ def probed(function: Callable[..., PyTree], params: PyTree, *args: PyTree, initi
 
     def flat(*values):
         arrays = iter(values[: len(marked)])
-        own = [next(arrays).astype(a.dtype or a.array.dtype) if isinstance(a, Probed) else a for a in leaves]
+        own = [next(arrays).astype(a.dtype or jnp.result_type(a.array)) if isinstance(a, Probed) else a for a in leaves]
         out, out_tree = flatten(function(treedef.unflatten(own), *args_tree.unflatten(values[len(marked) :])))
         trees.append(out_tree)
         return [jnp.asarray(a) for a in out]
 
-    arrays = [a.array for a in marked]
-    program, _, _ = flat_program(flat, *arrays, *others)
+    arrays = [jnp.asarray(a.array) for a in marked]
+    program, _, _ = flat_program(flat, *arrays, *others, flattens=is_call)
     values = {**program.consts, **dict(zip(program.inputs, [*arrays, *others], strict=True))}
     added: dict[int, list[tuple[int, jax.Array]]] = {}  # by the place of an operation: which operand, and z
     for number, leaf in zip(program.inputs, marked, strict=False):
-        zeros = leaf.zeros[int(initial)]
+        zeros = leaf.zeros
         products = _products_with(program, number)
         if leaf.array.ndim <= 1:
             one = jnp.ones((1, 1), leaf.array.dtype)
@@ -131,7 +132,13 @@ def norm_of_product(x: jax.Array, z: jax.Array, units: int, dtype: Any) -> jax.A
 def norm(a: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
     """The Euclidean norm; the largest entry is divided out first, so that no square overflows or vanishes."""
     scale = _scale(a, axis)
-    return jnp.squeeze(scale, axis) * jnp.sqrt(jnp.sum(jnp.square(a / scale), axis=axis))
+    return jnp.squeeze(scale, axis) * _sqrt(jnp.sum(jnp.square(a / scale), axis=axis))
+
+
+def _sqrt(a: jax.Array) -> jax.Array:
+    """The square root, whose derivative at 0 is 0; of what rounding left a little below 0, too."""
+    positive = a > 0
+    return jnp.where(positive | jnp.isnan(a), jnp.sqrt(jnp.where(positive, a, jnp.where(jnp.isnan(a), a, 1.0))), 0.0)
 
 
 def _scale(a: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
@@ -146,14 +153,20 @@ def _norms_of_xT_d(x: jax.Array, d: jax.Array) -> jax.Array:
     (_, R, K), O = x.shape, d.shape[-1]
     s_x, s_d = _scale(x, (1, 2)), _scale(d, (1, 2))
 
+    def directly(x, d):
+        return jnp.sum(jnp.square(x.T @ d))
+
     def squares(pair):
         x, d = pair
         if R * (K + O) >= K * O:
-            return jnp.sum(jnp.square(x.T @ d))
-        return jnp.sum((x @ x.T) * (d @ d.T))
+            return directly(x, d)
+        by_rows = jnp.sum((x @ x.T) * (d @ d.T))
+        # Where the rows cancel, as opposite losses of like sequences do, only rounding would be left of this sum.
+        cancels = by_rows < jnp.finfo(dtype).eps ** 0.5 * jnp.sum(jnp.square(x)) * jnp.sum(jnp.square(d))
+        return jax.lax.cond(cancels, directly, lambda x, d: by_rows, x, d)
 
-    # Step by step: batched products of this size run badly on a CPU. Rounding may leave a little below 0.
-    return (s_x * s_d)[:, 0, 0] * jnp.sqrt(jnp.maximum(jax.lax.map(squares, (x / s_x, d / s_d)), 0.0))
+    # Step by step: batched products of this size run badly on a CPU.
+    return (s_x * s_d)[:, 0, 0] * _sqrt(jax.lax.map(squares, (x / s_x, d / s_d)))
 
 
 def _abstract(x, z, *, units, dtype):
@@ -171,7 +184,7 @@ def _jvp(primals, tangents, *, units, dtype):
     x, z = primals
     out = norm_of_product_p.bind(x, z, units=units, dtype=dtype)
     if type(tangents[1]) is ad.Zero:
-        return out, ad.Zero.from_primal_value(out)  # type: ignore[attr-defined]
+        return out, ad.Zero(jax.typeof(out).to_tangent_aval())
     return out, norm_of_product_p.bind(x, tangents[1], units=units, dtype=dtype)
 
 
@@ -206,4 +219,4 @@ def probe(a: jax.Array, zero: jax.Array) -> jax.Array:
     return a
 
 
-probe.defvjp(lambda a, zero: (a, None), lambda _, cotangent: (cotangent, norm(cotangent).astype(jnp.float32)))
+probe.defvjp(lambda a, zero: (a, zero), lambda zero, cotangent: (cotangent, norm(cotangent).astype(zero.dtype)))

@@ -102,8 +102,13 @@ def trace(function: Callable[..., Any], *args: Any) -> tuple[Program | None, Any
     return (None, reason) if reason else (program, shapes)
 
 
-def flat_program(function: Callable[..., Any], *args: Any) -> tuple[Program, Any, Any]:
-    """The program of ``function(*args)``, its output's shapes as a tree, and the jaxpr that it was made of."""
+def flat_program(
+    function: Callable[..., Any], *args: Any, flattens: Callable[[Any], bool] | None = None
+) -> tuple[Program, Any, Any]:
+    """The program of ``function(*args)``, its output's shapes as a tree, and the jaxpr that it was made of.
+
+    ``flattens(equation)`` says which calls are flattened; None means nested ``jit`` alone.
+    """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     numbers = itertools.count(1)
     ops: list[Op] = []
@@ -112,12 +117,18 @@ def flat_program(function: Callable[..., Any], *args: Any) -> tuple[Program, Any
     kinds = {
         n: v.aval for n, v in zip([*inputs, *constants], [*closed.jaxpr.invars, *closed.jaxpr.constvars], strict=True)
     }
-    outputs = _flatten(closed.jaxpr, constants, inputs, numbers, ops, kinds)
+    outputs = _flatten(closed.jaxpr, constants, inputs, numbers, ops, kinds, flattens or is_plain_call)
     return Program(ops, dict(zip(constants, closed.consts, strict=True)), inputs, outputs, kinds), shapes, closed
 
 
 def _flatten(
-    jaxpr: Any, consts: Iterable[int], args: Iterable[int], numbers: Iterator[int], ops: list[Op], kinds: dict[int, Any]
+    jaxpr: Any,
+    consts: Iterable[int],
+    args: Iterable[int],
+    numbers: Iterator[int],
+    ops: list[Op],
+    kinds: dict[int, Any],
+    flattens: Callable[[Any], bool],
 ) -> list[int]:
     number_of: dict[Any, int] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
@@ -132,10 +143,10 @@ def _flatten(
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        if _is_plain_call(eqn):
+        if flattens(eqn):
             inner = eqn.params["jaxpr"]
-            inner_consts = [constant(value, jax.typeof(value)) for value in inner.consts]
-            outputs = _flatten(inner.jaxpr, inner_consts, inputs, numbers, ops, kinds)
+            inner_consts = [constant(value, jax.typeof(value)) for value in getattr(inner, "consts", ())]
+            outputs = _flatten(getattr(inner, "jaxpr", inner), inner_consts, inputs, numbers, ops, kinds, flattens)
             number_of.update(zip(eqn.outvars, outputs, strict=True))
         else:
             made = [next(numbers) for _ in eqn.outvars]
@@ -145,7 +156,12 @@ def _flatten(
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _is_plain_call(eqn: Any) -> bool:
+def is_call(eqn: Any) -> bool:
+    """What computes no more than the program that it holds: a plain nested ``jit``, a ``jax.checkpoint``."""
+    return is_plain_call(eqn) or eqn.primitive.name in ("checkpoint", "remat", "remat2")
+
+
+def is_plain_call(eqn: Any) -> bool:
     """A nested ``jit`` that asks for nothing but to be compiled."""
     if eqn.primitive.name not in ("jit", "pjit"):
         return False

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxrnn._base import PyTree, flatten
 from jaxrnn._checks import check_pair
 from jaxrnn.running._probing import Probed
-from jaxrnn.running._program import evaluate, flat_program, needed_for
+from jaxrnn.running._program import Op, Program, evaluate, flat_program, is_call, needed_for
 
 
 class OverTime(NamedTuple):
@@ -68,6 +68,10 @@ def perturbations_of(carry: PyTree) -> list[jax.Array | None]:
     return [a.zeros if isinstance(a, Perturbed) else None for a in leaves]
 
 
+def plus(a: jax.Array, zeros: jax.Array | None) -> jax.Array:
+    return a if zeros is None else a + zeros
+
+
 def step_with_leaves_changed(
     who: str, step: Callable[..., Any], change: Callable[[int, jax.Array], jax.Array], *args: PyTree
 ) -> tuple[PyTree, PyTree]:
@@ -83,13 +87,21 @@ def step_with_leaves_changed(
         args: those of ``step``.
     """
     program, new, ys, join, values = _traced(who, step, args)
-    index_of = {number: index for index, number in reversed(list(enumerate(new)))}
+    for op in program.ops:
+        if _holds_a_program(op) and len(set(op.outputs) & set(new)) > 1:
+            raise ValueError(
+                f"{who}: the step computes several arrays of its new carry inside one {op.name!r}, so what one of them "
+                f"owes to another cannot be told; let {op.name!r} compute what they share, and each of them after it."
+            )
+    sources = _sources(program, new)
+    index_of = {number: index for index, number in reversed(list(enumerate(sources)))}
     done = set()
     for op in program.ops:
         values.update(zip(op.outputs, op.run(*(values[number] for number in op.inputs)), strict=True))
         for number in index_of.keys() & set(op.outputs):
-            values[number] = change(index_of[number], values[number])
-            done.add(index_of[number])
+            index, a = index_of[number], values[number]
+            values[number] = change(index, a.astype(program.kinds[new[index]].dtype)).astype(a.dtype)
+            done.add(index)
     leaves = [values[n] if i in done else change(i, values[n]) for i, n in enumerate(new)]
     return join(leaves, [values[number] for number in ys])
 
@@ -104,7 +116,11 @@ def step_with_carry_changed(
     program, new, ys, join, values = _traced(who, step, args)
     carry, _ = join(evaluate(program.ops, values, new), ys)
     carry = change(carry)
-    values.update((n, a) for n, a in zip(new, jax.tree.leaves(carry), strict=True) if n not in values)
+    given: dict[int, Any] = {}
+    for source, number, a in zip(_sources(program, new), new, jax.tree.leaves(carry), strict=True):
+        given.setdefault(source, a.astype(program.kinds[source].dtype))
+        given.setdefault(number, a)
+    values = {**given, **values}  # what passes through the step is no state that it computes
     return carry, join(new, evaluate(needed_for(program.ops, ys, given=values), values, ys))[1]
 
 
@@ -119,7 +135,7 @@ def _traced(who, step, args):
         trees[:] = carry_tree, y_tree
         return [jnp.asarray(a) for a in (*new, *y)]
 
-    program, _, _ = flat_program(flat, *leaves)
+    program, _, _ = flat_program(flat, *leaves, flattens=is_call)
     carry_tree, y_tree = trees
     new, ys = program.outputs[: carry_tree.num_leaves], program.outputs[carry_tree.num_leaves :]
     _check_apart(who, program, new, ys)
@@ -127,20 +143,31 @@ def _traced(who, step, args):
     return program, new, ys, lambda new, y: (carry_tree.unflatten(new), y_tree.unflatten(y)), values
 
 
-def _check_apart(who, program, new, ys):
+def _sources(program: Program, numbers: Sequence[int]) -> list[int]:
+    """What the given values are casts of: a step may put out its state in one dtype and carry it in another."""
+    cast_of = {op.outputs[0]: op.inputs[0] for op in program.ops if op.name in ("convert_element_type", "copy")}
+    found = []
+    for number in numbers:
+        while number in cast_of:
+            number = cast_of[number]
+        found.append(number)
+    return found
+
+
+def _check_apart(who: str, program: Program, new: Sequence[int], ys: Sequence[int]) -> None:
     """What an inner program (a cond, a scan …) computes beside the new carry, it may have computed from it."""
+    needed = {n for op in needed_for(program.ops, ys, given=set(new)) for n in op.inputs} | set(ys)
     for op in program.ops:
-        inner = any(hasattr(v, "jaxpr") or hasattr(v, "eqns") for v in jax.tree.leaves(dict(op.params)))
-        if inner and set(op.outputs) & set(new):
-            beside = set(op.outputs) - set(new)
-            if any(beside & {*needed.inputs, *ys} for needed in needed_for(program.ops, ys, given=set(new))) or (
-                beside & set(ys)
-            ):
-                raise ValueError(
-                    f"{who}: the step computes its new carry inside {op.name!r}, together with other results, so what "
-                    f"depends on the new carry cannot be told from what does not; let {op.name!r} return the carry "
-                    f"alone, and compute the output from it."
-                )
+        if _holds_a_program(op) and set(op.outputs) & set(new) and (set(op.outputs) - set(new)) & needed:
+            raise ValueError(
+                f"{who}: the step computes its new carry inside {op.name!r}, together with other results, so what "
+                f"depends on the new carry cannot be told from what does not; let {op.name!r} return the carry "
+                f"alone, and compute the output from it."
+            )
+
+
+def _holds_a_program(op: Op) -> bool:
+    return any(hasattr(v, "jaxpr") or hasattr(v, "eqns") for v in jax.tree.leaves(dict(op.params)))
 
 
 def refuse_marks(who: str, mend: str, *trees: Sequence[PyTree]) -> None:
