@@ -26,7 +26,7 @@ EXPERIMENTS = {
     "gradient_flow": Experiment(
         summary="how far back the gradient of the last step reaches: every cell at several gains, untrained",
         config="configs/gradient_flow.toml",
-        takes="about 2 minutes on 2 CPU cores",
+        takes="about 1 minute on 2 CPU cores",
         module="experiments.gradient_flow",
     ),
     "digits": Experiment(
@@ -38,25 +38,25 @@ EXPERIMENTS = {
     "adding": Experiment(
         summary="the sum of two marked numbers among T = 150; gradients over long lags",
         config="configs/adding.toml",
-        takes="about 7 minutes on 2 busy CPU cores",
+        takes="about 3 minutes on 2 CPU cores",
         module="experiments.adding",
     ),
     "copy_memory": Experiment(
         summary="ten symbols to keep over a wait of T = 30 steps; gates, and how they start",
         config="configs/copy_memory.toml",
-        takes="about 9 minutes on 2 busy CPU cores",
+        takes="about 4 minutes on 2 CPU cores",
         module="experiments.copy_memory",
     ),
     "flip_flop": Experiment(
         summary="three bits to hold until the next pulse; each memory is a stable fixed point",
         config="configs/flip_flop.toml",
-        takes="about 4 minutes on 2 busy CPU cores",
+        takes="about 2 minutes on 2 CPU cores",
         module="experiments.flip_flop",
     ),
     "clipping": Experiment(
         summary="exploding gradients: the same SGD without clipping, and with it, four ways",
         config="configs/clipping.toml",
-        takes="about 7 minutes on 2 busy CPU cores",
+        takes="about 2 minutes on 2 CPU cores",
         module="experiments.clipping",
     ),
 }

@@ -151,22 +151,27 @@ def _norms_of_xT_d(x: jax.Array, d: jax.Array) -> jax.Array:
     dtype = jnp.promote_types(jnp.promote_types(x.dtype, d.dtype), jnp.float32)
     x, d = x.astype(dtype), d.astype(dtype)
     (_, R, K), O = x.shape, d.shape[-1]
+    if R == 1:
+        return norm(x, (1, 2)) * norm(d, (1, 2))
     s_x, s_d = _scale(x, (1, 2)), _scale(d, (1, 2))
-
-    def directly(x, d):
-        return jnp.sum(jnp.square(x.T @ d))
-
-    def squares(pair):
-        x, d = pair
-        if R * (K + O) >= K * O:
-            return directly(x, d)
-        by_rows = jnp.sum((x @ x.T) * (d @ d.T))
-        # Where the rows cancel, as opposite losses of like sequences do, only rounding would be left of this sum.
-        cancels = by_rows < jnp.finfo(dtype).eps ** 0.5 * jnp.sum(jnp.square(x)) * jnp.sum(jnp.square(d))
-        return jax.lax.cond(cancels, directly, lambda x, d: by_rows, x, d)
+    x, d = x / s_x, d / s_d
 
     # Step by step: batched products of this size run badly on a CPU.
-    return (s_x * s_d)[:, 0, 0] * _sqrt(jax.lax.map(squares, (x / s_x, d / s_d)))
+    def directly(x, d):
+        return jax.lax.map(lambda pair: jnp.sum(jnp.square(pair[0].T @ pair[1])), (x, d))
+
+    def by_rows(x, d):
+        return jax.lax.map(lambda pair: jnp.sum((pair[0] @ pair[0].T) * (pair[1] @ pair[1].T)), (x, d))
+
+    if R * (K + O) >= K * O:
+        squares = directly(x, d)
+    else:
+        squares = by_rows(x, d)
+        # Where rows cancel, as opposite losses of like sequences do, only rounding would be left of that sum.
+        largest = jnp.sum(jnp.square(x), (1, 2)) * jnp.sum(jnp.square(d), (1, 2))
+        cancel = jnp.any(squares < jnp.finfo(dtype).eps ** 0.5 * largest)
+        squares = jax.lax.cond(cancel, directly, lambda x, d: squares, x, d)
+    return (s_x * s_d)[:, 0, 0] * _sqrt(squares)
 
 
 def _abstract(x, z, *, units, dtype):
