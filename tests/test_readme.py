@@ -26,6 +26,7 @@ def test_readme_runs():
     assert names["gradients"].W_hh.shape == (8, 8, 32) and bool(jnp.abs(names["gradient"].W_hh).max() > 0)
     assert names["gates"].f.shape == (7, 2, 8) and lengths.tolist() == [7, 4]
     assert names["spectrum"].exponents.shape == (2, 4) and names["products"].shape == (10, 2, 16)
+    assert 0 < float(names["radius"]) < 1
     assert bool(names["around"].stable.all()) and len(names["figure"].axes) == 1
 
 
