@@ -23,7 +23,9 @@ def last(carry, ys):
 
 def on(function, cell, *rest, xs=XS, **options):
     """A function of the lab on a cell's own parameters."""
-    return lambda: function(cell, cell.init(KEY), xs, *rest, **options)
+    call = lambda: function(cell, cell.init(KEY), xs, *rest, **options)  # noqa: E731
+    call.args = function, cell, rest, options
+    return call
 
 
 flow = functools.partial(on, jr.gradient_flow)
@@ -231,3 +233,20 @@ def test_under_jit_what_is_not_finite_comes_back():
     cell, params = exploding(1e20)
     flow = jax.jit(lambda xs: jr.gradient_flow(cell, params, xs, last))(jnp.zeros((T, B, I)))
     assert (~jnp.isfinite(flow.states.mean)).tolist() == [True] * 4 + [False] * 2
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("call", [flow(LSTM, last), lyapunov(LSTM, k=1), values(LSTM), penalty(LSTM, last)])
+def test_explicit_meshes_are_refused(call):
+    mesh = jax.make_mesh((2,), ("b",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        xs = jax.device_put(XS, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "b")))
+        function, cell, rest, options = call.args
+        with pytest.raises(ValueError, match=r"Explicit mesh axes are not supported; run it on a mesh with Auto axes"):
+            function(cell, cell.init(KEY), xs, *rest, **options)
+
+
+@pytest.mark.parametrize("call", [flow(LSTM, last), lyapunov(LSTM, k=1), values(LSTM, lag=2), penalty(LSTM, last)])
+def test_strict_dtype_promotion(call):
+    with jax.numpy_dtype_promotion("strict"):
+        assert all(bool(jnp.isfinite(a).all()) for a in jax.tree.leaves(call()))
