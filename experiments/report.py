@@ -129,6 +129,35 @@ def watcher(directory: Path, display: Display, model: str, seeds: Sequence[int])
     return on_block
 
 
+def train_each(
+    directory: Path,
+    steps: int,
+    seeds: Sequence[int],
+    column: Column,
+    fits: Mapping[Any, Callable[[Callable[[Point], None]], Result]],
+) -> list[Result]:
+    """Train the models one after the other, ``fit(on_block)`` for each name, and show how far they are."""
+    results = []
+    with Display(steps, column) as display:
+        for name, fit in fits.items():
+            results.append(fit(watcher(directory, display, name, seeds)))
+            display.finish(results[-1])
+    return results
+
+
+def conclude(
+    directory: Path,
+    results: Sequence[Result],
+    columns: Sequence[Column],
+    notes: Sequence[str],
+    figures: Mapping[str, Figure],
+    **more: Any,
+) -> None:
+    """Write what needs the whole run, and show the table."""
+    write(directory, results, columns, notes, figures, **more)
+    show(results, columns, notes, directory)
+
+
 def write(
     directory: Path,
     results: Sequence[Result],
@@ -267,29 +296,31 @@ class Display:
 
     def finish(self, result: Result) -> None:
         if not self.console.is_terminal:
-            self.say(
+            _say(
+                self.console,
                 f"{result.model}: {result.points[-1].step} steps in {result.seconds:.1f} s, "
                 f"loss {result.last('loss').mean():.4g}, {self.column.title} "
-                f"{self.column.shown(result.last(self.column.name))}"
+                f"{self.column.shown(result.last(self.column.name))}",
             )
 
-    def table(
-        self, results: Sequence[Result], columns: Sequence[Column], notes: Sequence[str], directory: Path
-    ) -> None:
-        header, *body = rows(results, columns)
-        table = Table()
-        table.add_column(header[0], no_wrap=True)
-        for name in header[1:]:
-            table.add_column(name, justify="right")
-        for row in body:
-            table.add_row(*row)
-        self.console.print(table)
-        for note in [*notes, *diverged(results)]:
-            self.say(note)
-        self.say(f"written to {directory}")
 
-    def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+def show(results: Sequence[Result], columns: Sequence[Column], notes: Sequence[str], directory: Path) -> None:
+    """The table and its notes, on the terminal."""
+    console = Console()
+    header, *body = rows(results, columns)
+    table = Table()
+    table.add_column(header[0], no_wrap=True)
+    for name in header[1:]:
+        table.add_column(name, justify="right")
+    for row in body:
+        table.add_row(*row)
+    console.print(table)
+    for note in [*notes, *diverged(results), f"written to {directory}"]:
+        _say(console, note)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _summary(result: Result, columns: Sequence[Column]) -> dict[str, Any]:

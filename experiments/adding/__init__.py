@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,26 +46,13 @@ class Config(Table):
 def run(config: Config, out: Path) -> Path:
     """Train every model of the config for every length; returns the run directory."""
     directory = report.new_directory(out, config.experiment, dump(config))
-    results: dict[int, list[report.Result]] = {length: [] for length in config.task.lengths}
-    with report.Display(config.train.steps, ERROR) as display:
-        for length, of_length in results.items():
-            for name in config.model.cells:
-                on_block = report.watcher(directory, display, title(name, length), config.train.seeds)
-                of_length.append(fit(name, length, config, on_block))
-                display.finish(of_length[-1])
-    together = [result for of_length in results.values() for result in of_length]
-    solved = {result.model: solved_at(result, config.task.solved_below) for result in together}
+    tasks = [(name, length) for length in config.task.lengths for name in config.model.cells]
+    fits = {title(name, length): functools.partial(fit, name, length, config) for name, length in tasks}
+    results = report.train_each(directory, config.train.steps, config.train.seeds, ERROR, fits)
+    solved = {result.model: solved_at(result, config.task.solved_below) for result in results}
+    figures = {"curves.png": curves(results, config)}
     said = notes(config, solved)
-    report.write(
-        directory,
-        together,
-        (ERROR,),
-        said,
-        {"curves.png": curves(results, config)},
-        baseline=data.BASELINE,
-        solved_at=solved,
-    )
-    display.table(together, (ERROR,), said, directory)
+    report.conclude(directory, results, (ERROR,), said, figures, baseline=data.BASELINE, solved_at=solved)
     return directory
 
 
@@ -127,14 +115,14 @@ def notes(config: Config, solved: dict[str, dict[int, int | None]]) -> tuple[str
     )
 
 
-def curves(results: dict[int, list[report.Result]], config: Config) -> Figure:
-    panels: dict[str, dict[str, report.Curve]] = {
-        f"Held-out mean squared error, T = {length}": {
-            name: report.curve(result, lambda values: values[ERROR.name])
-            for name, result in zip(config.model.cells, of_length, strict=True)
+def curves(results: Sequence[report.Result], config: Config) -> Figure:
+    """A panel for each length; the results stand in the order of lengths, then cells."""
+    of_each = iter(results)
+    panels: dict[str, dict[str, report.Curve]] = {}
+    for length in config.task.lengths:
+        panels[f"Held-out mean squared error, T = {length}"] = {
+            name: report.curve(next(of_each), lambda values: values[ERROR.name]) for name in config.model.cells
         }
-        for length, of_length in results.items()
-    }
     lines = {"always answering 1": data.BASELINE, "solved": config.task.solved_below}
     figure = report.draw(panels, len(config.train.seeds), title="The adding problem", baselines=lines)
     for axes in figure.axes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,17 +65,12 @@ class Config(Table):
 def run(config: Config, out: Path) -> Path:
     """Train with every variant of the config; returns the run directory."""
     directory = report.new_directory(out, config.experiment, dump(config))
-    results = []
-    with report.Display(config.train.steps, ERROR) as display:
-        for variant in config.clip.variants:
-            on_block = report.watcher(directory, display, variant, config.train.seeds)
-            results.append(fit(variant, config, on_block))
-            display.finish(results[-1])
-    explosion = growth(config)
+    fits = {variant: functools.partial(fit, variant, config) for variant in config.clip.variants}
+    results = report.train_each(directory, config.train.steps, config.train.seeds, ERROR, fits)
+    of_zero, explosion = baseline(config.task), growth(config)
+    figures = {"curves.png": curves(results, of_zero)}
     said = notes(config, explosion)
-    figures = {"curves.png": curves(results, baseline(config.task))}
-    report.write(directory, results, COLUMNS, said, figures, baseline=baseline(config.task), growth=explosion)
-    display.table(results, COLUMNS, said, directory)
+    report.conclude(directory, results, COLUMNS, said, figures, baseline=of_zero, growth=explosion)
     return directory
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -47,15 +48,10 @@ class Config(Table):
 def run(config: Config, out: Path) -> Path:
     """Train every model of the config; returns the run directory."""
     directory = report.new_directory(out, config.experiment, dump(config))
-    results = []
-    with report.Display(config.train.steps, COLUMNS[1]) as display:
-        for name in config.model.cells:
-            on_block = report.watcher(directory, display, name, config.train.seeds)
-            results.append(fit(name, config, on_block))
-            display.finish(results[-1])
+    fits = {name: functools.partial(fit, name, config) for name in config.model.cells}
+    results = report.train_each(directory, config.train.steps, config.train.seeds, COLUMNS[1], fits)
     figures = {"curves.png": curves(results, config.task.delay)}
-    report.write(directory, results, COLUMNS, notes(config), figures, baseline=data.baseline(config.task.delay))
-    display.table(results, COLUMNS, notes(config), directory)
+    report.conclude(directory, results, COLUMNS, notes(config), figures, baseline=data.baseline(config.task.delay))
     return directory
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -50,14 +51,10 @@ def run(config: Config, out: Path) -> Path:
     )
     if config.data.held_out == "validation":
         columns = (report.Column("validation accuracy", "validation_accuracy", "%"), columns[1])
-    results = []
-    with report.Display(config.train.steps, columns[0]) as display:
-        for name in config.model.cells:
-            on_block = report.watcher(directory, display, name, config.train.seeds)
-            results.append(fit(name, config, train, held_out, on_block))
-            display.finish(results[-1])
-    report.write(directory, results, columns, notes(config), {"curves.png": curves(results, config.data.held_out)})
-    display.table(results, columns, notes(config), directory)
+    fits = {name: functools.partial(fit, name, config, train, held_out) for name in config.model.cells}
+    results = report.train_each(directory, config.train.steps, config.train.seeds, columns[0], fits)
+    figures = {"curves.png": curves(results, config.data.held_out)}
+    report.conclude(directory, results, columns, notes(config), figures)
     return directory
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -54,23 +55,21 @@ class Config(Table):
 def run(config: Config, out: Path) -> Path:
     """Train every model of the config, then look for its fixed points; returns the run directory."""
     directory = report.new_directory(out, config.experiment, dump(config))
-    results, founds = [], []
-    with report.Display(config.train.steps, COLUMNS[0]) as display:
-        for name in config.model.cells:
-            on_block = report.watcher(directory, display, name, config.train.seeds)
-            result, found = fit(name, config, on_block)
-            results.append(result)
-            founds.append(found)
-            display.finish(result)
+    founds: dict[Name, list[Found]] = {}
+
+    def fit_and_keep(name: Name, on_block: Callable[[report.Point], None]) -> report.Result:
+        result, founds[name] = fit(name, config, on_block)
+        return result
+
+    fits = {name: functools.partial(fit_and_keep, name) for name in config.model.cells}
+    results = report.train_each(directory, config.train.steps, config.train.seeds, COLUMNS[0], fits)
     slowest = {result.model: result.last("slowest").tolist() for result in results}
-    directions = {
-        result.model: [of_seed.by_directions() for of_seed in found]
-        for result, found in zip(results, founds, strict=True)
+    directions: dict[str, list[list[int]]] = {
+        name: [of_seed.by_directions() for of_seed in found] for name, found in founds.items()
     }
     said = notes(config, slowest, directions)
-    figures = {"curves.png": curves(results), **pictures(config, founds[0])}
-    report.write(directory, results, COLUMNS, said, figures, slowest=slowest, by_directions=directions)
-    display.table(results, COLUMNS, said, directory)
+    figures = {"curves.png": curves(results), **pictures(config, founds[config.model.cells[0]])}
+    report.conclude(directory, results, COLUMNS, said, figures, slowest=slowest, by_directions=directions)
     return directory
 
 

@@ -83,12 +83,11 @@ def jacobian_penalty(
         check_scalar_loss(who, value)
         return value, before
 
-    (zeros,) = vary_alike(jnp.zeros((T, *start.shape), start.dtype), start)[:1]
+    zeros, _ = vary_alike(jnp.zeros((T, *start.shape), start.dtype), start)
     delta, before = jax.lax.stop_gradient(jax.grad(loss_of, has_aux=True)(zeros))
     size = norm(delta, axis=-1)
     reached = size > 0
     direction = delta / jnp.where(reached, size, 1.0)[..., None]
     received = jax.vmap(lambda h, x, v: jax.vjp(lambda h: space.step(h, x), h)[1](v)[0])(before, xs, direction)
-    squared = jnp.sum(jnp.square(received), axis=-1)
-    ratio = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
+    ratio = norm(received, axis=-1)
     return jnp.sum(jnp.where(reached, jnp.square(ratio - 1), 0.0)) / jnp.maximum(reached.sum(), 1).astype(ratio.dtype)

@@ -94,7 +94,7 @@ def log_singular_values(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = 
         return (h, graded_product(push(product[0]), *product)), jnp.isfinite(h).all()
 
     def window(h, xs):
-        (identity,) = vary_alike(jnp.broadcast_to(jnp.eye(space.size, dtype=h.dtype), (*h.shape, space.size)), h)[:1]
+        identity, _ = vary_alike(jnp.broadcast_to(jnp.eye(space.size, dtype=h.dtype), (*h.shape, space.size)), h)
         (h, product), finite = jax.lax.scan(multiply, (h, (identity, jnp.zeros_like(h), identity)), xs)
         return h, (log_svd(*product[1:]), finite)
 

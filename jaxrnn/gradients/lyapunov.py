@@ -77,7 +77,7 @@ def lyapunov_spectrum(
         stretch = jnp.abs(jnp.diagonal(R, axis1=-2, axis2=-1))
         return (h, Q), (jnp.log(stretch), jnp.isfinite(h).all())
 
-    Q = vary_alike(jnp.broadcast_to(_directions(space.size, k).astype(h.dtype), (*h.shape, k)), h)[0]
+    Q, _ = vary_alike(jnp.broadcast_to(_directions(space.size, k).astype(h.dtype), (*h.shape, k)), h)
     _, (growth, finite) = jax.lax.scan(advance, (h, Q), xs)
     check_states(who, finite)
     growth = growth[burn_in:]

@@ -11,6 +11,7 @@ from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
 from jaxrnn._checks import check_sizes, check_start
 from jaxrnn._spec import Spec, specified
 from jaxrnn.running._placement import vary_alike
+from jaxrnn.running._program import inner_programs
 from jaxrnn.running._watching import OverTime, refuse_marks
 from jaxrnn.running.scan import check_inputs, scan
 
@@ -164,9 +165,8 @@ def _check_trace_forward(jaxpr: Any) -> None:
         if eqn.primitive.name == "scan" and eqn.params["reverse"]:
             raise ValueError(_no_chunks("a user layer", "holds a reversed scan over time"))
         if eqn.primitive.name not in ("scan", "while"):
-            for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-                if hasattr(value, "jaxpr") or hasattr(value, "eqns"):
-                    _check_trace_forward(getattr(value, "jaxpr", value))
+            for inner in inner_programs(eqn.params):
+                _check_trace_forward(inner)
 
 
 def _no_chunks(who: str, why: str) -> str:

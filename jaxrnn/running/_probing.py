@@ -61,15 +61,12 @@ def probed(function: Callable[..., PyTree], params: PyTree, *args: PyTree) -> Py
     values = {**program.consts, **dict(zip(program.inputs, [*arrays, *others], strict=True))}
     added: dict[int, list[tuple[int, jax.Array]]] = {}  # by the place of an operation: which operand, and z
     for number, leaf in zip(program.inputs, marked, strict=False):
-        zeros = leaf.zeros
-        products = _products_with(program, number)
-        if leaf.array.ndim <= 1:
-            one = jnp.ones((1, 1), leaf.array.dtype)
-            values[number] += norm_of_product(one, zeros[0], leaf.array.size, leaf.array.dtype).reshape(
-                leaf.array.shape
-            )
-        elif products is None:
-            values[number] = probe(leaf.array, zeros[0])
+        a, zeros = leaf.array, leaf.zeros
+        if a.ndim <= 1:
+            one = jnp.ones((1, 1), a.dtype)
+            values[number] += norm_of_product(one, zeros[0], a.size, a.dtype).reshape(a.shape)
+        elif (products := _products_with(program, number)) is None:
+            values[number] = probe(a, zeros[0])
         else:
             for (place, operand), z in zip(products, zeros, strict=False):
                 added.setdefault(place, []).append((operand, z))
@@ -92,7 +89,7 @@ def _products_with(program: Program, number: int) -> list[tuple[int, int]] | Non
         if not hits:
             continue
         part = parts[op.inputs[hits[0]]]
-        if len(hits) == 1 and op.name in ("convert_element_type", "copy", "copy_p"):
+        if len(hits) == 1 and op.name in ("convert_element_type", "copy"):
             parts[op.outputs[0]] = part
         elif len(hits) == 1 and op.name in ("slice", "split", "reshape", "squeeze", "transpose"):
             with jax.ensure_compile_time_eval():

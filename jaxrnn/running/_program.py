@@ -86,10 +86,14 @@ def indivisible(closed: Any) -> str | None:
         for eqn in todo.pop().eqns:
             if eqn.primitive.name.startswith(INDIVISIBLE):
                 return eqn.primitive.name
-            for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-                if hasattr(value, "jaxpr") or hasattr(value, "eqns"):
-                    todo.append(getattr(value, "jaxpr", value))
+            todo += inner_programs(eqn.params)
     return None
+
+
+def inner_programs(params: Mapping[str, Any]) -> list[Any]:
+    """The jaxprs that a primitive holds: the branches of a ``cond``, the body of a scan …"""
+    values = jax.tree.leaves(list(params.values()), is_leaf=lambda v: hasattr(v, "eqns"))
+    return [getattr(v, "jaxpr", v) for v in values if hasattr(v, "jaxpr") or hasattr(v, "eqns")]
 
 
 def trace(function: Callable[..., Any], *args: Any) -> tuple[Program | None, Any]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxrnn._base import PyTree, flatten
 from jaxrnn._checks import check_pair
 from jaxrnn.running._probing import Probed
-from jaxrnn.running._program import Op, Program, evaluate, flat_program, is_call, needed_for
+from jaxrnn.running._program import Program, evaluate, flat_program, inner_programs, is_call, needed_for
 
 
 class OverTime(NamedTuple):
@@ -88,7 +88,7 @@ def step_with_leaves_changed(
     """
     program, new, ys, join, values = _traced(who, step, args)
     for op in program.ops:
-        if _holds_a_program(op) and len(set(op.outputs) & set(new)) > 1:
+        if inner_programs(op.params) and len(set(op.outputs) & set(new)) > 1:
             raise ValueError(
                 f"{who}: the step computes several arrays of its new carry inside one {op.name!r}, so what one of them "
                 f"owes to another cannot be told; let {op.name!r} compute what they share, and each of them after it."
@@ -158,16 +158,12 @@ def _check_apart(who: str, program: Program, new: Sequence[int], ys: Sequence[in
     """What an inner program (a cond, a scan …) computes beside the new carry, it may have computed from it."""
     needed = {n for op in needed_for(program.ops, ys, given=set(new)) for n in op.inputs} | set(ys)
     for op in program.ops:
-        if _holds_a_program(op) and set(op.outputs) & set(new) and (set(op.outputs) - set(new)) & needed:
+        if inner_programs(op.params) and set(op.outputs) & set(new) and (set(op.outputs) - set(new)) & needed:
             raise ValueError(
                 f"{who}: the step computes its new carry inside {op.name!r}, together with other results, so what "
                 f"depends on the new carry cannot be told from what does not; let {op.name!r} return the carry "
                 f"alone, and compute the output from it."
             )
-
-
-def _holds_a_program(op: Op) -> bool:
-    return any(hasattr(v, "jaxpr") or hasattr(v, "eqns") for v in jax.tree.leaves(dict(op.params)))
 
 
 def refuse_marks(who: str, mend: str, *trees: Sequence[PyTree]) -> None:
