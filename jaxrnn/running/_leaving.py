@@ -10,15 +10,17 @@ from typing import Any
 import jax
 
 from jaxrnn._base import is_narrow
+from jaxrnn.running._probing import by_rows
 from jaxrnn.running._program import SUMS, Op, Program, Rewriting, reached_from
 
 PRODUCTS = ("dot_general", "conv_general_dilated")  # what pays for leaving the loop
+NORM = "norm_of_product"  # what _probing.py adds to products, to measure them
 ELEMENTWISE = (*SUMS, "sub", "mul", "div")  # where JAX stretches axes of size 1
 # What may leave the loop: linear operations that batch and transpose as they are. Conditionals, inner loops and
 # checkpoints stay where the user put them.
 LEAVING = (
-    *(*PRODUCTS, *ELEMENTWISE, "neg", "convert_element_type", "reshape", "broadcast_in_dim", "squeeze", "transpose"),
-    *("concatenate", "slice", "split", "pad", "rev", "reduce_sum", "expand_dims", "copy", "spread"),
+    *(*PRODUCTS, NORM, *ELEMENTWISE, "neg", "convert_element_type", "reshape", "broadcast_in_dim", "squeeze"),
+    *("transpose", "concatenate", "slice", "split", "pad", "rev", "reduce_sum", "expand_dims", "copy", "spread"),
 )
 
 
@@ -161,6 +163,10 @@ def leave_the_loop(
                     heavy.update(op.outputs)
                 else:
                     stayed.append(_name(program, op))
+            elif op.name == NORM:
+                (R, K), O = program.kinds[op.inputs[0]].shape, op.params["units"]
+                if pays(K * O, R * O) or by_rows(R, K, O):
+                    heavy.update(op.outputs)
             if heavy.intersection(needs):
                 heavy.update(op.outputs)
     if not heavy:
@@ -204,9 +210,9 @@ def _name(program: Program, op: Op) -> str:
 def _outgrows(program: Program, op: Op, needs: Sequence[int]) -> bool:
     """Whether the operation makes an array larger than what it is made of; stacked over time it would fill memory.
 
-    A product with a weight may: its output is of the size of the sums that the loop keeps anyway.
+    A product with a weight may: its output is of the size of the sums that the loop keeps anyway. So may its norm's.
     """
-    if op.name in PRODUCTS and len(needs) == 1:
+    if op.name == NORM or (op.name in PRODUCTS and len(needs) == 1):
         return False
     return program.size(op.outputs[0]) > sum(map(program.size, needs))
 

@@ -2,8 +2,9 @@
 
 A product x W adds xᵀ d at each step, d the cotangent of the product. So a zero of a special kind is added to the
 product: linear in a scalar z, it sends back to z, where a matrix product would send back xᵀ d, the norm ‖xᵀ d‖ alone.
-It is a primitive like any other, so plans defer it: after the backward loop the norms are computed from x and d of all
-steps. With a batch of B rows ‖xᵀ d‖² = Σ (x xᵀ) * (d dᵀ), which is cheaper than xᵀ d where B is small.
+It is a primitive like any other, so plans may defer it (``_leaving.py`` says when): after the backward loop the norms
+are computed from x and d of all steps. With a batch of B rows ‖xᵀ d‖² = Σ (x xᵀ) * (d dᵀ), which is cheaper than xᵀ d
+where B is small.
 
 A vector is measured where it enters the step. What is used in any other way (inside a ``cond``, in an einsum with a
 batch of weights, twice in the same places) is measured by a rule of its own, ``probe``, which makes its gradient at
@@ -150,25 +151,38 @@ def _norms_of_xT_d(x: jax.Array, d: jax.Array) -> jax.Array:
     (_, R, K), O = x.shape, d.shape[-1]
     if R == 1:
         return norm(x, (1, 2)) * norm(d, (1, 2))
-    s_x, s_d = _scale(x, (1, 2)), _scale(d, (1, 2))
-    x, d = x / s_x, d / s_d
+    return _by_rows(x, d) if by_rows(R, K, O) else _by_products(x, d)
 
-    # Step by step: batched products of this size run badly on a CPU.
-    def directly(x, d):
-        return jax.lax.map(lambda pair: jnp.sum(jnp.square(pair[0].T @ pair[1])), (x, d))
 
-    def by_rows(x, d):
-        return jax.lax.map(lambda pair: jnp.sum((pair[0] @ pair[0].T) * (pair[1] @ pair[1].T)), (x, d))
+def by_rows(R: int, K: int, O: int) -> bool:
+    """Whether the products of R rows with each other cost less than xᵀ d, (K, O); all steps at once they do."""
+    return R * (K + O) <= K * O
 
-    if R * (K + O) >= K * O:
-        squares = directly(x, d)
-    else:
-        squares = by_rows(x, d)
-        # Where rows cancel, as opposite losses of like sequences do, only rounding would be left of that sum.
-        largest = jnp.sum(jnp.square(x), (1, 2)) * jnp.sum(jnp.square(d), (1, 2))
-        cancel = jnp.any(squares < jnp.finfo(dtype).eps ** 0.5 * largest)
-        squares = jax.lax.cond(cancel, directly, lambda x, d: squares, x, d)
-    return (s_x * s_d)[:, 0, 0] * _sqrt(squares)
+
+def _by_products(x: jax.Array, d: jax.Array) -> jax.Array:
+    """‖xᵀ d‖ from xᵀ d, a few steps at a time: one by one takes up to 1.7 times as long on a CPU, all fill memory."""
+    # The barrier lets the compiler lay xᵀ out anew, which makes batched products up to 1.5 times as fast.
+    return jax.lax.map(lambda pair: norm(jax.lax.optimization_barrier(pair[0].T) @ pair[1]), (x, d), batch_size=16)
+
+
+def _by_rows(x: jax.Array, d: jax.Array) -> jax.Array:
+    """‖xᵀ d‖ = √(Σ (x xᵀ) * (d dᵀ)), or from xᵀ d where rounding or the range of floats makes that sum unsafe."""
+
+    def gram(a):
+        return jax.lax.dot_general(a, a, (((2,), (2,)), ((0,), (0,))))
+
+    def trace(a):
+        return jnp.trace(a, axis1=1, axis2=2)
+
+    s_x, s_d = _scale(x, (1, 2))[:, 0, 0], _scale(d, (1, 2))
+    x_xT, d_dT = gram(x), gram(d / s_d)  # d vanishes and explodes, x seldom: it is spared the scaling
+    squares = jnp.sum(x_xT * d_dT, (1, 2))
+    # Where rows cancel, as opposite losses of like sequences do, only rounding would be left of the sum.
+    info = jnp.finfo(x.dtype)
+    cancel = squares < info.eps**0.5 * trace(x_xT) * trace(d_dT)
+    far = (s_x < info.tiny**0.25) | (s_x > info.max**0.25)
+    unsafe = jnp.any(cancel | far | ~jnp.isfinite(squares))
+    return jax.lax.cond(unsafe, _by_products, lambda x, d: s_d[:, 0, 0] * _sqrt(squares), x, d)
 
 
 def _abstract(x, z, *, units, dtype):
