@@ -1,0 +1,142 @@
+"""What the conversions share: a model read as levels of runs, blocks of gates put in another order, errors."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple, NoReturn
+
+import jax.numpy as jnp
+import numpy as np
+
+import jaxrnn as jr
+from jaxrnn._base import Cell, Layer, PyTree
+from jaxrnn._spec import Spec
+
+
+def needs(library: str, extra: str, module: str | None = None) -> ModuleType:
+    """The library, imported; where it is not installed, an ImportError that names the extra."""
+    try:
+        return importlib.import_module(module or library)
+    except ImportError as error:
+        raise ImportError(f"jaxrnn.interop needs {library}: pip install 'jaxrnn[{extra}]'") from error
+
+
+class Run(NamedTuple):
+    """A cell that runs over the sequence in one direction."""
+
+    cell: Spec
+    params: PyTree
+    reverse: bool = False
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """An option of the cell's factory, or its default there."""
+        return dict(self.cell.options).get(name, default)
+
+
+class Level(NamedTuple):
+    """One layer: a run, or a forward and a backward one whose outputs are merged; then dropout."""
+
+    runs: tuple[Run, ...]
+    merge: str | None = None  # of two runs
+    dropout: float = 0.0  # on what this level hands to the next
+
+
+def levels_of(who: str, model: Cell | Layer, params: PyTree) -> list[Level]:
+    """A cell, a scanned or bidirectional one, or a stack of such (and of dropout between them), as levels.
+
+    Raises:
+        ValueError, TypeError: models of another form, with the part that has no counterpart.
+    """
+    if not isinstance(model, Cell | Layer):
+        raise TypeError(f"{who}: expected a Cell or a Layer, got {type(model).__name__}.")
+    if model.spec is None:
+        refuse(who, "a user's own cell or layer", "its equations are not known here")
+    return _levels(who, model.spec, params)
+
+
+def _levels(who: str, spec: Spec, params: PyTree) -> list[Level]:
+    options = dict(spec.options)
+    if spec.kind == "stack":
+        levels: list[Level] = []
+        for child, own in zip(spec.children, params, strict=True):
+            cell = child.children[0] if child.kind == "scan" else child
+            if cell.kind == "dropout":
+                if not levels:
+                    refuse(who, "dropout before the first layer", "put it between layers")
+                levels[-1] = levels[-1]._replace(dropout=dict(cell.options)["rate"])
+            else:
+                levels += _levels(who, child, own)
+        return levels
+    if spec.kind == "scan":
+        return [Level((Run(spec.children[0], params, options.get("reverse", False)),))]
+    if spec.kind == "bidirectional":
+        merge = options.get("merge", "concat")
+        if callable(merge):
+            refuse(who, "a merge that is a function", "name one of concat, sum, mean, product")
+        ahead, back = spec.children
+        return [Level((Run(ahead, params.forward), Run(back, params.backward, reverse=True)), merge)]
+    return [Level((Run(spec, params),))]
+
+
+def model_of(levels: Sequence[Level]) -> tuple[Layer, PyTree]:
+    """The layer and its parameters: ``scan``, ``bidirectional``, or a ``stack`` where there are several levels."""
+    members: list[Any] = []
+    params: list[PyTree] = []
+    for level in levels:
+        cells = [jr.build(run.cell) for run in level.runs]
+        if len(cells) == 2:
+            members.append(jr.bidirectional(*cells, merge=level.merge or "concat"))
+            params.append(jr.BiParams(*(run.params for run in level.runs)))
+        else:
+            (run,) = level.runs
+            members.append(jr.scan(cells[0], reverse=True) if run.reverse else jr.scan(cells[0]))
+            params.append(run.params)
+        if level.dropout:
+            members.append(jr.dropout(level.dropout))
+            params.append(())
+    return (members[0], params[0]) if len(members) == 1 else (jr.stack(*members), tuple(params))
+
+
+def spec_of(kind: str, input_size: int, hidden_size: int, **options: Any) -> Spec:
+    """The spec of a built-in cell; options that are None or the factory's default are left to it."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return getattr(jr, kind)(input_size, hidden_size, **given).spec
+
+
+def reordered(a: Any, theirs: str, ours: str, axis: int = -1) -> np.ndarray:
+    """The blocks of an axis put in another order: ``reordered(W, "iofc", "ifco")``."""
+    blocks = dict(zip(theirs, np.split(np.asarray(a), len(theirs), axis=axis), strict=True))
+    return np.concatenate([blocks[gate] for gate in ours], axis=axis)
+
+
+def negated(a: Any, block: int, blocks: int, axis: int = -1) -> np.ndarray:
+    """One of the blocks of an axis negated: 1 - σ(a) = σ(-a), for libraries whose z keeps the old state."""
+    parts = np.split(np.asarray(a), blocks, axis=axis)
+    parts[block] = -parts[block]
+    return np.concatenate(parts, axis=axis)
+
+
+def as_jax(params: PyTree) -> PyTree:
+    """NumPy arrays as JAX's, their dtype kept.
+
+    Raises:
+        TypeError: float64 while JAX's 64 bits are off, which would drop digits.
+    """
+    import jax
+
+    def convert(a):
+        if np.asarray(a).dtype == np.float64 and not jax.config.jax_enable_x64:
+            raise TypeError(
+                "the weights are float64 but JAX would make them float32 and drop digits; set "
+                "jax.config.update('jax_enable_x64', True), or cast the weights to float32 first."
+            )
+        return jnp.asarray(a)
+
+    return jax.tree.map(convert, params)
+
+
+def refuse(who: str, what: str, why: str) -> NoReturn:
+    """The error for what has no counterpart."""
+    raise ValueError(f"{who}: {what} has no counterpart: {why}.")
