@@ -1,1 +1,1 @@
-"""Weights in and out, one library a file. Each file imports its library; importing this package imports none of them."""
+"""Weights in and out, one library a file, imported only where that file is used."""
