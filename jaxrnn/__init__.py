@@ -7,12 +7,16 @@ carry, ys = layer.apply(params, xs)                 xs (T, *B, I) -> ys (T, *B, 
 
 from jaxrnn._base import Cell, Layer
 from jaxrnn._spec import Spec, build
+from jaxrnn.cells._lstm import LSTMCarry, LSTMGates
+from jaxrnn.cells.cifg_lstm import CIFGParams, cifg_lstm
+from jaxrnn.cells.conv_lstm import ConvLSTMParams, conv_lstm
 from jaxrnn.cells.dropout import dropout
 from jaxrnn.cells.elman import ElmanParams, elman
 from jaxrnn.cells.embedding import EmbeddingParams, embedding
 from jaxrnn.cells.gru import GRUGates, GRUParams, gru
 from jaxrnn.cells.layer_norm import LayerNormParams, layer_norm
-from jaxrnn.cells.lstm import LSTMCarry, LSTMGates, LSTMParams, lstm
+from jaxrnn.cells.lstm import LSTMParams, lstm
+from jaxrnn.cells.mgu import MGUGates, MGUParams, mgu
 from jaxrnn.cells.peephole_lstm import PeepholeLSTMParams, peephole_lstm
 from jaxrnn.cells.readout import ReadoutParams, readout
 from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
@@ -38,7 +42,9 @@ __all__ = [
     "BiCarry",
     "BiParams",
     "Budget",
+    "CIFGParams",
     "Cell",
+    "ConvLSTMParams",
     "Diagnosis",
     "Division",
     "ElmanParams",
@@ -56,6 +62,8 @@ __all__ = [
     "LayerNormParams",
     "LinearAnalysis",
     "LyapunovSpectrum",
+    "MGUGates",
+    "MGUParams",
     "NormalizedParams",
     "PeepholeLSTMParams",
     "Plan",
@@ -68,6 +76,8 @@ __all__ = [
     "bptt_contributions",
     "build",
     "chain",
+    "cifg_lstm",
+    "conv_lstm",
     "cotangent_clip",
     "diagnose",
     "dropout",
@@ -90,6 +100,7 @@ __all__ = [
     "masked_mean",
     "max_pool",
     "mean_pool",
+    "mgu",
     "norm_by_lag",
     "normalized",
     "pad",

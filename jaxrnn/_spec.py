@@ -58,7 +58,7 @@ class Spec(NamedTuple):
             raise ValueError(f"Spec.from_dict: expected a dict of options for {data['kind']!r}, got {options!r}.")
         return cls(
             data["kind"],
-            tuple(sorted((name, cls.from_dict(v) if isinstance(v, dict) else v) for name, v in options.items())),
+            tuple(sorted((n, cls.from_dict(v) if isinstance(v, dict) else _plain(n, v)) for n, v in options.items())),
             tuple(cls.from_dict(child) for child in data.get("children", ())),
         )
 
@@ -89,12 +89,15 @@ def specified(factory: Callable[P, Made]) -> Callable[P, Made]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """An option as JSON can hold it: dtypes by name, NumPy's numbers as Python's, records (a Plan …) as Specs."""
+    """An option as JSON can hold it: dtypes by name, NumPy's numbers as Python's, records (a Plan …) as Specs; lists
+    as tuples, which can be hashed."""
     if hasattr(value, "_fields"):
         fields = ((n, _plain(n, v)) for n, v in value._asdict().items() if v != value._field_defaults.get(n, ()))
         return Spec(type(value).__name__, tuple(sorted(fields)))
     if name.endswith("dtype") and value is not None:
         return np.dtype(value).name
+    if isinstance(value, list | tuple):
+        return tuple(_plain(name, v) for v in value)
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -135,7 +138,7 @@ def build(spec: Spec | dict[str, Any]) -> Any:
 
 
 KINDS = (
-    *("elman", "lstm", "gru", "peephole_lstm"),
+    *("elman", "lstm", "gru", "peephole_lstm", "mgu", "cifg_lstm", "conv_lstm"),
     *("readout", "dropout", "layer_norm", "embedding"),
     *("leaky", "normalized", "cotangent_clip"),
     *("scan", "stack", "chain", "bidirectional", "residual", "tbptt"),

@@ -38,6 +38,11 @@ def carry_dtype(W: jax.Array, dtype: Any) -> Any:
     return accumulator(W.dtype if dtype is None else jnp.promote_types(W.dtype, dtype))
 
 
+def plus_bias(a: jax.Array, b: jax.Array | None) -> jax.Array:
+    """``a + b``; without a bias ``a``."""
+    return a if b is None else a + b
+
+
 def output(h: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
     """``h`` in the declared output dtype: the compute dtype, or that of the weights."""
     return h.astype(W.dtype if dtype is None else dtype)
@@ -53,6 +58,31 @@ def initial_state(learned: jax.Array | None, batch_shape: tuple[int, ...], size:
 def empty_carry(params: PyTree, batch_shape: tuple[int, ...] = ()) -> tuple[()]:
     """The carry of a cell that remembers nothing."""
     return ()
+
+
+# ---- activations --------------------------------------------------------------------------------
+
+Activation = Callable[[jax.Array], jax.Array]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "softplus": jax.nn.softplus,
+    "softsign": jax.nn.soft_sign,
+    "elu": jax.nn.elu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "identity": lambda a: a,
+}
+
+
+def activation_of(who: str, option: str, value: str | Activation) -> Activation:
+    """The activation that an option names, or is."""
+    check_choice(who, option, value, ACTIVATIONS, or_function=True)
+    return value if callable(value) else ACTIVATIONS[value]
 
 
 # ---- initial values ----------------------------------------------------------------------------
@@ -95,6 +125,11 @@ def chrono_bias(T_max: float, key: jax.Array, size: int, dtype: Any) -> jax.Arra
     Tallec & Ollivier, "Can recurrent neural networks warp time?", ICLR 2018.
     """
     return jnp.log(jax.random.uniform(key, (size,), dtype, 1.0, T_max - 1.0))
+
+
+def check_bias(who: str, bias: bool) -> None:
+    if not isinstance(bias, bool):
+        raise TypeError(f"{who}: bias must be True or False, got {bias!r}; how biases start is bias_init.")
 
 
 def check_T_max(who: str, T_max: float | None) -> None:

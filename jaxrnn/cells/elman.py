@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell
-from jaxrnn._checks import check_choice, check_sizes
-from jaxrnn.cells._shared import Initializer, built_in, carry_dtype, initial_state, initializer, output, project
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "tanh": jnp.tanh,
-    "relu": jax.nn.relu,
-    "sigmoid": jax.nn.sigmoid,
-    "softplus": jax.nn.softplus,
-    "gelu": jax.nn.gelu,
-    "identity": lambda a: a,
-}
+from jaxrnn._checks import check_sizes
+from jaxrnn.cells._shared import (
+    Activation,
+    Initializer,
+    activation_of,
+    built_in,
+    carry_dtype,
+    check_bias,
+    initial_state,
+    initializer,
+    output,
+    plus_bias,
+    project,
+)
 
 
 class ElmanParams(NamedTuple):
     W_xh: jax.Array  # (I, H)
     W_hh: jax.Array  # (H, H)
-    b: jax.Array  # (H,)
+    b: jax.Array | None  # (H,); None without biases
     W_hy: jax.Array | None = None  # (H, O), where output_size is given
     b_y: jax.Array | None = None  # (O,)
     h0: jax.Array | None = None  # (H,), where the initial carry is learned
@@ -37,7 +39,8 @@ def elman(
     hidden_size: int,
     *,
     output_size: int | None = None,
-    activation: str | Callable[[jax.Array], jax.Array] = "tanh",
+    activation: str | Activation = "tanh",
+    bias: bool = True,
     input_init: str | Initializer = "glorot_uniform",
     recurrent_init: str | Initializer = "orthogonal",
     bias_init: str | Initializer = "zeros",
@@ -54,7 +57,9 @@ def elman(
         input_size: I, the features of ``x`` (*B, I).
         hidden_size: H, the units of the carry, an array ``h`` (*B, H).
         output_size: O; adds the readout of Elman's paper, ``y`` (*B, O).
-        activation: act: "tanh", "relu", "sigmoid", "softplus", "gelu" (the tanh form), "identity" or any function.
+        activation: act: "tanh", "relu", "sigmoid", "hard_sigmoid", "softplus", "softsign", "elu", "gelu" (the tanh
+            form), "silu", "leaky_relu", "identity" or any function.
+        bias: whether there are biases.
         input_init, recurrent_init, bias_init: initialisers by name ("glorot_uniform", "orthogonal", "identity",
             "uniform" as PyTorch's …) or functions ``init(key, shape, dtype)``. ``activation="relu"`` with
             ``recurrent_init="identity"`` is the IRNN.
@@ -86,8 +91,8 @@ def elman(
     """
     out_size = hidden_size if output_size is None else output_size
     check_sizes("elman", input_size=input_size, hidden_size=hidden_size, output_size=out_size)
-    check_choice("elman", "activation", activation, ACTIVATIONS, or_function=True)
-    act = activation if callable(activation) else ACTIVATIONS[activation]
+    check_bias("elman", bias)
+    act = activation_of("elman", "activation", activation)
     init_x = initializer("elman", "input_init", input_init, hidden_size)
     init_h = initializer("elman", "recurrent_init", recurrent_init, hidden_size)
     init_b = initializer("elman", "bias_init", bias_init, hidden_size)
@@ -97,9 +102,9 @@ def elman(
         return ElmanParams(
             W_xh=init_x(k_xh, (input_size, hidden_size), param_dtype),
             W_hh=init_h(k_hh, (hidden_size, hidden_size), param_dtype),
-            b=init_b(k_b, (hidden_size,), param_dtype),
+            b=init_b(k_b, (hidden_size,), param_dtype) if bias else None,
             W_hy=None if output_size is None else init_x(k_hy, (hidden_size, out_size), param_dtype),
-            b_y=None if output_size is None else init_b(k_by, (out_size,), param_dtype),
+            b_y=None if output_size is None or not bias else init_b(k_by, (out_size,), param_dtype),
             h0=jnp.zeros((hidden_size,), param_dtype) if learned_carry else None,
         )
 
@@ -108,8 +113,8 @@ def elman(
 
     def step(params, h, x):
         W_xh, W_hh, b, W_hy, b_y, _ = params
-        h = act(project(h, W_hh, dtype) + project(x, W_xh, dtype) + b)
-        y = h if W_hy is None else project(h, W_hy, dtype) + b_y
+        h = act(plus_bias(project(h, W_hh, dtype) + project(x, W_xh, dtype), b))
+        y = h if W_hy is None else plus_bias(project(h, W_hy, dtype), b_y)
         return h, output(y, W_hh, dtype)
 
     return Cell(init, initial_carry, step, input_size=input_size, output_size=out_size)

@@ -6,20 +6,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.nn import sigmoid
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_choice, check_sizes
 from jaxrnn.cells._shared import (
+    Activation,
     Initializer,
+    activation_of,
     built_in,
     carry_dtype,
+    check_bias,
     check_T_max,
     chrono_bias,
     initial_state,
     initializer,
     output,
     per_gate,
+    plus_bias,
     project,
 )
 
@@ -27,7 +30,7 @@ from jaxrnn.cells._shared import (
 class GRUParams(NamedTuple):
     W_xh: jax.Array  # (I, 3H), gate order r, z, n
     W_hh: jax.Array  # (H, 3H), gate order r, z, n
-    b: jax.Array  # (3H,), gate order r, z, n
+    b: jax.Array | None  # (3H,), gate order r, z, n; None without biases
     b_hh: jax.Array | None = None  # (H,), inside the reset product, for reset="after"
     h0: jax.Array | None = None  # (H,), where the initial carry is learned
 
@@ -45,6 +48,9 @@ def gru(
     hidden_size: int,
     *,
     reset: str = "before",
+    activation: str | Activation = "tanh",
+    gate_activation: str | Activation = "sigmoid",
+    bias: bool = True,
     T_max: float | None = None,
     input_init: str | Initializer = "glorot_uniform",
     recurrent_init: str | Initializer = "orthogonal",
@@ -65,6 +71,8 @@ def gru(
         hidden_size: H, the units of the carry, an array ``h`` (*B, H), which is the output too.
         reset: "before" the recurrent product, as in the first version of the paper, or "after" it, as cuDNN,
             PyTorch and Keras compute it.
+        activation, gate_activation: in place of tanh and σ, by name or any function, as for ``elman``.
+        bias: whether there are biases.
         T_max: chrono initialisation: update biases -log U(1, T_max - 1), for dependencies of up to T_max steps.
         input_init, recurrent_init, bias_init: initialisers by name ("glorot_uniform", "orthogonal", "uniform" as
             PyTorch's …) or functions ``init(key, shape, dtype)``; drawn for each gate by itself.
@@ -96,7 +104,11 @@ def gru(
     """
     check_sizes("gru", input_size=input_size, hidden_size=hidden_size)
     check_choice("gru", "reset", reset, ("before", "after"))
+    check_bias("gru", bias)
     check_T_max("gru", T_max)
+    if not bias and T_max is not None:
+        raise ValueError(f"gru: T_max={T_max!r} sets the update gate's bias, but bias=False; give one of them.")
+    act, σ = activation_of("gru", "activation", activation), activation_of("gru", "gate_activation", gate_activation)
     init_x = initializer("gru", "input_init", input_init, hidden_size)
     init_h = initializer("gru", "recurrent_init", recurrent_init, hidden_size)
     init_b = initializer("gru", "bias_init", bias_init, hidden_size)
@@ -104,12 +116,12 @@ def gru(
 
     def init(key):
         k_xh, k_hh, k_b, k_z, k_bhh = jax.random.split(key, 5)
-        b = per_gate(init_b, k_b, (H,), 3, param_dtype)
+        b = per_gate(init_b, k_b, (H,), 3, param_dtype) if bias else None
         return GRUParams(
             W_xh=per_gate(init_x, k_xh, (input_size, H), 3, param_dtype),
             W_hh=per_gate(init_h, k_hh, (H, H), 3, param_dtype),
-            b=b if T_max is None else b.at[H : 2 * H].add(-chrono_bias(T_max, k_z, H, param_dtype)),
-            b_hh=init_b(k_bhh, (H,), param_dtype) if reset == "after" else None,
+            b=b if b is None or T_max is None else b.at[H : 2 * H].add(-chrono_bias(T_max, k_z, H, param_dtype)),
+            b_hh=init_b(k_bhh, (H,), param_dtype) if bias and reset == "after" else None,
             h0=jnp.zeros((H,), param_dtype) if learned_carry else None,
         )
 
@@ -118,15 +130,15 @@ def gru(
 
     def gates(params, h, x):
         W_xh, W_hh, b, b_hh, _ = params
-        a_r, a_z, a_n = jnp.split(project(x, W_xh, dtype) + b, 3, axis=-1)
+        a_r, a_z, a_n = jnp.split(plus_bias(project(x, W_xh, dtype), b), 3, axis=-1)
         if reset == "before":
             u_r, u_z = jnp.split(project(h, W_hh[:, : 2 * H], dtype), 2, axis=-1)
-            r, z = sigmoid(u_r + a_r), sigmoid(u_z + a_z)
-            n = jnp.tanh(project(r * h, W_hh[:, 2 * H :], dtype) + a_n)
+            r, z = σ(u_r + a_r), σ(u_z + a_z)
+            n = act(project(r * h, W_hh[:, 2 * H :], dtype) + a_n)
         else:
             u_r, u_z, u_n = jnp.split(project(h, W_hh, dtype), 3, axis=-1)
-            r, z = sigmoid(u_r + a_r), sigmoid(u_z + a_z)
-            n = jnp.tanh(a_n + r * (u_n + b_hh))
+            r, z = σ(u_r + a_r), σ(u_z + a_z)
+            n = act(a_n + r * plus_bias(u_n, b_hh))
         h = (1 - z) * h + z * n
         return GRUGates(r, z, n, h)
 

@@ -6,18 +6,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.nn import sigmoid
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_choice, check_sizes
-from jaxrnn.cells._shared import Initializer, built_in, initializer, output, per_gate, project
-from jaxrnn.cells.lstm import LSTMCarry, LSTMGates, forget_bias_of, learned_lstm_carry, lstm_initial_carry
+from jaxrnn.cells._lstm import LSTMCarry, LSTMGates, forget_bias_of, learned_lstm_carry, lstm_initial_carry
+from jaxrnn.cells._shared import (
+    Activation,
+    Initializer,
+    activation_of,
+    built_in,
+    initializer,
+    output,
+    per_gate,
+    plus_bias,
+    project,
+)
 
 
 class PeepholeLSTMParams(NamedTuple):
     W_xh: jax.Array  # (I, 4H), gate order i, f, g, o
     W_hh: jax.Array  # (H, 4H), gate order i, f, g, o
-    b: jax.Array  # (4H,), gate order i, f, g, o
+    b: jax.Array | None  # (4H,), gate order i, f, g, o; None without biases
     U_i: jax.Array  # (H,) diagonal, or (H, H) full (c @ U); so are the next two
     U_f: jax.Array
     U_o: jax.Array
@@ -30,6 +39,9 @@ def peephole_lstm(
     hidden_size: int,
     *,
     peephole: str = "diagonal",
+    activation: str | Activation = "tanh",
+    gate_activation: str | Activation = "sigmoid",
+    bias: bool = True,
     forget_bias: float | None = None,
     T_max: float | None = None,
     input_init: str | Initializer = "glorot_uniform",
@@ -51,8 +63,9 @@ def peephole_lstm(
         input_size: I, the features of ``x`` (*B, I).
         hidden_size: H, the units of ``LSTMCarry(h, c)``, (*B, H) each, and of the output ``y = h_t``.
         peephole: "diagonal": each U is a vector (H,), a gate sees its own unit's memory; "full": a matrix (H, H).
-        forget_bias, T_max, input_init, recurrent_init, bias_init, learned_carry, dtype, param_dtype: as for
-            ``lstm``; full peepholes are drawn by ``recurrent_init``, diagonal ones from N(0, 1/H).
+        activation, gate_activation, bias, forget_bias, T_max, input_init, recurrent_init, bias_init, learned_carry,
+            dtype, param_dtype: as for ``lstm``; full peepholes are drawn by ``recurrent_init``, diagonal ones from
+            N(0, 1/H).
 
     Returns:
         A Cell with PeepholeLSTMParams, LSTMCarry and LSTMGates.
@@ -74,10 +87,12 @@ def peephole_lstm(
     """
     check_sizes("peephole_lstm", input_size=input_size, hidden_size=hidden_size)
     check_choice("peephole_lstm", "peephole", peephole, ("diagonal", "full"))
+    act = activation_of("peephole_lstm", "activation", activation)
+    σ = activation_of("peephole_lstm", "gate_activation", gate_activation)
     init_x = initializer("peephole_lstm", "input_init", input_init, hidden_size)
     init_h = initializer("peephole_lstm", "recurrent_init", recurrent_init, hidden_size)
     init_b = initializer("peephole_lstm", "bias_init", bias_init, hidden_size)
-    add_forget_bias = forget_bias_of("peephole_lstm", hidden_size, forget_bias, T_max)
+    add_forget_bias = forget_bias_of("peephole_lstm", hidden_size, forget_bias, T_max, bias)
 
     def init_U(key):
         if peephole == "full":
@@ -106,11 +121,11 @@ def peephole_lstm(
     def gates(params, carry, x):
         W_xh, W_hh, b, U_i, U_f, U_o, _ = params
         h, c = carry
-        i, f, g, o = jnp.split(project(h, W_hh, dtype) + project(x, W_xh, dtype) + b, 4, axis=-1)
-        i, f, g = sigmoid(i + peep(c, U_i)), sigmoid(f + peep(c, U_f)), jnp.tanh(g)
+        i, f, g, o = jnp.split(plus_bias(project(h, W_hh, dtype) + project(x, W_xh, dtype), b), 4, axis=-1)
+        i, f, g = σ(i + peep(c, U_i)), σ(f + peep(c, U_f)), act(g)
         c = f * c + i * g
-        o = sigmoid(o + peep(c, U_o))
-        h = o * jnp.tanh(c)
+        o = σ(o + peep(c, U_o))
+        h = o * act(c)
         return LSTMGates(i, f, g, o, c, h)
 
     def step(params, carry, x):

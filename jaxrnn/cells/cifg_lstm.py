@@ -1,0 +1,118 @@
+"""LSTM with coupled input and forget gates."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import Cell
+from jaxrnn._checks import check_sizes
+from jaxrnn.cells._lstm import LSTMCarry, LSTMGates, forget_bias_of, learned_lstm_carry, lstm_initial_carry
+from jaxrnn.cells._shared import (
+    Activation,
+    Initializer,
+    activation_of,
+    built_in,
+    initializer,
+    output,
+    per_gate,
+    plus_bias,
+    project,
+)
+
+
+class CIFGParams(NamedTuple):
+    W_xh: jax.Array  # (I, 3H), gate order f, g, o
+    W_hh: jax.Array  # (H, 3H), gate order f, g, o
+    b: jax.Array | None  # (3H,), gate order f, g, o; None without biases
+    initial: LSTMCarry | None = None  # (H,) each, where the initial carry is learned
+
+
+@built_in
+def cifg_lstm(
+    input_size: int,
+    hidden_size: int,
+    *,
+    activation: str | Activation = "tanh",
+    gate_activation: str | Activation = "sigmoid",
+    bias: bool = True,
+    forget_bias: float | None = None,
+    T_max: float | None = None,
+    input_init: str | Initializer = "glorot_uniform",
+    recurrent_init: str | Initializer = "orthogonal",
+    bias_init: str | Initializer = "zeros",
+    learned_carry: bool = False,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Cell:
+    """LSTM with coupled input and forget gates (CIFG): what it forgets it writes anew.
+
+        f, o = σ(W [h_{t-1}, x_t] + b)
+        g    = tanh(W [h_{t-1}, x_t] + b)
+        c_t  = f * c_{t-1} + (1 - f) * g
+        h_t  = o * tanh(c_t)
+
+    Args:
+        input_size: I, the features of ``x`` (*B, I).
+        hidden_size: H, the units of ``LSTMCarry(h, c)``, (*B, H) each, and of the output ``y = h_t``.
+        T_max: chrono initialisation: forget biases log U(1, T_max - 1), which the input gate follows by itself.
+        activation, gate_activation, bias, forget_bias, input_init, recurrent_init, bias_init, learned_carry, dtype,
+            param_dtype: as for ``lstm``.
+
+    Returns:
+        A Cell with CIFGParams, LSTMCarry and LSTMGates, of which i is 1 - f.
+
+    Raises:
+        ValueError, TypeError: as for ``lstm``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> cell = jr.cifg_lstm(3, 5)
+        >>> params = cell.init(jax.random.key(0))
+        >>> gates = jr.gates(cell, params, cell.initial_carry(params), jnp.ones(3))
+        >>> bool((gates.i + gates.f == 1).all())
+        True
+
+    Differs from ONNX's ``input_forget``, which computes i and takes f = 1 - i: negate the block of the gate.
+
+    Reference:
+        Greff, Srivastava, Koutník, Steunebrink & Schmidhuber, "LSTM: a search space odyssey", IEEE Transactions on
+        Neural Networks and Learning Systems 28, 2017.
+    """
+    check_sizes("cifg_lstm", input_size=input_size, hidden_size=hidden_size)
+    act = activation_of("cifg_lstm", "activation", activation)
+    σ = activation_of("cifg_lstm", "gate_activation", gate_activation)
+    init_x = initializer("cifg_lstm", "input_init", input_init, hidden_size)
+    init_h = initializer("cifg_lstm", "recurrent_init", recurrent_init, hidden_size)
+    init_b = initializer("cifg_lstm", "bias_init", bias_init, hidden_size)
+    add_forget_bias = forget_bias_of("cifg_lstm", hidden_size, forget_bias, T_max, bias, order="fgo")
+
+    def init(key):
+        k_xh, k_hh, k_b, k_f = jax.random.split(key, 4)
+        return CIFGParams(
+            W_xh=per_gate(init_x, k_xh, (input_size, hidden_size), 3, param_dtype),
+            W_hh=per_gate(init_h, k_hh, (hidden_size, hidden_size), 3, param_dtype),
+            b=add_forget_bias(k_f, per_gate(init_b, k_b, (hidden_size,), 3, param_dtype)),
+            initial=learned_lstm_carry(hidden_size, param_dtype) if learned_carry else None,
+        )
+
+    def initial_carry(params, batch_shape=()):
+        return lstm_initial_carry(params, batch_shape, hidden_size, dtype)
+
+    def gates(params, carry, x):
+        W_xh, W_hh, b, _ = params
+        h, c = carry
+        f, g, o = jnp.split(plus_bias(project(h, W_hh, dtype) + project(x, W_xh, dtype), b), 3, axis=-1)
+        f, g, o = σ(f), act(g), σ(o)
+        i = 1 - f
+        c = f * c + i * g
+        h = o * act(c)
+        return LSTMGates(i, f, g, o, c, h)
+
+    def step(params, carry, x):
+        *_, c, h = gates(params, carry, x)
+        return LSTMCarry(h, c), output(h, params.W_hh, dtype)
+
+    return Cell(init, initial_carry, step, gates, input_size=input_size, output_size=hidden_size)

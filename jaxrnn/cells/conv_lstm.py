@@ -1,0 +1,174 @@
+"""Convolutional LSTM: the state is a field, the products are convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import Cell
+from jaxrnn._checks import check_real, check_sizes
+from jaxrnn.cells._lstm import LSTMCarry, LSTMGates, forget_bias_of
+from jaxrnn.cells._shared import (
+    Activation,
+    Initializer,
+    accumulator,
+    activation_of,
+    built_in,
+    carry_dtype,
+    initializer,
+    output,
+    per_gate,
+    plus_bias,
+)
+
+
+class ConvLSTMParams(NamedTuple):
+    W_xh: jax.Array  # (*K, I, 4H), gate order i, f, g, o
+    W_hh: jax.Array  # (*K, H, 4H), gate order i, f, g, o
+    b: jax.Array | None  # (4H,), gate order i, f, g, o; None without biases
+    U_i: jax.Array | None = None  # (*S, H) each, with peepholes
+    U_f: jax.Array | None = None
+    U_o: jax.Array | None = None
+
+
+def convolve(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
+    """``x`` (*B, *S, I) by the kernel W (*K, I, O), the edges padded with zeros, as ``project`` does it for vectors."""
+    dtype = W.dtype if dtype is None else dtype
+    axes = W.ndim - 1  # of x, without a batch
+    if x.ndim == axes:
+        return convolve(x[None], W, dtype)[0]
+    if x.ndim > axes + 1:
+        return jax.vmap(lambda x: convolve(x, W, dtype))(x)
+    space = "DHW"[-(axes - 1) :]
+    order = (f"N{space}C", f"{space}IO", f"N{space}C")
+    return jax.lax.conv_general_dilated(
+        x.astype(dtype),
+        W.astype(dtype),
+        (1,) * (axes - 1),
+        "SAME",
+        dimension_numbers=order,
+        preferred_element_type=accumulator(dtype),
+    )
+
+
+@built_in
+def conv_lstm(
+    input_size: int,
+    hidden_size: int,
+    *,
+    spatial_shape: Sequence[int],
+    kernel_size: int | Sequence[int] = 3,
+    peephole: bool = False,
+    activation: str | Activation = "tanh",
+    gate_activation: str | Activation = "sigmoid",
+    bias: bool = True,
+    forget_bias: float | None = None,
+    input_init: str | Initializer = "glorot_uniform",
+    recurrent_init: str | Initializer = "glorot_uniform",
+    bias_init: str | Initializer = "zeros",
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+) -> Cell:
+    """Convolutional LSTM, over 1, 2 or 3 dimensions of space; ``*`` is elementwise, ``⊛`` a convolution.
+
+        i, f, o = σ(W_hh ⊛ h_{t-1} + W_xh ⊛ x_t + b)
+        g       = tanh(W_hh ⊛ h_{t-1} + W_xh ⊛ x_t + b)
+        c_t     = f * c_{t-1} + i * g
+        h_t     = o * tanh(c_t)
+        with ``peephole``: U_i * c_{t-1}, U_f * c_{t-1} and U_o * c_t enter i, f and o
+
+    Args:
+        input_size: I, the channels of ``x`` (*B, *S, I): channels last.
+        hidden_size: H, the channels of ``LSTMCarry(h, c)``, (*B, *S, H) each, and of the output ``y = h_t``.
+        spatial_shape: S, one to three sizes.
+        kernel_size: K, one size for each dimension or one for all. Fields are padded with zeros, and keep their size.
+        peephole: whether the gates see the memory, each place with weights of its own, as in the paper.
+        activation, gate_activation, bias, forget_bias, input_init, recurrent_init, bias_init, dtype, param_dtype: as
+            for ``lstm``; peepholes are drawn from N(0, 1/H).
+
+    Returns:
+        A Cell with ConvLSTMParams, LSTMCarry and LSTMGates.
+
+    Raises:
+        ValueError, TypeError: sizes that are not positive ints, a kernel of other dimensions than space, an unknown
+            activation or initialiser; while tracing, inputs, parameters or carries that do not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> layer = jr.scan(jr.conv_lstm(3, 5, spatial_shape=(8, 6)))
+        >>> carry, ys = layer.apply(layer.init(jax.random.key(0)), jnp.ones((7, 2, 8, 6, 3)))
+        >>> ys.shape
+        (7, 2, 8, 6, 5)
+
+    Differs from Haiku and Flax (gate order i g f o, 1 added to the forget gate at every step), none of which has
+    peepholes, nor has Keras.
+
+    Reference:
+        Shi et al., "Convolutional LSTM network: a machine learning approach for precipitation nowcasting", NeurIPS
+        2015.
+    """
+    S = tuple(spatial_shape)
+    K = (kernel_size,) * len(S) if isinstance(kernel_size, int) else tuple(kernel_size)
+    if not 1 <= len(S) <= 3:
+        raise ValueError(f"conv_lstm: spatial_shape must have 1 to 3 sizes, got {spatial_shape!r}.")
+    if len(K) != len(S):
+        raise ValueError(
+            f"conv_lstm: kernel_size={kernel_size!r} and spatial_shape={spatial_shape!r} have different numbers of "
+            f"dimensions; give one size for each, or one for all."
+        )
+    sizes = {f"spatial_shape[{n}]": size for n, size in enumerate(S)} | {
+        f"kernel_size[{n}]": k for n, k in enumerate(K)
+    }
+    check_sizes("conv_lstm", input_size=input_size, hidden_size=hidden_size, **sizes)
+    act = activation_of("conv_lstm", "activation", activation)
+    σ = activation_of("conv_lstm", "gate_activation", gate_activation)
+    init_x = initializer("conv_lstm", "input_init", input_init, hidden_size)
+    init_h = initializer("conv_lstm", "recurrent_init", recurrent_init, hidden_size)
+    init_b = initializer("conv_lstm", "bias_init", bias_init, hidden_size)
+    add_forget_bias = forget_bias_of("conv_lstm", hidden_size, forget_bias, None, bias)
+
+    def init(key):
+        k_xh, k_hh, k_b, k_f, *k_U = jax.random.split(key, 7)
+        U = (jax.random.normal(k, (*S, hidden_size), param_dtype) * hidden_size**-0.5 for k in k_U)
+        return ConvLSTMParams(
+            per_gate(init_x, k_xh, (*K, input_size, hidden_size), 4, param_dtype),
+            per_gate(init_h, k_hh, (*K, hidden_size, hidden_size), 4, param_dtype),
+            add_forget_bias(k_f, per_gate(init_b, k_b, (hidden_size,), 4, param_dtype)),
+            *(U if peephole else ()),
+        )
+
+    def initial_carry(params, batch_shape=()):
+        zeros = jnp.zeros((*batch_shape, *S, hidden_size), carry_dtype(params.W_hh, dtype))
+        return LSTMCarry(zeros, zeros)
+
+    def check_field(x, weights):
+        if x.shape[-len(S) - 1 :] != (*S, input_size):
+            expected = ", ".join(map(str, (*S, input_size)))
+            raise ValueError(
+                f"conv_lstm: expected x of shape (*B, {expected}), got {x.shape}; build the cell with the "
+                f"spatial_shape and input_size of your fields, channels last."
+            )
+        check_real("conv_lstm", x, weights if dtype is None else dtype, declared=dtype is not None)
+
+    def peep(c, U):
+        return c * U if peephole else 0
+
+    def gates(params, carry, x):
+        W_xh, W_hh, b, U_i, U_f, U_o = params
+        check_field(x, W_xh.dtype)
+        h, c = carry
+        i, f, g, o = jnp.split(plus_bias(convolve(h, W_hh, dtype) + convolve(x, W_xh, dtype), b), 4, axis=-1)
+        i, f, g = σ(i + peep(c, U_i)), σ(f + peep(c, U_f)), act(g)
+        c = f * c + i * g
+        o = σ(o + peep(c, U_o))
+        h = o * act(c)
+        return LSTMGates(i, f, g, o, c, h)
+
+    def step(params, carry, x):
+        *_, c, h = gates(params, carry, x)
+        return LSTMCarry(h, c), output(h, params.W_hh, dtype)
+
+    return Cell(init, initial_carry, step, gates, x_ndim=len(S) + 1, input_size=input_size, output_size=hidden_size)
