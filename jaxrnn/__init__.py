@@ -34,7 +34,12 @@ from jaxrnn.running.trace import gates, trace_gates
 from jaxrnn.sequences import last, masked_mean, max_pool, mean_pool, pad
 from jaxrnn.training.devices import batch_mesh, replicate, shard_batch, use_cpu_devices
 from jaxrnn.training.ensemble import Division, Ensemble, ensemble, stack_members
-from jaxrnn.wrappers import NormalizedParams, cotangent_clip, leaky, normalized
+from jaxrnn.wrappers.clip_state import clip_state
+from jaxrnn.wrappers.cotangent_clip import cotangent_clip
+from jaxrnn.wrappers.leaky import leaky
+from jaxrnn.wrappers.normalized import NormalizedParams, normalized
+from jaxrnn.wrappers.recurrent_dropout import recurrent_dropout
+from jaxrnn.wrappers.zoneout import zoneout
 
 __version__ = "0.1.0"
 
@@ -77,6 +82,7 @@ __all__ = [
     "build",
     "chain",
     "cifg_lstm",
+    "clip_state",
     "conv_lstm",
     "cotangent_clip",
     "diagnose",
@@ -106,6 +112,7 @@ __all__ = [
     "pad",
     "peephole_lstm",
     "readout",
+    "recurrent_dropout",
     "replicate",
     "residual",
     "scan",
@@ -118,4 +125,5 @@ __all__ = [
     "trace_gates",
     "use_cpu_devices",
     "verdict",
+    "zoneout",
 ]

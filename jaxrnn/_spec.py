@@ -140,7 +140,7 @@ def build(spec: Spec | dict[str, Any]) -> Any:
 KINDS = (
     *("elman", "lstm", "gru", "peephole_lstm", "mgu", "cifg_lstm", "conv_lstm"),
     *("readout", "dropout", "layer_norm", "embedding"),
-    *("leaky", "normalized", "cotangent_clip"),
+    *("leaky", "normalized", "cotangent_clip", "clip_state", "recurrent_dropout", "zoneout"),
     *("scan", "stack", "chain", "bidirectional", "residual", "tbptt"),
     *("Plan", "Budget"),
 )

@@ -13,7 +13,7 @@ from jaxrnn._checks import check_lengths, check_scalar_loss
 from jaxrnn.gradients._state_space import run_of
 from jaxrnn.running._placement import vary_alike
 from jaxrnn.running._probing import norm
-from jaxrnn.running._watching import step_with_carry_changed
+from jaxrnn.running._stepping import step_with_carry_changed
 from jaxrnn.running.scan import scan, valid_steps
 
 

@@ -14,6 +14,7 @@ from jaxrnn.running._deferred import map_over_time, scan_deferred
 from jaxrnn.running._placement import shard_like_batch, vary_alike
 from jaxrnn.running._probing import Probed, probed
 from jaxrnn.running._segments import run_in_segments, segment_lengths
+from jaxrnn.running._stepping import step_with_leaves_changed
 from jaxrnn.running._watching import (
     OverTime,
     is_marked,
@@ -21,7 +22,6 @@ from jaxrnn.running._watching import (
     perturbations_of,
     plus,
     start_of,
-    step_with_leaves_changed,
     unmarked,
 )
 from jaxrnn.running.plan import Plan, report

@@ -1,0 +1,139 @@
+"""A step run with something changed on its way: what it computes is taken apart, changed, and computed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import PyTree, flatten
+from jaxrnn._checks import check_pair
+from jaxrnn.running._leaving import PRODUCTS
+from jaxrnn.running._program import Program, evaluate, flat_program, inner_programs, is_call, needed_for
+
+
+def step_with_leaves_changed(
+    who: str, step: Callable[..., Any], change: Callable[[int, jax.Array], jax.Array], *args: PyTree
+) -> tuple[PyTree, PyTree]:
+    """``step(*args) -> (carry, y)``, each leaf of the new carry changed where the step computes it.
+
+    Whatever the step computes from a leaf, other leaves and the output among them, sees the changed one: an LSTM's
+    h_t = o_t * tanh(c_t) that of c_t. So ∂L/∂c_t is what textbooks write, all ways from c_t to L.
+
+    Args:
+        who: for error messages.
+        step: of arrays alone; it may close over anything.
+        change: ``(index of the leaf, leaf) -> leaf``.
+        args: those of ``step``.
+    """
+    program, new, ys, join, values = _traced(who, step, args)
+    for op in program.ops:
+        if inner_programs(op.params) and len(set(op.outputs) & set(new)) > 1:
+            raise ValueError(
+                f"{who}: the step computes several arrays of its new carry inside one {op.name!r}, so what one of them "
+                f"owes to another cannot be told; let {op.name!r} compute what they share, and each of them after it."
+            )
+    sources = _sources(program, new)
+    index_of = {number: index for index, number in reversed(list(enumerate(sources)))}
+    done = set()
+    for op in program.ops:
+        values.update(zip(op.outputs, op.run(*(values[number] for number in op.inputs)), strict=True))
+        for number in index_of.keys() & set(op.outputs):
+            index, a = index_of[number], values[number]
+            values[number] = change(index, a.astype(program.kinds[new[index]].dtype)).astype(a.dtype)
+            done.add(index)
+    leaves = [values[n] if i in done else change(i, values[n]) for i, n in enumerate(new)]
+    return join(leaves, [values[number] for number in ys])
+
+
+def step_with_carry_changed(
+    who: str, step: Callable[..., Any], change: Callable[[PyTree], PyTree], *args: PyTree
+) -> tuple[PyTree, PyTree]:
+    """``step(*args) -> (carry, y)``, the new carry replaced by ``change(carry)`` once it is complete.
+
+    The output is computed from the changed carry, as far as it is computed from it at all: y_t = h_t stays the state.
+    """
+    program, new, ys, join, values = _traced(who, step, args)
+    carry, _ = join(evaluate(program.ops, values, new), ys)
+    carry = change(carry)
+    given: dict[int, Any] = {}
+    for source, number, a in zip(_sources(program, new), new, jax.tree.leaves(carry), strict=True):
+        given.setdefault(source, a.astype(program.kinds[source].dtype))
+        given.setdefault(number, a)
+    values = {**given, **values}  # what passes through the step is no state that it computes
+    return carry, join(new, evaluate(needed_for(program.ops, ys, given=values), values, ys))[1]
+
+
+def step_with_products_reading(step: Callable[..., Any], read: PyTree, carry: PyTree, *args: PyTree) -> Any:
+    """``step(carry, *args)``, whose products (of matrices, convolutions) read ``read`` in place of the carry.
+
+    What is computed on the way from the carry to a product, as the r * h of a GRU is, is computed of both.
+    """
+    program, new, ys, join, values = _traced("", step, (carry, *args))
+    states = set(_sources(program, new))
+    seen = {
+        number: b
+        for number, a, b in zip(program.inputs, jax.tree.leaves(carry), jax.tree.leaves(read), strict=False)
+        if a is not b
+    }
+    for op in program.ops:
+        by_products = [seen.get(number, values[number]) for number in op.inputs]
+        if op.name in PRODUCTS or any(_multiplies(inner) for inner in inner_programs(op.params)):
+            made = op.run(*by_products)
+        else:
+            made = op.run(*(values[number] for number in op.inputs))
+            if seen.keys() & set(op.inputs) and not states & set(op.outputs):
+                seen.update(zip(op.outputs, op.run(*by_products), strict=True))
+        values.update(zip(op.outputs, made, strict=True))
+    return join([values[number] for number in new], [values[number] for number in ys])
+
+
+def _multiplies(jaxpr: Any) -> bool:
+    """Whether a product stands anywhere in it."""
+    return any(
+        eqn.primitive.name in PRODUCTS or any(map(_multiplies, inner_programs(eqn.params))) for eqn in jaxpr.eqns
+    )
+
+
+def _traced(who, step, args):
+    """The step's program, the numbers of the new carry's leaves and of the output's, what makes trees of such lists,
+    and the values of its inputs and constants."""
+    leaves, treedef = flatten(args)
+    trees: list[Any] = []
+
+    def flat(*leaves):
+        (new, carry_tree), (y, y_tree) = map(flatten, check_pair(who, step(*treedef.unflatten(leaves))))
+        trees[:] = carry_tree, y_tree
+        return [jnp.asarray(a) for a in (*new, *y)]
+
+    program, _, _ = flat_program(flat, *leaves, flattens=is_call)
+    carry_tree, y_tree = trees
+    new, ys = program.outputs[: carry_tree.num_leaves], program.outputs[carry_tree.num_leaves :]
+    _check_apart(who, program, new, ys)
+    values = {**program.consts, **dict(zip(program.inputs, leaves, strict=True))}
+    return program, new, ys, lambda new, y: (carry_tree.unflatten(new), y_tree.unflatten(y)), values
+
+
+def _sources(program: Program, numbers: Sequence[int]) -> list[int]:
+    """What the given values are casts of: a step may put out its state in one dtype and carry it in another."""
+    cast_of = {op.outputs[0]: op.inputs[0] for op in program.ops if op.name in ("convert_element_type", "copy")}
+    found = []
+    for number in numbers:
+        while number in cast_of:
+            number = cast_of[number]
+        found.append(number)
+    return found
+
+
+def _check_apart(who: str, program: Program, new: Sequence[int], ys: Sequence[int]) -> None:
+    """What an inner program (a cond, a scan …) computes beside the new carry, it may have computed from it."""
+    needed = {n for op in needed_for(program.ops, ys, given=set(new)) for n in op.inputs} | set(ys)
+    for op in program.ops:
+        if inner_programs(op.params) and set(op.outputs) & set(new) and (set(op.outputs) - set(new)) & needed:
+            raise ValueError(
+                f"{who}: the step computes its new carry inside {op.name!r}, together with other results, so what "
+                f"depends on the new carry cannot be told from what does not; let {op.name!r} return the carry "
+                f"alone, and compute the output from it."
+            )

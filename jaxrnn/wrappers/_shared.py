@@ -1,0 +1,63 @@
+"""What the wrappers share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import Cell, PyTree, name_of
+
+
+def check_cell(who: str, cell: Any) -> None:
+    if not isinstance(cell, Cell):
+        raise TypeError(f"{who}: expected a Cell, got {type(cell).__name__}; wrap the cell, then lift it with jr.scan.")
+
+
+def check_rate(who: str, name: str, rate: Any, *, below: float = 1.0) -> None:
+    """A rate of dropping, from 0 to below 1."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise TypeError(f"{who}: {name} must be a Python number, got {type(rate).__name__}.")
+    if not 0 <= rate < below:
+        raise ValueError(f"{who}: {name} must be at least 0 and below {below:g}, got {rate!r}.")
+
+
+def is_float(a: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(a), jnp.floating)
+
+
+def state_of(who: str, cell: Cell, carry: PyTree) -> Any:
+    """The array h of a carry that is h, or a record with h."""
+    h: Any = getattr(carry, "h", carry)
+    if not hasattr(h, "shape") or not is_float(h) or len(h.shape) == 0:
+        raise TypeError(
+            f"{who}: the carry of {name_of(cell)} must be one array of floats (*B, H) or a record with such an h, "
+            f"got {type(carry).__name__}; of a chain wrap each cell."
+        )
+    return h
+
+
+def with_state(carry: PyTree, h: jax.Array) -> PyTree:
+    """The carry with another h."""
+    return carry._replace(h=h) if hasattr(carry, "_replace") else h
+
+
+def carry_shapes(cell: Cell, params: PyTree, x: PyTree) -> PyTree:
+    """The shapes and dtypes of the carry of a batch like that of ``x``, the input of one step."""
+    lead = jax.tree.leaves(x)[0]
+    batch_shape = lead.shape[: lead.ndim - jax.tree.leaves(cell.x_ndim)[0]]
+    return jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape), params)
+
+
+def own_and_inner(noise: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What a wrapper drew, and what its cell's step gets after ``x``; None and nothing in evaluation."""
+    if noise is None:
+        return None, ()
+    own, inner = noise
+    return own, () if inner is None else (inner,)
+
+
+def draw_inner(cell: Cell, params: PyTree, key: jax.Array, times: jax.Array, x: PyTree) -> PyTree:
+    """The noise of the cell inside; None where it draws none."""
+    return None if cell.noise is None else cell.noise(params, jax.random.fold_in(key, 1), times, x)

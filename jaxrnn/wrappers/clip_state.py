@@ -1,0 +1,56 @@
+"""States held within bounds."""
+
+from __future__ import annotations
+
+import functools
+
+import jax.numpy as jnp
+
+from jaxrnn._base import Cell, name_of
+from jaxrnn._spec import specified
+from jaxrnn.running._stepping import step_with_leaves_changed
+from jaxrnn.wrappers._shared import check_cell, is_float
+
+
+@specified
+def clip_state(cell: Cell, *, max_value: float) -> Cell:
+    """Hold every number of the state within ± max_value, where the step computes it.
+
+        c_t = clip(f * c_{t-1} + i * g, -max_value, max_value),  h_t = o * tanh(c_t)        of an LSTM, for example
+
+    Args:
+        cell: a Cell; what its step computes from a float leaf of the new carry, it computes from the clipped one.
+        max_value: the largest absolute value. The gradient of a clipped number is 0.
+
+    Returns:
+        A Cell with the params and carry of the one given.
+
+    Raises:
+        ValueError, TypeError: a bound that is not positive, something that is no Cell.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> cell = jr.clip_state(jr.elman(1, 1, activation="relu"), max_value=3)
+        >>> params = cell.init(jax.random.key(0))._replace(W_xh=jnp.ones((1, 1)), W_hh=jnp.ones((1, 1)))
+        >>> jr.scan(cell).apply(params, jnp.ones((5, 1)))[1][:, 0].tolist()
+        [1.0, 2.0, 3.0, 3.0, 3.0]
+
+    Differs from ONNX's ``clip``, which bounds what enters the activations, and from clipping gradients
+    (:func:`cotangent_clip`).
+
+    Reference:
+        Sak, Senior & Beaufays, "Long short-term memory recurrent neural network architectures for large scale acoustic
+        modeling", Interspeech 2014 (the memory within ± 50).
+    """
+    check_cell("clip_state", cell)
+    if not max_value > 0:
+        raise ValueError(f"clip_state: max_value must be positive, got {max_value!r}.")
+
+    def clip(index, a):
+        return jnp.clip(a, -max_value, max_value) if is_float(a) else a
+
+    def step(params, carry, x, *noise):
+        own_step = functools.partial(cell.step, params)
+        return step_with_leaves_changed(f"clip_state({name_of(cell)})", own_step, clip, carry, x, *noise)
+
+    return cell._replace(step=step, gates=None)
