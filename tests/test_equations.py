@@ -39,16 +39,61 @@ def elman_with_readout(p, h, x):
     return h, h @ p.W_hy + p.b_y, {}
 
 
-def lstm(p, carry, x):
+def lstm(act=np.tanh, σ=sigmoid):
+    def equations(p, carry, x):
+        h, c = carry
+
+        def affine(gate):
+            at = block("ifgo", gate, c.shape[-1])
+            return h @ p.W_hh[:, at] + x @ p.W_xh[:, at] + (0 if p.b is None else p.b[at])
+
+        i, f, o = σ(affine("i")), σ(affine("f")), σ(affine("o"))
+        g = act(affine("g"))
+        c = f * c + i * g
+        h = o * act(c)
+        h = h if p.W_hr is None else h @ p.W_hr
+        return jr.LSTMCarry(h, c), h, dict(i=i, f=f, g=g, o=o, c=c, h=h)
+
+    return equations
+
+
+def cifg_lstm(p, carry, x):
     h, c = carry
 
     def affine(gate):
-        at = block("ifgo", gate, h.shape[-1])
+        at = block("fgo", gate, c.shape[-1])
         return h @ p.W_hh[:, at] + x @ p.W_xh[:, at] + p.b[at]
 
-    i, f, o = sigmoid(affine("i")), sigmoid(affine("f")), sigmoid(affine("o"))
-    g = np.tanh(affine("g"))
+    f, g, o = sigmoid(affine("f")), np.tanh(affine("g")), sigmoid(affine("o"))
+    c = f * c + (1 - f) * g
+    h = o * np.tanh(c)
+    return jr.LSTMCarry(h, c), h, dict(i=1 - f, f=f, g=g, o=o, c=c, h=h)
+
+
+def convolved(x, W):
+    """x (*B, *S, I) by W (*K, I, O), place by place: y[s] = Σ_k x[s + k - (K - 1) // 2] W[k], 0 beyond the edges."""
+    K = W.shape[:-2]
+    places = tuple(range(x.ndim - len(K) - 1, x.ndim - 1))
+    padding = [(0, 0)] * x.ndim
+    for place, k in zip(places, K, strict=True):
+        padding[place] = ((k - 1) // 2, k - 1 - (k - 1) // 2)
+    padded = np.pad(x, padding)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, K, places)  # (*B, *S, I, *K)
+    axes = range(windows.ndim - len(K), windows.ndim)
+    return np.tensordot(windows, W, ([*axes, windows.ndim - len(K) - 1], [*range(len(K)), len(K)]))
+
+
+def conv_lstm(p, carry, x):
+    h, c = carry
+
+    def affine(gate, peep, U):
+        at = block("ifgo", gate, c.shape[-1])
+        a = convolved(h, p.W_hh[..., at]) + convolved(x, p.W_xh[..., at]) + p.b[at]
+        return a if U is None else a + U * peep
+
+    i, f, g = sigmoid(affine("i", c, p.U_i)), sigmoid(affine("f", c, p.U_f)), np.tanh(affine("g", c, None))
     c = f * c + i * g
+    o = sigmoid(affine("o", c, p.U_o))
     h = o * np.tanh(c)
     return jr.LSTMCarry(h, c), h, dict(i=i, f=f, g=g, o=o, c=c, h=h)
 
@@ -71,17 +116,35 @@ def peephole_lstm(peep):
     return equations
 
 
-def gru(reset):
+def gru(reset, act=np.tanh, σ=sigmoid):
     def equations(p, h, x):
+        if p.b is None:
+            p = p._replace(b=np.zeros(p.W_xh.shape[-1]), b_hh=0)
         at_r, at_z, at_n = (block("rzn", gate, h.shape[-1]) for gate in "rzn")
-        r = sigmoid(h @ p.W_hh[:, at_r] + x @ p.W_xh[:, at_r] + p.b[at_r])
-        z = sigmoid(h @ p.W_hh[:, at_z] + x @ p.W_xh[:, at_z] + p.b[at_z])
+        r = σ(h @ p.W_hh[:, at_r] + x @ p.W_xh[:, at_r] + p.b[at_r])
+        z = σ(h @ p.W_hh[:, at_z] + x @ p.W_xh[:, at_z] + p.b[at_z])
         if reset == "before":
-            n = np.tanh((r * h) @ p.W_hh[:, at_n] + x @ p.W_xh[:, at_n] + p.b[at_n])
+            n = act((r * h) @ p.W_hh[:, at_n] + x @ p.W_xh[:, at_n] + p.b[at_n])
         else:
-            n = np.tanh(x @ p.W_xh[:, at_n] + p.b[at_n] + r * (h @ p.W_hh[:, at_n] + p.b_hh))
+            n = act(x @ p.W_xh[:, at_n] + p.b[at_n] + r * (h @ p.W_hh[:, at_n] + p.b_hh))
         h = (1 - z) * h + z * n
         return h, h, dict(r=r, z=z, n=n, h=h)
+
+    return equations
+
+
+def mgu(reset, keep):
+    def equations(p, h, x):
+        at_f, at_n = (block("fn", gate, h.shape[-1]) for gate in "fn")
+        f = sigmoid(h @ p.W_hh[:, at_f] + x @ p.W_xh[:, at_f] + p.b[at_f])
+        recurrent = {
+            "before": lambda: (f * h) @ p.W_hh[:, at_n],
+            "after": lambda: f * (h @ p.W_hh[:, at_n] + p.b_hh),
+            "none": lambda: h @ p.W_hh[:, at_n],
+        }
+        n = np.tanh(recurrent[reset]() + x @ p.W_xh[:, at_n] + p.b[at_n])
+        h = (1 - f) * h + f * n if keep == "candidate" else f * h + (1 - f) * n
+        return h, h, dict(f=f, n=n, h=h)
 
     return equations
 
@@ -104,26 +167,56 @@ def gelu(a):  # the tanh form, jax.nn.gelu's default
     return a / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3)))
 
 
+def hard_sigmoid(a):
+    return np.clip(a / 6 + 0.5, 0, 1)
+
+
+def relu(a):
+    return np.maximum(a, 0)
+
+
+UNUSUAL = {"activation": "relu", "gate_activation": "hard_sigmoid"}
 GATED = {
-    "lstm": (jr.lstm(I, H), lstm),
+    "lstm": (jr.lstm(I, H), lstm()),
+    "lstm-projected": (jr.lstm(I, H, projection_size=2), lstm()),
+    "lstm-unusual": (jr.lstm(I, H, bias=False, **UNUSUAL), lstm(relu, hard_sigmoid)),
+    "cifg_lstm": (jr.cifg_lstm(I, H), cifg_lstm),
+    "mgu": (jr.mgu(I, H), mgu("before", "candidate")),
+    "mgu-after": (jr.mgu(I, H, reset="after", keep="state"), mgu("after", "state")),
+    "mgu-none": (jr.mgu(I, H, reset="none", keep="state"), mgu("none", "state")),
+    "gru-unusual": (jr.gru(I, H, reset="after", bias=False, **UNUSUAL), gru("after", relu, hard_sigmoid)),
     "gru-before": (jr.gru(I, H), gru("before")),
     "gru-after": (jr.gru(I, H, reset="after"), gru("after")),
     "peephole-diagonal": (jr.peephole_lstm(I, H), peephole_lstm(lambda c, U: c * U)),
     "peephole-full": (jr.peephole_lstm(I, H, peephole="full"), peephole_lstm(lambda c, U: c @ U)),
 }
-CELLS = GATED | {
-    "elman": (jr.elman(I, H), elman(np.tanh)),
-    "elman-relu": (jr.elman(I, H, activation="relu"), elman(lambda a: np.maximum(a, 0))),
-    "elman-sigmoid": (jr.elman(I, H, activation="sigmoid"), elman(sigmoid)),
-    "elman-softplus": (jr.elman(I, H, activation="softplus"), elman(lambda a: np.log1p(np.exp(a)))),
-    "elman-gelu": (jr.elman(I, H, activation="gelu"), elman(gelu)),
-    "elman-identity": (jr.elman(I, H, activation="identity"), elman(lambda a: a)),
-    "elman-function": (jr.elman(I, H, activation=jnp.sin), elman(np.sin)),
-    "elman-readout": (jr.elman(I, H, output_size=O), elman_with_readout),
-    "readout": (jr.readout(I, O), readout),
-    "layer_norm": (jr.layer_norm(I), layer_norm),
-    "embedding": (jr.embedding(V, O), embedding),
+CONVOLUTIONAL = {
+    "conv_lstm-1d": (jr.conv_lstm(I, H, spatial_shape=(4,), peephole=True), conv_lstm),
+    "conv_lstm-2d": (jr.conv_lstm(I, H, spatial_shape=(4, 3), kernel_size=(3, 2)), conv_lstm),
+    "conv_lstm-3d": (jr.conv_lstm(I, 2, spatial_shape=(2, 3, 2), kernel_size=2, peephole=True), conv_lstm),
 }
+CELLS = (
+    GATED
+    | CONVOLUTIONAL
+    | {
+        "elman": (jr.elman(I, H), elman(np.tanh)),
+        "elman-relu": (jr.elman(I, H, activation="relu"), elman(relu)),
+        "elman-hard_sigmoid": (jr.elman(I, H, activation="hard_sigmoid"), elman(hard_sigmoid)),
+        "elman-softsign": (jr.elman(I, H, activation="softsign"), elman(lambda a: a / (1 + abs(a)))),
+        "elman-elu": (jr.elman(I, H, activation="elu"), elman(lambda a: np.where(a > 0, a, np.expm1(a)))),
+        "elman-silu": (jr.elman(I, H, activation="silu"), elman(lambda a: a * sigmoid(a))),
+        "elman-leaky_relu": (jr.elman(I, H, activation="leaky_relu"), elman(lambda a: np.where(a > 0, a, 0.01 * a))),
+        "elman-sigmoid": (jr.elman(I, H, activation="sigmoid"), elman(sigmoid)),
+        "elman-softplus": (jr.elman(I, H, activation="softplus"), elman(lambda a: np.log1p(np.exp(a)))),
+        "elman-gelu": (jr.elman(I, H, activation="gelu"), elman(gelu)),
+        "elman-identity": (jr.elman(I, H, activation="identity"), elman(lambda a: a)),
+        "elman-function": (jr.elman(I, H, activation=jnp.sin), elman(np.sin)),
+        "elman-readout": (jr.elman(I, H, output_size=O), elman_with_readout),
+        "readout": (jr.readout(I, O), readout),
+        "layer_norm": (jr.layer_norm(I), layer_norm),
+        "embedding": (jr.embedding(V, O), embedding),
+    }
+)
 
 
 def random_like(rng, tree):
@@ -136,7 +229,8 @@ def random_problem(rng, cell, batch_shape, time=()):
     params = random_like(rng, jax.eval_shape(cell.init, jax.random.key(0)))
     carry = random_like(rng, jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params))
     shape = (*time, *batch_shape)
-    x = rng.integers(0, V, shape) if cell.x_ndim == 0 else rng.normal(size=(*shape, cell.input_size))
+    space = dict(cell.spec.options).get("spatial_shape", ())
+    x = rng.integers(0, V, shape) if cell.x_ndim == 0 else rng.normal(size=(*shape, *space, cell.input_size))
     return params, carry, x
 
 
@@ -158,9 +252,9 @@ def test_step_is_the_equations(name, batch_shape):
     assert_trees_close(got_y, want_y)
 
 
-@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("name", [*GATED, *CONVOLUTIONAL])
 def test_gates_are_those_of_the_equations(name):
-    cell, equations = GATED[name]
+    cell, equations = CELLS[name]
     params, carry, x = random_problem(np.random.default_rng(2), cell, (4,))
     _, _, want = equations(params, carry, x)
     got = jax.jit(lambda *args: jr.gates(cell, *args))(params, carry, x)

@@ -11,7 +11,7 @@ import jaxrnn as jr
 I, H = 40, 64
 KEY = jax.random.key(0)
 
-GATES = {"elman": "h", "lstm": "ifgo", "peephole_lstm": "ifgo", "gru": "rzn"}
+GATES = {"elman": "h", "lstm": "ifgo", "peephole_lstm": "ifgo", "cifg_lstm": "fgo", "gru": "rzn", "mgu": "fn"}
 CELLS = {name: getattr(jr, name) for name in GATES}
 
 both_lstms = pytest.mark.parametrize("factory", [jr.lstm, jr.peephole_lstm], ids=lambda f: f.__name__)
@@ -117,6 +117,29 @@ def test_forget_bias_is_added_to_what_bias_init_draws():
     }
 
 
+def test_forget_bias_of_coupled_gates():
+    b = blocks("cifg_lstm", jr.cifg_lstm(I, H, forget_bias=2.0).init(KEY).b)
+    assert {gate: set(block.tolist()) for gate, block in b.items()} == {"f": {2}, "g": {0}, "o": {0}}
+    chrono = blocks("cifg_lstm", jr.cifg_lstm(I, H, T_max=100).init(KEY).b)
+    assert_chrono(chrono["f"], 100)
+    assert not chrono["g"].any() and not chrono["o"].any()
+
+
+@every_cell
+def test_without_biases_there_are_none(name):
+    params = CELLS[name](I, H, bias=False).init(KEY)
+    assert params.b is None and getattr(params, "b_hh", None) is None
+    with_biases = CELLS[name](I, H).init(KEY)
+    for a, b in zip(params[:2], with_biases[:2], strict=True):  # the weights are the same draw
+        np.testing.assert_array_equal(a, b)
+
+
+def test_projection_is_drawn_like_the_recurrent_weights():
+    params = jr.lstm(I, H, projection_size=16, learned_carry=True).init(KEY)
+    assert params.W_hh.shape == (16, 4 * H) and [a.shape for a in params.initial] == [(16,), (H,)]
+    np.testing.assert_allclose(params.W_hr.T @ params.W_hr, np.eye(16), atol=1e-5)
+
+
 def assert_chrono(bias, T_max):
     """log U(1, T_max - 1)."""
     times = np.exp(np.asarray(bias, np.float64))
@@ -187,6 +210,10 @@ EVERY_FACTORY = {
     "lstm": lambda **kw: jr.lstm(3, 5, learned_carry=True, **kw),
     "lstm-chrono": lambda **kw: jr.lstm(3, 5, T_max=20, **kw),
     "gru": lambda **kw: jr.gru(3, 5, reset="after", learned_carry=True, T_max=20, **kw),
+    "mgu": lambda **kw: jr.mgu(3, 5, reset="after", learned_carry=True, **kw),
+    "cifg_lstm": lambda **kw: jr.cifg_lstm(3, 5, learned_carry=True, T_max=20, **kw),
+    "lstm-projected": lambda **kw: jr.lstm(3, 5, projection_size=2, learned_carry=True, **kw),
+    "conv_lstm": lambda **kw: jr.conv_lstm(3, 5, spatial_shape=(4, 2), peephole=True, **kw),
     "peephole-diagonal": lambda **kw: jr.peephole_lstm(3, 5, **kw),
     "peephole-full": lambda **kw: jr.peephole_lstm(3, 5, peephole="full", **kw),
     "readout": lambda **kw: jr.readout(3, 5, **kw),
@@ -269,7 +296,7 @@ def test_learned_carry_is_where_a_run_starts(name):
     cell = CELLS[name](3, 5, learned_carry=True)
     params = cell.init(KEY)
     values = jax.tree.map(lambda a: jnp.arange(5.0), learned(params))
-    params = params._replace(**{"initial" if name in ("lstm", "peephole_lstm") else "h0": values})
+    params = params._replace(**{"initial" if hasattr(params, "initial") else "h0": values})
     for leaf in jax.tree.leaves(cell.initial_carry(params, (2,))):
         np.testing.assert_array_equal(leaf, [np.arange(5.0)] * 2)
 

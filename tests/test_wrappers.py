@@ -146,3 +146,188 @@ def test_spec_rebuilds(wrap):
     params, carry, x = drawn(cell)
     for a, b in zip(*(jax.tree.leaves(c.step(params, carry, x)) for c in (cell, again)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("max_value", [0.2, 1e6])
+def test_clip_state_of_an_lstm(max_value, x64):
+    """The memory is clipped where it is computed: the output sees the clipped one."""
+    inner = jr.lstm(I, H)
+    params, carry, x = drawn(inner)
+    new, y = jr.clip_state(inner, max_value=max_value).step(params, carry, x)
+    gates = jr.gates(inner, params, carry, x)
+    c = np.clip(gates.c, -max_value, max_value)
+    np.testing.assert_array_equal(new.c, c)
+    np.testing.assert_allclose(new.h, np.clip(gates.o * np.tanh(c), -max_value, max_value), rtol=1e-12)
+    np.testing.assert_array_equal(y, new.h)
+
+
+def masks(shape, rate, key=5):
+    """A mask as one is drawn: 0 or 1 / (1 - rate)."""
+    return np.where(np.random.default_rng(key).random(shape) < rate, 0, 1 / (1 - rate))
+
+
+@pytest.mark.parametrize(
+    ("make", "reads"),
+    [
+        (lambda: jr.elman(I, H), lambda p, h, x, m: np.tanh((m * h) @ p.W_hh + x @ p.W_xh + p.b)),
+        (lambda: jr.elman(I, H, output_size=H), lambda p, h, x, m: np.tanh((m * h) @ p.W_hh + x @ p.W_xh + p.b)),
+    ],
+    ids=["elman", "elman with a readout"],
+)
+def test_recurrent_dropout_by_hand(make, reads, x64):
+    inner = make()
+    params, h, x = drawn(inner)
+    keep_h, keep_x = masks((B, H), 0.5) > 0, masks((B, I), 0.2, 6) > 0
+    cell = jr.recurrent_dropout(inner, rate=0.5, input_rate=0.2)
+    new, y = cell.step(params, h, x, ((keep_h, keep_x), None))
+    np.testing.assert_allclose(new, reads(params, h, keep_x / 0.8 * x, keep_h / 0.5), rtol=1e-12)
+    readout = new if params.W_hy is None else new @ params.W_hy + params.b_y
+    np.testing.assert_allclose(y, readout, rtol=1e-12)  # its product reads the new state, whole
+
+
+def test_recurrent_dropout_leaves_what_no_product_reads(x64):
+    """A GRU's (1 - z) * h takes h whole, its r * h goes into a product, through the mask."""
+    inner = jr.gru(I, H)
+    params, h, x = drawn(inner)
+    m = masks((B, H), 0.5)
+    new, _ = jr.recurrent_dropout(inner, rate=0.5).step(params, h, x, ((m > 0, None), None))
+    _, z, n, _ = jr.gates(inner, params, m * h, x)
+    np.testing.assert_allclose(new, (1 - z) * h + z * n, rtol=1e-12)
+
+
+def joined(input_size, hidden_size):
+    """A user's cell with one product, of [h, x]."""
+    W_shape = (hidden_size + input_size, hidden_size)
+
+    def step(W, h, x):
+        h = 0.5 * h + jnp.tanh(jnp.concatenate([h, x], axis=-1) @ W)
+        return h, h
+
+    initial_carry = lambda W, batch_shape=(): jnp.zeros((*batch_shape, hidden_size), W.dtype)  # noqa: E731
+    return jr.Cell(lambda key: jax.random.normal(key, W_shape), initial_carry, step)
+
+
+def test_recurrent_dropout_of_a_users_cell(x64):
+    inner = joined(I, H)
+    W, h, x = drawn(inner)
+    keep_h, keep_x = masks((B, H), 0.5) > 0, masks((B, I), 0.2, 6) > 0
+    cell = jr.recurrent_dropout(inner, rate=0.5, input_rate=0.2)
+    new, _ = cell.step(W, h, x, ((keep_h, keep_x), None))
+    read = np.concatenate([keep_h / 0.5 * h, keep_x / 0.8 * x], axis=-1)
+    np.testing.assert_allclose(new, 0.5 * h + np.tanh(read @ W), rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", [jr.lstm, joined, jr.mgu], ids=["lstm", "user", "mgu"])
+def test_recurrent_dropout_draws_once_for_a_sequence(make, x64):
+    """A run is that of the steps with the masks of one draw, the same for every step; chunks of it agree."""
+    cell = jr.recurrent_dropout(make(I, H), rate=0.5)
+    params, carry, _ = drawn(cell)
+    xs, key = draw((T, B, I), 4), jax.random.key(3)
+    (keep, _), _ = cell.noise(params, key, jnp.arange(T), xs[0])
+    assert keep.shape == (1, B, H) and 0 < keep.sum() < keep.size
+    noise = ((keep[0], None), None)
+    want, held = [], carry
+    for t in range(T):
+        held, y = cell.step(params, held, xs[t], noise)
+        want.append(y)
+    layer = jr.scan(cell)
+    _, ys = jax.jit(layer.apply)(params, xs, carry, key=key)
+    np.testing.assert_allclose(ys, np.stack(want), rtol=1e-12, atol=1e-14)
+    half, first = layer.apply(params, xs[:4], carry, key=key)
+    _, rest = layer.apply(params, xs[4:], half, key=key, start=4)
+    np.testing.assert_allclose(ys, np.concatenate([first, rest]), rtol=1e-12, atol=1e-14)
+
+
+def test_zoneout_keeps_units_at_random(x64):
+    inner = jr.lstm(I, H)
+    params, carry, x = drawn(inner)
+    keep_h, keep_c = masks((B, H), 0.5) > 0, masks((B, H), 0.2, 6) > 0
+    cell = jr.zoneout(inner, rate=0.5, c_rate=0.2)
+    new, y = cell.step(params, carry, x, ([keep_h, keep_c], None))
+    own, _ = inner.step(params, carry, x)
+    np.testing.assert_array_equal(new.h, np.where(keep_h, carry.h, own.h))
+    np.testing.assert_array_equal(new.c, np.where(keep_c, carry.c, own.c))
+    np.testing.assert_array_equal(y, new.h)
+
+
+def test_zoneout_in_evaluation_is_its_mean(x64):
+    inner = jr.lstm(I, H)
+    params, carry, x = drawn(inner)
+    new, _ = jr.zoneout(inner, rate=0.5, c_rate=0.2).step(params, carry, x)
+    own, _ = inner.step(params, carry, x)
+    np.testing.assert_allclose(new.h, 0.5 * carry.h + 0.5 * own.h, rtol=1e-12)
+    np.testing.assert_allclose(new.c, 0.2 * carry.c + 0.8 * own.c, rtol=1e-12)
+
+
+def test_zoneout_draws_its_rates_anew_at_each_step():
+    cell = jr.zoneout(jr.lstm(I, 50), rate=0.1, c_rate=0.6)
+    params = cell.init(jax.random.key(0))
+    (keep_h, keep_c), _ = cell.noise(params, jax.random.key(1), jnp.arange(20), jnp.zeros((4, I)))
+    assert keep_h.shape == keep_c.shape == (20, 4, 50)
+    # 4,000 draws: a standard error of 0.005 and 0.008, five of them.
+    np.testing.assert_allclose([keep_h.mean(), keep_c.mean()], [0.1, 0.6], atol=0.04)
+    assert (keep_h[0] != keep_h[1]).any() and (keep_h != keep_c).any()
+    (later, _), _ = cell.noise(params, jax.random.key(1), jnp.arange(5, 10), jnp.zeros((4, I)))
+    np.testing.assert_array_equal(later, keep_h[5:10])  # a function of absolute time
+
+
+def test_held_steps_override_zoneout():
+    cell = jr.zoneout(jr.gru(I, H), rate=0.5)
+    params = randomised(cell.init(jax.random.key(0)), 1)
+    xs, h = draw((4, B, I), 2).astype(jnp.float32), jnp.ones((B, H))
+    layer, key = jr.scan(cell), jax.random.key(1)
+    held, _ = layer.apply(params, xs, h, lengths=jnp.array([0, 2, 4]), key=key)
+    np.testing.assert_array_equal(held[0], h[0])
+    np.testing.assert_array_equal(held[1], layer.apply(params, xs, h, key=key)[1][1, 1])
+
+
+def test_noise_of_wrappers_and_of_what_they_wrap_are_two():
+    """A zoneout around a recurrent dropout: the inner one's mask is drawn, and is what its own key gives."""
+    inner = jr.recurrent_dropout(jr.gru(I, H), rate=0.5)
+    cell = jr.zoneout(inner, rate=0.5)
+    params, x = cell.init(jax.random.key(0)), jnp.ones((B, I))
+    (kept,), ((mask, _), _) = cell.noise(params, jax.random.key(1), jnp.arange(3), x)
+    assert kept.shape == (3, B, H) and mask.shape == (1, B, H)
+    h, _ = cell.step(params, jnp.ones((B, H)), x, ([kept[0]], ((mask[0], None), None)))
+    own, _ = inner.step(params, jnp.ones((B, H)), x, ((mask[0], None), None))
+    np.testing.assert_array_equal(h, jnp.where(kept[0], 1.0, own))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: jr.clip_state(jr.gru(I, H), max_value=0), ValueError, "clip_state: max_value must be positive, got 0"),
+        (
+            lambda: jr.clip_state(jr.scan(jr.gru(I, H)), max_value=1),
+            TypeError,
+            "clip_state: expected a Cell, got Layer",
+        ),
+        (lambda: jr.zoneout(jr.gru(I, H), rate=1.0), ValueError, "zoneout: rate must be at least 0 and below 1, got 1"),
+        (lambda: jr.zoneout(jr.lstm(I, H), rate=0.1, c_rate=-1), ValueError, "zoneout: c_rate must be .* got -1"),
+        (lambda: jr.zoneout(jr.gru(I, H), rate=jnp.ones(())), TypeError, "zoneout: rate must be a Python number"),
+        (
+            lambda: step_of(jr.zoneout(jr.gru(I, H), rate=0.1, c_rate=0.1)),
+            TypeError,
+            "zoneout: c_rate=0.1 is for a memory c, which the carry of gru lacks",
+        ),
+        (
+            lambda: jr.recurrent_dropout(jr.gru(I, H), rate=0.1, input_rate=1),
+            ValueError,
+            "recurrent_dropout: input_rate must be at least 0 and below 1, got 1",
+        ),
+        (
+            lambda: jr.scan(jr.recurrent_dropout(jr.chain(jr.gru(I, H), jr.gru(H, H)), rate=0.1)).apply(
+                jr.chain(jr.gru(I, H), jr.gru(H, H)).init(jax.random.key(0)), jnp.ones((T, I)), key=jax.random.key(0)
+            ),
+            TypeError,
+            "recurrent_dropout: the carry of chain must be one array of floats",
+        ),
+    ],
+)
+def test_wrappers_refuse(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def step_of(cell):
+    return cell.step(cell.init(jax.random.key(0)), cell.initial_carry(cell.init(jax.random.key(0))), jnp.ones(I))

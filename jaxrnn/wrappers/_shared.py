@@ -33,7 +33,7 @@ def state_of(who: str, cell: Cell, carry: PyTree) -> Any:
     if not hasattr(h, "shape") or not is_float(h) or len(h.shape) == 0:
         raise TypeError(
             f"{who}: the carry of {name_of(cell)} must be one array of floats (*B, H) or a record with such an h, "
-            f"got {type(carry).__name__}; of a chain wrap each cell."
+            f"got {type(carry).__name__}; name the state h in a NamedTuple, and of a chain wrap each cell."
         )
     return h
 
