@@ -28,7 +28,7 @@ BENCH := $(VENV)/installed-$(PYVER)-bench
 .DELETE_ON_ERROR:
 # Two pips must not write into one environment at once.
 .NOTPARALLEL:
-.PHONY: help demo bench test test-interop test-full lint format typecheck clean
+.PHONY: help demo bench parity test test-interop test-full lint format typecheck clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ test: lint typecheck $(DEV) ## lint, type check and tests, without the other lib
 
 test-interop: $(INTEROP) ## tests against torch, keras, haiku, equinox, flax and onnx
 	KERAS_BACKEND=jax $(PYTEST) tests/interop $(PYTEST_ARGS)
+
+parity: $(INTEROP) ## the table of differences from those libraries, same weights
+	KERAS_BACKEND=jax JAX_PLATFORMS=cpu $(PY) -m experiments.parity
 
 test-full: $(DEV) ## the tests of `make test` and the long ones
 	$(PYTEST) tests --ignore=tests/interop --full $(PYTEST_ARGS)
@@ -81,7 +84,7 @@ $(MADE):
 $(DEMO): EXTRAS = train
 $(DEV): EXTRAS = dev
 # torch comes by the exact pin of its extra; to spare gigabytes of GPU libraries, let pip see a CPU wheel (PIP_FIND_LINKS).
-$(INTEROP): EXTRAS = test,interop,torch
+$(INTEROP): EXTRAS = test,parity
 $(BENCH): EXTRAS = train,interop,torch
 $(DEMO) $(DEV) $(INTEROP) $(BENCH): $(MADE) pyproject.toml constraints.txt
 	@echo "installing jaxrnn[$(EXTRAS)] into $(VENV); the first time takes minutes"

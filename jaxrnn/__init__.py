@@ -27,6 +27,7 @@ from jaxrnn.gradients.jacobian_penalty import jacobian_penalty
 from jaxrnn.gradients.jacobians import log_singular_values, spectral_radius, step_jacobian
 from jaxrnn.gradients.lyapunov import Diagnosis, LyapunovSpectrum, diagnose, lyapunov_spectrum, verdict
 from jaxrnn.gradients.tbptt import tbptt
+from jaxrnn.interop.safetensors import load, save
 from jaxrnn.running._segments import Budget
 from jaxrnn.running.plan import Explanation, Plan, Report, explain
 from jaxrnn.running.scan import scan
@@ -100,6 +101,7 @@ __all__ = [
     "layer_norm",
     "leaky",
     "linear_analysis",
+    "load",
     "log_singular_values",
     "lstm",
     "lyapunov_spectrum",
@@ -115,6 +117,7 @@ __all__ = [
     "recurrent_dropout",
     "replicate",
     "residual",
+    "save",
     "scan",
     "shard_batch",
     "spectral_radius",

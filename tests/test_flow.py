@@ -95,8 +95,8 @@ def test_contributions_are_those_of_bptt(case, flags, x64):
     if flags == "masked":
         gaps = jnp.asarray(np.random.default_rng(3).random((T, B)) < 0.7)
         options = {"lengths": LENGTHS, "mask": gaps, "resets": jnp.roll(gaps, 1)}
-    run = lambda function: jax.jit(lambda *of: function(case.layer, *of, all_steps, **options))(params, xs)  # noqa: E731
-    flow, parts = run(jr.gradient_flow), run(jr.bptt_contributions)
+    both = jr.gradient_flow, jr.bptt_contributions
+    flow, parts = jax.jit(lambda *of: [one(case.layer, *of, all_steps, **options) for one in both])(params, xs)
     for norms, part in zip(jax.tree.leaves(flow.params), jax.tree.leaves(parts), strict=True):
         expected = np.sqrt((np.asarray(part, np.float64) ** 2).reshape(T, -1).sum(1))
         np.testing.assert_allclose(norms, expected, rtol=2e-6, atol=1e-12)
@@ -126,7 +126,8 @@ def test_each_sequence_by_itself_where_padded(x64):
     flow = jax.jit(lambda xs: jr.gradient_flow(cell, params, xs, at_ends, lengths=LENGTHS))(padded)
     weights = draw((B, H), 5)
     for b, length in enumerate(LENGTHS[:2]):
-        own = jr.gradient_flow(cell, params, xs[:length, b], lambda carry, ys, b=b: ys[-1] @ weights[b])
+        loss = lambda carry, ys, b=b: ys[-1] @ weights[b]  # noqa: E731
+        own = jax.jit(lambda xs, loss=loss: jr.gradient_flow(cell, params, xs, loss))(xs[:length, b])
         np.testing.assert_allclose(flow.states.norm[:length, b], own.states.norm, rtol=1e-12)
     by_lag = jr.norm_by_lag(flow.states.norm, lengths=LENGTHS)
     np.testing.assert_allclose(
@@ -160,9 +161,9 @@ def test_in_jit_and_vmap_and_under_other_plans(x64):
     def of_each(**options):
         layer = jr.scan(cell, **options)
         flow = lambda x: jr.gradient_flow(layer, params, x, lambda carry, ys: ys[-1].sum())  # noqa: E731
-        return jax.jit(jax.vmap(flow, in_axes=1))(xs)
+        return jax.vmap(flow, in_axes=1)(xs)
 
-    for each in (of_each(), of_each(checkpoint=4), of_each(plan="plain")):
+    for each in jax.jit(lambda: [of_each(), of_each(checkpoint=4), of_each(plan="plain")])():
         for a, b in zip(jax.tree.leaves(each), jax.tree.leaves(one), strict=True):
             # The norms of contributions are float32.
             np.testing.assert_allclose(a[1], b, rtol=1e-5 if b.dtype == jnp.float32 else 1e-12)
@@ -183,7 +184,8 @@ def test_pascanu_bound(x64):
 def test_norms_do_not_overflow_where_squares_would():
     W = 1e3 * np.eye(3, dtype=np.float32)
     cell = linear(W)
-    flow = jr.gradient_flow(cell, {"W": jnp.asarray(W)}, jnp.zeros((12, 0)), lambda carry, ys: (1e-30 * ys[-1]).sum())
+    loss = lambda carry, ys: (1e-30 * ys[-1]).sum()  # noqa: E731
+    flow = jax.jit(lambda W: jr.gradient_flow(cell, {"W": W}, jnp.zeros((12, 0)), loss))(W)
     np.testing.assert_allclose(
         flow.states.norm, [np.sqrt(3) * 10.0 ** (3 * (11 - t) - 30) for t in range(12)], rtol=1e-5
     )
@@ -235,8 +237,8 @@ def test_contributions_to_weights_used_in_any_way(name, x64):
 
     cell, xs = jr.Cell(lambda key: params, initial_carry, USER_STEPS[name]), draw((T, B, I), 4)
     resets = {"resets": jnp.zeros((T, B), bool).at[0, 0].set(True).at[3, 1].set(True)} if starts else {}
-    run = lambda function: jax.jit(lambda *of: function(cell, *of, all_steps, **resets))(params, xs)  # noqa: E731
-    flow, parts = run(jr.gradient_flow), run(jr.bptt_contributions)
+    both = jr.gradient_flow, jr.bptt_contributions
+    flow, parts = jax.jit(lambda *of: [one(cell, *of, all_steps, **resets) for one in both])(params, xs)
     for name, part in parts.items():
         expected = np.linalg.norm(np.asarray(part).reshape(T, -1), axis=1)
         np.testing.assert_allclose(flow.params[name], expected, rtol=1e-9, atol=1e-13)
@@ -246,9 +248,9 @@ def test_a_learned_carry_that_a_reset_reads_too(x64):
     cell = jr.elman(I, H, learned_carry=True)
     params, xs = randomised(cell.init(jax.random.key(0)), 1), draw((T, B, I), 2)
     resets = jnp.zeros((T, B), bool).at[0, 0].set(True).at[2, 1].set(True)
-    flow = jr.gradient_flow(cell, params, xs, all_steps, resets=resets)
-    part = np.asarray(jr.bptt_contributions(cell, params, xs, all_steps, resets=resets).h0)
-    np.testing.assert_allclose(flow.params.h0, np.linalg.norm(part, axis=1), rtol=1e-9)
+    both = jr.gradient_flow, jr.bptt_contributions
+    flow, parts = jax.jit(lambda *of: [one(cell, *of, all_steps, resets=resets) for one in both])(params, xs)
+    np.testing.assert_allclose(flow.params.h0, np.linalg.norm(parts.h0, axis=1), rtol=1e-9)
     assert (np.asarray(flow.params.h0) > 0).tolist() == [True, False, True, False, False, False]
 
 
@@ -277,14 +279,16 @@ def test_rows_that_cancel_do_not_vanish():
     params = params._replace(W_hh=0.9 * jnp.eye(H))
     xs = jnp.repeat(draw((T, 1, I), 1).astype(jnp.float32), 2, axis=1)
     loss = lambda carry, ys: (ys[-1, 0] - (1 - 1e-5) * ys[-1, 1]).sum()  # noqa: E731
-    flow = jr.gradient_flow(cell, params, xs, loss)
-    part = np.asarray(jr.bptt_contributions(cell, params, xs, loss).W_hh)
+    both = jr.gradient_flow, jr.bptt_contributions
+    flow, parts = jax.jit(lambda *of: [one(cell, *of, loss) for one in both])(params, xs)
+    part = np.asarray(parts.W_hh)
     np.testing.assert_allclose(flow.params.W_hh, np.linalg.norm(part.reshape(T, -1), axis=1), rtol=0.02)
 
 
 def test_contributions_beyond_float32(x64):
     W = 10 * np.eye(3)
-    flow = jr.gradient_flow(linear(W), {"W": jnp.asarray(W)}, jnp.zeros((60, 0)), lambda c, ys: 1e-60 * ys[-1].sum())
+    loss = lambda carry, ys: 1e-60 * ys[-1].sum()  # noqa: E731
+    flow = jax.jit(lambda W: jr.gradient_flow(linear(W), {"W": W}, jnp.zeros((60, 0)), loss))(W)
     np.testing.assert_allclose(flow.params["W"], [3 * 10.0 ** (59 - 60)] * 60, rtol=1e-9)
 
 
@@ -318,6 +322,7 @@ def test_each_device_of_a_shard_map_has_its_own_flow():
             out_specs=(P(None, "d"), P("d")),
         )
     )(xs)
+    of = jax.jit(of)
     for b in range(2):
         own = of(xs[:, b : b + 1])
         np.testing.assert_allclose(apart[0][:, b], own.states.norm[:, 0], rtol=1e-6)
@@ -326,3 +331,25 @@ def test_each_device_of_a_shard_map_has_its_own_flow():
         lambda x: jr.lyapunov_spectrum(cell, params, x).exponents, mesh=mesh, in_specs=P(None, "d"), out_specs=P("d")
     )
     np.testing.assert_allclose(jax.jit(exponents)(xs), np.zeros((2, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1.0, 1e15], ids=str)
+def test_norms_of_inputs_small_and_large(scale):
+    """h_t = 0.5 h_{t-1} + W x_t: step t adds x_tᵀ d_t, d_t = 0.5^(T - 1 - t) w; also where squares leave the floats."""
+    B, I, H = 2, 8, 8  # fewer rows than columns: measured by the rows' products
+    cell = jr.elman(I, H, activation="identity", bias=False)
+    params = cell.init(jax.random.key(0))._replace(W_hh=0.5 * jnp.eye(H))
+    xs, w = np.asarray(draw((T, B, I), 1), np.float32) * np.float32(scale), np.asarray(draw((B, H), 2), np.float32)
+    flow = jax.jit(lambda xs: jr.gradient_flow(cell, params, xs, lambda carry, ys: (ys[-1] * w).sum()))(xs)
+    norms = np.linalg.norm(np.einsum("tbi,bo->tio", xs.astype(np.float64), w.astype(np.float64)), axis=(1, 2))
+    expected = norms * 0.5 ** (T - 1.0 - np.arange(T))
+    np.testing.assert_allclose(flow.params.W_xh, expected, rtol=1e-5)  # float32
+
+
+@pytest.mark.parametrize(("batch", "leaves"), [(2, True), (64, False)], ids=["few rows", "many rows"])
+def test_norms_by_rows_where_these_are_few(batch, leaves):
+    """Products of all steps' rows with each other, (T, B, B), in place of a product for each step."""
+    cell = jr.elman(8, 8)
+    params, xs = cell.init(jax.random.key(0)), jnp.ones((T, batch, 8))
+    flow = lambda params, xs: jr.gradient_flow(cell, params, xs, lambda carry, ys: ys[-1].sum()).params  # noqa: E731
+    assert (f"f32[{T},{batch},{batch}]" in str(jax.make_jaxpr(flow)(params, xs))) == leaves

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
+from jaxrnn._checks import check_params
 from jaxrnn._spec import Spec
+from jaxrnn.cells._shared import ACTIVATIONS
 
 
 def needs(library: str, extra: str, module: str | None = None) -> ModuleType:
@@ -49,11 +53,17 @@ def levels_of(who: str, model: Cell | Layer, params: PyTree) -> list[Level]:
     Raises:
         ValueError, TypeError: models of another form, with the part that has no counterpart.
     """
+    return _levels(who, checked_spec(who, model, params), params)
+
+
+def checked_spec(who: str, model: Cell | Layer, params: PyTree) -> Spec:
+    """The spec of a built-in cell or layer, once its params are seen to have the structure and shapes of its init's."""
     if not isinstance(model, Cell | Layer):
         raise TypeError(f"{who}: expected a Cell or a Layer, got {type(model).__name__}.")
     if model.spec is None:
         refuse(who, "a user's own cell or layer", "its equations are not known here")
-    return _levels(who, model.spec, params)
+    check_params(who, params, jax.eval_shape(lambda: model.init(jax.random.key(0))))
+    return model.spec
 
 
 def _levels(who: str, spec: Spec, params: PyTree) -> list[Level]:
@@ -65,6 +75,8 @@ def _levels(who: str, spec: Spec, params: PyTree) -> list[Level]:
             if cell.kind == "dropout":
                 if not levels:
                     refuse(who, "dropout before the first layer", "put it between layers")
+                if levels[-1].dropout:
+                    refuse(who, "dropout twice in a row", "put one, of the rate 1 - (1 - a) (1 - b)")
                 levels[-1] = levels[-1]._replace(dropout=dict(cell.options)["rate"])
             else:
                 levels += _levels(who, child, own)
@@ -105,13 +117,32 @@ def spec_of(kind: str, input_size: int, hidden_size: int, **options: Any) -> Spe
     return getattr(jr, kind)(input_size, hidden_size, **given).spec
 
 
-def reordered(a: Any, theirs: str, ours: str, axis: int = -1) -> np.ndarray:
+def param_dtype(W: Any) -> str | None:
+    """The dtype of weights as the factories' option; None for float32, their default."""
+    return None if W.dtype == np.float32 else W.dtype.name
+
+
+# What a spec says of how parameters start, how wide they are, and in which dtype the work is done.
+NOT_IN_WEIGHTS = (
+    *("input_size", "hidden_size", "param_dtype", "dtype"),
+    *("input_init", "recurrent_init", "bias_init", "kernel_init", "forget_bias", "T_max"),
+)
+
+
+def check_options(who: str, run: Run, *known: str) -> None:
+    """Refuse what a cell was built with and what neither weights nor the ``known`` options of a library can say."""
+    for name, value in run.cell.options:
+        if name not in (*NOT_IN_WEIGHTS, *known):
+            refuse(who, f"{run.cell.kind}'s {name}={value!r}", "the other library's layer has no such option")
+
+
+def reordered(a: Any, theirs: str, ours: str, axis: int = -1) -> Any:
     """The blocks of an axis put in another order: ``reordered(W, "iofc", "ifco")``."""
     blocks = dict(zip(theirs, np.split(np.asarray(a), len(theirs), axis=axis), strict=True))
     return np.concatenate([blocks[gate] for gate in ours], axis=axis)
 
 
-def negated(a: Any, block: int, blocks: int, axis: int = -1) -> np.ndarray:
+def negated(a: Any, block: int, blocks: int, axis: int = -1) -> Any:
     """One of the blocks of an axis negated: 1 - σ(a) = σ(-a), for libraries whose z keeps the old state."""
     parts = np.split(np.asarray(a), blocks, axis=axis)
     parts[block] = -parts[block]
@@ -124,10 +155,9 @@ def as_jax(params: PyTree) -> PyTree:
     Raises:
         TypeError: float64 while JAX's 64 bits are off, which would drop digits.
     """
-    import jax
 
     def convert(a):
-        if np.asarray(a).dtype == np.float64 and not jax.config.jax_enable_x64:
+        if np.asarray(a).dtype == np.float64 != jax.dtypes.canonicalize_dtype(np.float64):
             raise TypeError(
                 "the weights are float64 but JAX would make them float32 and drop digits; set "
                 "jax.config.update('jax_enable_x64', True), or cast the weights to float32 first."
@@ -140,3 +170,30 @@ def as_jax(params: PyTree) -> PyTree:
 def refuse(who: str, what: str, why: str) -> NoReturn:
     """The error for what has no counterpart."""
     raise ValueError(f"{who}: {what} has no counterpart: {why}.")
+
+
+def named(function: Any) -> Any:
+    """The built-in activation's name where this function is one; any other function as it is."""
+    return next((name for name, known in ACTIVATIONS.items() if function is known), function)
+
+
+def requires(who: str, run: Run, theirs: str, **wanted: Any) -> None:
+    """Refuse a cell with an option that differs from what their cell has built in."""
+    parameters = inspect.signature(getattr(jr, run.cell.kind)).parameters
+    for name, want in wanted.items():
+        got = named(run.option(name, parameters[name].default))
+        if got != want:
+            refuse(who, f"{run.cell.kind} with {name}={got!r}", f"{theirs} has {want!r}")
+
+
+def no_learned_carry(who: str, run: Run, theirs: str) -> None:
+    """Refuse a cell whose initial carry is learned."""
+    if run.option("learned_carry", False):
+        refuse(who, "a learned initial carry", f"{theirs} has no such parameter; pass it as the initial state")
+
+
+def own_dtype(who: str, run: Run, weights: Any, theirs: str) -> None:
+    """Refuse a compute dtype that is not the weights' own."""
+    dtype = run.option("dtype")
+    if dtype is not None and np.dtype(dtype) != weights:
+        refuse(who, f"dtype={dtype!r} with weights in {weights}", f"{theirs} computes in the dtype of the weights")

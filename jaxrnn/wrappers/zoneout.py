@@ -62,7 +62,7 @@ def zoneout(cell: Cell, *, rate: float, c_rate: float | None = None) -> Cell:
 
         def draw(key):
             keys = jax.random.split(key, len(leaves))
-            return [jax.random.bernoulli(*of, a.shape) for *of, a in zip(keys, chances, leaves, strict=True)]
+            return [jax.random.bernoulli(k, p, a.shape) for k, p, a in zip(keys, chances, leaves, strict=True)]
 
         return draw_each_step(draw, jax.random.fold_in(key, 0), times), draw_inner(cell, params, key, times, x)
 

@@ -1,0 +1,45 @@
+"""The command: ``python -m experiments.parity`` prints the table as Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import jax
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare, print the table, and return 1 where a difference is above its limit."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.parity", description=__doc__)
+    parser.add_argument(
+        "--only", metavar="LIBRARY", action="append", help="torch, keras, linen, nnx …; may be repeated"
+    )
+    arguments = parser.parse_args(argv)
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    jax.config.update("jax_enable_x64", True)
+
+    from experiments.parity.compare import compare
+    from experiments.parity.report import LIMITS, table, worst
+    from experiments.parity.sources import sources
+
+    known = dict.fromkeys(library for library, _ in sources())
+    if unknown := set(arguments.only or ()) - known.keys():
+        parser.error(f"unknown library {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+    rows = []
+    for library, make in sources():
+        if arguments.only is None or library in arguments.only:
+            for dtype in ("float32",) if library == "onnx" else ("float32", "float64"):
+                rows.append(compare(make, dtype))
+                print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    print(table(rows))
+    above = [row for row in rows if worst(row) > LIMITS[row.dtype]]
+    for row in above:
+        print(f"above {LIMITS[row.dtype]:g}: {row.source.library} {row.source.cell} {row.source.options} {row.dtype}")
+    return 1 if above else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
