@@ -153,14 +153,15 @@ def as_jax(params: PyTree) -> PyTree:
     """NumPy arrays as JAX's, their dtype kept.
 
     Raises:
-        TypeError: float64 while JAX's 64 bits are off, which would drop digits.
+        TypeError: dtypes of 64 bits while JAX's are off, which would drop digits.
     """
 
     def convert(a):
-        if np.asarray(a).dtype == np.float64 != jax.dtypes.canonicalize_dtype(np.float64):
+        dtype = np.asarray(a).dtype
+        if (narrow := jax.dtypes.canonicalize_dtype(dtype)).itemsize < dtype.itemsize:
             raise TypeError(
-                "the weights are float64 but JAX would make them float32 and drop digits; set "
-                "jax.config.update('jax_enable_x64', True), or cast the weights to float32 first."
+                f"the weights are {dtype} but JAX would make them {narrow} and drop digits; set "
+                f"jax.config.update('jax_enable_x64', True), or cast the weights to {narrow} first."
             )
         return jnp.asarray(a)
 

@@ -1,0 +1,228 @@
+"""What the conversions of Flax's linen and nnx cells share: their equations in terms of jaxrnn's.
+
+The weights stand as linen names them, a kernel (and bias) for each gate: ``{"ii": {"kernel": …}, "hi": {"kernel": …,
+"bias": …} …}`` for an LSTM; nnx's fused kernels are cut into these and put together again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxrnn as jr
+from jaxrnn._base import Cell, Layer, PyTree, name_of
+from jaxrnn.cells._shared import ACTIVATIONS
+from jaxrnn.combine import MERGES
+from jaxrnn.interop._shared import (
+    Level,
+    Run,
+    as_jax,
+    check_options,
+    levels_of,
+    named,
+    negated,
+    no_learned_carry,
+    param_dtype,
+    refuse,
+    requires,
+    spec_of,
+)
+
+Weights = dict[str, dict[str, Any]]
+
+# What is summed before it is used has one bias, on the side that Flax puts it; the one of "hn" stands in a product.
+BIASED = {
+    "simple": ("i",),
+    "lstm": ("hi", "hf", "hg", "ho"),
+    "gru": ("ir", "iz", "in", "hn"),
+    "mgu": ("if", "in", "hn"),
+    "mgu without reset": ("if", "in"),
+}
+GATES = {"lstm": "ifgo", "gru": "rzn", "mgu": "fn", "mgu without reset": "fn"}
+OPTIONS = (
+    *("activation", "gate_activation", "bias", "reset", "keep"),
+    *("output_size", "projection_size", "learned_carry"),  # looked at, and refused
+)
+SYMMETRIC = ("sigmoid", "hard_sigmoid")  # 1 - σ(a) = σ(-a)
+
+
+class FlaxCell(NamedTuple):
+    """A Flax cell, linen's or nnx's, apart from its class."""
+
+    kind: str  # a key of BIASED
+    weights: Weights
+    activation: Any
+    gate: Any = None  # of all but "simple"
+    residual: bool = False  # of "simple"
+    dtype: Any = None
+
+
+def names_of(kind: str) -> tuple[str, ...]:
+    """The names of a cell's dense parts in linen: for an LSTM ii, if, ig, io, hi, hf, hg, ho."""
+    return tuple(side + gate for side in "ih" for gate in GATES[kind]) if kind in GATES else ("i", "h")
+
+
+def check_weights(who: str, kind: str, weights: Mapping[str, Any], hidden_size: int) -> Weights:
+    """Kernels (I, H) and (H, H) and biases (H,), as NumPy arrays, no more and no fewer than the cell has."""
+    want = {(name, "kernel") for name in names_of(kind)} | {(name, "bias") for name in BIASED[kind]}
+    got = {(name, part) for name, parts in weights.items() if isinstance(parts, Mapping) for part in parts}
+    if got != want or len(weights) != len(names_of(kind)):
+        given = sorted(".".join(pair) for pair in got) or sorted(map(str, weights)) or ["none"]
+        raise ValueError(
+            f"{who}: expected the parameters {', '.join(sorted('.'.join(pair) for pair in want))}, got "
+            f"{', '.join(given)}; pass the parameters of this very module."
+        )
+    arrays = {name: {part: np.asarray(a) for part, a in parts.items()} for name, parts in weights.items()}
+    for name, parts in arrays.items():
+        rows = hidden_size if name.startswith("h") else arrays[names_of(kind)[0]]["kernel"].shape[0]
+        for part, a in parts.items():
+            shape = (rows, hidden_size) if part == "kernel" else (hidden_size,)
+            if a.shape != shape:
+                raise ValueError(
+                    f"{who}: {name}.{part} must have the shape {shape}, got {a.shape}; pass the parameters of this "
+                    f"very module."
+                )
+    return arrays
+
+
+def from_flax(who: str, cell: FlaxCell) -> tuple[Cell, PyTree]:
+    """The jaxrnn cell that computes what the Flax cell does, and its parameters."""
+    kind, w = cell.kind, cell.weights
+
+    def fused(side: str, part: str = "kernel") -> Any:
+        return np.concatenate([w[side + gate][part] for gate in GATES[kind]], axis=-1)
+
+    b_hh = w.get("hn", {}).get("bias")
+    activation, gate = named(cell.activation), named(cell.gate)
+    options = {"activation": None if activation == "tanh" else activation}
+    if kind in GATES:
+        options["gate_activation"] = None if gate == "sigmoid" else gate
+    params: PyTree
+    if kind == "simple":
+        W_hh = w["h"]["kernel"]
+        # act(… + W_hh h + h): the skip connection is a part of the recurrent matrix.
+        W_hh = W_hh + np.eye(len(W_hh), dtype=W_hh.dtype) if cell.residual else W_hh
+        made, params = "elman", jr.ElmanParams(w["i"]["kernel"], W_hh, w["i"]["bias"])
+    elif kind == "lstm":
+        made, params = "lstm", jr.LSTMParams(fused("i"), fused("h"), fused("h", "bias"))
+    elif kind == "gru":
+        if gate not in SYMMETRIC:
+            refuse(who, f"a GRU with gate_fn={gate!r}", _SHARE)
+        W_xh, W_hh, b = (negated(a, 1, 3) for a in (fused("i"), fused("h"), fused("i", "bias")))
+        made, params = "gru", jr.GRUParams(W_xh, W_hh, b, b_hh)
+        options["reset"] = "after"
+    else:
+        made, params = "mgu", jr.MGUParams(fused("i"), fused("h"), fused("i", "bias"), b_hh)
+        options |= {"reset": "after" if kind == "mgu" else "none", "keep": "state"}
+    if cell.dtype is not None:
+        options["dtype"] = np.dtype(cell.dtype)
+    I, H = w[names_of(kind)[0]]["kernel"].shape
+    spec = spec_of(made, I, H, param_dtype=param_dtype(params.W_xh), **options)
+    return jr.build(spec), as_jax(params)
+
+
+_SHARE = "z is the share of the old state there and of the new one here, and 1 - gate_fn(a) = gate_fn(-a) does not hold"
+
+
+def to_flax(who: str, run: Run) -> FlaxCell:
+    """The Flax cell that computes what a jaxrnn cell does."""
+    kind, p = run.cell.kind, run.params
+    if kind not in ("elman", "lstm", "gru", "mgu"):
+        refuse(who, kind, "Flax has simple cells, LSTMs, GRUs and MGUs")
+    no_learned_carry(who, run, "Flax")
+    check_options(who, run, *OPTIONS)
+    dtype, activation = run.option("dtype"), run.option("activation", "tanh")
+    gate = run.option("gate_activation", "sigmoid")
+    W_xh, W_hh = np.asarray(p.W_xh), np.asarray(p.W_hh)
+    b = np.zeros(W_xh.shape[-1:], W_xh.dtype) if p.b is None else np.asarray(p.b)
+    functions = tuple(f if callable(f) else ACTIVATIONS[f] for f in (activation, gate))
+    if kind == "elman":
+        requires(who, run, "Flax's simple cell", output_size=None)
+        return FlaxCell("simple", {"i": {"kernel": W_xh, "bias": b}, "h": {"kernel": W_hh}}, functions[0], dtype=dtype)
+    theirs = _gated(who, run)
+    if kind == "gru" or (kind == "mgu" and run.option("keep", "candidate") == "candidate"):
+        if named(gate) not in SYMMETRIC:
+            refuse(who, f"{kind} with gate_activation={gate!r}", _SHARE)
+        block, blocks = (1, 3) if kind == "gru" else (0, 2)
+        W_xh, W_hh, b = (negated(a, block, blocks) for a in (W_xh, W_hh, b))
+    n = len(GATES[theirs])
+    parts = {"i": np.split(W_xh, n, axis=-1), "h": np.split(W_hh, n, axis=-1)}
+    weights: Weights = {
+        side + letter: {"kernel": W} for side in "ih" for letter, W in zip(GATES[theirs], parts[side], strict=True)
+    }
+    for name, own in zip(BIASED[theirs], np.split(b, n), strict=False):  # that of hn follows them
+        weights[name]["bias"] = own
+    if "hn" in BIASED[theirs]:
+        weights["hn"]["bias"] = np.zeros(W_hh.shape[:1], b.dtype) if p.b_hh is None else np.asarray(p.b_hh)
+    return FlaxCell(theirs, weights, functions[0], functions[1], dtype=dtype)
+
+
+def _gated(who: str, run: Run) -> str:
+    """The kind of the gated cell that a run's cell is in Flax."""
+    kind = run.cell.kind
+    if kind == "lstm":
+        requires(who, run, "Flax's LSTM", projection_size=None)
+    elif kind == "gru":
+        requires(who, run, "Flax's GRU", reset="after")
+    elif run.option("reset", "before") == "before":
+        refuse(who, "mgu with reset='before'", "Flax's MGU has 'after' or 'none'")
+    elif run.option("reset") == "after":
+        requires(who, run, "Flax's MGU", keep="state")
+    else:
+        return "mgu without reset"
+    return kind
+
+
+def one_level(who: str, model: Cell | Layer, params: PyTree) -> Level:
+    """A model of one level: a cell, a run of it, or a bidirectional one."""
+    level, *above = levels_of(who, model, params)
+    if above or level.dropout:
+        refuse(who, f"a {name_of(model)}", "Flax's RNN is one layer; convert the members of a stack one by one")
+    return level
+
+
+def nested(tree: PyTree) -> dict[str, Any]:
+    """Any pytree of arrays as dicts in dicts under the names of its paths; a bare array under ``value``."""
+    out: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        *way, last = names_on(path)
+        at = out
+        for name in way:
+            at = at.setdefault(name, {})
+        at[last] = leaf
+    return out
+
+
+def names_on(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names of the keys on the path to a leaf: of attributes, dict entries, places in a tuple."""
+    names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+    return names or ("value",)
+
+
+def params_like(who: str, like: PyTree, names: Any) -> PyTree:
+    """The inverse of :func:`nested`: a tree of the structure of ``like``, with the arrays of these names."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    try:
+        leaves = [functools.reduce(lambda at, name: at[name], names_on(path), names) for path, _ in paths]
+    except KeyError as error:
+        expected = ", ".join(".".join(names_on(path)) for path, _ in paths)
+        raise ValueError(f"{who}: expected the parameters {expected}, but {error} is not among those given.") from error
+    return jax.tree.unflatten(structure, leaves)
+
+
+def feature_axes(who: str, cell: Cell) -> int:
+    """What Flax's RNN asks of a cell: the number of axes of one input that are not batch axes."""
+    if cell.noise is not None:
+        refuse(who, f"the noise of {name_of(cell)}", "it is drawn for a whole run, and Flax's RNN goes step by step")
+    if not isinstance(cell.x_ndim, int) or cell.x_ndim < 1:
+        refuse(who, f"x_ndim={cell.x_ndim!r} of {name_of(cell)}", "Flax's RNN takes one array with feature axes")
+    return cell.x_ndim
+
+
+def merge_name(merge: Any, default: Any) -> Any:
+    """The name of a Bidirectional's ``merge_fn`` here; any other function as it is."""
+    return "concat" if merge is default else next((name for name, known in MERGES.items() if merge is known), merge)

@@ -1,0 +1,129 @@
+"""Equinox: weights of its recurrent cells both ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxrnn as jr
+from jaxrnn._base import Cell, PyTree
+from jaxrnn.interop._shared import (
+    as_jax,
+    check_options,
+    levels_of,
+    needs,
+    negated,
+    no_learned_carry,
+    own_dtype,
+    param_dtype,
+    refuse,
+    requires,
+    spec_of,
+)
+
+
+def from_equinox(module: Any) -> tuple[Cell, PyTree]:
+    """An Equinox recurrent cell, with the weights that it holds, as a jaxrnn cell and its parameters.
+
+    Equinox has a row for each output, and its GRU's z is the share of the *old* state: weights are transposed, z
+    blocks negated, as 1 - σ(a) = σ(-a).
+
+    Args:
+        module: an ``eqx.nn.LSTMCell`` or ``eqx.nn.GRUCell``.
+
+    Returns:
+        ``(cell, params)``: an ``lstm``, or a ``gru`` with ``reset="after"``; without biases where it has none.
+
+    Raises:
+        ValueError: another module, weights that do not fit its sizes.
+
+    Example:
+        >>> import equinox as eqx, jax, jax.numpy as jnp, jaxrnn as jr
+        >>> from jaxrnn.interop.equinox import from_equinox
+        >>> theirs = eqx.nn.GRUCell(3, 5, key=jax.random.key(0))
+        >>> cell, params = from_equinox(theirs)
+        >>> y = cell.step(params, jnp.zeros(5), jnp.ones(3))[1]
+        >>> bool(jnp.allclose(y, theirs(jnp.ones(3), jnp.zeros(5)), atol=1e-6))
+        True
+
+    Differs: Equinox's cells take one sequence's vectors and return the new state alone.
+    """
+    eqx = needs("equinox", "interop")
+    if type(module) not in (eqx.nn.LSTMCell, eqx.nn.GRUCell):
+        refuse("from_equinox", f"a {type(module).__name__}", "known are eqx.nn.LSTMCell and eqx.nn.GRUCell")
+    I, H = module.input_size, module.hidden_size
+    blocks = 4 if type(module) is eqx.nn.LSTMCell else 3
+    shapes = {"weight_ih": (blocks * H, I), "weight_hh": (blocks * H, H), "bias": (blocks * H,), "bias_n": (H,)}
+    w: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        a = getattr(module, name, None) if module.use_bias or name.startswith("weight") else None
+        w[name] = None if a is None else np.asarray(a)
+        if a is not None and w[name].shape != shape:
+            raise ValueError(
+                f"from_equinox: {name} must have the shape {shape}, got {w[name].shape}; convert the modules of an "
+                f"ensemble one by one, as jax.tree.map(lambda a: a[0], module) takes the first."
+            )
+    W_xh, W_hh, b, b_n = w["weight_ih"].T, w["weight_hh"].T, w["bias"], w["bias_n"]
+    options: dict[str, Any] = {"bias": None if module.use_bias else False, "param_dtype": param_dtype(W_xh)}
+    params: PyTree
+    if blocks == 4:
+        kind, params = "lstm", jr.LSTMParams(W_xh, W_hh, b)
+    else:
+        W_xh, W_hh = negated(W_xh, 1, 3), negated(W_hh, 1, 3)
+        kind, params = "gru", jr.GRUParams(W_xh, W_hh, None if b is None else negated(b, 1, 3), b_n)
+        options["reset"] = "after"
+    return jr.build(spec_of(kind, I, H, **options)), as_jax(params)
+
+
+def to_equinox(cell: Cell, params: PyTree) -> Any:
+    """A jaxrnn cell and its parameters as an Equinox module with these weights.
+
+    Args:
+        cell: an ``lstm`` without projection or a ``gru`` with ``reset="after"``, with tanh and σ.
+        params: its parameters.
+
+    Returns:
+        An ``eqx.nn.LSTMCell`` or ``eqx.nn.GRUCell``, with ``use_bias=False`` for a cell without biases.
+
+    Raises:
+        ValueError, TypeError: what has no counterpart: layers, other cells and options, a learned initial carry, a
+            compute dtype other than the weights'.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> from jaxrnn.interop.equinox import to_equinox
+        >>> cell = jr.lstm(3, 5)
+        >>> params = cell.init(jax.random.key(0))
+        >>> h, c = to_equinox(cell, params)(jnp.ones(3), (jnp.zeros(5), jnp.zeros(5)))
+        >>> bool(jnp.allclose(h, cell.step(params, cell.initial_carry(params), jnp.ones(3))[1], atol=1e-6))
+        True
+
+    Differs: see :func:`from_equinox`.
+    """
+    eqx = needs("equinox", "interop")
+    who = "to_equinox"
+    if not isinstance(cell, Cell):
+        refuse(who, f"a {type(cell).__name__}", "Equinox has cells alone; convert the cells that it is made of")
+    ((run,),) = (level.runs for level in levels_of(who, cell, params))
+    if run.cell.kind not in ("lstm", "gru"):
+        refuse(who, run.cell.kind, "Equinox has an LSTM and a GRU")
+    theirs = eqx.nn.LSTMCell if run.cell.kind == "lstm" else eqx.nn.GRUCell
+    own = {"projection_size": None} if run.cell.kind == "lstm" else {"reset": "after"}
+    requires(who, run, f"eqx.nn.{theirs.__name__}", activation="tanh", gate_activation="sigmoid", **own)
+    no_learned_carry(who, run, "Equinox")
+    check_options(who, run, "activation", "gate_activation", "bias", "learned_carry", *own)
+    W_xh, W_hh = np.asarray(params.W_xh), np.asarray(params.W_hh)
+    b = None if params.b is None else np.asarray(params.b)
+    own_dtype(who, run, W_xh.dtype, "Equinox")
+    I, H = W_xh.shape[0], W_hh.shape[0]
+    if run.cell.kind == "gru":
+        W_xh, W_hh, b = negated(W_xh, 1, 3), negated(W_hh, 1, 3), None if b is None else negated(b, 1, 3)
+    weights = {"weight_ih": W_xh.T, "weight_hh": W_hh.T, "bias": b}
+    if run.cell.kind == "gru":
+        weights["bias_n"] = params.b_hh
+    weights = as_jax({name: a for name, a in weights.items() if a is not None})
+    # As shapes alone: nothing is drawn, every array is set.
+    module = eqx.filter_eval_shape(theirs, I, H, use_bias=b is not None, key=jax.random.key(0))
+    return eqx.tree_at(lambda m: [getattr(m, name) for name in weights], module, list(weights.values()))

@@ -1,0 +1,222 @@
+"""Haiku: weights of its recurrent cores both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import jaxrnn as jr
+from jaxrnn._base import Cell, PyTree
+from jaxrnn.interop._shared import (
+    Run,
+    as_jax,
+    check_options,
+    checked_spec,
+    no_learned_carry,
+    own_dtype,
+    param_dtype,
+    refuse,
+    reordered,
+    requires,
+    spec_of,
+)
+
+# The name that Haiku gives a core's module, and what stands below it.
+CORES = {
+    "VanillaRNN": "vanilla_rnn",
+    "LSTM": "lstm",
+    "GRU": "gru",
+    "Conv1DLSTM": "conv1_dlstm",
+    "Conv2DLSTM": "conv2_dlstm",
+    "Conv3DLSTM": "conv3_dlstm",
+}
+
+
+def from_haiku(
+    core: Any, params: Mapping[str, Any], *, name: Any = None, spatial_shape: Sequence[int] | None = None
+) -> tuple[Cell, PyTree]:
+    """The parameters of a Haiku core as a jaxrnn cell and its parameters.
+
+    Haiku's LSTMs have the gate order i g f o and add 1 to the forget gate at every step, which goes into the bias
+    here; its GRU has the order z r n; its VanillaRNN has relu and two biases, of which the sum goes into ours.
+
+    Args:
+        core: the core's class or its name: VanillaRNN, LSTM, GRU, Conv1DLSTM, Conv2DLSTM, Conv3DLSTM; or, for the
+            cores of a DeepRNN, a list of such.
+        params: what the transformed function's ``init`` gave; other modules' may stand in it.
+        name: the core's module in ``params``, with its path (``"my_net/~/lstm"``); None means as Haiku calls it, in a
+            DeepRNN ``lstm``, ``lstm_1`` and so on. A list for a list of cores.
+        spatial_shape: the fields' sizes, the convolutional cores' ``input_shape``; the weights do not tell.
+
+    Returns:
+        ``(cell, params)``: an ``elman`` with relu, an ``lstm``, a ``gru`` with ``reset="before"``, a ``conv_lstm``; for
+        a list a ``jr.chain``, whose carry is a tuple as DeepRNN's state is.
+
+    Raises:
+        ValueError, TypeError: another core, a module that is not in ``params``, weights that do not fit, a
+            ``spatial_shape`` missing; float64 weights where JAX's 64 bits are off.
+
+    Example:
+        >>> import haiku as hk, jax, jax.numpy as jnp, jaxrnn as jr
+        >>> from jaxrnn.interop.haiku import from_haiku
+        >>> xs, start = jnp.ones((7, 2, 3)), hk.LSTMState(jnp.zeros((2, 5)), jnp.zeros((2, 5)))
+        >>> theirs = hk.without_apply_rng(hk.transform(lambda xs: hk.dynamic_unroll(hk.LSTM(5), xs, start)))
+        >>> weights = theirs.init(jax.random.key(0), xs)
+        >>> cell, params = from_haiku(hk.LSTM, weights)
+        >>> bool(jnp.allclose(jr.scan(cell).apply(params, xs)[1], theirs.apply(weights, xs)[0], atol=1e-6))
+        True
+
+    Differs: Haiku's cores return (output, state), and an LSTMState(hidden, cell) where ours is LSTMCarry(h, c).
+    """
+    if isinstance(core, Sequence) and not isinstance(core, str):
+        names = _unique([_core(one) for one in core]) if name is None else name
+        pairs = [from_haiku(c, params, name=n, spatial_shape=spatial_shape) for c, n in zip(core, names, strict=True)]
+        return jr.chain(*(cell for cell, _ in pairs)), tuple(own for _, own in pairs)
+    kind = _core(core)
+    name = CORES[kind] if name is None else name
+
+    def module(below: str, *parts: str) -> list[Any]:
+        where = name + below
+        own = params.get(where, {})
+        if set(own) != set(parts):
+            raise ValueError(
+                f"from_haiku: expected {' and '.join(parts)} in the module {where!r} of a {kind}, got "
+                f"{', '.join(own) or 'no such module'}; the modules given are {', '.join(params)}: name the core's by "
+                f"name=."
+            )
+        return [np.asarray(own[part]) for part in parts]
+
+    weights: PyTree
+    options: dict[str, Any] = {}
+    if kind == "VanillaRNN":
+        W_xh, b = module("/linear", "w", "b")
+        double = "b" in params.get(name + "/linear_1", {})
+        W_hh, *b_h = module("/linear_1", "w", *("b" * double))
+        weights = jr.ElmanParams(W_xh, W_hh, sum(b_h, start=b))
+        options["activation"] = "relu"
+    elif kind == "GRU":
+        weights = jr.GRUParams(*(reordered(a, "zrn", "rzn") for a in module("", "w_i", "w_h", "b")))
+    elif kind == "LSTM":
+        w, b = module("/linear", "w", "b")
+        w, b = (reordered(a, "igfo", "ifgo") for a in (w, b))
+        split = len(w) - len(b) // 4
+        weights = jr.LSTMParams(w[:split], w[split:], _forget(b, 1))
+    else:
+        if spatial_shape is None:
+            raise ValueError(f"from_haiku: {kind} needs spatial_shape, its input_shape; the weights do not tell it.")
+        (W_xh, b), (W_hh, b_h) = (module(f"/{part}_to_hidden", "w", "b") for part in ("input", "hidden"))
+        W_xh, W_hh, b = (reordered(a, "igfo", "ifgo") for a in (W_xh, W_hh, b + b_h))
+        weights = jr.ConvLSTMParams(W_xh, W_hh, _forget(b, 1))
+        options |= {"spatial_shape": tuple(spatial_shape), "kernel_size": W_xh.shape[:-2]}
+    made = {"VanillaRNN": "elman", "LSTM": "lstm", "GRU": "gru"}.get(kind, "conv_lstm")
+    I, H = weights.W_xh.shape[-2], weights.W_hh.shape[-2]
+    cell = jr.build(spec_of(made, I, H, param_dtype=param_dtype(weights.W_xh), **options))
+    checked_spec("from_haiku", cell, weights)
+    return cell, as_jax(weights)
+
+
+def _core(core: Any) -> str:
+    name = core if isinstance(core, str) else getattr(core, "__name__", repr(core))
+    if name not in CORES:
+        refuse("from_haiku", f"the core {name}", f"known are {', '.join(CORES)}")
+    return name
+
+
+def _unique(cores: Sequence[str]) -> list[str]:
+    """The names of modules as Haiku counts them: lstm, lstm_1 …"""
+    before = [cores[:n].count(core) for n, core in enumerate(cores)]
+    return [CORES[core] + (f"_{n}" if n else "") for core, n in zip(cores, before, strict=True)]
+
+
+def _forget(b: Any, plus: int) -> Any:
+    """A bias, gate order i, f, g, o, with so much added in the forget gate's block."""
+    i, f, g, o = np.split(b, 4)
+    return np.concatenate([i, f + np.asarray(plus, f.dtype), g, o])
+
+
+def to_haiku(cell: Cell, params: PyTree, *, name: Any = None, double_bias: bool = True) -> dict[str, dict[str, Any]]:
+    """A jaxrnn cell's parameters as those of the Haiku core that computes the same.
+
+    Args:
+        cell: an ``elman`` with relu, an ``lstm``, a ``gru`` with ``reset="before"``, a ``conv_lstm`` without
+            peepholes; or a ``jr.chain`` of such, for a DeepRNN of their cores.
+        params: its parameters.
+        name: the core's module, with its path; None means as Haiku calls it. A list for a chain.
+        double_bias: VanillaRNN's option of that name; the second bias is 0.
+
+    Returns:
+        The parameters for the core, to be given to ``apply`` (of a larger network among its others). Haiku has a bias
+        everywhere: one that the cell was made without is 0, an LSTM's forget gate's -1.
+
+    Raises:
+        ValueError, TypeError: what has no counterpart: layers, other cells and options, a learned initial carry, a
+            compute dtype other than the weights'.
+
+    Example:
+        >>> import haiku as hk, jax, jax.numpy as jnp, jaxrnn as jr
+        >>> from jaxrnn.interop.haiku import to_haiku
+        >>> cell = jr.gru(3, 5)
+        >>> params = cell.init(jax.random.key(0))
+        >>> theirs = hk.without_apply_rng(hk.transform(lambda x, h: hk.GRU(5)(x, h)))
+        >>> y, h = theirs.apply(to_haiku(cell, params), jnp.ones(3), jnp.zeros(5))
+        >>> bool(jnp.allclose(y, cell.step(params, jnp.zeros(5), jnp.ones(3))[1], atol=1e-6))
+        True
+
+    Differs: see :func:`from_haiku`.
+    """
+    who = "to_haiku"
+    if not isinstance(cell, Cell):
+        refuse(who, f"a {type(cell).__name__}", "Haiku's cores are cells; convert the cells that it is made of")
+    spec = checked_spec(who, cell, params)
+    runs = (
+        [Run(*pair) for pair in zip(spec.children, params, strict=True)]
+        if spec.kind == "chain"
+        else [Run(spec, params)]
+    )
+    cores = [_core_of(who, run) for run in runs]
+    if name is None:
+        names = _unique(cores)
+    else:
+        names = [name] if isinstance(name, str) else list(name)
+    out: dict[str, dict[str, Any]] = {}
+    for run, core, own in zip(runs, cores, names, strict=True):
+        out |= {own + below: parts for below, parts in _written(run, core, double_bias).items()}
+    return as_jax(out)
+
+
+def _core_of(who: str, run: Run) -> str:
+    """The core for a cell."""
+    wanted: dict[str, dict[str, Any]] = {
+        "elman": {"activation": "relu", "output_size": None},
+        "gru": {"activation": "tanh", "gate_activation": "sigmoid", "reset": "before"},
+        "lstm": {"activation": "tanh", "gate_activation": "sigmoid", "projection_size": None},
+        "conv_lstm": {"activation": "tanh", "gate_activation": "sigmoid", "peephole": False},
+    }
+    kind = run.cell.kind
+    if kind not in wanted:
+        refuse(who, kind, f"Haiku's cores are {', '.join(CORES)}")
+    cores = {"elman": "VanillaRNN", "gru": "GRU", "lstm": "LSTM"}
+    core = cores.get(kind) or f"Conv{len(run.option('spatial_shape'))}DLSTM"
+    requires(who, run, f"hk.{core}", **wanted[kind])
+    no_learned_carry(who, run, "Haiku")
+    check_options(who, run, "bias", "learned_carry", "spatial_shape", "kernel_size", *wanted[kind])
+    own_dtype(who, run, np.asarray(run.params.W_xh).dtype, "Haiku")
+    return core
+
+
+def _written(run: Run, core: str, double_bias: bool) -> dict[str, dict[str, Any]]:
+    """The parameters of a core, by what stands below its name."""
+    W_xh, W_hh = np.asarray(run.params.W_xh), np.asarray(run.params.W_hh)
+    b = np.zeros(W_xh.shape[-1:], W_xh.dtype) if run.params.b is None else np.asarray(run.params.b)
+    if core == "VanillaRNN":
+        second = {"b": np.zeros_like(b)} if double_bias else {}
+        return {"/linear": {"w": W_xh, "b": b}, "/linear_1": {"w": W_hh, **second}}
+    if core == "GRU":
+        W_xh, W_hh, b = (reordered(a, "rzn", "zrn") for a in (W_xh, W_hh, b))
+        return {"": {"w_i": W_xh, "w_h": W_hh, "b": b}}
+    W_xh, W_hh, b = (reordered(a, "ifgo", "igfo") for a in (W_xh, W_hh, _forget(b, -1)))
+    if core == "LSTM":
+        return {"/linear": {"w": np.concatenate([W_xh, W_hh]), "b": b}}
+    return {"/input_to_hidden": {"w": W_xh, "b": b}, "/hidden_to_hidden": {"w": W_hh, "b": np.zeros_like(b)}}
