@@ -1,4 +1,4 @@
-"""The command: ``python -m experiments.parity`` prints the table as Markdown."""
+"""The command: ``python -m experiments.parity`` prints the tables as Markdown: each library, then each model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax.config.update("jax_enable_x64", True)
 
     from experiments.parity.compare import compare
-    from experiments.parity.report import LIMITS, table, worst
+    from experiments.parity.report import LIMITS, summary, table, worst
     from experiments.parity.sources import sources
 
     known = dict.fromkeys(library for library, _ in sources())
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows.append(compare(make, dtype))
                 print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    print(table(rows))
+    print(summary(rows), table(rows), sep="\n\n")
     above = [row for row in rows if worst(row) > LIMITS[row.dtype]]
     for row in above:
         print(f"above {LIMITS[row.dtype]:g}: {row.source.library} {row.source.cell} {row.source.options} {row.dtype}")

@@ -12,7 +12,6 @@ import numpy as np
 from jaxrnn._base import Cell
 
 T, B, I, H = 7, 4, 3, 5
-LENGTHS = np.array([5, T, 1, 3])
 
 Weights = list[np.ndarray]
 
@@ -37,7 +36,6 @@ class Source(NamedTuple):
     read: Callable[[Weights], tuple[Any, Any]]  # what jaxrnn reads these weights as: (model, params)
     run: Callable[..., Outcome]  # (weights, xs, carry, lengths or None, weigh) -> Outcome
     lengths: bool = True  # whether the library has them
-    dtypes: tuple[str, ...] = ("float32", "float64")
 
 
 class Row(NamedTuple):
@@ -62,7 +60,7 @@ def compare(make: Callable[[Callable[..., np.ndarray]], Source], dtype: str, see
     rng = np.random.default_rng(seed)
     source = make(lambda *shape: draw(rng, shape, dtype))
     model, params = source.read(source.weights)
-    lengths = LENGTHS if source.lengths else None
+    lengths = rng.integers(1, T + 1, B) if source.lengths else None
     xs = draw(rng, (T, B, I), dtype)
     start = jax.tree.map(lambda a: draw(rng, a.shape, dtype), model.initial_carry(params, (B,)))
     on = np.ones((T, B), bool) if lengths is None else np.arange(T)[:, None] < lengths

@@ -294,7 +294,7 @@ def onnx_source(operator: str, direction: str, options: dict[str, Any], peephole
 
     said = [f"{name}={value}" for name, value in options.items()] + ["peepholes"] * peepholes
     words = in_words(1, 1, *([direction] * (direction != "forward")), *said)
-    return Source("ONNX", operator, words, weights, lambda w: interop.load(model(w)), run, dtypes=("float32",))
+    return Source("ONNX", operator, words, weights, lambda w: interop.load(model(w)), run)
 
 
 # ---- all of them ---------------------------------------------------------------------------------
