@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxrnn import doctor
+from jaxrnn.interop import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="`python -m jaxrnn <command> --help` explains a command.",
     )
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
-    doctor.add_command(commands)  # a command adds itself, and sets `run`, which takes the arguments
+    for module in (doctor, command):  # commands add themselves, and set `run`, which takes the arguments
+        module.add_command(commands)
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)
 
