@@ -96,6 +96,8 @@ def _plain(name: str, value: Any) -> Any:
         return Spec(type(value).__name__, tuple(sorted(fields)))
     if name.endswith("dtype") and value is not None:
         return np.dtype(value).name
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, list | tuple):
         return tuple(_plain(name, v) for v in value)
     return value.item() if isinstance(value, np.generic) else value

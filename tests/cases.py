@@ -18,7 +18,7 @@ import jaxrnn as jr
 from tests.user_cells import clockwork, fast_weights, textbook_lstm
 
 T, B, I, H = 6, 3, 3, 4
-
+SPACE = 4  # the size of each dimension of a convolutional cell's field
 
 RUNS = {
     "auto": {},
@@ -36,6 +36,7 @@ class Case(NamedTuple):
     make: Callable[..., jr.Layer]  # (**options of jr.scan)
     loop: Callable  # (params, xs, carry, on, resets) -> (carry, ys), one sequence: xs (T, I)
     chunks: str  # "forward", "reverse" or "none": in which order a run may be cut
+    x_shape: tuple[int, ...] = (I,)  # of one step of one sequence
     run: str = "auto"  # one of RUNS
 
     @property
@@ -44,6 +45,11 @@ class Case(NamedTuple):
 
     def under(self, run: str) -> Case:
         return self._replace(name=f"{self.name}-{run}", run=run)
+
+
+def x_shape(cell: jr.Cell) -> tuple[int, ...]:
+    """Of one step of one sequence, of a cell of this list."""
+    return (*(SPACE,) * (cell.x_ndim - 1), I)
 
 
 def of_cell(name: str, cell: jr.Cell, reverse: bool = False) -> Case:
@@ -62,7 +68,7 @@ def of_cell(name: str, cell: jr.Cell, reverse: bool = False) -> Case:
 
     direction = "reverse" if reverse else "forward"
     make = functools.partial(jr.scan, cell, reverse=reverse)
-    return Case(f"{name}-{direction}", make, loop, direction)
+    return Case(f"{name}-{direction}", make, loop, direction, x_shape(cell))
 
 
 def of_stack(name: str, *members: Case) -> Case:
@@ -103,6 +109,12 @@ CELLS = {
     "gru_after": jr.gru(I, H, reset="after", learned_carry=True),
     "peephole_diagonal": jr.peephole_lstm(I, H),
     "peephole_full": jr.peephole_lstm(I, H, peephole="full"),
+    "lstm_projected": jr.lstm(I, H, projection_size=2, learned_carry=True),
+    "lstm_unusual": jr.lstm(I, H, bias=False, activation="softsign", gate_activation="hard_sigmoid"),
+    "cifg_lstm": jr.cifg_lstm(I, H),
+    "mgu": jr.mgu(I, H),
+    "mgu_after": jr.mgu(I, H, reset="after", keep="state"),
+    "conv_lstm": jr.conv_lstm(I, 2, spatial_shape=(SPACE,), peephole=True),
     "user_clockwork": clockwork(I, H),
     "user_fast_weights": fast_weights(I, H),
     "user_textbook_lstm": textbook_lstm(I, H),
@@ -110,6 +122,9 @@ CELLS = {
     "residual": jr.residual(jr.lstm(I, I)),
     "leaky": jr.leaky(jr.elman(I, H), rate=0.3),
     "normalized": jr.normalized(jr.gru(I, H)),
+    "clip_state": jr.clip_state(jr.lstm(I, H), max_value=0.5),
+    "recurrent_dropout": jr.recurrent_dropout(jr.gru(I, H), rate=0.5, input_rate=0.2),
+    "zoneout": jr.zoneout(jr.lstm(I, H), rate=0.1, c_rate=0.5),
 }
 
 CASES = [
@@ -184,15 +199,15 @@ def randomised(tree, seed=0, scale=0.6):
 
 def problem(case: Case, flags: Flags | None = None, batch_shape=(B,), seed=0):
     """``(params, xs, carry)``, random, for a case; the carry is None where the flags say so."""
-    params = randomised(case.layer.init(jax.random.key(seed)), seed)
-    xs = draw((T, *batch_shape, I), seed + 1)
+    params = randomised(jax.eval_shape(case.layer.init, jax.random.key(seed)), seed)  # floats alone, all drawn
+    xs = draw((T, *batch_shape, *case.x_shape), seed + 1)
     given = flags is None or flags.given_carry
     carry = randomised(case.layer.initial_carry(params, batch_shape), seed + 2) if given else None
     return params, xs, carry
 
 
 def reference(case: Case, params, xs, carry, flags: Flags):
-    """The batch (T, B, I) run through the case's loop, one sequence after the other."""
+    """The batch (T, B, …) run through the case's loop, one sequence after the other."""
     resets = np.zeros((T, B), bool) if flags.resets is None else flags.resets
     runs = []
     for b in range(xs.shape[1]):

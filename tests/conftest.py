@@ -1,9 +1,22 @@
-"""Two CPU devices for the mesh tests, the ``--full`` switch, float64 on request."""
+"""Two CPU devices for the mesh tests, the ``--full`` switch, float64 on request; processes share what they compile."""
+
+import os
+import tempfile
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+def pytest_configure(config):
+    """A program that one process has compiled, the others load: small ones, such as those of NumPy-like code, recur."""
+    if not hasattr(config, "workerinput"):  # the process that starts the others, or the only one
+        folder = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
+        config.add_cleanup(folder.cleanup)
+        os.environ["COMPILED_BY_TESTS"] = folder.name
+    jax.config.update("jax_compilation_cache_dir", os.environ["COMPILED_BY_TESTS"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_addoption(parser):

@@ -90,7 +90,7 @@ def test_explicit_zeros_in_an_lstm(loss, x64):
 )
 def test_contributions_are_those_of_bptt(case, flags, x64):
     """The norms of ``bptt_contributions``, for every cell, wrapper and direction; every state is reached."""
-    params, xs = randomised(case.layer.init(jax.random.key(0)), 1), draw((T, B, I), 2)
+    params, xs = randomised(case.layer.init(jax.random.key(0)), 1), draw((T, B, *case.x_shape), 2)
     options = {}
     if flags == "masked":
         gaps = jnp.asarray(np.random.default_rng(3).random((T, B)) < 0.7)

@@ -249,4 +249,4 @@ def test_explicit_meshes_are_refused(call):
 @pytest.mark.parametrize("call", [flow(LSTM, last), lyapunov(LSTM, k=1), values(LSTM, lag=2), penalty(LSTM, last)])
 def test_strict_dtype_promotion(call):
     with jax.numpy_dtype_promotion("strict"):
-        assert all(bool(jnp.isfinite(a).all()) for a in jax.tree.leaves(call()))
+        assert all(bool(jnp.isfinite(a).all()) for a in jax.tree.leaves(jax.jit(call)()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,11 @@ class ConvLSTMParams(NamedTuple):
 
 def convolve(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
     """``x`` (*B, *S, I) by the kernel W (*K, I, O), the edges padded with zeros, as ``project`` does it for vectors."""
+    if any(jax.typeof(x).sharding.spec) or any(jax.typeof(W).sharding.spec):
+        raise ValueError(
+            "conv_lstm: JAX cannot divide all that the gradients of convolutions need over a mesh with Explicit axes; "
+            "make the mesh with jax.sharding.AxisType.Auto, or run inside jax.shard_map."
+        )
     dtype = W.dtype if dtype is None else dtype
     axes = W.ndim - 1  # of x, without a batch
     if x.ndim == axes:
@@ -59,7 +65,7 @@ def conv_lstm(
     input_size: int,
     hidden_size: int,
     *,
-    spatial_shape: Sequence[int],
+    spatial_shape: int | Sequence[int],
     kernel_size: int | Sequence[int] = 3,
     peephole: bool = False,
     activation: str | Activation = "tanh",
@@ -94,7 +100,8 @@ def conv_lstm(
 
     Raises:
         ValueError, TypeError: sizes that are not positive ints, a kernel of other dimensions than space, an unknown
-            activation or initialiser; while tracing, inputs, parameters or carries that do not fit.
+            activation or initialiser; while tracing, inputs, parameters or carries that do not fit, or that are
+            divided over a mesh with Explicit axes.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -110,8 +117,8 @@ def conv_lstm(
         Shi et al., "Convolutional LSTM network: a machine learning approach for precipitation nowcasting", NeurIPS
         2015.
     """
-    S = tuple(spatial_shape)
-    K = (kernel_size,) * len(S) if isinstance(kernel_size, int) else tuple(kernel_size)
+    S = (spatial_shape,) if isinstance(spatial_shape, numbers.Integral) else tuple(spatial_shape)
+    K = (kernel_size,) * len(S) if isinstance(kernel_size, numbers.Integral) else tuple(kernel_size)
     if not 1 <= len(S) <= 3:
         raise ValueError(f"conv_lstm: spatial_shape must have 1 to 3 sizes, got {spatial_shape!r}.")
     if len(K) != len(S):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Sequence
@@ -87,9 +88,18 @@ def _levels(who: str, spec: Spec, params: PyTree) -> list[Level]:
         merge = options.get("merge", "concat")
         if callable(merge):
             refuse(who, "a merge that is a function", "name one of concat, sum, mean, product")
+        check_run(who, spec)
         ahead, back = spec.children
         return [Level((Run(ahead, params.forward), Run(back, params.backward, reverse=True)), merge)]
     return [Level((Run(spec, params),))]
+
+
+def check_run(who: str, spec: Spec) -> None:
+    """Refuse a ``bidirectional`` whose ``run`` may compute something else than its cells do."""
+    run = dict(spec.options).get("run", jr.scan)
+    options = run.keywords if isinstance(run, functools.partial) and not run.args else {}
+    if getattr(run, "func", run) is not jr.scan or options.keys() - {"plan", "unroll", "checkpoint"}:
+        refuse(who, "bidirectional with a run of its own", "what it makes of its cells is not known here")
 
 
 def model_of(levels: Sequence[Level]) -> tuple[Layer, PyTree]:

@@ -38,6 +38,7 @@ from jaxrnn.interop._shared import (
     Run,
     as_jax,
     check_options,
+    check_run,
     checked_spec,
     named,
     needs,
@@ -195,7 +196,7 @@ def _member(keras: ModuleType, layer: Any, flipped: bool) -> tuple[Cell | Layer,
         if layer.merge_mode is None:
             refuse(who, f"{layer.name}'s merge_mode=None", "jr.bidirectional merges; convert the two layers apart")
         for one in (layer.forward_layer, layer.backward_layer):
-            if not isinstance(one, kinds.RNN):
+            if type(one) not in (kinds.SimpleRNN, kinds.LSTM, kinds.GRU, kinds.RNN):
                 refuse(who, f"{layer.name} of a {type(one).__name__}", "recurrent layers alone are read in it")
         if flipped or layer.forward_layer.go_backwards:
             refuse(who, f"{layer.name}, whose forward layer runs backwards,", "jr.bidirectional's first runs forward")
@@ -203,7 +204,7 @@ def _member(keras: ModuleType, layer: Any, flipped: bool) -> tuple[Cell | Layer,
         back, own_back = _cell(keras, layer.backward_layer.cell)
         (merge,) = (ours for ours, theirs in MERGES.items() if theirs == layer.merge_mode)
         return jr.bidirectional(ahead, back, merge=merge), jr.BiParams(own_ahead, own_back), False
-    if isinstance(layer, kinds.RNN):
+    if type(layer) in (kinds.SimpleRNN, kinds.LSTM, kinds.GRU, kinds.RNN):  # a subclass may compute something else
         cell, params = _cell(keras, layer.cell)
         reverse = flipped != layer.go_backwards
         return (jr.scan(cell, reverse=True) if reverse else cell), params, reverse
@@ -349,6 +350,7 @@ def _keras_layer(keras: ModuleType, spec: Spec, params: PyTree, flipped: bool) -
         merge = options.get("merge", "concat")
         if callable(merge):
             refuse(who, "a merge that is a function", f"Keras has {', '.join(MERGES.values())}")
+        check_run(who, spec)
         if flipped:
             refuse(who, "a bidirectional layer above a reversed one", "Keras hands its outputs on last step first")
         ahead, back = (_rnn(keras, own, p, go) for own, p, go in zip(cell.children, params, (False, True), strict=True))

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,6 +37,7 @@ from jaxrnn.interop._shared import (
     needs,
     negated,
     no_learned_carry,
+    own_dtype,
     param_dtype,
     refuse,
     spec_of,
@@ -87,7 +89,8 @@ def from_torch(
         weights = {name[len(prefix) :]: w for name, w in source.items() if name.startswith(prefix)}
     else:
         torch = needs("torch", "torch")
-        if not isinstance(source, torch.nn.RNNBase | torch.nn.RNNCellBase):
+        nn = torch.nn
+        if type(source) not in (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell):
             raise TypeError(
                 f"from_torch: expected nn.RNN, nn.LSTM, nn.GRU, one of their cells or a state dict, got "
                 f"{type(source).__name__}; pass the recurrent module inside it, or its state dict with prefix=…."
@@ -264,6 +267,7 @@ def _check_one_module(levels: list[Level], is_cell: bool) -> None:
             if kind not in KINDS.values():
                 refuse(who, kind, "torch.nn has the elman, lstm and gru recurrences alone; convert other parts apart")
             no_learned_carry(who, run, "torch.nn")
+            own_dtype(who, run, jax.tree.leaves(run.params)[0].dtype, "torch.nn")
             check_options(who, run, "activation", "bias", "reset", "projection_size")
             activation = named(run.option("activation", "tanh"))
             if activation not in (("tanh", "relu") if kind == "elman" else ("tanh",)):

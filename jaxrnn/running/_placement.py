@@ -63,3 +63,9 @@ def shard_like_batch(tree: PyTree, xs: PyTree, batch_axes: int) -> PyTree:
         return jax.sharding.reshard(a, NamedSharding(sharding.mesh, PartitionSpec(*batch_spec, *rest)))
 
     return jax.tree.map(leaf, tree)
+
+
+def placed_like(a: jax.Array, like: jax.Array) -> jax.Array:
+    """``a`` with the sharding of ``like``, an array of the same shape, where types show one."""
+    sharding = jax.typeof(like).sharding
+    return jax.sharding.reshard(a, sharding) if any(sharding.spec) else a

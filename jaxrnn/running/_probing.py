@@ -169,7 +169,8 @@ def _by_rows(x: jax.Array, d: jax.Array) -> jax.Array:
     """‖xᵀ d‖ = √(Σ (x xᵀ) * (d dᵀ)), or from xᵀ d where rounding or the range of floats makes that sum unsafe."""
 
     def gram(a):
-        return jax.lax.dot_general(a, a, (((2,), (2,)), ((0,), (0,))))
+        # In full precision: the sum below is checked against the rounding of its dtype.
+        return jax.lax.dot_general(a, a, (((2,), (2,)), ((0,), (0,))), precision=jax.lax.Precision.HIGHEST)
 
     def trace(a):
         return jnp.trace(a, axis1=1, axis2=2)

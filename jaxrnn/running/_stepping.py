@@ -29,14 +29,14 @@ def step_with_leaves_changed(
         args: those of ``step``.
     """
     program, new, ys, join, values = _traced(who, step, args)
+    sources = _sources(program, new)
     for op in program.ops:
-        if inner_programs(op.params) and len(set(op.outputs) & set(new)) > 1:
+        if inner_programs(op.params) and len(set(op.outputs) & set(sources)) > 1:
             raise ValueError(
                 f"{who}: the step computes several arrays of its new carry inside one {op.name!r}, so what one of them "
                 f"owes to another cannot be told; let {op.name!r} compute what they share, and each of them after it."
             )
-    sources = _sources(program, new)
-    index_of = {number: index for index, number in reversed(list(enumerate(sources)))}
+    index_of = {sources[index]: index for index in _narrow_first(program, new)}
     done = set()
     for op in program.ops:
         values.update(zip(op.outputs, op.run(*(values[number] for number in op.inputs)), strict=True))
@@ -59,35 +59,67 @@ def step_with_carry_changed(
     carry, _ = join(evaluate(program.ops, values, new), ys)
     carry = change(carry)
     given: dict[int, Any] = {}
-    for source, number, a in zip(_sources(program, new), new, jax.tree.leaves(carry), strict=True):
-        given.setdefault(source, a.astype(program.kinds[source].dtype))
-        given.setdefault(number, a)
+    sources, leaves = _sources(program, new), jax.tree.leaves(carry)
+    for index in _narrow_first(program, new):
+        given[new[index]] = leaves[index]
+        given[sources[index]] = leaves[index].astype(program.kinds[sources[index]].dtype)
     values = {**given, **values}  # what passes through the step is no state that it computes
     return carry, join(new, evaluate(needed_for(program.ops, ys, given=values), values, ys))[1]
 
 
-def step_with_products_reading(step: Callable[..., Any], read: PyTree, carry: PyTree, *args: PyTree) -> Any:
-    """``step(carry, *args)``, whose products (of matrices, convolutions) read ``read`` in place of the carry.
+def step_with_products_reading(who: str, step: Callable[..., Any], read: PyTree, given: PyTree, *args: PyTree) -> Any:
+    """``step(*given, *args)``, whose products (of matrices, convolutions) see ``read`` in place of ``given``.
 
-    What is computed on the way from the carry to a product, as the r * h of a GRU is, is computed of both.
+    What is computed on the way from a given value to a product, as the r * h of a GRU is, is computed of both. What
+    products make of it is the new state, and is read as it is.
+
+    Raises:
+        ValueError: where no product reads a value that differs, and where an inner program reads it whose products
+            cannot be told from the rest.
     """
-    program, new, ys, join, values = _traced("", step, (carry, *args))
+    program, new, ys, join, values = _traced(who, step, (*given, *args))
     states = set(_sources(program, new))
-    seen = {
-        number: b
-        for number, a, b in zip(program.inputs, jax.tree.leaves(carry), jax.tree.leaves(read), strict=False)
-        if a is not b
-    }
+    into_state = _elementwise_before(program, states.union(new))
+    pairs = zip(program.inputs, jax.tree.leaves(given), jax.tree.leaves(read), strict=False)
+    seen = {number: b for number, a, b in pairs if a is not b}
+    origins = {number: {number} for number in seen}  # which of them a value is computed of
+    unread, after = set(seen), set()  # after: what products made of them
     for op in program.ops:
+        of = set().union(*(origins[n] for n in op.inputs if n in seen))
         by_products = [seen.get(number, values[number]) for number in op.inputs]
-        if op.name in PRODUCTS or any(_multiplies(inner) for inner in inner_programs(op.params)):
+        if op.name in PRODUCTS and of:
             made = op.run(*by_products)
+            unread -= of
+            after.update(op.outputs)
         else:
+            if of and (op.name.startswith("custom_vjp") or any(map(_multiplies, inner_programs(op.params)))):
+                raise ValueError(
+                    f"{who}: the step reads its state or input inside {op.name!r}, where products cannot be told from "
+                    f"the rest; compute the product outside of it (and wrap jr.cotangent_clip around this, not inside)."
+                )
             made = op.run(*(values[number] for number in op.inputs))
-            if seen.keys() & set(op.inputs) and not states & set(op.outputs):
+            if after & set(op.inputs):
+                after.update(op.outputs)
+            of_state = set(op.outputs) & (states | (into_state & after))
+            if of and not of_state:
                 seen.update(zip(op.outputs, op.run(*by_products), strict=True))
+                origins.update(dict.fromkeys(op.outputs, of))
         values.update(zip(op.outputs, made, strict=True))
+    if unread:
+        raise ValueError(
+            f"{who}: no product of the step (of matrices, a convolution) reads the state or the input that is to be "
+            f"dropped, so nothing would be; drop it in a step of your own."
+        )
     return join([values[number] for number in new], [values[number] for number in ys])
+
+
+def _elementwise_before(program: Program, numbers: set[int]) -> set[int]:
+    """The values from which the given ones are computed without a product in between."""
+    found = set(numbers)
+    for op in reversed(program.ops):
+        if op.name not in PRODUCTS and found & set(op.outputs):
+            found.update(op.inputs)
+    return found
 
 
 def _multiplies(jaxpr: Any) -> bool:
@@ -117,8 +149,14 @@ def _traced(who, step, args):
 
 
 def _sources(program: Program, numbers: Sequence[int]) -> list[int]:
-    """What the given values are casts of: a step may put out its state in one dtype and carry it in another."""
-    cast_of = {op.outputs[0]: op.inputs[0] for op in program.ops if op.name in ("convert_element_type", "copy")}
+    """What the given values are casts of, from floats to floats: a step may put out its state in one dtype and carry it
+    in another."""
+    cast_of = {
+        op.outputs[0]: op.inputs[0]
+        for op in program.ops
+        if op.name in ("convert_element_type", "copy")
+        and all(jnp.issubdtype(program.kinds[n].dtype, jnp.floating) for n in (*op.inputs, *op.outputs))
+    }
     found = []
     for number in numbers:
         while number in cast_of:
@@ -127,11 +165,17 @@ def _sources(program: Program, numbers: Sequence[int]) -> list[int]:
     return found
 
 
+def _narrow_first(program: Program, new: Sequence[int]) -> list[int]:
+    """The places of the new carry's leaves; of several that are one value, the widest, then the first, stands last."""
+    return sorted(range(len(new)), key=lambda index: (program.kinds[new[index]].dtype.itemsize, -index))
+
+
 def _check_apart(who: str, program: Program, new: Sequence[int], ys: Sequence[int]) -> None:
     """What an inner program (a cond, a scan …) computes beside the new carry, it may have computed from it."""
-    needed = {n for op in needed_for(program.ops, ys, given=set(new)) for n in op.inputs} | set(ys)
+    states = {*new, *_sources(program, new)}
+    needed = {n for op in needed_for(program.ops, ys, given=states) for n in op.inputs} | set(ys)
     for op in program.ops:
-        if inner_programs(op.params) and set(op.outputs) & set(new) and (set(op.outputs) - set(new)) & needed:
+        if inner_programs(op.params) and set(op.outputs) & states and (set(op.outputs) - states) & needed:
             raise ValueError(
                 f"{who}: the step computes its new carry inside {op.name!r}, together with other results, so what "
                 f"depends on the new carry cannot be told from what does not; let {op.name!r} return the carry "

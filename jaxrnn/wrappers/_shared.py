@@ -30,9 +30,10 @@ def is_float(a: Any) -> bool:
 def state_of(who: str, cell: Cell, carry: PyTree) -> Any:
     """The array h of a carry that is h, or a record with h."""
     h: Any = getattr(carry, "h", carry)
-    if not hasattr(h, "shape") or not is_float(h) or len(h.shape) == 0:
+    is_record = hasattr(carry, "h") and not hasattr(carry, "_replace")  # of some other class
+    if is_record or not hasattr(h, "shape") or not is_float(h) or len(h.shape) == 0:
         raise TypeError(
-            f"{who}: the carry of {name_of(cell)} must be one array of floats (*B, H) or a record with such an h, "
+            f"{who}: the carry of {name_of(cell)} must be one array of floats (*B, H) or a NamedTuple with such an h, "
             f"got {type(carry).__name__}; name the state h in a NamedTuple, and of a chain wrap each cell."
         )
     return h

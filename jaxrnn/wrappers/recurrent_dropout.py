@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell
+from jaxrnn._base import Cell, name_of
 from jaxrnn._spec import specified
 from jaxrnn.running._stepping import step_with_products_reading
 from jaxrnn.wrappers._shared import (
@@ -15,6 +15,7 @@ from jaxrnn.wrappers._shared import (
     check_cell,
     check_rate,
     draw_inner,
+    is_float,
     own_and_inner,
     state_of,
     with_state,
@@ -29,7 +30,7 @@ def recurrent_dropout(cell: Cell, *, rate: float, input_rate: float = 0.0) -> Ce
         m_h = Bernoulli(1 - rate) / (1 - rate),  m_x = Bernoulli(1 - input_rate) / (1 - input_rate)
 
     Each sequence keeps its masks over all of its steps. What adds or multiplies the state without a product, as a
-    GRU's (1 - z) * h_{t-1} does, takes it whole.
+    GRU's (1 - z) * h_{t-1} does, takes it whole; so does a residual connection the input.
 
     Args:
         cell: a Cell whose carry is one array of floats (*B, H), or a record with such an ``h``; an LSTM's c is never
@@ -41,7 +42,8 @@ def recurrent_dropout(cell: Cell, *, rate: float, input_rate: float = 0.0) -> Ce
         A Cell with the params and carry of the one given. ``key=None`` means evaluation: the cell as it is.
 
     Raises:
-        ValueError, TypeError: rates out of range, something that is no Cell, a carry without h.
+        ValueError, TypeError: rates out of range, something that is no Cell, a carry without h; while tracing, a step
+            without products that read what is dropped, or with such inside a ``cond``, a loop or a rule of its own.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -62,6 +64,11 @@ def recurrent_dropout(cell: Cell, *, rate: float, input_rate: float = 0.0) -> Ce
 
     def noise(params, key, times, x):
         h = state_of("recurrent_dropout", cell, carry_shapes(cell, params, x))
+        if input_rate and not (hasattr(x, "shape") and is_float(x)):
+            raise TypeError(
+                f"recurrent_dropout: input_rate={input_rate!r} needs x to be one array of floats, got "
+                f"{getattr(x, 'dtype', type(x).__name__)}; give rate alone, and drop inputs before the cell."
+            )
         k_h, k_x = jax.random.split(jax.random.fold_in(key, 0))
         keep_h = jax.random.bernoulli(k_h, 1 - rate, (1, *h.shape)) if rate else None
         keep_x = jax.random.bernoulli(k_x, 1 - input_rate, (1, *x.shape)) if input_rate else None
@@ -75,8 +82,9 @@ def recurrent_dropout(cell: Cell, *, rate: float, input_rate: float = 0.0) -> Ce
         if kept is None:
             return cell.step(params, carry, x, *inner)
         keep_h, keep_x = kept
-        read = with_state(carry, masked(state_of("recurrent_dropout", cell, carry), keep_h, rate))
-        own_step = functools.partial(cell.step, params)
-        return step_with_products_reading(own_step, read, carry, masked(x, keep_x, input_rate), *inner)
+        h = masked(state_of("recurrent_dropout", cell, carry), keep_h, rate)
+        read = (with_state(carry, h) if rate else carry), masked(x, keep_x, input_rate)
+        who, own_step = f"recurrent_dropout({name_of(cell)})", functools.partial(cell.step, params)
+        return step_with_products_reading(who, own_step, read, (carry, x), *inner)
 
     return cell._replace(step=step, noise=noise)

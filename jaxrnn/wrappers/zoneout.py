@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, draw_each_step, flatten, name_of
 from jaxrnn._spec import specified
+from jaxrnn.running._placement import placed_like
 from jaxrnn.running._stepping import step_with_carry_changed
 from jaxrnn.wrappers._shared import carry_shapes, check_cell, check_rate, draw_inner, is_float, own_and_inner
 
@@ -49,9 +50,10 @@ def zoneout(cell: Cell, *, rate: float, c_rate: float | None = None) -> Cell:
 
     def rates(carry):
         """One for each leaf."""
-        if c_rate is not None and not hasattr(carry, "c"):
+        if c_rate is not None and not (hasattr(carry, "c") and hasattr(carry, "_replace")):
             raise TypeError(
-                f"zoneout: c_rate={c_rate!r} is for a memory c, which the carry of {name_of(cell)} lacks; give rate."
+                f"zoneout: c_rate={c_rate!r} is for the memory c of a NamedTuple, which the carry of {name_of(cell)} "
+                f"lacks; give rate alone."
             )
         of_each = jax.tree.map(lambda a: rate, carry)
         return of_each if c_rate is None else of_each._replace(c=c_rate)
@@ -74,7 +76,7 @@ def zoneout(cell: Cell, *, rate: float, c_rate: float | None = None) -> Cell:
         def blend(old, new, rate, keeps):
             if not is_float(old):
                 return new
-            mixed = rate * old + (1 - rate) * new if keeps is None else jnp.where(keeps, old, new)
+            mixed = rate * old + (1 - rate) * new if keeps is None else jnp.where(placed_like(keeps, old), old, new)
             return mixed.astype(old.dtype)
 
         def change(new):

@@ -1,6 +1,7 @@
 """from_torch and to_torch against torch.nn: outputs, final states, every gradient; round trips; what is refused."""
 
 import doctest
+import functools
 import re
 
 import jax
@@ -254,7 +255,15 @@ def test_round_trip_of_cells(name):
 
 
 GRU = jr.gru(I, H, reset="after")
+
+
+def zoned(cell, reverse=False):
+    return jr.scan(jr.zoneout(cell, rate=0.5), reverse=reverse)
+
+
 REFUSED = {
+    "bidirectional with a run of its own has no counterpart": jr.bidirectional(jr.lstm(I, H), jr.lstm(I, H), run=zoned),
+    "dtype='bfloat16' with weights in float": jr.scan(jr.lstm(I, H, dtype="bfloat16")),
     'to_torch: a gru with reset="before" has no counterpart: PyTorch resets after': jr.gru(I, H),
     "to_torch: a learned initial carry has no counterpart": jr.scan(jr.lstm(I, H, learned_carry=True)),
     "merge='sum' has no counterpart: torch.nn concatenates": jr.bidirectional(GRU, GRU, merge="sum"),
@@ -338,7 +347,18 @@ def test_misread(message):
         from_torch(source, **options)
 
 
+def test_a_planned_run_of_both_directions():
+    run = functools.partial(jr.scan, plan="plain", checkpoint=2)
+    model = jr.bidirectional(jr.lstm(I, H), jr.lstm(I, H), run=run)
+    assert len(to_torch(model, draw_params(model, seed=0))) == 8
+
+
 def test_other_modules():
+    class Own(nn.LSTM):
+        """May compute anything."""
+
+    with pytest.raises(TypeError, match=r"from_torch: expected nn\.RNN, .* got Own"):
+        from_torch(Own(2, 2))
     with pytest.raises(TypeError, match=r"from_torch: expected nn\.RNN, .* got Linear; pass the recurrent module"):
         from_torch(nn.Linear(2, 2))
 
