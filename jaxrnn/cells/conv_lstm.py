@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_real, check_sizes
@@ -117,8 +117,8 @@ def conv_lstm(
         Shi et al., "Convolutional LSTM network: a machine learning approach for precipitation nowcasting", NeurIPS
         2015.
     """
-    S = (spatial_shape,) if isinstance(spatial_shape, numbers.Integral) else tuple(spatial_shape)
-    K = (kernel_size,) * len(S) if isinstance(kernel_size, numbers.Integral) else tuple(kernel_size)
+    S = tuple(np.atleast_1d(spatial_shape).tolist())
+    K = tuple(np.atleast_1d(kernel_size).tolist()) * (len(S) if np.ndim(kernel_size) == 0 else 1)
     if not 1 <= len(S) <= 3:
         raise ValueError(f"conv_lstm: spatial_shape must have 1 to 3 sizes, got {spatial_shape!r}.")
     if len(K) != len(S):
