@@ -69,7 +69,7 @@ def _with_gates(who: str, cell: Cell) -> Cell:
         raise TypeError(f"{who}: expected a Cell, got {type(cell).__name__}.")
     if cell.gates is None:
         raise TypeError(
-            f"{who}: {name_of(cell)} has no gates; gated cells are lstm, gru and peephole_lstm, and a cell of your "
-            f"own with Cell(…, gates=…)."
+            f"{who}: {name_of(cell)} has no gates; gated cells are lstm, peephole_lstm, cifg_lstm, conv_lstm, gru and "
+            f"mgu, and a cell of your own with Cell(…, gates=…)."
         )
     return cell
