@@ -44,8 +44,18 @@ def with_runs(cases):
             yield pytest.param(case.under(run), id=f"{case.name}-{run}", marks=() if its_turn else pytest.mark.full)
 
 
+def in_turn(cases):
+    """Every case under one plan, every other one under the default; all pairs under ``--full``."""
+    turns = ("auto", "checkpointed", "auto", "everything", "auto", "nested", "auto", "nothing")
+    for index, case in enumerate(cases):
+        for run in RUNS:
+            its_turn = run == turns[index % len(turns)]
+            yield pytest.param(case.under(run), id=f"{case.name}-{run}", marks=() if its_turn else pytest.mark.full)
+
+
 by_case = pytest.mark.parametrize("case", list(with_runs(CASES)))
-forward_or_reverse = pytest.mark.parametrize("case", list(with_runs(c for c in CASES if c.chunks != "none")))
+by_case_in_turn = pytest.mark.parametrize("case", list(in_turn(CASES)))
+forward_or_reverse = pytest.mark.parametrize("case", list(in_turn(c for c in CASES if c.chunks != "none")))
 
 
 def case_by_flags(flags):
@@ -143,16 +153,17 @@ def test_equals_the_plain_loop(case, flags, x64):
     np.testing.assert_allclose(inner(gradients[:2], direction), (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_runs_agree(case, x64):
-    """All ways of running differ by the order of sums alone."""
+@pytest.mark.parametrize(("case", "turn"), [pytest.param(c, i % 3, id=c.name) for i, c in enumerate(CASES)])
+def test_runs_agree(case, turn, x64):
+    """All ways of running differ by the order of sums alone; of three plans two in turn."""
     args = problem(case, FLAGS[4])
 
     def everything(case):
         run = lambda *args: case.layer.apply(*args, **ALL)  # noqa: E731
         return run(*args), *differentiated(run, *args)
 
-    others = [case.under(run) for run in ("checkpointed", "everything", "nothing")]
+    plans = ("checkpointed", "everything", "nothing")
+    others = [case.under(plan) for plan in plans if plan != plans[turn]]
     plain, *rest = jax.jit(lambda: [everything(other) for other in (case.under("plain"), *others)])()
     for got in (program(case)(*args, ALL), *rest):
         assert_trees_close(got, plain)
@@ -172,7 +183,7 @@ def test_padding_never_leaks(case, flags, x64):
     np.testing.assert_array_equal(jnp.where(on, 0, by_xs), 0)
 
 
-@by_case
+@by_case_in_turn
 def test_length_zero_leaves_everything_alone(case, x64):
     params, xs, carry = problem(case)
     options = NEUTRAL | {"lengths": np.zeros(B, int)}
@@ -185,7 +196,7 @@ def test_length_zero_leaves_everything_alone(case, x64):
     assert_trees_equal(by_carry, [draw(a.shape, (8, n)) for n, a in enumerate(differentiable(carry)[0])])
 
 
-@by_case
+@by_case_in_turn
 def test_no_steps_at_all(case, x64):
     params, xs, carry = problem(case)
     (end, ys), _, (by_params, by_xs, _) = program(case)(params, xs[:0], carry, {})
@@ -197,7 +208,7 @@ def test_no_steps_at_all(case, x64):
     assert_trees_equal(applied(case)(params, xs[:0], carry, **empty)[0], carry)
 
 
-@by_case
+@by_case_in_turn
 def test_one_trace_for_any_lengths(case):
     """Those above T and below zero are clamped."""
     params, xs, carry = problem(case)
@@ -214,7 +225,7 @@ def test_one_trace_for_any_lengths(case):
     assert len(traces) == 1
 
 
-@by_case
+@by_case_in_turn
 def test_padded_sequences_equal_their_unpadded_runs(case, x64):
     params, xs, carry = problem(case)
     end, ys = program(case)(params, xs, carry, NEUTRAL | {"lengths": np.array([6, 3, 0])})[0]
@@ -256,7 +267,7 @@ def test_learned_initial_carry_gets_gradient_from_each_reset(x64):
     assert min(jnp.abs(leaf).min() for leaf in by_resets) > 1e-6
 
 
-@by_case
+@by_case_in_turn
 def test_batch_shapes_agree_with_vmap(case, x64):
     params, xs, carry = problem(case, batch_shape=(2, 3))
     lengths = jnp.array([[6, 3, 0], [1, 4, 5]])
@@ -300,7 +311,7 @@ def test_steps_by_hand_equal_the_scan(name, x64):
     assert_trees_close(jax.lax.scan(lambda c, x: cell.step(params, c, x), carry, xs), whole)
 
 
-@by_case
+@by_case_in_turn
 def test_vmap_over_parameters(case, x64):
     many = [problem(case, seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *many)
@@ -320,7 +331,7 @@ def test_program_does_not_grow_with_T(case):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@by_case
+@by_case_in_turn
 def test_dtypes_are_kept(case, dtype):
     """The carry's is that of ``initial_carry`` from first to last, the output's that of the parameters."""
     params, xs, _ = problem(case)
@@ -334,7 +345,7 @@ def test_dtypes_are_kept(case, dtype):
     assert kinds(by_params) == kinds(params)
 
 
-@by_case
+@by_case_in_turn
 def test_second_derivatives(case, x64):
     params, xs, carry = problem(case)
     loss = lambda *p: weighed(case.layer.apply(*p, carry, **ALL))  # noqa: E731
@@ -354,7 +365,7 @@ def test_second_derivatives(case, x64):
     assert_trees_close(forward_over_reverse, differences, rtol=1e-5, atol=1e-6)  # as for first differences
 
 
-@by_case
+@by_case_in_turn
 def test_forward_mode_agrees_with_reverse_mode(case, x64):
     params, xs, carry = problem(case)
     run = lambda p: weighed(case.layer.apply(*p, carry, **ALL))  # noqa: E731
@@ -387,8 +398,7 @@ def test_contributions_are_those_of_the_unrolled_network(case, flags, x64):
     assert_trees_close(jax.tree.map(lambda a: a.sum(axis=0), parts), gradient)
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(("name", "reverse"), [(name, bool(i % 2)) for i, name in enumerate(CELLS)])
 def test_contributions_step_by_step(name, reverse, x64):
     cell = CELLS[name]
     params = randomised(cell.init(jax.random.key(0)))

@@ -8,7 +8,7 @@ import pytest
 
 import jaxrnn as jr
 from tests.cases import H, I, T
-from tests.test_errors import KEY, assert_fails, user_cell
+from tests.errors import KEY, assert_fails, user_cell
 from tests.user_cells import clockwork
 
 B = 2
@@ -174,7 +174,7 @@ CASES = {
     "normalized, chain": (
         lambda: jr.normalized(jr.chain(LSTM, jr.gru(H, H))).init(KEY),
         TypeError,
-        ["normalized: the carry of chain must be one array", "record with such an h", "of a chain wrap each cell"],
+        ["normalized: the carry of chain must be one array", "NamedTuple with such an h", "of a chain wrap each cell"],
     ),
     "clip, none": (lambda: jr.cotangent_clip(LSTM), ValueError, ["cotangent_clip: give either max_norm or max_value"]),
     "clip, both": (

@@ -56,7 +56,7 @@ def devices():
 
 
 def test_convolutions_on_explicit_axes_are_refused():
-    loss, args = problem("conv_lstm-forward")
+    loss, args = problem(next(name for name in LAYERS if name.startswith("conv_lstm")))
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=devices())
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"conv_lstm: .*AxisType\.Auto, or run inside"):
         xs = jax.device_put(args[1], NamedSharding(mesh, PartitionSpec(None, "data")))
@@ -76,11 +76,20 @@ def test_noise_on_explicit_axes(wrap):
         assert_trees_close(run(jax.tree.map(put, params), put(xs, None, "data")), want)
 
 
-@by_layer
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["Auto", "Explicit"])
+def layer_by_kind():
+    """Each layer on one kind of axes, in turn; on both under ``--full``. Convolutions are refused on Explicit ones."""
+    kinds = (AxisType.Auto, AxisType.Explicit)
+    names = [name for name in LAYERS if not name.startswith("conv_lstm")]
+    pairs = [(name, kind, i % 2 == j) for i, name in enumerate(names) for j, kind in enumerate(kinds)]
+    pairs += [(name, AxisType.Auto, True) for name in LAYERS if name not in names]
+    return [
+        pytest.param(name, kind, id=f"{name}-{kind.name}", marks=() if its_turn else pytest.mark.full)
+        for name, kind, its_turn in pairs
+    ]
+
+
+@pytest.mark.parametrize(("name", "kind"), layer_by_kind())
 def test_sharded_batches(name, kind):
-    if name == "conv_lstm-forward" and kind == AxisType.Explicit:
-        pytest.skip("refused, as the test above asserts")
     noisy = name == "stack_with_noise"
     loss, args = problem(name, jax.random.key(2) if noisy else None)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,), devices=devices())
