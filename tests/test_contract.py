@@ -58,17 +58,18 @@ by_case_in_turn = pytest.mark.parametrize("case", list(in_turn(CASES)))
 forward_or_reverse = pytest.mark.parametrize("case", list(in_turn(c for c in CASES if c.chunks != "none")))
 
 
-def case_by_flags(flags):
+def case_by_flags(flags, cases=None):
     """Every case with one of the flags in turn, so that all pairs occur over the list; the rest under ``--full``."""
+    cases, runs = (list(with_runs(CASES)), len(RUNS)) if cases is None else (cases, 1)
     return pytest.mark.parametrize(
         ("case", "flags"),
         [
             pytest.param(
                 *(*case.values, f),
                 id=f"{case.id}-{f.name}",
-                marks=case.marks if (i // len(RUNS) - j) % len(flags) == 0 else pytest.mark.full,
+                marks=case.marks if (i // runs - j) % len(flags) == 0 else pytest.mark.full,
             )
-            for (i, case), (j, f) in itertools.product(enumerate(with_runs(CASES)), enumerate(flags))
+            for (i, case), (j, f) in itertools.product(enumerate(cases), enumerate(flags))
         ],
     )
 
@@ -311,7 +312,7 @@ def test_steps_by_hand_equal_the_scan(name, x64):
     assert_trees_close(jax.lax.scan(lambda c, x: cell.step(params, c, x), carry, xs), whole)
 
 
-@by_case_in_turn
+@pytest.mark.parametrize("case", [param for i, param in enumerate(in_turn(CASES)) if i // len(RUNS) % 2 == 0])
 def test_vmap_over_parameters(case, x64):
     many = [problem(case, seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *many)
@@ -385,7 +386,7 @@ def test_unroll_changes_nothing(name, x64):
         assert_trees_close(got, plain)
 
 
-@case_by_flags(FLAGS)
+@case_by_flags(FLAGS, [pytest.param(case, id=case.name) for case in CASES])
 def test_contributions_are_those_of_the_unrolled_network(case, flags, x64):
     """∂L/∂W = Σ_t: the sum is the gradient, and each part that of a network with weights of its own at each step."""
     params, xs, carry = problem(case, flags)

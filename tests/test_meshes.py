@@ -20,7 +20,6 @@ X_SHAPES = {case.name: case.x_shape for case in CASES}
 LAYERS["stack_with_noise"] = jr.stack(
     jr.bidirectional(jr.lstm(I, H), jr.gru(I, H)), jr.dropout(0.5), jr.readout(2 * H, 3)
 )
-by_layer = pytest.mark.parametrize("name", LAYERS)
 
 
 def problem(name, key=None):
@@ -107,7 +106,10 @@ def test_sharded_batches(name, kind):
     assert collectives_in_loops(compiled.as_text()) == []
 
 
-@by_layer
+every_other_layer = [pytest.param(n, marks=pytest.mark.full if i % 2 else ()) for i, n in enumerate(LAYERS)]
+
+
+@pytest.mark.parametrize("name", every_other_layer)
 def test_inside_shard_map(name):
     loss, args = problem(name)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=devices())
