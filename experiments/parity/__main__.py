@@ -18,7 +18,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    jax.config.update("jax_enable_x64", True)
 
     from experiments.parity.compare import compare
     from experiments.parity.report import LIMITS, summary, table, worst
@@ -31,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for library, make in sources():
         if arguments.only is None or library in arguments.only:
             for dtype in ("float32",) if library == "onnx" else ("float32", "float64"):
-                rows.append(compare(make, dtype))
+                with jax.enable_x64(True):
+                    rows.append(compare(make, dtype))
                 print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     print(summary(rows), table(rows), sep="\n\n")

@@ -419,8 +419,8 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
         (entry(offsets=(0, 4)), "invalid shape, data type, or offset for tensor"),
         (entry(shape=(2**40, 2**40)), "overflow computing buffer size"),
         (entry(offsets=(4, 12)), "invalid offset for tensor `a`"),
-        ({**entry(), "b": entry()["a"]}, "invalid offset for tensor `b`"),  # the same bytes twice
-        ({**entry(), "b": entry(shape=(1,), offsets=(12, 16))["a"]}, "invalid offset for tensor `b`"),  # a hole
+        ({**entry(), "b": entry()["a"]}, "invalid offset for tensor `[ab]`"),  # the same bytes twice
+        ({**entry(), "b": entry(shape=(1,), offsets=(12, 16))["a"]}, "invalid offset for tensor `[ab]`"),  # a hole
         ({**entry(), "b": entry(shape=(4,), offsets=(8, 24))["a"]}, "incomplete metadata, file not fully covered"),
     ],
 )
