@@ -4,9 +4,6 @@ The safetensors library writes and reads the format, and judges files before the
 adds is one text in the file's metadata, ``jaxrnn``: JSON with the model's spec, so that the file alone rebuilds the
 model, and what else the user keeps. (One text, as the library writes several in any order, and the same model should
 give the same bytes.)
-
-Reference:
-    https://github.com/huggingface/safetensors, "Format".
 """
 
 from __future__ import annotations
