@@ -20,7 +20,8 @@ ELEMENTWISE = (*SUMS, "sub", "mul", "div")  # where JAX stretches axes of size 1
 # checkpoints stay where the user put them.
 LEAVING = (
     *(*PRODUCTS, NORM, *ELEMENTWISE, "neg", "convert_element_type", "reshape", "broadcast_in_dim", "squeeze"),
-    *("transpose", "concatenate", "slice", "split", "pad", "rev", "reduce_sum", "expand_dims", "copy", "spread"),
+    *("transpose", "concatenate", "slice", "split", "unstack", "pad", "rev", "reduce_sum", "expand_dims", "copy"),
+    "spread",
 )
 
 

@@ -69,8 +69,8 @@ def probed(function: Callable[..., PyTree], params: PyTree, *args: PyTree) -> Py
         elif (products := _products_with(program, number)) is None:
             values[number] = probe(a, zeros[0])
         else:
-            for (place, operand), z in zip(products, zeros, strict=False):
-                added.setdefault(place, []).append((operand, z))
+            for use, (place, operand) in enumerate(products):
+                added.setdefault(place, []).append((operand, zeros[use]))
     for place, op in enumerate(program.ops):
         inputs = [values[number] for number in op.inputs]
         made = list(op.run(*inputs))

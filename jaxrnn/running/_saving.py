@@ -27,7 +27,7 @@ CHEAP = frozenset(
         *("not", "and", "or", "xor", "eq", "ne", "lt", "le", "gt", "ge", "select_n"),
         *("convert_element_type", "stop_gradient", "copy", "iota", "constant", "real", "imag", "conj"),
         *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "rev"),
-        *("slice", "split", "concatenate", "pad"),
+        *("slice", "split", "unstack", "concatenate", "pad"),
         *("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_prod", "cumsum"),
         *("argmax", "argmin"),
     )
