@@ -67,8 +67,8 @@ def gradient_flow(
 
     Cost: under ``jit``, of which what is not used is left out, the states cost less than a gradient by the parameters,
     states and params 0.9 to 1.5 of it (Elman, LSTM and GRU on a CPU, the sizes of the benchmark; the median is 1.2; up
-    to 1.8 where batch and layer are of one small size). No array is larger than (T, *B, H) of the largest product. For
-    the contributions themselves, T times the parameters, see :func:`bptt_contributions`.
+    to 2 where batch and layer are of one small size, 64 say). No array is larger than (T, *B, H) of the largest
+    product. For the contributions themselves, T times the parameters, see :func:`bptt_contributions`.
 
     Raises:
         ValueError, TypeError: T = 0, a loss that is not one float, a layer that ``jr.tbptt`` made; outside ``jit``
