@@ -63,3 +63,10 @@ def compare(ours, theirs, params, weights, xs, start, convert, dtype):
     mapped = jax.tree.map(lambda a, b: np.subtract(a, b), convert(by_weights), zero)
     assert_close(got, want, dtype)
     assert_close((by_params, by_rest), (mapped, by_their_rest), dtype)
+
+
+def draw_params(layer, seed):
+    """Random values, biases too, in the dtypes of ``init``."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0)))
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)

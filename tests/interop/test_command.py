@@ -14,6 +14,7 @@ import jaxrnn as jr
 from jaxrnn.__main__ import main
 from jaxrnn.interop import safetensors
 from jaxrnn.interop.safetensors import load, save
+from tests.interop.comparing import assert_same
 
 pytest.importorskip("safetensors")
 
@@ -24,13 +25,6 @@ def randomised(model, dtype="float32", seed=0):
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), dtype), shapes)
-
-
-def assert_same(got, want):
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture

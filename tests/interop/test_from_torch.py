@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxrnn as jr
-from tests.interop.comparing import B, H, I, T, assert_close, assert_same, quick_jit
+from tests.interop.comparing import B, H, I, T, assert_close, assert_same, draw_params, quick_jit
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -192,13 +192,6 @@ def test_weights_are_copies():
     for w in (*module.parameters(), *tensors.values()):
         w.data.zero_()
     assert_same(params, before)
-
-
-def draw_params(layer, seed):
-    """Random values, biases too, in the dtypes of ``init``."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0)))
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
 
 
 @st.composite
