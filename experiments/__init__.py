@@ -1,7 +1,8 @@
 """Experiments: jaxrnn at work, one folder each, run by ``python -m experiments run CONFIG``.
 
-__main__.py   the command line           training.py  the jitted training loop
-config.py     TOML files and --set       report.py    the run directory: table, metrics, figure
+__main__.py   the command line           study.py     what an experiment that trains consists of, and its run
+config.py     TOML files and --set       training.py  the members of one model, trained in one program
+report.py     the run directory          sweep.py     grids of settings and seeds, the best first
 models.py     recurrences by name, and what reads their final state
 digits/ …     an experiment itself: data, model, README with the command and the result
 benchmarks/   jaxrnn beside other libraries, with a command line of its own: python -m experiments.benchmarks
@@ -13,7 +14,8 @@ from typing import NamedTuple
 class Experiment(NamedTuple):
     """An entry of the list that ``python -m experiments list`` prints.
 
-    ``module`` holds ``Config``, a ``config.Table``, and ``run(config, out) -> Path`` of the run directory.
+    ``module`` holds ``Config``, and ``STUDY``, a ``study.Study``; or, where nothing is trained, a ``config.Table`` and
+    ``run(config, directory)``.
     """
 
     summary: str

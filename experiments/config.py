@@ -12,8 +12,9 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -24,9 +25,12 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from experiments import EXPERIMENTS
+
+SHORT = {"train.lr": "train.learning_rate"}  # on the command line
 
 
 class ConfigError(Exception):
@@ -66,6 +70,12 @@ class Train(Table):
     clip: Literal["global_norm", "value", "adaptive", "none"] = "global_norm"
     clip_at: float = Field(default=1.0, gt=0)  # the largest global norm, value, or share of the weights' norm
     seeds: Many[Seed] = (0, 1, 2, 3)
+    accumulate: int = Field(default=1, gt=0)  # batches of batch_size that make one step
+    precision: Literal["float32", "bfloat16"] = "float32"  # of what cells compute; parameters and sums are float32
+    nonfinite: Literal["stop", "skip", "record"] = "stop"  # at a loss or gradient that is no finite number
+    patience: int = Field(default=0, ge=0)  # blocks without a better held-out measure after which to stop; 0: never
+    save_every: int = Field(default=5, gt=0)  # blocks between two checkpoints
+    tensorboard: bool = False  # event files beside metrics.jsonl
 
     @property
     def block(self) -> int:
@@ -80,28 +90,60 @@ class Train(Table):
         return steps
 
 
-def load(path: Path, overrides: Sequence[str], schema_of: Callable[[str], type[Any]]) -> Any:
+class Mesh(Table):
+    """``[mesh]``: how the devices are shared; all processes' devices count."""
+
+    members: int = Field(default=0, ge=0)  # devices that divide the seeds among them; 0: as many as divide their number
+    batch: int = Field(default=1, gt=0)  # devices that divide the batch of each seed
+
+
+class Trained(Table):
+    """The configuration of an experiment that trains."""
+
+    experiment: str
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+
+    @model_validator(mode="after")
+    def devices_divide_the_batch(self) -> Trained:
+        if self.train.batch_size % self.mesh.batch:
+            raise ValueError(
+                f"mesh.batch: expected a divisor of train.batch_size ({self.train.batch_size}), got {self.mesh.batch}"
+            )
+        return self
+
+
+def load(
+    path: Path,
+    overrides: Sequence[str],
+    schema_of: Callable[[str], type[Any]],
+    *,
+    grid: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
     """Read a config file, put the overrides on top, and check it all.
 
     Args:
         path: a TOML file whose ``experiment`` names the experiment.
         overrides: ``"train.steps=200"``, the value as in TOML; a bare word that is no TOML is a string.
         schema_of: the model (a Table) for the name of an experiment.
+        grid: values by dotted key, from ``--grid``, above all.
 
     Raises:
         ConfigError: with a line for each mistake.
     """
     content = _read(path)
-    overridden = [_override(content, text) for text in overrides]
+    source = {_override(content, text): "--set" for text in overrides}
+    for key, value in grid.items():
+        source[_put(content, f"--grid {key}", tuple(key.split(".")), value)] = "--grid"
 
     def located(loc: Sequence[int | str], message: str) -> str:
-        by_override = any(all(a == b for a, b in zip(keys, loc, strict=False)) for keys in overridden)
-        return f"{'--set' if by_override else path}: {_dotted(loc)}: {message}"
+        said_by = [option for keys, option in source.items() if all(a == b for a, b in zip(keys, loc, strict=False))]
+        return f"{said_by[-1] if said_by and loc else path}: {_dotted(loc) + ': ' if loc else ''}{message}"
 
     name = content.get("experiment")
     if name not in EXPERIMENTS:
         known = " or ".join(map(repr, EXPERIMENTS))
-        came = f"got {_toml(name)}{_nearest(name, EXPERIMENTS)}" if "experiment" in content else "it is missing"
+        came = f"got {_toml(name)}{nearest(name, EXPERIMENTS)}" if "experiment" in content else "it is missing"
         raise ConfigError(located(("experiment",), f"expected {known}, {came}"))
     schema = schema_of(name)
     try:
@@ -109,6 +151,39 @@ def load(path: Path, overrides: Sequence[str], schema_of: Callable[[str], type[A
     except ValidationError as error:
         lines = [located(mistake["loc"], _explain(mistake, schema)) for mistake in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def load_again(
+    directory: Path, path: Path | None, overrides: Sequence[str], schema_of: Callable[[str], type[Any]]
+) -> Any:
+    """The config that a run was started with, ``[mesh]`` as it is now; any other change would be another run.
+
+    Args:
+        directory: of the run.
+        path: a config file that is to say the same; None reads the run's own.
+        overrides, schema_of: as for ``load``; with ``path`` None on top of the run's config.
+
+    Raises:
+        ConfigError: with a line for each key that differs.
+    """
+    if not (directory / "config.toml").is_file():
+        raise ConfigError(f"{directory}: not a run directory: it has no config.toml")
+    started = load(directory / "config.toml", [], schema_of)
+    now = load(path or directory / "config.toml", overrides, schema_of)
+    before, after = (flat(config.model_dump(exclude={"mesh"})) for config in (started, now))
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    if changed:
+        lines = [f"{key}: {_toml(before.get(key))} when it was started, {_toml(after.get(key))} now" for key in changed]
+        raise ConfigError("\n".join(f"{directory}: {line}" for line in [*lines, "start a new run for another config"]))
+    return now
+
+
+def flat(table: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Values by their dotted keys."""
+    items: dict[str, Any] = {}
+    for key, value in table.items():
+        items |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return items
 
 
 def dump(config: Table) -> str:
@@ -133,7 +208,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         there = [str(other) for other in path.parent.glob("*.toml")]
-        raise ConfigError(f"{path}: no such file{_nearest(path, there)}") from None
+        raise ConfigError(f"{path}: no such file{nearest(path, there)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError both are
@@ -143,25 +218,51 @@ def _read(path: Path) -> dict[str, Any]:
 def _override(content: dict[str, Any], text: str) -> tuple[str, ...]:
     """Put one ``key=value`` into the content; returns the keys that lead to it."""
     dotted, equals, written = text.partition("=")
-    keys = tuple(key.strip() for key in dotted.split("."))
+    keys = tuple(key.strip() for key in SHORT.get(dotted.strip(), dotted).split("."))
     if not equals or not all(keys):
         raise ConfigError(f"--set {text}: expected KEY=VALUE, such as train.steps=200")
+    return _put(content, f"--set {text}", keys, _value(f"--set {text}", written.strip()))
+
+
+def _put(content: dict[str, Any], option: str, keys: tuple[str, ...], value: Any) -> tuple[str, ...]:
     table = content
     for depth, key in enumerate(keys[:-1], start=1):
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {text}: {_dotted(keys[:depth])} is a value, not a table of keys")
-    table[keys[-1]] = _value(text, written.strip())
+            raise ConfigError(f"{option}: {_dotted(keys[:depth])} is a value, not a table of keys")
+    table[keys[-1]] = value
     return keys
 
 
-def _value(text: str, written: str) -> Any:
+def _value(option: str, written: str) -> Any:
     try:
         return tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:
         if re.fullmatch(r"[A-Za-z_][\w./-]*", written):  # a word; shells swallow the quotes that TOML wants
             return written
-        raise ConfigError(f"--set {text}: {written or 'nothing'} is not a TOML value") from None
+        raise ConfigError(f"{option}: {written or 'nothing'} is not a TOML value") from None
+
+
+def grid_of(options: Sequence[str]) -> dict[str, list[Any]]:
+    """``["train.learning_rate=1e-3,3e-3"]`` -> the values by key.
+
+    Raises:
+        ConfigError: what is no KEY=VALUE,VALUE, a key or a value that is there twice.
+    """
+    grid: dict[str, list[Any]] = {}
+    for text in options:
+        key, equals, written = (part.strip() for part in text.partition("="))
+        if not equals or not all(key.split(".")) or not written:
+            raise ConfigError(f"--grid {text}: expected KEY=VALUE,VALUE,…, such as model.hidden_size=32,64")
+        try:
+            values = tomllib.loads(f"values = [{written}]")["values"]
+        except tomllib.TOMLDecodeError:
+            values = [_value(f"--grid {text}", word.strip()) for word in written.split(",")]
+        key = SHORT.get(key, key)
+        if key in grid or any(values.count(value) > 1 for value in values):
+            raise ConfigError(f"--grid {text}: expected every key and every value once")
+        grid[key] = values
+    return grid
 
 
 WANTED = {
@@ -187,12 +288,12 @@ def _explain(mistake: Any, schema: type[Table]) -> str:
     if kind == "extra_forbidden":
         *tables, key = mistake["loc"]
         known = _table_at(schema, tables).model_fields
-        return "unknown key" + (_nearest(key, known) or f"; the keys are {', '.join(known)}")
+        return "unknown key" + (nearest(key, known) or f"; the keys are {', '.join(known)}")
     if kind == "value_error":  # a validator of ours, which says it all
         return str(context["error"])
     choices = re.findall(r"'([^']*)'", context["expected"]) if kind == "literal_error" else []
     wanted = WANTED[kind].format(**context) if kind in WANTED else mistake["msg"]
-    return f"{wanted}, got {_toml(mistake['input'])}{_nearest(mistake['input'], choices)}"
+    return f"{wanted}, got {_toml(mistake['input'])}{nearest(mistake['input'], choices)}"
 
 
 def _table_at(schema: type[Table], tables: Sequence[str]) -> type[Table]:
@@ -203,7 +304,7 @@ def _table_at(schema: type[Table], tables: Sequence[str]) -> type[Table]:
     return schema
 
 
-def _nearest(name: Any, known: Iterable[str]) -> str:
+def nearest(name: Any, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -9,20 +9,28 @@ import jax
 import jax.numpy as jnp
 
 import jaxrnn as jr
+from experiments.config import Train
 
 PyTree = Any
 Name = Literal["elman", "irnn", "gru", "lstm", "peephole_lstm", "chrono_lstm"]
 
-# (input_size, hidden_size, T) -> Cell, where T is how many steps back the task asks.
-RECURRENCES: dict[Name, Callable[[int, int, int], jr.Cell]] = {
-    "elman": lambda I, H, T: jr.elman(I, H),
-    # Le et al. 2015: rectified units that at first hold their state; "normal" (sd 0.01) keeps what enters small.
-    "irnn": lambda I, H, T: jr.elman(I, H, activation="relu", recurrent_init="identity", input_init="normal"),
-    "gru": lambda I, H, T: jr.gru(I, H),
-    "lstm": lambda I, H, T: jr.lstm(I, H),
-    "peephole_lstm": lambda I, H, T: jr.peephole_lstm(I, H),
-    "chrono_lstm": lambda I, H, T: jr.lstm(I, H, T_max=T),  # Tallec & Ollivier 2018
+# Le et al. 2015: rectified units that at first hold their state; "normal" (sd 0.01) keeps what enters small.
+IRNN: dict[str, Any] = {"activation": "relu", "recurrent_init": "identity", "input_init": "normal"}
+
+# (input_size, hidden_size, T, compute dtype) -> Cell, where T is how many steps back the task asks.
+RECURRENCES: dict[Name, Callable[[int, int, int, Any], jr.Cell]] = {
+    "elman": lambda I, H, T, dtype: jr.elman(I, H, dtype=dtype),
+    "irnn": lambda I, H, T, dtype: jr.elman(I, H, dtype=dtype, **IRNN),
+    "gru": lambda I, H, T, dtype: jr.gru(I, H, dtype=dtype),
+    "lstm": lambda I, H, T, dtype: jr.lstm(I, H, dtype=dtype),
+    "peephole_lstm": lambda I, H, T, dtype: jr.peephole_lstm(I, H, dtype=dtype),
+    "chrono_lstm": lambda I, H, T, dtype: jr.lstm(I, H, dtype=dtype, T_max=T),  # Tallec & Ollivier 2018
 }
+
+
+def compute_dtype(settings: Train) -> Any:
+    """What ``train.precision`` says, as the cells want it: None is the parameters' own, float32."""
+    return None if settings.precision == "float32" else jnp.bfloat16
 
 
 class Reader(NamedTuple):

@@ -3,6 +3,8 @@
 runs/digits-001/
   config.toml     the whole configuration, which `run` accepts again
   metrics.jsonl   a line for each model, seed and block of steps
+  checkpoints/    of each model, the newest two; what `run --resume` and `predict` read
+  tensorboard/    the metrics again, where train.tensorboard asks for them
   summary.json    the final numbers, the machine and the versions
   table.md        the same as a table
   *.png           figures
@@ -10,16 +12,16 @@ runs/digits-001/
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
-import json
-import math
 import os
 import platform
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -30,23 +32,21 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from jaxrnn import plotting
+from jaxrnn.training import Point
+from jaxrnn.training.records import Records, to_json
 
 
-class Point(NamedTuple):
-    """One block of steps."""
-
-    step: int  # the last of the block
-    values: dict[str, np.ndarray]  # (seeds,) each: means over the block's batches, and what was held out, after it
-    lost: Mapping[str, np.ndarray] = MappingProxyType({})  # (seeds,): the first step at which it was not finite, or 0
+class RunError(Exception):
+    """Why a run directory cannot be used."""
 
 
 class Result(NamedTuple):
-    """One trained model."""
+    """One trained model; the values of its points are means over a block's batches, and what was held out, after it."""
 
     model: str
     seeds: tuple[int, ...]
     parameters: int
-    points: list[Point]
+    points: list[Point]  # each value (seeds,)
     seconds: float  # all of it, compilation included
 
     def last(self, name: str) -> np.ndarray:
@@ -97,7 +97,20 @@ class Clock:
 
 
 def new_directory(out: Path, name: str, config: str | None = None) -> Path:
-    """Make ``out/name-001``, or the next number that is free, and put the config there; no older run is touched."""
+    """Make ``out/name-001``, or the next number that is free, and put the config there; no older run is touched.
+
+    Of several processes the first makes it, and tells the others.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        made = _new_directory(out, name, config) if jax.process_index() == 0 else None
+        number = multihost_utils.broadcast_one_to_all(np.int32(made.name.rsplit("-", 1)[1] if made else 0))
+        return out / f"{name}-{int(number):03d}"
+    return _new_directory(out, name, config)
+
+
+def _new_directory(out: Path, name: str, config: str | None) -> Path:
     for number in itertools.count(1):
         directory = out / f"{name}-{number:03d}"
         try:
@@ -110,52 +123,29 @@ def new_directory(out: Path, name: str, config: str | None = None) -> Path:
     raise AssertionError("unreachable")
 
 
-def append_metrics(directory: Path, model: str, seeds: Sequence[int], point: Point) -> None:
-    """Write a line of JSON for each seed, at once, so that a stopped run keeps what it measured."""
-    with (directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        for index, seed in enumerate(seeds):
-            measured = {name: values[index] for name, values in point.values.items()}
-            file.write(to_json({"model": model, "seed": seed, "step": point.step, **measured}) + "\n")
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory; a process that is killed lets go of it."""
+    if jax.process_index() > 0:  # the first of several keeps it for all of them
+        yield
+        return
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{directory}: another process is at work in it; wait for its end, or stop it") from None
+        yield
 
 
-def watcher(directory: Path, display: Display, model: str, seeds: Sequence[int]) -> Callable[[Point], None]:
-    """What is to be done after each block of a model: a bar on the terminal, lines in metrics.jsonl."""
-    display.start(model)
-
-    def on_block(point: Point) -> None:
-        display.update(model, point)
-        append_metrics(directory, model, seeds, point)
-
-    return on_block
+def records(directory: Path, tensorboard: bool) -> Records:
+    """The metrics of a run; of several processes the first writes them."""
+    events = directory / "tensorboard" if tensorboard else None
+    return Records(directory / "metrics.jsonl", tensorboard=events, write=jax.process_index() == 0)
 
 
-def train_each(
-    directory: Path,
-    steps: int,
-    seeds: Sequence[int],
-    column: Column,
-    fits: Mapping[Any, Callable[[Callable[[Point], None]], Result]],
-) -> list[Result]:
-    """Train the models one after the other, ``fit(on_block)`` for each name, and show how far they are."""
-    results = []
-    with Display(steps, column) as display:
-        for name, fit in fits.items():
-            results.append(fit(watcher(directory, display, name, seeds)))
-            display.finish(results[-1])
-    return results
-
-
-def conclude(
-    directory: Path,
-    results: Sequence[Result],
-    columns: Sequence[Column],
-    notes: Sequence[str],
-    figures: Mapping[str, Figure],
-    **more: Any,
-) -> None:
-    """Write what needs the whole run, and show the table."""
-    write(directory, results, columns, notes, figures, **more)
-    show(results, columns, notes, directory)
+def checkpoint(directory: Path, model: str) -> Path:
+    """Where the checkpoints of a model lie."""
+    return directory / "checkpoints" / re.sub(r"[^\w.=-]+", "_", model)
 
 
 def write(
@@ -266,10 +256,11 @@ class Display:
     """A progress bar for each model, or a line for each when stdout is not a terminal."""
 
     def __init__(self, steps: int, column: Column, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Console(quiet=jax.process_index() > 0)
         self.steps = steps
         self.column = column  # shown beside the loss
         self.tasks: dict[str, TaskID] = {}
+        self.began: dict[str, tuple[int, float]] = {}  # the first point of each model: compilation comes before it
         self.bars = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(),
@@ -291,8 +282,18 @@ class Display:
 
     def update(self, model: str, point: Point) -> None:
         value = self.column.shown(point.values[self.column.name].mean(keepdims=True))
-        measured = f"loss {point.values['loss'].mean():.4g}  {self.column.title} {value}"
+        measured = f"loss {point.values['loss'].mean():.4g}  {self.column.title} {value}{self.pace(model, point.step)}"
         self.bars.update(self.tasks[model], completed=point.step, measured=measured)
+
+    def pace(self, model: str, step: int) -> str:
+        """Steps a second, and the time that is left."""
+        now = time.perf_counter()
+        first, then = self.began.setdefault(model, (step, now))
+        if step == first or step == self.steps:
+            return ""
+        rate = (step - first) / (now - then)
+        left = round((self.steps - step) / rate)
+        return f"  {rate:.3g} steps/s  {left // 60}:{left % 60:02d} left"
 
     def finish(self, result: Result) -> None:
         if not self.console.is_terminal:
@@ -306,8 +307,12 @@ class Display:
 
 def show(results: Sequence[Result], columns: Sequence[Column], notes: Sequence[str], directory: Path) -> None:
     """The table and its notes, on the terminal."""
+    show_table(rows(results, columns), [*notes, *diverged(results), f"written to {directory}"])
+
+
+def show_table(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
     console = Console()
-    header, *body = rows(results, columns)
+    header, *body = rows
     table = Table()
     table.add_column(header[0], no_wrap=True)
     for name in header[1:]:
@@ -315,7 +320,7 @@ def show(results: Sequence[Result], columns: Sequence[Column], notes: Sequence[s
     for row in body:
         table.add_row(*row)
     console.print(table)
-    for note in [*notes, *diverged(results), f"written to {directory}"]:
+    for note in notes:
         _say(console, note)
 
 
@@ -348,18 +353,3 @@ def _version(package: str) -> str:
 
         return jaxrnn.__version__
     return version(package)
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON has no NaN and no infinity: they are written as null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(entry) for entry in value]
-        if isinstance(value, float | np.floating):
-            return float(value) if math.isfinite(value) else None
-        return value
-
-    return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=False)

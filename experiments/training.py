@@ -1,95 +1,92 @@
-"""The training loop: many optimiser steps in one ``lax.scan``, all seeds in one program, a block at a time."""
+"""Train the members of one model, seeds and settings of equal shapes, in one program; jaxrnn.training does the work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax.sharding import PartitionSpec, SingleDeviceSharding
 
 import jaxrnn as jr
-from experiments import report
+from experiments import config, report
 from experiments.config import Train
+from jaxrnn import training
+from jaxrnn.training import checkpoints
 
 PyTree = Any
 Measures = dict[str, jax.Array]  # scalars by name
-Loss = Callable[[PyTree, PyTree], tuple[jax.Array, Measures]]  # (params, batch) -> (loss, what else to record)
-
-
-class State(NamedTuple):
-    """All that training changes, for one seed."""
-
-    params: PyTree
-    opt_state: PyTree
-    key: jax.Array  # the seed's own: with ``step`` it determines every batch
-    step: jax.Array  # how many optimiser steps were taken
 
 
 class Task(NamedTuple):
     """What is to be learned: pure functions, which see the arrays of ``shared`` as their last argument."""
 
     init: Callable[[jax.Array], PyTree]  # key -> params
-    batch: Callable[[jax.Array, jax.Array, PyTree], PyTree]  # (key, step, shared) -> batch
-    loss: Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, Measures]]  # (params, batch, shared) -> (loss, measures)
+    batch: Callable[[jax.Array, jax.Array, PyTree], PyTree]  # (key, number, shared) -> batch
+    # (params, batch, key, shared) -> (loss, what else to record); the key is for dropout and its like
+    loss: Callable[[PyTree, PyTree, jax.Array | None, PyTree], tuple[jax.Array, Measures]]
     evaluate: Callable[[PyTree, PyTree], Measures]  # (params, shared) -> measures on held-out data
-    shared: PyTree = ()  # data, the same for all seeds
+    score: str  # the held-out measure that says which parameters are best
+    lower: bool = True  # whether small scores are good
+    shared: PyTree = ()  # data, the same for all members
+    batch_axis: PyTree = 1  # where a batch is divided among devices: of each array of it, as in jr.shard_batch
+    enough: Callable[[training.Point], bool] = lambda point: False  # whether training may stop before its last step
 
 
-CLIPPING: dict[str, Callable[[float], optax.GradientTransformation]] = {
+class Member(NamedTuple):
+    """One training among those that run as one program: what may differ without another compilation."""
+
+    seed: int
+    learning_rate: float
+    clip_at: float
+    label: Mapping[str, Any]  # what its rows in metrics.jsonl begin with
+
+
+class State(NamedTuple):
+    """Of one member."""
+
+    train: training.TrainState
+    best: training.Best
+
+
+class Fit(NamedTuple):
+    """One trained model."""
+
+    result: report.Result
+    params: PyTree  # after the last step, each leaf (members, …)
+    best: training.Best  # those with the best score after a block
+
+
+ALONE = config.Mesh()  # each batch on one device
+
+CLIPPING: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "global_norm": optax.clip_by_global_norm,  # Pascanu et al. 2013
     "value": optax.clip,  # Mikolov 2012
     "adaptive": optax.adaptive_grad_clip,  # Brock et al. 2021: relative to the norm of each unit's weights
 }
 
 
-def optimizer(settings: Train, learning_rate: float | None = None) -> optax.GradientTransformation:
-    """The optimiser of ``[train]``, gradients clipped first; ``learning_rate`` in place of the table's."""
+def optimizer(settings: Train, learning_rate: Any = None, clip_at: Any = None) -> optax.GradientTransformation:
+    """The optimiser of ``[train]``, gradients clipped first; the two numbers stand in place of the table's."""
     rate: Any = settings.learning_rate if learning_rate is None else learning_rate
     if settings.schedule == "cosine":
         rate = optax.cosine_decay_schedule(rate, settings.steps)
     update = optax.adam(rate) if settings.optimizer == "adam" else optax.sgd(rate)
-    return update if settings.clip == "none" else optax.chain(CLIPPING[settings.clip](settings.clip_at), update)
+    if settings.clip == "none":
+        return update
+    return optax.chain(CLIPPING[settings.clip](settings.clip_at if clip_at is None else clip_at), update)
 
 
-def init(init_params: Callable[[jax.Array], PyTree], optimizer: optax.GradientTransformation, key: jax.Array) -> State:
-    """The state before the first step; parameters and batches get keys of their own."""
-    k_params, k_batches = jax.random.split(key)
-    params = init_params(k_params)
-    return State(params, optimizer.init(params), k_batches, jnp.zeros((), jnp.int32))
-
-
-def train(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    batch_at: Callable[[jax.Array, jax.Array], PyTree],
-    state: State,
-    steps: int,
-) -> tuple[State, Measures]:
-    """Take ``steps`` optimiser steps; the measures are (steps,) each, of each step's batch before the update.
-
-    Args:
-        loss: ``(params, batch) -> (loss, measures)``.
-        optimizer: from optax.
-        batch_at: ``(key, step) -> batch``, such as ``epoch_batch``.
-        state: from ``init``, or from the call before.
-        steps: how many, a Python int.
-
-    Returns:
-        The state after them, and "loss", "grad_norm" (the global norm, before clipping) and what the loss adds.
-    """
-
-    def one_step(state, _):
-        batch = batch_at(state.key, state.step)
-        (value, measures), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        measures = {"loss": value, "grad_norm": optax.tree.norm(grads), **measures}
-        return State(params, opt_state, state.key, state.step + 1), measures
-
-    return jax.lax.scan(one_step, state, length=steps)
+def members(settings: Train, model: str) -> list[Member]:
+    """The seeds of a model."""
+    return [
+        Member(seed, settings.learning_rate, settings.clip_at, {"model": model, "seed": seed})
+        for seed in settings.seeds
+    ]
 
 
 def fit(
@@ -97,64 +94,149 @@ def fit(
     task: Task,
     settings: Train,
     *,
-    learning_rate: float | None = None,
-    on_block: Callable[[report.Point], None] = lambda point: None,
-    enough: Callable[[report.Point], bool] = lambda point: False,
-) -> tuple[report.Result, PyTree]:
-    """Train one model from every seed at once, a block of steps at a time.
-
-    The seeds are divided among the devices and run one after the other on each (``jr.ensemble``).
+    mesh: config.Mesh = ALONE,
+    among: Sequence[Member] | None = None,
+    directory: Path | None = None,
+    on_point: Callable[[training.Point], None] = lambda point: None,
+) -> Fit:
+    """Train all members of a model at once, a block of steps at a time, divided among the devices (``jr.ensemble``).
 
     Args:
         name: of the model, for the report.
         task: what is to be learned.
         settings: ``[train]``.
-        learning_rate: in place of the table's.
-        on_block: called after each block with what was measured.
-        enough: whether training may stop before ``settings.steps``.
-
-    Returns:
-        What was measured, and the parameters, each leaf (seeds, …).
+        mesh: ``[mesh]``.
+        among: the members; None means the seeds of ``settings``.
+        directory: of the run: metrics.jsonl, and checkpoints from which a later call goes on. None writes nothing.
+        on_point: called after each block with what was measured.
     """
-    clock = report.Clock()
-    optimize = optimizer(settings, learning_rate)
+    among = members(settings, name) if among is None else among
+    hyper = hyperparameters(among)
+    devices = device_mesh(mesh, len(among))
 
-    def block(state, shared):
-        loss = lambda params, batch: task.loss(params, batch, shared)  # noqa: E731
-        batch_at = lambda key, step: task.batch(key, step, shared)  # noqa: E731
-        state, measures = train(loss, optimize, batch_at, state, settings.block)
-        lost = {"loss": first_lost(measures["loss"]), "gradient": first_lost(measures["grad_norm"])}
-        return state, {**jax.tree.map(jnp.mean, measures), **task.evaluate(state.params, shared)}, lost
+    def block(member: tuple[State, Mapping[str, jax.Array]], shared: PyTree) -> tuple[State, Measures, Measures]:
+        (before, best), hyper = member
 
-    keys = jnp.stack([jax.random.key(seed) for seed in settings.seeds])
-    states = jr.ensemble(lambda key: init(task.init, optimize, key))(keys)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(states.params)) // len(settings.seeds)
-    run, points = jr.ensemble(block), []
-    for step in range(settings.block, settings.steps + 1, settings.block):
-        states, *measured = run(states, task.shared)
-        values, lost = jax.tree.map(np.asarray, measured)
-        before = step - settings.block
-        points.append(report.Point(step, values, {name: np.where(at, before + at, 0) for name, at in lost.items()}))
-        on_block(points[-1])
-        if enough(points[-1]):
-            break
-    return report.Result(name, settings.seeds, parameters, points, clock.seconds()), states.params
+        def batch_at(key: jax.Array, number: jax.Array) -> PyTree:
+            return divided(task.batch(key, number, shared), task.batch_axis, mesh.batch)
+
+        state, measures = steps_of(task, settings, hyper, shared).run(before, batch_at, settings.block)
+        lost = {"loss": measures["loss"], "gradient": measures["grad_norm"]}
+        held_out = task.evaluate(state.params, shared)
+        if settings.nonfinite == "skip":
+            taken = jnp.isfinite(lost["loss"]) & jnp.isfinite(lost["gradient"])
+            means = {name: jnp.mean(values, where=taken) for name, values in measures.items()}
+            means["skipped"] = state.skipped
+            lost = {}
+        else:
+            means = jax.tree.map(jnp.mean, measures)
+        best = training.better(best, held_out[task.score], state.step, state.params, lower=task.lower)
+        return State(state, best), {**means, **held_out}, jax.tree.map(training.first_nonfinite, lost)
+
+    states = jr.ensemble(functools.partial(start, task, settings), **devices)(hyper, task.shared)
+    run = jr.ensemble(block, **devices)
+    stop = training.patience(task.score, settings.patience, lower=task.lower) if settings.patience else None
+    fitted = training.fit(
+        lambda states: run((states, hyper), task.shared),
+        states,
+        steps=settings.steps,
+        block_steps=settings.block,
+        records=None if directory is None else report.records(directory, settings.tensorboard),
+        labels=[member.label for member in among],
+        checkpoint=None if directory is None else report.checkpoint(directory, name),
+        save_every=settings.save_every,
+        nonfinite="stop" if settings.nonfinite == "stop" else "record",
+        enough=lambda points: task.enough(points[-1]) or (stop is not None and stop(points)),
+        on_point=on_point,
+    )
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(states.train.params)) // len(among)
+    seeds = tuple(member.seed for member in among)
+    result = report.Result(name, seeds, parameters, fitted.points, fitted.seconds)
+    return Fit(result, training.fetch(fitted.state.train.params), training.fetch(fitted.state.best))
 
 
-def first_lost(values: jax.Array) -> jax.Array:
-    """The place, from 1, of the first number of a block that is not finite; 0 where all are."""
-    lost = ~jnp.isfinite(values)
-    return jnp.where(lost.any(), lost.argmax() + 1, 0)
+def stored(name: str, task: Task, settings: Train, directory: Path) -> tuple[int, PyTree, training.Best]:
+    """What the newest checkpoint of a run holds of a model: the step, the parameters, the best ones; by seed.
+
+    Raises:
+        report.RunError: there is none. checkpoints.CheckpointError: it cannot be read.
+    """
+    hyper = hyperparameters(members(settings, name))
+    shapes = jax.eval_shape(jax.vmap(functools.partial(start, task, settings), in_axes=(0, None)), hyper, task.shared)
+    here = SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
+    restored = checkpoints.restore(report.checkpoint(directory, name), like)
+    if restored is None:
+        raise report.RunError(
+            f"{directory}: no checkpoint of {name} yet; train it first, with run --resume {directory}"
+        )
+    return restored.step, restored.state.train.params, restored.state.best
 
 
-def epoch_batch(examples: int, batch_size: int, key: jax.Array, step: jax.Array) -> jax.Array:
-    """(batch_size,) indices of the examples that a step trains on.
+def hyperparameters(among: Sequence[Member]) -> dict[str, jax.Array]:
+    """What differs between the members, each array leading with their number."""
+    return {
+        "key": jnp.stack([jax.random.key(member.seed) for member in among]),
+        "learning_rate": jnp.array([member.learning_rate for member in among], jnp.float32),
+        "clip_at": jnp.array([member.clip_at for member in among], jnp.float32),
+    }
+
+
+def steps_of(task: Task, settings: Train, hyper: Mapping[str, jax.Array], shared: PyTree) -> training.Loop:
+    """The steps of one member."""
+    return training.loop(
+        task.init,
+        lambda params, batch, key: task.loss(params, batch, key, shared),
+        optimizer(settings, hyper["learning_rate"], hyper["clip_at"]),
+        accumulate=settings.accumulate,
+        nonfinite="skip" if settings.nonfinite == "skip" else "keep",
+    )
+
+
+def start(task: Task, settings: Train, hyper: Mapping[str, jax.Array], shared: PyTree) -> State:
+    """A member before its first step."""
+    state = steps_of(task, settings, hyper, shared).init(hyper["key"])
+    return State(state, training.no_best(state.params, lower=task.lower))
+
+
+def device_mesh(settings: config.Mesh, members: int) -> dict[str, Any]:
+    """The mesh of ``[mesh]``, and which of its axes divides the members: options of ``jr.ensemble``.
+
+    Raises:
+        config.ConfigError: there are not so many devices, or they do not divide the members.
+    """
+    most = max(jax.device_count() // settings.batch, 1)
+    groups = settings.members or max(d for d in range(1, min(most, members) + 1) if members % d == 0)
+    if members % groups:
+        raise config.ConfigError(f"mesh.members: expected a divisor of the {members} members, got {groups}")
+    try:
+        if settings.batch == 1:
+            return {"mesh": jr.batch_mesh(groups, axis="member")}
+        return {"mesh": jr.batch_mesh(settings.batch, members=groups), "axes": "member"}
+    except ValueError as error:
+        raise config.ConfigError(f"[mesh]: {error}") from None
+
+
+def divided(batch: PyTree, batch_axis: PyTree, devices: int) -> PyTree:
+    """The batch, divided along its axis among the devices of the mesh's axis "batch"."""
+    if devices == 1:
+        return batch
+    axes = jax.tree.broadcast(batch_axis, batch)
+
+    def divide(a: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.with_sharding_constraint(a, PartitionSpec(*[None] * axis, "batch"))
+
+    return jax.tree.map(divide, batch, axes)
+
+
+def epoch_batch(examples: int, batch_size: int, key: jax.Array, number: jax.Array) -> jax.Array:
+    """(batch_size,) indices of the examples of a batch.
 
     Every epoch goes through a new permutation of the examples and leaves out the few that fill no batch. It
-    is drawn anew at each step of the epoch, so that a batch depends on nothing but ``key`` and ``step``; that
+    is drawn anew for each batch of the epoch, so that a batch depends on nothing but ``key`` and ``number``; that
     costs far less than the step itself.
     """
-    epoch, place = jnp.divmod(step, examples // batch_size)
+    epoch, place = jnp.divmod(number, examples // batch_size)
     order = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
     return jax.lax.dynamic_slice_in_dim(order, place * batch_size, batch_size)
 

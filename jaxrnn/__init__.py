@@ -31,10 +31,12 @@ from jaxrnn.interop.safetensors import load, save
 from jaxrnn.running._segments import Budget
 from jaxrnn.running.plan import Explanation, Plan, Report, explain
 from jaxrnn.running.scan import scan
+from jaxrnn.running.stream import Slots, Stream, stream
 from jaxrnn.running.trace import gates, trace_gates
 from jaxrnn.sequences import last, masked_mean, max_pool, mean_pool, pad
 from jaxrnn.training.devices import batch_mesh, replicate, shard_batch, use_cpu_devices
 from jaxrnn.training.ensemble import Division, Ensemble, ensemble, stack_members
+from jaxrnn.training.processes import join_processes
 from jaxrnn.wrappers.clip_state import clip_state
 from jaxrnn.wrappers.cotangent_clip import cotangent_clip
 from jaxrnn.wrappers.leaky import leaky
@@ -75,8 +77,10 @@ __all__ = [
     "Plan",
     "ReadoutParams",
     "Report",
+    "Slots",
     "Spec",
     "StateFlow",
+    "Stream",
     "batch_mesh",
     "bidirectional",
     "bptt_contributions",
@@ -97,6 +101,7 @@ __all__ = [
     "gradient_flow",
     "gru",
     "jacobian_penalty",
+    "join_processes",
     "last",
     "layer_norm",
     "leaky",
@@ -124,6 +129,7 @@ __all__ = [
     "stack",
     "stack_members",
     "step_jacobian",
+    "stream",
     "tbptt",
     "trace_gates",
     "use_cpu_devices",

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
 
 import jaxrnn as jr
 from tests.cases import draw, randomised
-from tests.programs import COLLECTIVE
+from tests.programs import COLLECTIVE, collectives_in_loops, computations_of
 
 pytestmark = pytest.mark.multidevice
 
@@ -107,6 +107,57 @@ def test_devices_exchange_nothing(kind):
     compiled = jax.jit(run).lower(members, XS).compile()
     assert "while" in compiled.as_text() and re.findall(COLLECTIVE, compiled.as_text()) == []
     assert_each_equals(jax.device_get(run(members, XS)), jax.grad(loss), members, 2, XS)
+    times = jr.ensemble(lambda member, xs: member * xs.sum(), mesh=mesh)
+    assert times(jnp.ones(2), jr.shard_batch(jnp.ones((2, 4)), mesh)).tolist() == [8, 8]
+
+
+def collectives_in_time_loops(program):
+    """Those of the innermost loops: over time, not over members."""
+    computations = computations_of(program)
+    bodies = set(re.findall(r"body=%?([\w.\-]+)", program))
+
+    def reached_from(name):
+        callees = set(re.findall(r"(?:calls|to_apply|body)=%?([\w.\-]+)", computations[name]))
+        return callees.union(*map(reached_from, callees))
+
+    for body in bodies:
+        if reached_from(body) & bodies:
+            program = re.sub(rf"body=%?{re.escape(body)}(?![\w.\-])", "", program)
+    return collectives_in_loops(program)
+
+
+@pytest.mark.parametrize("groups, how", [(1, "vmap"), (1, "map"), (2, "map")])
+def test_members_over_one_axis_and_their_batches_over_another(groups, how, x64):
+    lengths, xs = jnp.array([5, 3]), XS.astype(float)
+
+    def gradient(params, xs, lengths):
+        loss = lambda params: (LAYER.apply(params, xs, lengths=lengths)[1] ** 2).mean()  # noqa: E731
+        return jax.value_and_grad(loss)(params)
+
+    def divided(params, xs, lengths):
+        spread = jax.lax.with_sharding_constraint
+        return gradient(params, spread(xs, PartitionSpec(None, "batch")), spread(lengths, PartitionSpec("batch")))
+
+    members = jax.tree.map(lambda a: a.astype(float), members_of(2))
+    run = jr.ensemble(divided, mesh=jr.batch_mesh(2 // groups, members=groups), how=how, axes="member")
+    program = jax.jit(run).lower(members, xs, lengths).compile().as_text()
+    assert collectives_in_time_loops(program) == [] and ("all-reduce" in program) == (groups == 1)
+    got, alone = run(members, xs, lengths), jax.jit(gradient)
+    for n in range(2):
+        want = alone(member(members, n), xs, lengths)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), member(got, n), want)
+    assert {a.sharding.shard_shape(a.shape)[0] for a in jax.tree.leaves(got)} == {2 // groups}
+
+
+def test_a_batch_that_is_divided_already_stays_so():
+    """Though the function does not ask for it: each device computes the outputs of its own part."""
+    mesh, members = jr.batch_mesh(2, members=1), members_of(2)
+    outputs = lambda params, xs: LAYER.apply(params, xs)[1]  # noqa: E731
+    run = jr.ensemble(outputs, mesh=mesh, axes="member")
+    apart = run(members, jr.shard_batch(XS, mesh, axes="batch"))
+    assert [shard.data.shape for shard in apart.addressable_shards] == [(2, T, B // 2, H)] * 2
+    assert run(members, XS).sharding.is_fully_replicated
+    assert_each_equals(apart, outputs, members, 2, XS)
 
 
 def test_gradient_through_an_ensemble():
@@ -123,6 +174,9 @@ def test_describe_says_what_and_why():
     assert re.search(r"6 members on 2 cpu devices, 3 on each, .*lax\.map.*: a CPU runs batched", describe(6))
     assert re.search(r"4 members on 2 cpu devices, 2 on each, batched \(vmap\): how='vmap'", describe(4, how="vmap"))
     assert re.search(r"3 members on 1 cpu device, 3 on each.*3 members cannot be divided among all 2", describe(3))
+    group = describe(3, mesh=jr.batch_mesh(2, members=1), axes="member")
+    assert re.search(r"3 members on 1 group of 2 cpu devices, 3 on each, .*sharing what .* divides over 'batch'", group)
+    assert "2 members on 2 cpu devices, 1 on each" in describe(2, mesh=jr.batch_mesh(1, members=2), axes=["member"])
 
 
 def test_stack_members_stacks():
@@ -155,6 +209,19 @@ ERRORS = {
     "mesh": (
         lambda: jr.ensemble(loss, mesh=jr.batch_mesh(2)).describe(jnp.ones((5, 2))),
         ["ensemble: the members, 5, cannot be divided among 2 devices", "such as 6", "a mesh of 1 device"],
+    ),
+    "groups of a mesh": (
+        lambda: jr.ensemble(loss, mesh=jr.batch_mesh(1, members=2), axes="member").describe(jnp.ones((5, 2))),
+        ["ensemble: the members, 5, cannot be divided among 2 devices"],
+    ),
+    "axis": (
+        lambda: jr.ensemble(loss, mesh=jr.batch_mesh(1, members=2), axes="members"),
+        ["ensemble: axes must name", "the mesh, which has 'member', 'batch', got 'members'; did you mean 'member'?"],
+    ),
+    "no axis": (lambda: jr.ensemble(loss, mesh=jr.batch_mesh(2), axes=()), ["ensemble: axes must name one", "got ()"]),
+    "axes of no mesh": (
+        lambda: jr.ensemble(loss, axes="member"),
+        ["ensemble: axes='member' needs the mesh", "mesh=jr.batch_mesh(members="],
     ),
     "another mesh is set": (
         lambda: in_mesh(lambda: RUN(jnp.ones((4, 2)))),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import jax
@@ -13,10 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from experiments import report, training
+from experiments import report, study, training
 from experiments.adding import data
-from experiments.config import Many, Rate, Seed, Table, Train, dump
-from experiments.models import RECURRENCES, Name, reader
+from experiments.config import Many, Rate, Seed, Table, Train, Trained
+from experiments.models import RECURRENCES, Name, Reader, compute_dtype, reader
 
 ERROR = report.Column("held-out error", "held_out_error")
 
@@ -36,54 +34,77 @@ class Task(Table):
     stop_below: float = Field(default=0.005, ge=0)
 
 
-class Config(Table):
+class Config(Trained):
     experiment: Literal["adding"]
     model: Model = Model()
-    train: Train = Train()
     task: Task = Task()
 
 
-def run(config: Config, out: Path) -> Path:
-    """Train every model of the config for every length; returns the run directory."""
-    directory = report.new_directory(out, config.experiment, dump(config))
-    tasks = [(name, length) for length in config.task.lengths for name in config.model.cells]
-    fits = {title(name, length): functools.partial(fit, name, length, config) for name, length in tasks}
-    results = report.train_each(directory, config.train.steps, config.train.seeds, ERROR, fits)
-    solved = {result.model: solved_at(result, config.task.solved_below) for result in results}
-    figures = {"curves.png": curves(results, config)}
-    said = notes(config, solved)
-    report.conclude(directory, results, (ERROR,), said, figures, baseline=data.BASELINE, solved_at=solved)
-    return directory
+def models(config: Config) -> dict[str, tuple[Name, int]]:
+    """What is trained, by title: every cell for every length."""
+    return {title(name, length): (name, length) for length in config.task.lengths for name in config.model.cells}
 
 
-def fit(
-    name: Name, length: int, config: Config, on_block: Callable[[report.Point], None] = lambda point: None
-) -> report.Result:
-    """Train one model from every seed until all have solved it."""
-    model = reader(RECURRENCES[name](data.FEATURES, config.model.hidden_size, length), 1)
-    held_out = data.draw(jax.random.key(config.task.held_out_seed), length, config.task.held_out)
+def settings(config: Config, model: str) -> Train:
+    return study.own_rate(config, models(config)[model][0])
 
-    def batch(key, step, shared):
-        return data.draw(jax.random.fold_in(key, step), length, config.train.batch_size)
+
+def network(config: Config, model: str) -> Reader:
+    name, length = models(config)[model]
+    recurrence = RECURRENCES[name](data.FEATURES, config.model.hidden_size, length, compute_dtype(config.train))
+    return reader(recurrence, 1)
+
+
+def held_out(config: Config, model: str) -> data.Sums:
+    return data.draw(jax.random.key(config.task.held_out_seed), models(config)[model][1], config.task.held_out)
+
+
+def task(config: Config, model: str) -> training.Task:
+    """A model learns until all its seeds have solved it."""
+    reads, length = network(config, model), models(config)[model][1]
+
+    def batch(key, number, shared):
+        return data.draw(jax.random.fold_in(key, number), length, config.train.batch_size)
 
     def error(params, sequences):
-        return jnp.mean((model.apply(params, sequences.xs)[:, 0] - sequences.sums) ** 2)
+        return jnp.mean((reads.apply(params, sequences.xs)[:, 0] - sequences.sums) ** 2)
 
-    task = training.Task(
-        model.init,
+    return training.Task(
+        reads.init,
         batch,
-        loss=lambda params, batch, shared: (error(params, batch), {}),
+        loss=lambda params, batch, key, shared: (error(params, batch), {}),
         evaluate=lambda params, shared: {ERROR.name: error(params, shared)},
-        shared=held_out,
-    )
-    return training.fit(
-        title(name, length),
-        task,
-        config.train,
-        learning_rate=config.model.learning_rates.get(name),
-        on_block=on_block,
+        score=ERROR.name,
+        shared=held_out(config, model),
+        batch_axis=data.Sums(1, 0),  # type: ignore[arg-type]  # axes where the arrays are
         enough=lambda point: bool((point.values[ERROR.name] < config.task.stop_below).all()),
-    )[0]
+    )
+
+
+def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
+    results = [fit.result for fit in fits.values()]
+    solved = {result.model: solved_at(result, config.task.solved_below) for result in results}
+    return study.Conclusion(
+        results,
+        notes(config, solved),
+        {"curves.png": curves(results, config)},
+        {"baseline": data.BASELINE, "solved_at": solved},
+    )
+
+
+def predictor(config: Config, model: str) -> study.Predictor:
+    """Values and markers (T, N, 2) -> the sums, (N,)."""
+
+    def say(total, truth):
+        return f"{total:.4f}" + ("" if truth is None else f", is {truth:.4f}")
+
+    reads = network(config, model)
+
+    def examples():
+        sequences = held_out(config, model)
+        return sequences.xs, sequences.sums
+
+    return study.Predictor(examples, lambda params, xs: reads.apply(params, xs)[:, 0], say)
 
 
 def title(name: Name, length: int) -> str:
@@ -128,3 +149,6 @@ def curves(results: Sequence[report.Result], config: Config) -> Figure:
     for axes in figure.axes:
         axes.set_ylim(top=1)  # the first steps of rectified units may leave it by many orders of magnitude
     return figure
+
+
+STUDY = study.Study(lambda config: list(models(config)), task, settings, lambda config: (ERROR,), conclude, predictor)

@@ -12,7 +12,8 @@ from experiments.benchmarks.programs import Model, Program, Stepper, Traced
 
 
 class Contestant(NamedTuple):
-    """``model`` is what every JAX row comes from; torch and the floor have a program of their own, ``sequence``."""
+    """``model`` is what every JAX row of a sequence comes from; torch and the floor have a program of their own,
+    ``sequence``. Who has neither takes part in single steps alone."""
 
     name: str
     needs: str | None = None  # the module, where it is not jaxrnn's own dependency
@@ -28,6 +29,7 @@ class Contestant(NamedTuple):
 
 PLAN = "jaxrnn"
 PLAIN = "jaxrnn plain"
+STREAM = "jaxrnn stream"
 TEXTBOOK = "textbook"
 BEFORE = "reset before"
 CHECKPOINT = "jaxrnn checkpoint"
@@ -44,6 +46,7 @@ JAX_PEERS = (
 CONTESTANTS = (
     Contestant(PLAN, None, ours.model(), ours.stepper()),
     Contestant(PLAIN, None, ours.model(plan="plain")),
+    Contestant(STREAM, None, step=ours.stepper(served=True)),
     Contestant(TEXTBOOK, None, ours.model(ours.textbook_lstm), ours.stepper(ours.textbook_lstm), cells=("lstm",)),
     Contestant(BEFORE, None, ours.model(ours.gru_reset_before), ours.stepper(ours.gru_reset_before), cells=("gru",)),
     Contestant(TORCH, "torch", step=pytorch.step, sequence=pytorch.sequence),

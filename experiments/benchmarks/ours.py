@@ -12,7 +12,7 @@ import numpy as np
 from jax.nn import sigmoid
 
 import jaxrnn as jr
-from experiments.benchmarks.problems import NotOffered, Problem, drawn
+from experiments.benchmarks.problems import READOUT, NotOffered, Problem, drawn
 from experiments.benchmarks.programs import Model, Stepper, Traced
 
 
@@ -81,11 +81,26 @@ def model(cell_of: Callable[[Problem], jr.Cell] = library_cell, **options: Any) 
     return model_of
 
 
-def stepper(cell_of: Callable[[Problem], jr.Cell] = library_cell) -> Callable[[Problem], Stepper]:
+def stepper(
+    cell_of: Callable[[Problem], jr.Cell] = library_cell, *, served: bool = False
+) -> Callable[[Problem], Stepper]:
+    """The cell's own step; or that of ``jr.stream``, where members may pause and begin anew, though none does."""
+
     def stepper_of(problem: Problem) -> Stepper:
         cell = cell_of(problem)
+        if problem.variant == READOUT:
+            cell = jr.chain(cell, jr.readout(problem.H, problem.H))
         params = drawn(jax.eval_shape(cell.init, jax.random.key(0)), problem.H)
-        return Stepper(params, cell.initial_carry(params, (problem.B,)), cell.step)
+        carry = cell.initial_carry(params, (problem.B,))
+        if not served:
+            return Stepper(params, carry, cell.step)
+        step = jr.stream(cell).step
+        return Stepper(
+            params,
+            carry,
+            lambda params, carry, x, mask, resets: step(params, carry, x, mask=mask, resets=resets),
+            (np.ones(problem.B, bool), np.zeros(problem.B, bool)),
+        )
 
     return stepper_of
 

@@ -21,6 +21,7 @@ SHAPES = (  # (B, T, I, H)
     (32, 128, 512, 512),
 )
 VARIANTS = ("bidirectional", "masked")
+READOUT = "readout"  # y = W_y h + b_y, of H outputs, on top of the cell
 
 
 class NotOffered(Exception):
@@ -33,7 +34,7 @@ class Problem(NamedTuple):
     T: int
     I: int
     H: int
-    variant: str = ""  # or one of VARIANTS
+    variant: str = ""  # or one of VARIANTS; of a step: READOUT
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -80,8 +81,10 @@ def drawn(shapes: PyTree, H: int, seed: int = 0) -> PyTree:
 
 def check_weights(problem: Problem, params: PyTree) -> None:
     """The matrices of the equations, all of them and no others; up to two biases beside them."""
-    matrices = problem.directions * problem.gate_columns * (problem.I + problem.H)
-    biases = problem.directions * problem.gate_columns
+    columns = problem.directions * problem.gate_columns
+    readout = problem.H if problem.variant == READOUT else 0
+    matrices = columns * (problem.I + problem.H) + readout * problem.H
+    biases = columns + readout
     size = sum(a.size for a in jax.tree.leaves(params))
     if not matrices <= size <= matrices + 2 * biases:
         raise ValueError(f"{size} parameters; the equations have {matrices} to {matrices + 2 * biases}")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxrnn as jr
@@ -30,7 +31,8 @@ class Stepper(NamedTuple):
 
     params: PyTree
     carry: PyTree
-    step: Callable[..., tuple[PyTree, jax.Array]]  # (params, carry, x (B, I)) -> (carry, y (B, H))
+    step: Callable[..., tuple[PyTree, jax.Array]]  # (params, carry, x (B, I), *flags) -> (carry, y (B, H))
+    flags: tuple[np.ndarray, ...] = ()
 
 
 class Traced(NamedTuple):

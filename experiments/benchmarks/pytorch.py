@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.ours import floor_operands
-from experiments.benchmarks.problems import NotOffered, Problem, check_weights, data
+from experiments.benchmarks.problems import READOUT, NotOffered, Problem, check_weights, data
 from experiments.benchmarks.programs import Program
 
 
@@ -105,7 +105,11 @@ def step(problem: Problem) -> Program:
     torch.manual_seed(0)
     cells = {"elman": torch.nn.RNNCell, "lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}
     cell = cells[problem.cell](problem.I, problem.H)
-    cell = cell.cuda() if jax.default_backend() == "gpu" else cell
+    readout = torch.nn.Linear(problem.H, problem.H) if problem.variant == READOUT else None
+    net = torch.nn.ModuleList([cell] if readout is None else [cell, readout])
+    check_weights(problem, [parameter.detach().numpy() for parameter in net.parameters()])
+    if jax.default_backend() == "gpu":
+        net.cuda()
     x = tensor(data(problem).xs[0])
     carry = None
 
@@ -113,8 +117,10 @@ def step(problem: Problem) -> Program:
         nonlocal carry
         with torch.inference_mode():
             carry = cell(x, carry)
+            h = carry[0] if problem.cell == "lstm" else carry
+            y = h if readout is None else readout(h)
         wait()
-        return Numpy(carry[0] if problem.cell == "lstm" else carry)
+        return Numpy(y)
 
     return Program(call)
 

@@ -22,12 +22,14 @@ from experiments.benchmarks.contestants import (
     CONTESTANTS,
     PLAIN,
     PLAN,
+    STREAM,
     TORCH,
     Contestant,
 )
 from experiments.benchmarks.problems import (
     CHECKS,
     GATES,
+    READOUT,
     SHAPES,
     VARIANTS,
     NotOffered,
@@ -137,7 +139,8 @@ def sequence_groups(suite: str, problem: Problem, settings: Settings) -> Iterato
         entries = []
         for devices in devices_at_hand():
             for contestant in settings.taking_part(problem.cell):
-                if devices == 1 or not own_program(contestant):
+                over_time = contestant.model is not None or contestant.sequence is not None
+                if over_time and (devices == 1 or not own_program(contestant)):
                     row = Row(suite, quantity, problem.cell, problem.shape, problem.variant, devices, contestant.name)
                     entries.append(sequence_entry(row, problem, contestant))
         yield Group(title(problem, quantity), entries, settings.budget)
@@ -243,20 +246,24 @@ def torch_ensemble(problem: Problem, members: int, placed: Placed) -> Program:
 
 
 def step(settings: Settings) -> Iterator[Group]:
-    """One step at B = 1, jitted, each call waiting for its output: the latency of decoding."""
+    """One step at B = 1, jitted, each call waiting for its output: the latency of decoding.
+
+    The LSTM also with a readout on top, as a model that is served has one: jaxrnn's chain beside two modules of torch.
+    """
     for cell in settings.cells if "forward" in settings.quantities else ():
-        for H in settings.step_sizes:
-            problem = Problem(cell, 1, 1, H, H)
-            entries = [
-                Entry(
-                    Row("step", "step", cell, problem.shape, "", 1, contestant.name),
-                    functools.partial(step_program, contestant, problem),
-                    functools.partial(check_step, problem),
-                )
-                for contestant in settings.taking_part(cell)
-                if contestant.step is not None
-            ]
-            yield Group(title(problem, "step"), entries, settings.budget)
+        for variant in ("", READOUT) if cell == "lstm" else ("",):
+            for H in settings.step_sizes:
+                problem = Problem(cell, 1, 1, H, H, variant)
+                entries = [
+                    Entry(
+                        Row("step", "step", cell, problem.shape, variant, 1, contestant.name),
+                        functools.partial(step_program, contestant, problem),
+                        functools.partial(check_step, problem),
+                    )
+                    for contestant in settings.taking_part(cell)
+                    if contestant.step is not None and (not variant or contestant.name in (PLAN, STREAM, TORCH))
+                ]
+                yield Group(title(problem, "step"), entries, settings.budget)
 
 
 def step_program(contestant: Contestant, problem: Problem, placed: Placed) -> Program:
@@ -265,12 +272,13 @@ def step_program(contestant: Contestant, problem: Problem, placed: Placed) -> Pr
     if isinstance(source, Program):
         return source
     check_weights(problem, source.params)
-    params, carry, x = jax.device_put((source.params, source.carry, data(problem).xs[0]))
-    jitted = jax.jit(source.step)  # called as users call it; the dispatch is part of the latency
+    params, x, *flags = jax.device_put((source.params, data(problem).xs[0], *source.flags))
+    carry = jax.tree.map(jnp.copy, source.carry)  # an array for each leaf: some give one array twice
+    jitted = jax.jit(source.step, donate_argnums=1)  # called as servers call it; the dispatch is part of the latency
 
     def call():
         nonlocal carry
-        carry, y = jitted(params, carry, x)
+        carry, y = jitted(params, carry, x, *flags)
         return jax.block_until_ready(y)
 
     return Program(call)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import operator
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from matplotlib.figure import Figure
 from pydantic import Field
 
 import jaxrnn as jr
 from experiments import config as configuration
-from experiments import report, training
+from experiments import report, study, training
 from experiments.clipping import data
-from experiments.config import Many, Rate, Seed, Table, dump
+from experiments.config import Many, Rate, Seed, Table, Trained
+from experiments.models import compute_dtype
 from jaxrnn import plotting
 
 Variant = Literal["none", "global_norm", "value", "adaptive", "cotangent"]
@@ -45,6 +43,7 @@ class Train(configuration.Train):
     clip: Literal["none"] = "none"  # [clip] says what is compared
     optimizer: Literal["sgd"] = "sgd"  # Adam divides by the gradient's own size, which is a cure of its own
     learning_rate: Rate = 0.05
+    nonfinite: Literal["stop", "skip", "record"] = "record"  # what explodes is to be seen
 
 
 class Task(Table):
@@ -54,7 +53,7 @@ class Task(Table):
     learned_below: float = Field(default=0.25, gt=0, lt=1)  # a share of the error of answering 0
 
 
-class Config(Table):
+class Config(Trained):
     experiment: Literal["clipping"]
     model: Model = Model()
     clip: Clip = Clip()
@@ -62,35 +61,18 @@ class Config(Table):
     task: Task = Task()
 
 
-def run(config: Config, out: Path) -> Path:
-    """Train with every variant of the config; returns the run directory."""
-    directory = report.new_directory(out, config.experiment, dump(config))
-    fits = {variant: functools.partial(fit, variant, config) for variant in config.clip.variants}
-    results = report.train_each(directory, config.train.steps, config.train.seeds, ERROR, fits)
+def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
     of_zero, explosion = baseline(config.task), growth(config)
+    results = []
+    for result, *_ in fits.values():
+        learned = result.last(ERROR.name) < config.task.learned_below * of_zero
+        not_finite = np.array([seed in result.diverged() for seed in result.seeds])
+        results.append(result.add({"not_finite": not_finite, "learned": learned}))
     figures = {"curves.png": curves(results, of_zero)}
-    said = notes(config, explosion)
-    report.conclude(directory, results, COLUMNS, said, figures, baseline=of_zero, growth=explosion)
-    return directory
+    return study.Conclusion(results, notes(config, explosion), figures, {"baseline": of_zero, "growth": explosion})
 
 
-def fit(
-    variant: Variant, config: Config, on_block: Callable[[report.Point], None] = lambda point: None
-) -> report.Result:
-    """Train the network from every seed with one way of clipping."""
-    result, _ = training.fit(
-        variant,
-        task_of(config, variant),
-        settings_of(config, variant),
-        on_block=on_block,
-        enough=lambda point: not np.isfinite(point.values["loss"]).any(),
-    )
-    learned = result.last(ERROR.name) < config.task.learned_below * baseline(config.task)
-    not_finite = np.array([seed in result.diverged() for seed in result.seeds])
-    return result.add({"not_finite": not_finite, "learned": learned})
-
-
-def settings_of(config: Config, variant: Variant) -> configuration.Train:
+def settings(config: Config, variant: Variant) -> configuration.Train:
     """``[train]`` with the variant's clipping; that of cotangents is within the network instead."""
     clipped = {} if variant in ("none", "cotangent") else {"clip": variant, "clip_at": getattr(config.clip, variant)}
     return configuration.Train(**{**config.train.model_dump(), **clipped})
@@ -103,16 +85,20 @@ def network(config: Config, variant: Variant = "none") -> jr.Cell:
     def normal(key, shape, dtype):
         return scale * jax.random.normal(key, shape, dtype)
 
-    cell = jr.elman(1, config.model.hidden_size, recurrent_init=normal)
+    dtype = compute_dtype(config.train)
+    cell = jr.elman(1, config.model.hidden_size, recurrent_init=normal, dtype=dtype)
     return jr.cotangent_clip(cell, max_norm=config.clip.cotangent) if variant == "cotangent" else cell
 
 
-def task_of(config: Config, variant: Variant) -> training.Task:
-    length = config.task.length
-    model = jr.stack(network(config, variant), jr.readout(config.model.hidden_size, 1))
+def model_of(config: Config, variant: Variant) -> jr.Layer:
+    return jr.stack(network(config, variant), jr.readout(config.model.hidden_size, 1))
 
-    def batch(key, step, shared):
-        return data.draw(jax.random.fold_in(key, step), length, config.train.batch_size)
+
+def task(config: Config, variant: Variant) -> training.Task:
+    length, model = config.task.length, model_of(config, variant)
+
+    def batch(key, number, shared):
+        return data.draw(jax.random.fold_in(key, number), length, config.train.batch_size)
 
     def error(params, sequences):
         return jnp.mean((model.apply(params, sequences.levels)[1] - sequences.waves) ** 2)
@@ -120,9 +106,31 @@ def task_of(config: Config, variant: Variant) -> training.Task:
     return training.Task(
         model.init,
         batch,
-        loss=lambda params, batch, shared: (error(params, batch), {}),
+        loss=lambda params, batch, key, shared: (error(params, batch), {}),
         evaluate=lambda params, shared: {ERROR.name: error(params, shared)},
+        score=ERROR.name,
         shared=held_out(config.task),
+        enough=lambda point: not np.isfinite(point.values["loss"]).any(),
+    )
+
+
+def predictor(config: Config, variant: Variant) -> study.Predictor:
+    """Levels (T, N, 1) -> the waves, (N, T)."""
+
+    def examples():
+        levels, waves = held_out(config.task)
+        return levels, waves[..., 0].T
+
+    def say(wave, truth):
+        last = ", ".join(f"{value:.3f}" for value in wave[-3:])
+        return f"… {last}" + ("" if truth is None else f"; MSE {np.mean((wave - truth) ** 2):.4f}")
+
+    model, H = model_of(config, variant), config.model.hidden_size
+    return study.Predictor(
+        examples,
+        lambda params, levels: model.apply(params, levels)[1][..., 0].T,
+        say,
+        jr.chain(network(config, variant), jr.readout(H, 1)),
     )
 
 
@@ -140,11 +148,11 @@ def growth(config: Config) -> list[float]:
 
     The mean over the held-out sequences of either norm. The gradient explodes where this is large.
     """
-    task, sequences = task_of(config, "none"), held_out(config.task)
+    model, sequences = model_of(config, "none"), held_out(config.task)
     cell, readout = network(config), jr.readout(config.model.hidden_size, 1)
 
     def of_seed(key):
-        params, readout_params = training.init(task.init, optax.identity(), key).params
+        params, readout_params = model.init(jax.random.split(key)[0])  # as training.loop starts
 
         def last_error(carry, hs):
             return jnp.mean((readout.step(readout_params, (), hs[-1])[1] - sequences.waves[-1]) ** 2)
@@ -195,3 +203,6 @@ def curves(results: Sequence[report.Result], zero: float) -> Figure:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle("Plain SGD, by what clips the gradient (×: the loss is no finite number any more)", fontsize=11)
     return figure
+
+
+STUDY = study.Study(lambda config: config.clip.variants, task, settings, lambda config: COLUMNS, conclude, predictor)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 from matplotlib.figure import Figure
 from pydantic import Field
 
 import jaxrnn as jr
-from experiments import report, training
-from experiments.config import Many, Rate, Seed, Table, Train, dump
+from experiments import report, study, training
+from experiments.config import Many, Rate, Seed, Table, Trained
 from experiments.copy_memory import data
-from experiments.models import RECURRENCES, Name
+from experiments.models import RECURRENCES, Name, compute_dtype
 
 COLUMNS = (
     report.Column("held-out loss", "held_out_loss"),
@@ -33,60 +31,93 @@ class Task(Table):
     delay: int = Field(default=50, gt=0)  # T
     held_out: int = Field(default=1000, gt=0)  # sequences
     held_out_seed: Seed = 2**31  # draws them, and nothing else
-    stop_below: float = Field(
-        default=0.01, ge=0
-    )  # training ends when all seeds' loss is below this share of the baseline
+    # Training ends when the loss of all seeds is below this share of the baseline.
+    stop_below: float = Field(default=0.01, ge=0)
 
 
-class Config(Table):
+class Config(Trained):
     experiment: Literal["copy_memory"]
     model: Model = Model()
-    train: Train = Train()
     task: Task = Task()
 
 
-def run(config: Config, out: Path) -> Path:
-    """Train every model of the config; returns the run directory."""
-    directory = report.new_directory(out, config.experiment, dump(config))
-    fits = {name: functools.partial(fit, name, config) for name in config.model.cells}
-    results = report.train_each(directory, config.train.steps, config.train.seeds, COLUMNS[1], fits)
-    figures = {"curves.png": curves(results, config.task.delay)}
-    report.conclude(directory, results, COLUMNS, notes(config), figures, baseline=data.baseline(config.task.delay))
-    return directory
+def parts(config: Config, name: Name) -> tuple[jr.Cell, jr.Cell]:
+    """The recurrent cell and the readout."""
+    due = config.task.delay + data.COPIED  # each symbol is due so much later
+    cell = RECURRENCES[name](data.TOKENS, config.model.hidden_size, due, compute_dtype(config.train))
+    return cell, jr.readout(config.model.hidden_size, data.CLASSES)
 
 
-def fit(name: Name, config: Config, on_block: Callable[[report.Point], None] = lambda point: None) -> report.Result:
-    """Train one model from every seed until all copy without a fault."""
-    delay, hidden_size = config.task.delay, config.model.hidden_size
-    cell = RECURRENCES[name](data.TOKENS, hidden_size, delay + data.COPIED)  # each symbol is due so much later
-    model = jr.stack(cell, jr.readout(hidden_size, data.CLASSES))
-    held_out = data.draw(jax.random.key(config.task.held_out_seed), delay, config.task.held_out)
+def network(config: Config, name: Name) -> jr.Layer:
+    return jr.stack(*parts(config, name))
 
-    def batch(key, step, shared):
-        return data.draw(jax.random.fold_in(key, step), delay, config.train.batch_size)
 
-    def logits(params, tokens):
-        return model.apply(params, jax.nn.one_hot(tokens, data.TOKENS))[1]
+def logits(model: jr.Layer, params: Any, tokens: jax.Array) -> jax.Array:
+    return model.apply(params, jax.nn.one_hot(tokens, data.TOKENS))[1]
+
+
+def held_out(config: Config) -> data.Copies:
+    return data.draw(jax.random.key(config.task.held_out_seed), config.task.delay, config.task.held_out)
+
+
+def task(config: Config, name: Name) -> training.Task:
+    """A model learns until all its seeds copy without a fault."""
+    model, delay = network(config, name), config.task.delay
+
+    def batch(key, number, shared):
+        return data.draw(jax.random.fold_in(key, number), delay, config.train.batch_size)
 
     def evaluate(params, shared):
-        said = logits(params, shared.tokens)
+        said = logits(model, params, shared.tokens)
         return {
             "held_out_loss": training.cross_entropy(said, shared.targets),
             "recalled": training.accuracy(said[-data.COPIED :], shared.targets[-data.COPIED :]),
         }
 
-    def loss(params, batch, shared):
-        return training.cross_entropy(logits(params, batch.tokens), batch.targets), {}
+    def loss(params, batch, key, shared):
+        return training.cross_entropy(logits(model, params, batch.tokens), batch.targets), {}
 
     below = config.task.stop_below * data.baseline(delay)
-    return training.fit(
-        name,
-        training.Task(model.init, batch, loss, evaluate, held_out),
-        config.train,
-        learning_rate=config.model.learning_rates.get(name),
-        on_block=on_block,
+    return training.Task(
+        model.init,
+        batch,
+        loss,
+        evaluate,
+        score="held_out_loss",
+        shared=held_out(config),
         enough=lambda point: bool((point.values["held_out_loss"] < below).all()),
-    )[0]
+    )
+
+
+def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
+    results, delay = [fit.result for fit in fits.values()], config.task.delay
+    figures = {"curves.png": curves(results, delay)}
+    return study.Conclusion(results, notes(config), figures, {"baseline": data.baseline(delay)})
+
+
+def predictor(config: Config, name: Name) -> study.Predictor:
+    """Tokens (T + 20, N) -> the likeliest symbol at every step, (N, T + 20)."""
+    delay = config.task.delay + data.COPIED
+
+    def examples():
+        tokens, targets = held_out(config)
+        return tokens, targets.T
+
+    def say(symbols, targets):
+        recalled = " ".join(map(str, symbols[delay:]))
+        if targets is None:
+            return recalled
+        right = int((symbols[delay:] == targets[delay:]).sum())
+        return f"{recalled}, were {' '.join(map(str, targets[delay:]))} ({right} of {data.COPIED})"
+
+    model = network(config, name)
+    return study.Predictor(
+        examples,
+        lambda params, tokens: logits(model, params, tokens).argmax(-1).T,
+        say,
+        jr.chain(*parts(config, name)),
+        lambda tokens: jax.nn.one_hot(tokens, data.TOKENS),
+    )
 
 
 def notes(config: Config) -> tuple[str, ...]:
@@ -108,3 +139,8 @@ def curves(results: Sequence[report.Result], delay: int) -> Figure:
         title=f"Copy memory, T = {delay}",
         baselines={"without memory": data.baseline(delay)},
     )
+
+
+STUDY = study.Study(
+    lambda config: config.model.cells, task, study.own_rate, lambda config: COLUMNS, conclude, predictor
+)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+import jax
 from matplotlib.figure import Figure
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from experiments import report, training
-from experiments.config import ConfigError, Many, Rate, Seed, Table, Train, dump
+from experiments import report, study, training
+from experiments.config import Many, Rate, Seed, Table, Trained
 from experiments.digits import data
 from experiments.digits.model import RECURRENCES, Name
-from experiments.models import reader
+from experiments.models import Reader, compute_dtype, reader
 
 
 class Model(Table):
@@ -29,61 +28,82 @@ class Data(Table):
     held_out: Literal["test", "validation"] = "test"  # choose settings on "validation"
 
 
-class Config(Table):
+class Config(Trained):
     experiment: Literal["digits"]
     model: Model = Model()
-    train: Train = Train()
     data: Data = Data()
 
+    @model_validator(mode="after")
+    def batches_fit_into_the_training_images(self) -> Config:
+        images = len(examples(self)[0].labels)
+        if self.train.batch_size > images:
+            raise ValueError(
+                f"train.batch_size: expected at most {images}, the number of training images, "
+                f"got {self.train.batch_size}"
+            )
+        return self
 
-def run(config: Config, out: Path) -> Path:
-    """Train every model of the config; returns the run directory."""
-    train, held_out = data.load(config.data.test_fraction, config.data.seed, config.data.held_out)
-    if config.train.batch_size > len(train.labels):
-        raise ConfigError(
-            f"train.batch_size: expected at most {len(train.labels)}, the number of training images, "
-            f"got {config.train.batch_size}"
-        )
-    directory = report.new_directory(out, config.experiment, dump(config))
-    columns = (
-        report.Column("test accuracy", "test_accuracy", "%"),
+
+def examples(config: Config) -> tuple[data.Examples, data.Examples]:
+    """(train, held_out)"""
+    return data.load(config.data.test_fraction, config.data.seed, config.data.held_out)
+
+
+def columns(config: Config) -> tuple[report.Column, ...]:
+    held_out = config.data.held_out
+    return (
+        report.Column(f"{held_out} accuracy", f"{held_out}_accuracy", "%"),
         report.Column("train accuracy", "train_accuracy", "%"),
     )
-    if config.data.held_out == "validation":
-        columns = (report.Column("validation accuracy", "validation_accuracy", "%"), columns[1])
-    fits = {name: functools.partial(fit, name, config, train, held_out) for name in config.model.cells}
-    results = report.train_each(directory, config.train.steps, config.train.seeds, columns[0], fits)
-    figures = {"curves.png": curves(results, config.data.held_out)}
-    report.conclude(directory, results, columns, notes(config), figures)
-    return directory
 
 
-def fit(
-    name: Name,
-    config: Config,
-    train: data.Examples,
-    held_out: data.Examples,
-    on_block: Callable[[report.Point], None] = lambda point: None,
-) -> report.Result:
-    """Train one model from every seed."""
-    model = reader(RECURRENCES[name](train.pixels.shape[-1], config.model.hidden_size), data.CLASSES)
+def network(config: Config, name: Name) -> Reader:
+    recurrence = RECURRENCES[name](1, config.model.hidden_size, dtype=compute_dtype(config.train))
+    return reader(recurrence, data.CLASSES)
 
-    def batch(key, step, shared):
-        chosen = training.epoch_batch(len(train.labels), config.train.batch_size, key, step)
+
+def task(config: Config, name: Name) -> training.Task:
+    model = network(config, name)
+    train, held_out = examples(config)
+    accuracy = f"{config.data.held_out}_accuracy"
+
+    def batch(key, number, shared):
+        chosen = training.epoch_batch(len(train.labels), config.train.batch_size, key, number)
         return shared[0].pixels[:, chosen], shared[0].labels[chosen]
 
-    def loss(params, batch, shared):
+    def loss(params, batch, key, shared):
         pixels, labels = batch
         logits = model.apply(params, pixels)
         return training.cross_entropy(logits, labels), {"train_accuracy": training.accuracy(logits, labels)}
 
     def evaluate(params, shared):
         logits = model.apply(params, shared[1].pixels)
-        return {f"{config.data.held_out}_accuracy": training.accuracy(logits, shared[1].labels)}
+        return {accuracy: training.accuracy(logits, shared[1].labels)}
 
-    task = training.Task(model.init, batch, loss, evaluate, (train, held_out))
-    rate = config.model.learning_rates.get(name)
-    return training.fit(name, task, config.train, learning_rate=rate, on_block=on_block)[0]
+    return training.Task(
+        model.init, batch, loss, evaluate, accuracy, lower=False, shared=(train, held_out), batch_axis=(1, 0)
+    )
+
+
+def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
+    results = [fit.result for fit in fits.values()]
+    return study.Conclusion(results, notes(config), {"curves.png": curves(results, config.data.held_out)}, {})
+
+
+def predictor(config: Config, name: Name) -> study.Predictor:
+    """Pixels (64, N, 1) -> the probabilities of the ten digits, (N, 10)."""
+
+    def held_out():
+        chosen = examples(config)[1]
+        return chosen.pixels, chosen.labels
+
+    def say(probabilities, digit):
+        likeliest = probabilities.argmax()
+        truth = "" if digit is None else f", is {digit}" + ("" if digit == likeliest else " (WRONG)")
+        return f"{likeliest} ({100 * probabilities[likeliest]:.1f} %){truth}"
+
+    model = network(config, name)
+    return study.Predictor(held_out, lambda params, pixels: jax.nn.softmax(model.apply(params, pixels)), say)
 
 
 def notes(config: Config) -> tuple[str, ...]:
@@ -102,3 +122,6 @@ def curves(results: Sequence[report.Result], held_out: str) -> Figure:
         },
         title="Digits, pixel by pixel",
     )
+
+
+STUDY = study.Study(lambda config: config.model.cells, task, study.own_rate, columns, conclude, predictor)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +12,11 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 import jaxrnn as jr
-from experiments import report, training
-from experiments.config import Many, Rate, Seed, Table, Train, dump
+from experiments import report, study, training
+from experiments.config import Many, Rate, Seed, Table, Trained
 from experiments.flip_flop import data
 from experiments.flip_flop.points import NEAR, Found, Search, find
-from experiments.models import RECURRENCES, Name
+from experiments.models import RECURRENCES, Name, compute_dtype
 from jaxrnn import plotting
 
 COLUMNS = (
@@ -44,50 +42,33 @@ class Task(Table):
     held_out_seed: Seed = 2**31  # no seed of training: a batch is never held out
 
 
-class Config(Table):
+class Config(Trained):
     experiment: Literal["flip_flop"]
     model: Model = Model()
-    train: Train = Train()
     task: Task = Task()
     search: Search = Search()
 
 
-def run(config: Config, out: Path) -> Path:
-    """Train every model of the config, then look for its fixed points; returns the run directory."""
-    directory = report.new_directory(out, config.experiment, dump(config))
-    founds: dict[Name, list[Found]] = {}
-
-    def fit_and_keep(name: Name, on_block: Callable[[report.Point], None]) -> report.Result:
-        result, founds[name] = fit(name, config, on_block)
-        return result
-
-    fits = {name: functools.partial(fit_and_keep, name) for name in config.model.cells}
-    results = report.train_each(directory, config.train.steps, config.train.seeds, COLUMNS[0], fits)
-    slowest = {result.model: result.last("slowest").tolist() for result in results}
-    directions: dict[str, list[list[int]]] = {
-        name: [of_seed.by_directions() for of_seed in found] for name, found in founds.items()
-    }
-    said = notes(config, slowest, directions)
-    figures = {"curves.png": curves(results), **pictures(config, founds[config.model.cells[0]])}
-    report.conclude(directory, results, COLUMNS, said, figures, slowest=slowest, by_directions=directions)
-    return directory
+def parts(config: Config, name: Name) -> tuple[jr.Cell, jr.Cell]:
+    """The recurrent cell and the readout."""
+    task, H = config.task, config.model.hidden_size
+    cell = RECURRENCES[name](task.channels, H, task.length, compute_dtype(config.train))
+    return cell, jr.readout(H, task.channels)
 
 
-def fit(
-    name: Name, config: Config, on_block: Callable[[report.Point], None] = lambda point: None
-) -> tuple[report.Result, list[Found]]:
-    """Train one model from every seed, then find the fixed points of each."""
-    task, clock = config.task, report.Clock()
-    cell = RECURRENCES[name](task.channels, config.model.hidden_size, task.length)
-    readout = jr.readout(config.model.hidden_size, task.channels)
-    model = jr.stack(cell, readout)
-    held_out = data.draw(jax.random.key(task.held_out_seed), task.length, task.held_out, task.channels, task.pulse_rate)
+def held_out(task: Task) -> data.Runs:
+    key = jax.random.key(task.held_out_seed)
+    return data.draw(key, task.length, task.held_out, task.channels, task.pulse_rate)
 
-    def batch(key, step, shared):
-        key = jax.random.fold_in(key, step)
+
+def task(config: Config, name: Name) -> training.Task:
+    task, model = config.task, jr.stack(*parts(config, name))
+
+    def batch(key, number, shared):
+        key = jax.random.fold_in(key, number)
         return data.draw(key, task.length, config.train.batch_size, task.channels, task.pulse_rate)
 
-    def loss(params, batch, shared):
+    def loss(params, batch, key, shared):
         return jnp.mean((model.apply(params, batch.pulses)[1] - batch.memories) ** 2), {}
 
     def evaluate(params, shared):
@@ -97,20 +78,55 @@ def fit(
             "right": jnp.mean(jnp.sign(answers) == shared.memories),
         }
 
-    result, params = training.fit(
-        name,
-        training.Task(model.init, batch, loss, evaluate, held_out),
-        config.train,
-        learning_rate=config.model.learning_rates.get(name),
-        on_block=on_block,
+    return training.Task(model.init, batch, loss, evaluate, score="held_out_error", shared=held_out(task))
+
+
+def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
+    """Look for the fixed points of every network."""
+    results, founds = [], {}
+    for name in config.model.cells:
+        result, params, _ = fits[name]
+        clock = report.Clock()
+        founds[name] = search(config, name, params)
+        measures = [found.measures() for found in founds[name]]
+        together = {measure: np.array([of_seed[measure] for of_seed in measures]) for measure in measures[0]}
+        results.append(result.add(together)._replace(seconds=result.seconds + clock.seconds()))
+    slowest = {result.model: result.last("slowest").tolist() for result in results}
+    directions: dict[str, list[list[int]]] = {
+        name: [of_seed.by_directions() for of_seed in found] for name, found in founds.items()
+    }
+    figures = {"curves.png": curves(results), **pictures(config, founds[config.model.cells[0]])}
+    more = {"slowest": slowest, "by_directions": directions}
+    return study.Conclusion(results, notes(config, slowest, directions), figures, more)
+
+
+def predictor(config: Config, name: Name) -> study.Predictor:
+    """Pulses (T, N, channels) -> the bits held at every step, (N, T, channels)."""
+
+    def examples():
+        pulses, memories = held_out(config.task)
+        return pulses, memories.swapaxes(0, 1)
+
+    def say(bits, truth):
+        last = " ".join(f"{bit:+.2f}" for bit in bits[-1])
+        right = "" if truth is None else f"; {100 * np.mean(np.sign(bits) == truth):.1f} % of all bits right"
+        return f"… {last}{right}"
+
+    model = jr.stack(*parts(config, name))
+    return study.Predictor(
+        examples,
+        lambda params, pulses: model.apply(params, pulses)[1].swapaxes(0, 1),
+        say,
+        jr.chain(*parts(config, name)),
     )
-    found = [
-        find(cell, readout, jax.tree.map(lambda a, n=n: jax.device_get(a[n]), params), held_out.pulses, config.search)
-        for n in range(len(config.train.seeds))
-    ]
-    measures = [of_seed.measures() for of_seed in found]
-    together = {measure: np.array([of_seed[measure] for of_seed in measures]) for measure in measures[0]}
-    return result.add(together)._replace(seconds=clock.seconds()), found
+
+
+def search(config: Config, name: Name, params: Any) -> list[Found]:
+    """The fixed points of each seed."""
+    cell, readout = parts(config, name)
+    pulses = held_out(config.task).pulses
+    one = lambda n: jax.tree.map(lambda a: jax.device_get(a[n]), params)  # noqa: E731
+    return [find(cell, readout, one(n), pulses, config.search) for n in range(len(config.train.seeds))]
 
 
 def notes(config: Config, slowest: dict[str, list[float]], directions: dict[str, list[list[int]]]) -> tuple[str, ...]:
@@ -154,3 +170,8 @@ def pictures(config: Config, found: Sequence[Found]) -> dict[str, Figure]:
     if spectra:
         figures["eigenvalues.png"] = plotting.eigenvalues(spectra, title=f"Eigenvalues of ∂F/∂h: {of}")
     return figures
+
+
+STUDY = study.Study(
+    lambda config: config.model.cells, task, study.own_rate, lambda config: COLUMNS, conclude, predictor
+)

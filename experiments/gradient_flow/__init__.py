@@ -15,7 +15,7 @@ from rich.console import Console
 
 import jaxrnn as jr
 from experiments import report
-from experiments.config import Many, Rate, Seed, Table, dump
+from experiments.config import Many, Rate, Seed, Table
 from jaxrnn import plotting
 
 Name = Literal["tanh", "relu", "irnn", "gru", "lstm", "peephole_lstm"]
@@ -59,9 +59,8 @@ class Measured(NamedTuple):
     spectrum: jr.LyapunovSpectrum  # of the first sequence
 
 
-def run(config: Config, out: Path) -> Path:
-    """Measure every cell at every gain; returns the run directory."""
-    directory = report.new_directory(out, config.experiment, dump(config))
+def run(config: Config, directory: Path) -> None:
+    """Measure every cell at every gain."""
     console = Console()
     everything = []
     for gain in config.model.gains:
@@ -75,7 +74,6 @@ def run(config: Config, out: Path) -> Path:
     for file, figure in figures(config, everything).items():
         figure.savefig(directory / file, dpi=150)
     console.print(f"{note(config)}\nwritten to {directory}", highlight=False, soft_wrap=True)
-    return directory
 
 
 def cell_and_data(config: Config, name: Name, gain: float, key: jax.Array) -> tuple[jr.Cell, Any, jax.Array]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrnn._base import PyTree
-from jaxrnn._checks import check_batch_axis, check_divides, check_sizes
+from jaxrnn._checks import check_batch_axis, check_divides, check_sizes, nearest
 
 
 def use_cpu_devices(n: int) -> None:
@@ -42,18 +45,23 @@ def use_cpu_devices(n: int) -> None:
             ) from None
 
 
-def batch_mesh(n: int | None = None, *, axis: str = "batch") -> Mesh:
-    """A mesh of devices that share a batch.
+def batch_mesh(n: int | None = None, *, members: int | str | None = None, axis: str = "batch") -> Mesh:
+    """A mesh of devices that share a batch; or of groups of them, one group for each part of an ensemble's members.
 
     Args:
-        n: how many devices; None means all, those of other processes too.
-        axis: the name of the mesh's one axis.
+        n: how many devices share a batch; None means all the rest, those of other processes too.
+        members: how many such groups of n devices there are, for ``jr.ensemble(…, axes="member")``; "rest" means as
+            many as there are devices for. None means one, and a mesh without that axis.
+        axis: the name of the mesh's axis along which a batch is shared.
 
     Returns:
-        A ``jax.sharding.Mesh`` whose axis is Auto: ``jax.jit`` follows the sharding of its arguments by itself.
+        A ``jax.sharding.Mesh`` of the axis ``("batch",)``, or ``("member", "batch")`` where ``members`` is given, the
+        devices of a group next to one another. Its axes are Auto: ``jax.jit`` follows the sharding of its arguments by
+        itself.
 
     Raises:
-        ValueError, TypeError: more devices than there are; n that is not a positive int.
+        ValueError, TypeError: more devices than there are, or groups into which they cannot be divided; n or members
+            that is not a positive int.
 
     Example, a training step on two cores (the step itself is any jitted function, unchanged):
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -66,38 +74,65 @@ def batch_mesh(n: int | None = None, *, axis: str = "batch") -> Mesh:
         >>> xs, lengths = jr.shard_batch((xs, lengths), mesh, batch_axis=(1, 0))
         >>> len(step(params, xs, lengths).b.devices())
         2
+        >>> dict(jr.batch_mesh(1, members="rest").shape)
+        {'member': 2, 'batch': 1}
     """
-    devices = jax.devices()
     if n is not None:
         check_sizes("batch_mesh", n=n)
-        if n > len(devices):
-            platform = devices[0].platform
-            more = f"jr.use_cpu_devices({n}) before anything else uses JAX, or " if platform == "cpu" else ""
-            raise ValueError(
-                f"batch_mesh: asked for {n} devices, but JAX has {len(devices)} ({platform}); call {more}batch_mesh() "
-                f"for all that there are."
-            )
-        devices = devices[:n]
+    if members not in (None, "rest"):
+        check_sizes("batch_mesh", members=members)
+    if members == "rest" and n is None:
+        raise ValueError(
+            "batch_mesh: n and members cannot both be all the rest; give n=1 for groups of one device, or members=1 "
+            "for one group of all devices."
+        )
+    devices = jax.devices()
+    there, platform = len(devices), devices[0].platform
+    groups = 1 if members is None else None if members == "rest" else int(members)
+    known = (n or 1) * (groups or 1)
+    if known > there:
+        what = "" if members is None else f", {groups or 1} groups of {n or 1}"
+        more = f"jr.use_cpu_devices({known}) before anything else uses JAX, or " if platform == "cpu" else ""
+        raise ValueError(
+            f"batch_mesh: asked for {known} devices{what}, but JAX has {there} ({platform}); call {more}batch_mesh() "
+            f"for all that there are."
+        )
+    if (n is None or groups is None) and there % known:
+        what = f"{groups} groups" if n is None else f"groups of {n}"
+        raise ValueError(
+            f"batch_mesh: the {there} devices that JAX has ({platform}) cannot be divided into {what}; give a divisor "
+            f"of {there}, or both n and members as numbers and leave some devices unused."
+        )
+    n, groups = n or there // known, groups or there // known
+    devices = devices[: n * groups]
+    if idle := set(range(jax.process_count())) - {device.process_index for device in devices}:
+        raise ValueError(
+            f"batch_mesh: a mesh of {len(devices)} devices leaves out all those of process {min(idle)}, which then "
+            f"could not take part; use all {jax.device_count()} devices, or start fewer processes."
+        )
+    shape, names = ((n,), (axis,)) if members is None else ((groups, n), ("member", axis))
     # jax.make_mesh's own default is Explicit, where code has to name the sharding of every reshape and product.
-    return jax.make_mesh((len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 
-def shard_batch(tree: PyTree, mesh: Mesh, *, batch_axis: PyTree = 1) -> PyTree:
+def shard_batch(tree: PyTree, mesh: Mesh, *, batch_axis: PyTree = 1, axes: str | Sequence[str] | None = None) -> PyTree:
     """Divide a batch among the devices of a mesh.
 
     Args:
         tree: arrays with a batch axis: xs (T, B, …), lengths (B,) …
-        mesh: the devices; all axes of the mesh divide the batch. If it spans several processes, each passes
-            its own part of the batch, and the result is one global array (``jax.distributed.initialize`` is yours).
+        mesh: the devices. If it spans several processes (``jr.join_processes``), each passes its own part of the
+            batch, that of its devices, and the result is one global array.
         batch_axis: which axis is B: 1, time first, as in xs; 0, as in lengths; or a tree of such numbers, or the upper
             part of one, as in ``jax.vmap``'s ``in_axes``.
+        axes: the axes of the mesh that divide the batch; None means all. Along the others, each device has a copy:
+            ``axes="batch"`` gives every group of ``batch_mesh(members=…)`` the whole batch.
 
     Returns:
         The tree, each array sharded along its batch axis. What a jitted function computes of it is sharded too; only
         sums over the batch, such as a weight's gradient, are added up between devices, once, after the time loop.
 
     Raises:
-        ValueError: a batch that the mesh does not divide; arrays without such an axis.
+        ValueError: a batch that the mesh does not divide; arrays, or a mesh, without such an axis.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn as jr
@@ -107,24 +142,25 @@ def shard_batch(tree: PyTree, mesh: Mesh, *, batch_axis: PyTree = 1) -> PyTree:
         >>> [shard.data.shape for shard in batch["xs"].addressable_shards]
         [(7, 3, 3), (7, 3, 3)]
     """
+    over = mesh_axes("shard_batch", mesh, axes)
+    # How many different parts this process holds: its devices may have copies of the same one.
+    parts = NamedSharding(mesh, PartitionSpec(over)).addressable_devices_indices_map((mesh.size,))
+    own_parts = len({str(part) for part in parts.values()})
 
     def put(path, a, axis):
         name = f"tree{jax.tree_util.keystr(path)}"
         check_batch_axis("shard_batch", name, np.shape(a), axis)
-        sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, mesh.axis_names))
-        check_divides(
-            "shard_batch", f"the batch axis {axis} of {name}", np.shape(a)[axis], len(sharding.addressable_devices)
-        )
-        return _put(a, sharding)
+        check_divides("shard_batch", f"the batch axis {axis} of {name}", np.shape(a)[axis], own_parts)
+        return _put(a, NamedSharding(mesh, PartitionSpec(*(None,) * axis, over)))
 
     try:
-        axes = jax.tree.broadcast(batch_axis, tree)
+        batch_axes = jax.tree.broadcast(batch_axis, tree)
     except ValueError:
         raise ValueError(
             f"shard_batch: batch_axis must be a number, or the upper part of the tree with a number for each of its "
             f"branches, got {batch_axis!r} for {jax.tree.structure(tree)}; give (1, 0) for (xs, lengths), say."
         ) from None
-    return jax.tree_util.tree_map_with_path(put, tree, axes)
+    return jax.tree_util.tree_map_with_path(put, tree, batch_axes)
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -149,7 +185,33 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(functools.partial(_put, sharding=NamedSharding(mesh, PartitionSpec())), tree)
 
 
+def mesh_axes(who: str, mesh: Mesh, axes: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The axes of a mesh that divide something: those named, or all."""
+    names = mesh.axis_names if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+    unknown = [name for name in names if name not in mesh.axis_names]
+    if unknown or not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"{who}: axes must name one or more axes of the mesh, which has {', '.join(map(repr, mesh.axis_names))}, "
+            f"got {axes!r}{nearest(unknown[0], mesh.axis_names) if unknown else ''}."
+        )
+    return names
+
+
+def put_whole(a: Any, sharding: NamedSharding) -> jax.Array:
+    """``jax.device_put``, of keys too where the devices are those of several processes, all of which have the whole."""
+    return _through_key_data(lambda a: jax.device_put(a, sharding), a, sharding)
+
+
 def _put(a, sharding):
     if sharding.is_fully_addressable:
         return jax.device_put(a, sharding)
-    return jax.make_array_from_process_local_data(sharding, np.asarray(a))
+    local = lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a))  # noqa: E731
+    return _through_key_data(local, a, sharding)
+
+
+def _through_key_data(put, a, sharding):
+    """JAX moves keys between processes as numbers only."""
+    is_key = jnp.issubdtype(getattr(a, "dtype", np.float32), jax.dtypes.prng_key)
+    if not is_key or sharding.is_fully_addressable or isinstance(a, jax.core.Tracer):
+        return put(a)
+    return jax.random.wrap_key_data(put(jax.random.key_data(a)), impl=jax.random.key_impl(a))

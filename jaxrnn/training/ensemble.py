@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_choice, check_context_mesh, check_divides, check_members, count_members
+from jaxrnn.training.devices import mesh_axes, put_whole
 
 
 class Division(NamedTuple):
@@ -20,14 +22,24 @@ class Division(NamedTuple):
 
     members: int
     mesh: Mesh
-    how: str  # "map" or "vmap", within each device
+    how: str  # "map" or "vmap", within each device, or each group of them
     why: str
+    axes: tuple[str, ...]  # of the mesh: those that divide the members; the others are the function's
+
+    @property
+    def groups(self) -> int:
+        """Into how many parts the members are divided."""
+        return math.prod(self.mesh.shape[axis] for axis in self.axes)
 
     def __str__(self) -> str:
-        devices, platform = self.mesh.size, self.mesh.devices.flat[0].platform
+        groups, platform = self.groups, self.mesh.devices.flat[0].platform
         each = {"map": "one after the other (lax.map)", "vmap": "batched (vmap)"}[self.how]
-        on = f"{devices} {platform} device{'s' if devices > 1 else ''}"
-        return f"{self.members} members on {on}, {self.members // devices} on each, {each}: {self.why}"
+        on = f"{groups} {platform} device{'s' if groups > 1 else ''}"
+        if (size := self.mesh.size // groups) > 1:
+            rest = ", ".join(repr(axis) for axis in self.mesh.axis_names if axis not in self.axes)
+            on = f"{groups} group{'s' if groups > 1 else ''} of {size} {platform} devices"
+            each += f", the devices of a group sharing what the function divides over {rest}"
+        return f"{self.members} members on {on}, {self.members // groups} on each, {each}: {self.why}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +53,13 @@ class Ensemble:  # no NamedTuple: jax.jit and its kin want a function that they 
         return self.run(members, *shared)
 
 
-def ensemble(function: Callable[..., PyTree], *, mesh: Mesh | None = None, how: str = "auto") -> Ensemble:
+def ensemble(
+    function: Callable[..., PyTree],
+    *,
+    mesh: Mesh | None = None,
+    how: str = "auto",
+    axes: str | Sequence[str] | None = None,
+) -> Ensemble:
     """One compiled program that runs a function for N members: seeds, learning rates, initial scales.
 
         out_n = function(member_n, *shared)        n = 0 … N-1
@@ -50,20 +68,25 @@ def ensemble(function: Callable[..., PyTree], *, mesh: Mesh | None = None, how: 
     or TPU: batched over parameters, each recurrent product becomes one that XLA runs badly on a CPU. No device waits
     for another and nothing is sent between them. The program is compiled once for each shape of its arguments.
 
+    Where some axes of the mesh divide the members, the others are left to ``function``, within which they are Auto: a
+    member's batch may be sharded over them, and then its devices add up their parts of a gradient, after the time loop.
+
     Args:
         function: ``function(member, *shared)`` -> any pytree of arrays; a gradient, a training step, a whole run.
-        mesh: the devices, N a multiple of their number; all axes of the mesh divide the members. None means as many
-            local devices as divide N. On a mesh of several processes each passes the same members, and holds its own
-            part of the outputs.
+        mesh: the devices, N a multiple of their number along ``axes``. None means as many local devices as divide N.
+            On a mesh of several processes each passes the same members, and holds its own part of the outputs.
         how: within a device, "map" (``lax.map``), "vmap" or "auto": "map" on CPUs, else "vmap".
+        axes: the axes of the mesh that divide the members; None means all.
 
     Returns:
         An Ensemble: called as ``ensemble(members, *shared)``, where every array of ``members`` leads with N and
-        ``shared`` goes to all members as it is; it returns the outputs stacked, sharded as the members are, so they
-        can be passed in again as they come. ``describe(members)`` says how the members are divided, and why.
+        ``shared`` goes to all members as it is (what :func:`shard_batch` has divided over the mesh's other axes stays
+        so); it returns the outputs stacked, sharded as the members are, so they can be passed in again as they come.
+        ``describe(members)`` says how the members are divided, and why.
 
     Raises:
-        ValueError: members whose arrays lead with different N, or with none; a mesh that does not divide them.
+        ValueError: members whose arrays lead with different N, or with none; a mesh that does not divide them, or has
+            no such axes.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -78,15 +101,29 @@ def ensemble(function: Callable[..., PyTree], *, mesh: Mesh | None = None, how: 
         >>> run = jr.ensemble(train)
         >>> run(members, xs).shape, run.describe(members).members
         ((4,), 4)
+
+    Two groups of devices divide the members, the devices of a group the batch of each (here, groups of one):
+        >>> mesh = jr.batch_mesh(1, members=2)
+        >>> def scaled(member, xs):
+        ...     return member["rate"] * jax.lax.with_sharding_constraint(xs, jax.P(None, "batch")).mean()
+        >>> run = jr.ensemble(scaled, mesh=mesh, axes="member")
+        >>> [shard.data.shape for shard in run(members, xs).addressable_shards], str(run.describe(members))[:39]
+        ([(2,), (2,)], '4 members on 2 cpu devices, 2 on each, ')
     """
     check_choice("ensemble", "how", how, ("auto", "map", "vmap"))
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(f"ensemble: mesh must be a jax.sharding.Mesh, got {mesh!r}; jr.batch_mesh makes one.")
+    if mesh is None and axes is not None:
+        raise ValueError(
+            f"ensemble: axes={axes!r} needs the mesh whose axes they are; give mesh=jr.batch_mesh(members=…), say."
+        )
+    chosen = None if mesh is None else mesh_axes("ensemble", mesh, axes)
 
     def divide(members: PyTree) -> Division:
         N = count_members("ensemble", members)
         on = _largest_mesh(N) if mesh is None else mesh
-        check_divides("ensemble", "the members", N, on.size)
+        over = on.axis_names if chosen is None else chosen
+        check_divides("ensemble", "the members", N, math.prod(on.shape[axis] for axis in over))
         check_context_mesh("ensemble", on)
         cpu = on.devices.flat[0].platform == "cpu"
         if how != "auto":
@@ -95,7 +132,7 @@ def ensemble(function: Callable[..., PyTree], *, mesh: Mesh | None = None, how: 
             why = "a CPU runs batched recurrent products badly" if cpu else "batched products fill the device"
         if mesh is None and on.size < jax.local_device_count():
             why += f"; {N} members cannot be divided among all {jax.local_device_count()} devices"
-        return Division(N, on, ("map" if cpu else "vmap") if how == "auto" else how, why)
+        return Division(N, on, ("map" if cpu else "vmap") if how == "auto" else how, why, over)
 
     @functools.partial(jax.jit, static_argnums=0)
     def program(division: Division, members: PyTree, *shared: PyTree) -> PyTree:
@@ -103,23 +140,34 @@ def ensemble(function: Callable[..., PyTree], *, mesh: Mesh | None = None, how: 
             one = lambda member: function(member, *shared)  # noqa: E731
             return jax.lax.map(one, members) if division.how == "map" else jax.vmap(one)(members)
 
-        over = PartitionSpec(division.mesh.axis_names)
+        over = PartitionSpec(division.axes)
         # Unchecked: within a device everything is its own, so functions may start loops from plain zeros.
         return jax.shard_map(
             run_mine,
             mesh=division.mesh,
             in_specs=(over, *[PartitionSpec()] * len(shared)),
             out_specs=over,
+            axis_names=set(division.axes),
             check_vma=False,
         )(members, *shared)
 
     def run(members: PyTree, *shared: PyTree) -> PyTree:
         division = divide(members)
-        everywhere = NamedSharding(division.mesh, PartitionSpec())
-        apart = NamedSharding(division.mesh, PartitionSpec(division.mesh.axis_names))
-        return program(division, jax.device_put(members, apart), *jax.device_put(shared, everywhere))
+        apart = NamedSharding(division.mesh, PartitionSpec(division.axes))
+        shared = jax.tree.map(functools.partial(_for_all, division), shared)
+        members = jax.tree.map(functools.partial(put_whole, sharding=apart), members)
+        return program(division, members, *shared)
 
     return Ensemble(run, divide)
+
+
+def _for_all(division: Division, a: jax.Array) -> jax.Array:
+    """An array that all members share, on all groups of devices; within them, divided as it comes."""
+    if not isinstance(a, jax.core.Tracer) and isinstance(own := getattr(a, "sharding", None), NamedSharding):
+        used = {axis for entry in own.spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
+        if own.mesh == division.mesh and used.isdisjoint(division.axes):
+            return a
+    return put_whole(a, NamedSharding(division.mesh, PartitionSpec()))
 
 
 def stack_members(members: Sequence[PyTree]) -> PyTree:

@@ -1,0 +1,75 @@
+"""What an experiment that trains consists of, and how it is run: all its models, then what they say together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+import jaxrnn as jr
+from experiments import report, training
+from experiments.config import Train
+
+
+class Conclusion(NamedTuple):
+    """What the trained models say together."""
+
+    results: Sequence[report.Result]  # with what was measured once training was over
+    notes: Sequence[str]
+    figures: Mapping[str, Figure]  # by file name
+    more: Mapping[str, Any]  # for summary.json
+
+
+class Predictor(NamedTuple):
+    """How a trained model is asked."""
+
+    examples: Callable[[], tuple[Any, Any]]  # -> what is read, (T, N, …), and the truth, (N, …): held-out examples
+    answer: Callable[[Any, Any], Any]  # (params, inputs (T, N, …)) -> (N, …), jitted by the caller
+    say: Callable[[np.ndarray, np.ndarray | None], str]  # (answer, truth) of one example, truth if known -> in words
+    # Where each step has an answer of its own: a Cell of the same params, to be asked step by step, and what it reads.
+    cell: jr.Cell | None = None
+    encode: Callable[[jax.Array], jax.Array] = lambda x: x  # a step of the inputs -> what the cell reads
+
+
+class Study(NamedTuple):
+    """An experiment that trains; ``config`` is its Config, ``model`` one of the names that ``models`` gives."""
+
+    models: Callable[[Any], Sequence[str]]  # config -> what is trained, one after the other
+    task: Callable[[Any, Any], training.Task]  # (config, model)
+    settings: Callable[[Any, Any], Train]  # (config, model) -> [train] with what this model wants otherwise
+    columns: Callable[[Any], Sequence[report.Column]]  # config -> what the table shows, the first also while it runs
+    conclude: Callable[[Any, Mapping[str, training.Fit]], Conclusion]  # (config, fits by model)
+    predictor: Callable[[Any, Any], Predictor]  # (config, model)
+
+
+def run(study: Study, config: Any, directory: Path) -> None:
+    """Train every model, then conclude; what the directory holds of an earlier, stopped run is gone on from."""
+    columns = study.columns(config)
+    fits = {}
+    with report.Display(config.train.steps, columns[0]) as display:
+        for name in study.models(config):
+            display.start(name)
+            fits[name] = training.fit(
+                name,
+                study.task(config, name),
+                study.settings(config, name),
+                mesh=config.mesh,
+                directory=directory,
+                on_point=functools.partial(display.update, name),
+            )
+            display.finish(fits[name].result)
+    if jax.process_index() == 0:
+        results, notes, figures, more = study.conclude(config, fits)
+        report.write(directory, results, columns, notes, figures, **more)
+        report.show(results, columns, notes, directory)
+
+
+def own_rate(config: Any, model: str) -> Train:
+    """``[train]`` with the learning rate that ``model.learning_rates`` has for the model."""
+    rates: Mapping[str, float] = config.model.learning_rates
+    return config.train.model_copy(update={"learning_rate": rates[model]}) if model in rates else config.train

@@ -1,0 +1,194 @@
+"""A cell stepped for a batch whose members come and go: ``jr.stream``, and ``jr.Slots``, which knows who sits where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn._base import Cell, Layer, PyTree, name_of
+from jaxrnn._checks import check_batch_shape, check_features, check_sizes, sequence_shape
+from jaxrnn.running.scan import scan
+
+
+class Stream(NamedTuple):
+    """What ``jr.stream`` makes; both functions are pure."""
+
+    initial_carry: Callable[..., PyTree]  # (params, batch_shape=()) -> carry
+    step: Callable[..., tuple[PyTree, PyTree]]  # (params, carry, x, *, mask=None, resets=None) -> (carry, y)
+
+
+def stream(cell: Cell) -> Stream:
+    """One step at a time of a batch whose members join, pause and leave, all of it one compiled program.
+
+        carry_{t-1} = initial_carry(params)            where resets_t
+        carry_t, y_t = step(params, carry_{t-1}, x_t)  where mask_t
+        carry_t, y_t = carry_{t-1}, 0                  elsewhere
+
+    It is one step of ``jr.scan(cell).apply``: calls for t = 0 … T-1 give what the run over xs does with the same
+    ``mask`` and ``resets``. Nothing random happens: dropout is off, zoneout its mean.
+
+    Args:
+        cell: a Cell; ``jr.chain`` makes one of several.
+
+    Returns:
+        ``Stream(initial_carry, step)``. ``initial_carry(params, batch_shape=())`` is the cell's own, in memory of its
+        own: the cell's may be the very array of a learned state in ``params``, which donating it would delete.
+        ``step(params, carry, x, *, mask=None, resets=None)`` takes
+
+        x: (*B, I), or a pytree of arrays that all lead with *B.
+        mask: (*B) booleans, True for members that have an input at this step. The others keep their carry bit by bit
+            and output 0; what stands in ``x`` there does not matter, NaN included.
+        resets: (*B) booleans, True for members that begin anew: they get the cell's initial carry before ``x`` is read,
+            whether ``mask`` is True or not.
+
+        and returns ``(carry, y)``, y (*B, O). It does not jit: wrap it in ``jax.jit``, and let that have the old carry
+        (``donate_argnums=1``), which spares allocating the new one. Give both flags always or never: a call
+        without them is another program.
+
+    Raises:
+        TypeError: a Layer, which needs the whole sequence. ValueError, TypeError: while tracing, for anything that
+            does not fit, with the mend.
+
+    Example, a server of three sessions at most, two of which have sent something:
+        >>> import jax, numpy as np, jaxrnn as jr
+        >>> cell = jr.chain(jr.lstm(2, 4), jr.readout(4, 1))
+        >>> params, served, slots = cell.init(jax.random.key(0)), jr.stream(cell), jr.Slots(3)
+        >>> step = jax.jit(served.step, donate_argnums=1)
+        >>> carry = served.initial_carry(params, (3,))
+        >>> slots.join("ann"), slots.join("bob"), slots.join("eve")
+        (0, 1, 2)
+        >>> sent, x = {"ann": [1.0, 0.0], "eve": [0.5, 2.0]}, np.zeros((3, 2), np.float32)
+        >>> for session, features in sent.items():
+        ...     x[slots[session]] = features
+        >>> mask, resets = slots.flags(sent)
+        >>> carry, y = step(params, carry, x, mask=mask, resets=resets)
+        >>> {session: y[slots[session]].shape for session in sent}, float(y[slots["bob"]][0])
+        ({'ann': (1,), 'eve': (1,)}, 0.0)
+    """
+    if isinstance(cell, Layer):
+        raise TypeError(
+            f"stream: expected a Cell, got {name_of(cell)}, a Layer, which needs the whole sequence; put the Cells it "
+            f"is made of together with jr.chain, which takes the params of jr.stack as they are (a run in reverse or "
+            f"in both directions reads the future, and cannot be stepped)."
+        )
+    if not isinstance(cell, Cell):
+        raise TypeError(f"stream: expected a Cell, got {type(cell).__name__}.")
+    who = f"stream({name_of(cell)})"
+    # What "auto" lays out anew for a whole run does not pay for one step; and unrolled, one step needs no loop.
+    layer = scan(cell, plan="plain", unroll=2)
+
+    def initial_carry(params, batch_shape=()):
+        check_batch_shape(who, batch_shape)
+        return jax.tree.map(jnp.copy, cell.initial_carry(params, tuple(batch_shape)))
+
+    def step(params, carry, x, *, mask=None, resets=None):
+        batch_shape = _batch_shape_of(who, cell, x)
+        flags = {"mask": mask, "resets": resets}
+        for name, meaning in (("mask", "have an input"), ("resets", "begin anew")):
+            if flags[name] is not None:
+                _check_flags(who, name, flags[name], batch_shape, f"True for members that {meaning}")
+        carry, ys = layer.apply(params, _at_one_time(x), carry, **_at_one_time(flags))
+        return carry, jax.tree.map(lambda a: a[0], ys)
+
+    return Stream(initial_carry, step)
+
+
+class Slots:
+    """Which session sits in which of the slots of a batch, on the host; :func:`stream` shows it at work.
+
+    A session takes the free slot of the lowest number and keeps it until it leaves. ``resets`` are True for every slot
+    until its session's first input, so nobody meets the state of who sat there before.
+
+    Args:
+        capacity: B, the number of slots.
+
+    Methods:
+        join(session) -> slot: of a name of yours, anything hashable. ValueError: it is in already, or all are taken.
+        leave(session): its slot is free for another. KeyError: unknown.
+        slots[session] -> slot. KeyError: unknown.
+        flags(sessions) -> (mask, resets): (B,) booleans for the next step, in which these sessions have an input. To
+            be called once for each step.
+
+    Example:
+        >>> import jaxrnn as jr
+        >>> slots = jr.Slots(2)
+        >>> slots.join("ann"), slots.join("bob")
+        (0, 1)
+        >>> [flags.tolist() for flags in slots.flags(["ann"])], [flags.tolist() for flags in slots.flags(["bob"])]
+        ([[True, False], [True, True]], [[False, True], [False, True]])
+        >>> slots.leave("ann")
+        >>> slots.join("eve"), slots.flags(["bob", "eve"])[1].tolist()
+        (0, [True, False])
+    """
+
+    def __init__(self, capacity: int) -> None:
+        check_sizes("Slots", capacity=capacity)
+        self._slot_of: dict[Hashable, int] = {}
+        self._free = set(range(capacity))
+        self._started = np.zeros(capacity, bool)  # whether the session has had an input
+
+    def join(self, session: Hashable) -> int:
+        if session in self._slot_of:
+            raise ValueError(f"Slots: {session!r} is in slot {self[session]} already; leave({session!r}) first.")
+        if not self._free:
+            raise ValueError(
+                f"Slots: no room for {session!r}, all {len(self._started)} slots are taken; let a session leave first, "
+                f"or start with a larger capacity."
+            )
+        self._slot_of[session] = slot = min(self._free)
+        self._free.remove(slot)
+        return slot
+
+    def leave(self, session: Hashable) -> None:
+        slot = self[session]
+        del self._slot_of[session]
+        self._free.add(slot)
+        self._started[slot] = False
+
+    def __getitem__(self, session: Hashable) -> int:
+        if session not in self._slot_of:
+            raise KeyError(
+                f"Slots: there is no session {session!r} among these {len(self._slot_of)}; it has to join first."
+            )
+        return self._slot_of[session]
+
+    def flags(self, sessions: Iterable[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+        mask, resets = np.zeros_like(self._started), ~self._started
+        mask[[self[session] for session in sessions]] = True
+        self._started |= mask
+        return mask, resets
+
+
+def _at_one_time(tree: PyTree) -> PyTree:
+    """Arrays (*B, …) as a sequence of one step, (1, *B, …)."""
+    return jax.tree.map(lambda a: jnp.asarray(a)[None], tree)
+
+
+def _batch_shape_of(who: str, cell: Cell, x: PyTree) -> tuple[int, ...]:
+    """*B, where the input of one step fits the cell and its arrays each other."""
+    if cell.input_size is not None and cell.x_ndim == 1:
+        check_features(who, x, cell.input_size)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x) if isinstance(cell.x_ndim, int) else ():
+        if jnp.ndim(leaf) < cell.x_ndim:
+            raise ValueError(
+                f"{who}: x{jax.tree_util.keystr(path)} must be (*B, …) with {cell.x_ndim} feature axes last, got shape "
+                f"{jnp.shape(leaf)}; a single step has no time axis, but all axes of the features."
+            )
+    return sequence_shape(who, _at_one_time(x), cell.x_ndim)[1]
+
+
+def _check_flags(who: str, name: str, flags: Any, batch_shape: tuple[int, ...], meaning: str) -> None:
+    """Flags are boolean, one for each member of the batch."""
+    if jnp.result_type(flags) != np.bool_:
+        raise TypeError(
+            f"{who}: {name} must be boolean ({meaning}), got {jnp.result_type(flags)}; use {name}.astype(bool)."
+        )
+    if jnp.shape(flags) != batch_shape:
+        raise ValueError(
+            f"{who}: {name} must have the batch shape of x, {batch_shape} (one flag for each member), got "
+            f"{jnp.shape(flags)}; broadcast it with jnp.broadcast_to."
+        )

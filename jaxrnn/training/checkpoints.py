@@ -1,0 +1,309 @@
+"""Checkpoints: the state of a training on disk, whole or not at all. Written and read by orbax.
+
+    run/checkpoints/gru/1500/state   the arrays, one entry a leaf, named by its path
+    run/checkpoints/gru/1500/note    JSON: the leaves' shapes, a checksum of all bits, and what the caller adds
+
+A directory holds the newest two steps. A save that is killed leaves them as they were, and its rest is removed by the
+next one. With several processes all of them call these functions, on one shared directory, and each writes the shards
+that it holds.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import logging
+import shutil
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import PyTree
+
+FORMAT = "jaxrnn-checkpoint-1"
+KEPT = 2  # should the last one turn out unreadable, there is one before it
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written or must not be used, and why."""
+
+
+class Restored(NamedTuple):
+    """What ``restore`` found."""
+
+    step: int
+    state: PyTree
+    note: dict[str, Any]
+
+
+def save(directory: Path, step: int, state: PyTree, note: dict[str, Any] | None = None) -> None:
+    """Write a checkpoint: once this returns, a crash at any moment leaves it or a later one.
+
+    Args:
+        directory: of this training alone; made where it is missing. On several hosts, one that all of them see.
+        step: a number that grows from save to save. One that is there already is left as it is.
+        state: a pytree of JAX arrays, typed keys included, placed and sharded in any way.
+        note: JSON to keep beside it.
+
+    Raises:
+        CheckpointError: the disk is full, the directory cannot be written. Older checkpoints stay as they were.
+
+    Example:
+        >>> import tempfile, pathlib, jax, jaxrnn as jr
+        >>> from jaxrnn.training import checkpoints
+        >>> params = jr.gru(3, 4).init(jax.random.key(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoints.save(pathlib.Path(folder), 100, params, {"lesson": 1})
+        ...     step, restored, note = checkpoints.restore(pathlib.Path(folder), params)
+        >>> step, note, bool((restored.W_hh == params.W_hh).all())
+        (100, {'lesson': 1}, True)
+    """
+    ocp = _orbax()
+    leaves = _leaves(state)
+    record = {
+        "format": FORMAT,
+        "leaves": _described(leaves),
+        "checksum": int(_checksum(leaves)),
+        "jax": jax.__version__,
+        "note": note or {},
+    }
+    record["crc"] = _crc(record)
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(_filled(leaves)), note=ocp.args.JsonSave(record))
+    try:
+        with _manager(directory) as manager:
+            if step in manager.all_steps():
+                return
+            manager.save(step, args=args)
+    except Exception as error:
+        _forget()
+        for rest in directory.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(rest, ignore_errors=True)
+        there = latest(directory)
+        kept = "no older checkpoint exists" if there is None else f"the checkpoint of step {there} is intact"
+        raise CheckpointError(
+            f"{directory}: the checkpoint of step {step} could not be written: {_cause(error)}; {kept}."
+        ) from None
+
+
+def latest(directory: Path) -> int | None:
+    """The newest step that is whole; None where there is none."""
+    return max(_steps(directory), default=None)
+
+
+def restore(directory: Path, like: PyTree) -> Restored | None:
+    """Read the newest checkpoint; None where there is none.
+
+    Args:
+        directory: as it was given to ``save``.
+        like: the state that is expected: arrays or ``jax.ShapeDtypeStruct``, whose shardings the restored arrays get,
+            on whatever devices and processes there are now.
+
+    Raises:
+        CheckpointError: files are damaged or missing, the checksum is another, the arrays are those of another model
+            or optimiser, or somebody else's checkpoint lies there.
+    """
+    step = latest(directory)
+    if step is None:
+        return None
+    where = directory / str(step)
+    ocp = _orbax()
+    older = [number for number in _steps(directory) if number < step]
+    mend = f"remove {where} to go on from " + (f"step {max(older)}" if older else "the start")
+    record = _record(where, mend)
+    expected = _leaves(like)
+    differing = _differences(record["leaves"], _described(expected))
+    if differing:
+        raise CheckpointError(
+            f"{where}: holds another state than the one expected: {differing}; it was written by a run with another "
+            f"model, optimiser or seeds. Resume with the config that it was started with, or start a new run."
+        )
+    abstract = {
+        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in _filled(expected).items()
+    }
+    try:
+        with _manager(directory) as manager:
+            arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+            args = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract, restore_args=arguments))
+            leaves = manager.restore(step, args=args)["state"]
+    except Exception as error:
+        damage = _cause(error)
+    else:
+        damage = "" if int(_checksum(leaves)) == record["checksum"] else "the checksum of its arrays is another"
+    if damage:
+        _forget()
+        raise CheckpointError(f"{where}: damaged: {damage}; {mend}.")
+    return Restored(step, _assembled(leaves, like), record["note"])
+
+
+def note(directory: Path) -> dict[str, Any] | None:
+    """What ``save`` was given beside the newest state, without reading the arrays; None where there is none."""
+    step = latest(directory)
+    return None if step is None else _record(directory / str(step), f"remove {directory / str(step)}")["note"]
+
+
+def _record(where: Path, mend: str) -> dict[str, Any]:
+    try:
+        record = json.loads((where / "note" / "metadata").read_text(encoding="utf-8"))
+        written_by, crc = record.get("format"), record.pop("crc", None)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: damaged, or not a checkpoint of jaxrnn: {_cause(error)}; {mend}.") from None
+    if written_by != FORMAT:
+        raise CheckpointError(
+            f"{where}: expected a checkpoint of the format {FORMAT!r}, got {written_by!r}: another program's, or "
+            f"another version's; name another directory."
+        )
+    if crc != _crc(record):
+        raise CheckpointError(f"{where}: damaged: the checksum of its note is another; {mend}.")
+    return record
+
+
+def _crc(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _steps(directory: Path) -> list[int]:
+    """The steps that were written to their end."""
+    from orbax.checkpoint import path as ocp_path
+
+    if not directory.is_dir():
+        return []
+    _orbax()
+    with _quiet():
+        return sorted(ocp_path.step.checkpoint_steps(directory.resolve()))
+
+
+@contextmanager
+def _manager(directory: Path) -> Iterator[Any]:
+    ocp = _orbax()
+    with _quiet():
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        try:
+            yield manager
+        finally:
+            manager.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax warns, at every restore, of what is settled here, and logs each error that it raises."""
+    log = logging.getLogger("absl")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"orbax\..*")
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def _forget() -> None:
+    """Let go, in silence, of the reads that orbax left unfinished: each would print pages when it is collected."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
+def _orbax() -> Any:
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError:
+        raise ImportError("jaxrnn.training.checkpoints needs orbax-checkpoint: pip install 'jaxrnn[train]'") from None
+    return ocp
+
+
+def _leaves(state: PyTree) -> dict[str, Any]:
+    """By path; typed keys as the numbers that they hold."""
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "state"
+        if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+            raise TypeError(f"checkpoints: expected JAX arrays, got {type(leaf).__name__} at {name}; jnp.asarray it.")
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            if isinstance(leaf, jax.Array):
+                leaf = jax.random.key_data(leaf)
+            else:
+                data = jax.eval_shape(jax.random.key_data, leaf)
+                leaf = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
+        if name in leaves:
+            raise ValueError(f"checkpoints: two arrays of the state have the same path {name}; rename one.")
+        leaves[name] = leaf
+    return leaves
+
+
+def _assembled(leaves: dict[str, Any], like: PyTree) -> PyTree:
+    """The state again, keys typed."""
+    flat, treedef = jax.tree.flatten(like)
+    restored = []
+    for (name, shape), expected in zip(_leaves(like).items(), flat, strict=True):
+        leaf = leaves[name] if shape.size else jnp.zeros(shape.shape, shape.dtype, device=shape.sharding)
+        if jnp.issubdtype(expected.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.wrap_key_data(leaf, impl=_impl(expected.dtype))
+        restored.append(leaf)
+    return jax.tree.unflatten(treedef, restored)
+
+
+def _filled(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Without arrays of no numbers, which orbax does not store."""
+    return {name: a for name, a in leaves.items() if a.size}
+
+
+def _impl(dtype: Any) -> str:
+    """The generator of a key's dtype."""
+    known = ("threefry2x32", "rbg", "unsafe_rbg")
+    return next(
+        name for name in known if jax.eval_shape(functools.partial(jax.random.key, 0, impl=name)).dtype == dtype
+    )
+
+
+def _described(leaves: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{a.dtype}{list(a.shape)}" for name, a in leaves.items()}
+
+
+def _differences(saved: dict[str, str], expected: dict[str, str], shown: int = 3) -> str:
+    lines = [
+        f"{name} is {saved.get(name, 'missing')} there and {expected.get(name, 'not expected')} here"
+        for name in dict.fromkeys([*expected, *saved])
+        if saved.get(name) != expected.get(name)
+    ]
+    more = f" and {len(lines) - shown} more" if len(lines) > shown else ""
+    return ", ".join(lines[:shown]) + more
+
+
+@jax.jit
+def _checksum(leaves: dict[str, jax.Array]) -> jax.Array:
+    """32 bits of all bits, the same for any sharding: whole numbers add up to the same in any order."""
+    total = jnp.zeros((), jnp.uint32)
+    for place, (_, a) in enumerate(sorted(_filled(leaves).items())):
+        if a.dtype == bool:
+            a = a.astype(jnp.uint8)
+        if jnp.issubdtype(a.dtype, jnp.complexfloating):
+            a = jnp.stack([a.real, a.imag])
+        width = a.dtype.itemsize
+        bits = jax.lax.bitcast_convert_type(a, {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32)).astype(jnp.uint32)
+        where, stride = jnp.full(bits.shape, place, jnp.uint32), 1
+        for axis, size in enumerate(bits.shape):
+            where = where + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride % 2**32)
+            stride *= size
+        odd = (where * jnp.uint32(2654435761)) ^ (where >> 15) | 1  # so that any change of one entry changes the sum
+        total = total * jnp.uint32(31) + (bits * odd).sum(dtype=jnp.uint32)
+    return total
+
+
+def _cause(error: Exception) -> str:
+    """The end of what tensorstore says, "No space left on device", without the path and the settings of its files."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].split(" [")[0]
+    return text.split(" See full TensorStore details")[0].rsplit('": ', 1)[-1].rstrip(".")

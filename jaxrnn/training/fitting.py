@@ -1,0 +1,283 @@
+"""Train for many blocks of steps: measure, record, save, stop, and go on where a run before was stopped."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrnn._base import PyTree
+from jaxrnn._checks import check_choice, check_sizes
+from jaxrnn.training import checkpoints
+from jaxrnn.training.records import Records
+
+# state -> (state, measures, for each quantity the place in the block, from 1, where it was first not finite, or 0)
+Block = Callable[[PyTree], tuple[PyTree, Mapping[str, jax.Array], Mapping[str, jax.Array]]]
+
+
+class Point(NamedTuple):
+    """What one block measured; each value () or, of an ensemble, (N,)."""
+
+    step: int  # the last of the block
+    values: dict[str, np.ndarray]
+    lost: Mapping[str, np.ndarray] = MappingProxyType({})  # the first step at which it was not finite, or 0
+
+
+class Fitted(NamedTuple):
+    """A training that came to its end."""
+
+    state: PyTree
+    points: list[Point]
+    seconds: float  # of all its runs, compilation included
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or a gradient that is no finite number any more."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C, or the end of a job's time: everything is saved."""
+
+    def __init__(self, step: int, saved: bool) -> None:
+        super().__init__(f"stopped after step {step}" + (", which is saved" if saved else "; nothing was to be saved"))
+
+
+def fit(
+    block: Block,
+    state: PyTree,
+    *,
+    steps: int,
+    block_steps: int,
+    records: Records | None = None,
+    labels: Sequence[Mapping[str, Any]] | None = None,
+    checkpoint: Path | None = None,
+    save_every: int = 5,
+    nonfinite: str = "stop",
+    enough: Callable[[Sequence[Point]], bool] = lambda points: False,
+    on_point: Callable[[Point], None] = lambda point: None,
+) -> Fitted:
+    """Run a compiled block of steps again and again until the steps are done, and lose nothing on the way.
+
+    Killed at any moment, a later call with the same arguments goes on from the newest checkpoint and comes to the same
+    parameters and the same records, bit by bit: whatever the block needs (keys, counters, the optimiser's state) is in
+    the state. Ctrl-C and SIGTERM end the block that runs, save and raise; a second Ctrl-C ends at once.
+
+    Args:
+        block: ``state -> (state, measures, lost)``, jitted: ``block_steps`` steps. Measures are numbers, or (N,) for an
+            ensemble; lost says of each quantity that is watched, such as "loss", the place in the block (from 1) where
+            it was first not finite, or 0.
+        state: before the first step: a pytree of JAX arrays.
+        steps: all steps, a multiple of ``block_steps``.
+        block_steps: of one call.
+        records: where each block's measures are written, a row for each member.
+        labels: what the rows of a member begin with, ``{"model": "gru", "seed": 3}``, N of them; None where measures
+            are plain numbers. They also tell this training's rows from others in the same file.
+        checkpoint: the directory of this training's checkpoints; None saves nothing. On several processes the same one.
+        save_every: how many blocks lie between two checkpoints; the last block is saved always.
+        nonfinite: "stop" raises at the first quantity that is not finite, once the state before that block is saved;
+            "record" goes on, and the points tell.
+        enough: whether to stop before ``steps``, from all points so far: ``training.patience`` makes such a function.
+        on_point: called after each block, and first with the last of the restored points.
+
+    Returns:
+        A Fitted. Of a training that had ended already, what is stored.
+
+    Raises:
+        NonFiniteError: says which member, quantity and step. Interrupted: once all is saved.
+        checkpoints.CheckpointError: a checkpoint cannot be written or is not of this training.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from jaxrnn import training
+        >>> learn = training.loop(lambda key: jnp.ones(2), lambda w, x, key: ((w - x) @ (w - x), {}), optax.sgd(0.1))
+        >>> @jax.jit
+        ... def block(state):
+        ...     state, measures = learn.run(state, lambda key, n: jnp.array([3.0, 4.0]), 10)
+        ...     return state, {"loss": measures["loss"][-1]}, {"loss": training.first_nonfinite(measures["loss"])}
+        >>> fitted = training.fit(block, learn.init(jax.random.key(0)), steps=50, block_steps=10)
+        >>> [point.step for point in fitted.points], [round(float(w), 2) for w in fitted.state.params]
+        ([10, 20, 30, 40, 50], [3.0, 4.0])
+    """
+    check_sizes("training.fit", steps=steps, block_steps=block_steps, save_every=save_every)
+    check_choice("training.fit", "nonfinite", nonfinite, ("stop", "record"))
+    if steps % block_steps:
+        raise ValueError(f"training.fit: steps must be a multiple of block_steps={block_steps}, got {steps}.")
+
+    with _asked_to_stop() as asked:
+        began, points, step, spent = time.perf_counter(), list[Point](), 0, 0.0
+        restored = None if checkpoint is None else checkpoints.restore(checkpoint, state)
+        if restored is not None:
+            step, state, spent = restored.step, restored.state, restored.note["seconds"]
+            if records is not None:
+                points = _points(records, restored.note["recorded"], labels)
+                for point in points[-1:]:
+                    on_point(point)
+            if restored.note["finished"]:
+                return Fitted(state, points, spent)
+            if records is not None:
+                records.cut(restored.note["recorded"])
+        saved = -1 if restored is None else step
+
+        def save(finished: bool = False) -> None:
+            nonlocal saved
+            if checkpoint is not None and saved < step:
+                recorded = 0 if records is None else records.length()
+                seconds = spent + time.perf_counter() - began
+                note = {"finished": finished, "recorded": recorded, "seconds": seconds}
+                checkpoints.save(checkpoint, step, state, note)
+                saved = step
+
+        save()  # before the first step: a disk that is full is better known at once
+        finished = False
+        while not finished:
+            if on_any_process(asked()):
+                save()
+                raise Interrupted(step, checkpoint is not None)
+            after, *measured = block(state)
+            values, lost = fetch(measured)
+            point = Point(step + block_steps, values, {name: np.where(at, step + at, 0) for name, at in lost.items()})
+            if nonfinite == "stop" and any(np.any(at) for at in point.lost.values()):
+                save()
+                raise NonFiniteError(_what_was_lost(point, labels, saved if checkpoint is not None else None))
+            state, step = after, point.step
+            points.append(point)
+            if records is not None:
+                records.append(_rows(point, labels), labels)
+            on_point(point)
+            finished = step >= steps or enough(points)
+            if finished or (step // block_steps) % save_every == 0:
+                save(finished)
+        return Fitted(state, points, spent + time.perf_counter() - began)
+
+
+def patience(measure: str, blocks: int, *, lower: bool = True) -> Callable[[Sequence[Point]], bool]:
+    """Early stopping: enough once the measure has not been better for so many blocks, in any member.
+
+    Args:
+        measure: the name of a measure.
+        blocks: how many blocks without a new best value; NaN is none.
+        lower: whether small values are good.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxrnn import training
+        >>> losses = [3.0, 2.0, 2.5, 2.1]
+        >>> points = [training.Point(10 * n, {"loss": np.array(loss)}) for n, loss in enumerate(losses, start=1)]
+        >>> enough = training.patience("loss", 2)
+        >>> enough(points[:3]), enough(points)
+        (False, True)
+    """
+    check_sizes("training.patience", blocks=blocks)
+
+    def enough(points: Sequence[Point]) -> bool:
+        values = np.stack([point.values[measure] for point in points]).astype(float)
+        losses = np.where(np.isnan(values), np.inf, values if lower else -values)
+        return bool((len(points) - 1 - losses.argmin(0) >= blocks).all())
+
+    return enough
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """The arrays as NumPy ones, whole on every process."""
+    if all(a.is_fully_addressable or a.is_fully_replicated for a in jax.tree.leaves(tree)):
+        return jax.tree.map(np.asarray, tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def on_any_process(flag: bool) -> bool:
+    """Whether it is true of one process: what all of them must do, or none."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed, or SIGTERM came; the second one interrupts."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():  # signals are not its to handle
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _rows(point: Point, labels: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    if labels is None:
+        return [{"step": point.step, **point.values, **_lost(point.lost)}]
+    return [
+        {
+            "step": point.step,
+            **{name: values[n] for name, values in point.values.items()},
+            **_lost({name: at[n] for name, at in point.lost.items()}),
+        }
+        for n in range(len(labels))
+    ]
+
+
+def _lost(lost: Mapping[str, Any]) -> dict[str, Any]:
+    first = {name: int(at) for name, at in lost.items() if at}
+    return {"not_finite": first} if first else {}
+
+
+def _points(records: Records, length: int, labels: Sequence[Mapping[str, Any]] | None) -> list[Point]:
+    """The points that the rows of this training say."""
+    each = [list[dict[str, Any]]() for _ in labels or [{}]]
+    for row in records.rows(length):
+        for rows, label in zip(each, labels or [{}], strict=True):
+            if all(row.get(name) == value for name, value in label.items()):
+                rows.append({name: value for name, value in row.items() if name not in label})
+    points = []
+    for of_step in zip(*each, strict=True):
+        names = [name for name in of_step[0] if name not in ("step", "not_finite")]
+        values = {name: _array([row[name] for row in of_step], labels) for name in names}
+        quantities = {name: None for row in of_step for name in row.get("not_finite", {})}
+        lost = {
+            name: _array([row.get("not_finite", {}).get(name, 0) for row in of_step], labels) for name in quantities
+        }
+        points.append(Point(of_step[0]["step"], values, lost))
+    return points
+
+
+def _array(values: list[Any], labels: Sequence[Mapping[str, Any]] | None) -> np.ndarray:
+    """null stands for what was no finite number; JSON's floats are the float32 that they were."""
+    array = np.array([np.nan if value is None else value for value in values])
+    narrow = array.astype(np.float32) if array.dtype == np.float64 else array
+    array = narrow if np.array_equal(narrow, array, equal_nan=True) else array
+    return array if labels is not None else array[0]
+
+
+def _what_was_lost(point: Point, labels: Sequence[Mapping[str, Any]] | None, saved: int | None) -> str:
+    """The first quantity of each member that was lost."""
+    lines = []
+    for n, label in enumerate(labels or [{}]):
+        steps = [(int(np.atleast_1d(at)[n]), name) for name, at in point.lost.items() if np.atleast_1d(at)[n]]
+        if steps:
+            step, name = min(steps)
+            who = ", ".join(str(value) if key == "model" else f"{key} {value}" for key, value in label.items())
+            lines.append(f"{who}{': ' if who else ''}the {name} is not finite at step {step}")
+    kept = "" if saved is None else f" The state after step {saved} is saved."
+    return "; ".join(lines) + "." + kept

@@ -1,0 +1,134 @@
+"""What a training measured: lines of JSON, which a resumed run continues where its checkpoint was; TensorBoard, too."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrnn.training.checkpoints import CheckpointError
+
+
+class Records:
+    """A file of JSON lines, one a row, written at once, so that a run that stops keeps what it measured.
+
+    Args:
+        path: the file; made with its directory on the first row.
+        tensorboard: a directory for TensorBoard's event files, one subdirectory for each label; None writes none.
+            Needs ``pip install 'jaxrnn[tensorboard]'``.
+        write: whether this process writes; of several processes one does, and the others read.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from jaxrnn.training.records import Records
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     records = Records(pathlib.Path(folder) / "metrics.jsonl")
+        ...     records.append([{"step": 10, "loss": 0.5}], [{"model": "gru"}])
+        ...     kept = records.length()
+        ...     records.append([{"step": 20, "loss": float("nan")}], [{"model": "gru"}])
+        ...     records.cut(kept)
+        ...     list(records.rows())
+        [{'model': 'gru', 'step': 10, 'loss': 0.5}]
+    """
+
+    def __init__(self, path: Path, *, tensorboard: Path | None = None, write: bool = True) -> None:
+        self.path = path
+        self.write = write
+        self.events = _Events(tensorboard) if tensorboard is not None and write else None
+
+    def append(self, rows: Sequence[Mapping[str, Any]], labels: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Add rows, each with a "step" and behind its label. NaN and infinities, which JSON has not, become null."""
+        if self.write:
+            labels = [{}] * len(rows) if labels is None else labels
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(to_json({**a, **b}) + "\n" for a, b in zip(labels, rows, strict=True)))
+            if self.events is not None:
+                self.events.append(labels, rows)
+
+    def length(self) -> int:
+        """Bytes: what ``cut`` wants to come back to this place."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, length: int) -> None:
+        """Forget what was added after the file had this length: a resumed run measures it again, to the same digits.
+
+        Raises:
+            CheckpointError: the file is shorter than that.
+        """
+        self._check(length)
+        if self.write and self.length() > length:
+            with self.path.open("r+b") as file:
+                file.truncate(length)
+
+    def rows(self, length: int | None = None) -> Iterator[dict[str, Any]]:
+        """The rows, up to a length of the file.
+
+        Raises:
+            CheckpointError: the file is shorter than that.
+        """
+        self._check(length or 0)
+        if self.path.exists():
+            for line in self.path.read_bytes()[:length].decode("utf-8").splitlines():
+                yield json.loads(line)
+
+    def _check(self, length: int) -> None:
+        came = self.length()
+        if came < length:
+            raise CheckpointError(
+                f"{self.path}: has {came} bytes, but had {length} when the checkpoint was written: lines were removed. "
+                f"Put them back, or start a new run."
+            )
+
+
+class _Events:
+    """TensorBoard's files: the label of a row says which curve it is, names such as "loss" are tags."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            # The writer that writes at once: SummaryWriter hands over to a thread, and a crash loses its queue.
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event
+        except ImportError:
+            raise ImportError("Records(tensorboard=…) needs tensorboardX: pip install 'jaxrnn[tensorboard]'") from None
+        self.event, self.writer = Event, EventsWriter
+        self.directory, self.writers = directory, dict[str, Any]()
+
+    def append(self, labels: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> None:
+        for label, row in zip(labels, rows, strict=True):
+            curve = " ".join(f"{value}" if name == "model" else f"{name}={value}" for name, value in label.items())
+            if curve not in self.writers:
+                (self.directory / curve).mkdir(parents=True, exist_ok=True)
+                started = f".{time.time_ns()}"  # the name has seconds only: one run must not write over another
+                self.writers[curve] = self.writer(str(self.directory / curve / "events"), started)
+                # START: what a run before, which went further than its checkpoint, said of this step and later is void.
+                self.writers[curve].write_event(self.event(step=row["step"], session_log={"status": 1}))
+            scalars = {
+                name: float(value)
+                for name, value in row.items()
+                if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.floating)
+            }
+            values = [{"tag": name, "simple_value": value} for name, value in scalars.items()]
+            event = self.event(wall_time=time.time(), step=row["step"], summary={"value": values})
+            self.writers[curve].write_event(event)
+        for writer in self.writers.values():
+            writer.flush()
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON has no NaN and no infinity: they are written as null."""
+
+    def plain(value: Any) -> Any:
+        value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+        if isinstance(value, dict):
+            return {key: plain(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(entry) for entry in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=False)

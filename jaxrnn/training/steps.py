@@ -1,0 +1,193 @@
+"""The training loop: optimiser steps as pure functions, many of them in one ``lax.scan``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrnn._base import PyTree
+from jaxrnn._checks import check_choice, check_scalar_loss, check_sizes
+
+Measures = dict[str, jax.Array]  # scalars by name
+NOISE = 0x6E6F6973  # any number that counts no batch: sets the noise apart from the batches, whose key is the same
+
+
+class TrainState(NamedTuple):
+    """All that training changes."""
+
+    params: PyTree
+    opt_state: PyTree
+    key: jax.Array  # never changes: with ``step`` it determines every batch and all noise
+    step: jax.Array  # how many steps were done
+    skipped: jax.Array  # how many of them changed nothing, for a number that was not finite
+
+
+class Loop(NamedTuple):
+    """What ``training.loop`` makes: pure functions, to be jitted, vmapped and sharded by whoever calls them."""
+
+    init: Callable[[jax.Array], TrainState]
+    step: Callable[[TrainState, PyTree], tuple[TrainState, Measures]]
+    run: Callable[[TrainState, Callable[[jax.Array, jax.Array], PyTree], int], tuple[TrainState, Measures]]
+    evaluate: Callable[[PyTree, PyTree], Measures]
+
+
+def loop(
+    init: Callable[[jax.Array], PyTree],
+    loss: Callable[[PyTree, PyTree, jax.Array | None], tuple[jax.Array, Measures]],
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    nonfinite: str = "keep",
+) -> Loop:
+    """Optimiser steps on batches, one at a time or many in one program.
+
+        g_t = 1/K Σ_k ∂loss(θ_t, batch_k)/∂θ        K = accumulate
+        θ_{t+1} = θ_t + update(g_t)
+
+    Args:
+        init: key -> params.
+        loss: ``(params, batch, key)`` -> (scalar, measures): the mean over the batch, and what else to record.
+            ``key`` is another one at each step; None in ``evaluate``, where nothing is to be dropped.
+        optimizer: from optax; schedules and clipping are part of it.
+        accumulate: K, how many batches make one step. The gradients are added up in float32, or wider if the parameters
+            are, and each batch counts the same.
+        nonfinite: what a step does whose loss or gradient is not finite: "keep" updates all the same (the measures show
+            it), "skip" leaves parameters and optimiser as they were and counts it in ``TrainState.skipped``.
+
+    Returns:
+        A Loop:
+
+        - ``init(key)`` -> the state before the first step. Parameters and batches get keys of their own.
+        - ``step(state, batch)`` -> (state, measures): one optimiser step. Measures are "loss" and "grad_norm" (the
+          global norm, before clipping) and what the loss adds, of the parameters before the update. With
+          ``accumulate`` K, every array of the batch leads with K.
+        - ``run(state, batch_at, steps)`` -> (state, measures), each (steps,): ``steps`` of them in one scan. Batch n of
+          the training is ``batch_at(key, n)``, n = 0, 1, …; a step takes ``accumulate`` of them. So the order of the
+          data is a function of the state alone.
+        - ``evaluate(params, batch)`` -> "loss" and the loss's measures, without a key.
+
+    Raises:
+        ValueError, TypeError: unknown options; a loss that is no float scalar.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxrnn as jr
+        >>> from jaxrnn import training
+        >>> model = jr.stack(jr.gru(3, 8), jr.dropout(0.1), jr.readout(8, 3))
+        >>> def loss(params, xs, key):  # predict the next input
+        ...     return optax.l2_loss(model.apply(params, xs[:-1], key=key)[1], xs[1:]).mean(), {}
+        >>> learn = training.loop(model.init, loss, optax.adam(1e-2))
+        >>> waves = lambda key, n: jnp.sin(jnp.arange(20.0)[:, None, None] + jax.random.uniform(key, (8, 3)))
+        >>> state, measures = jax.jit(learn.run, static_argnums=(1, 2))(learn.init(jax.random.key(0)), waves, 100)
+        >>> measures["loss"].shape, int(state.step), bool(measures["loss"][-1] < measures["loss"][0] / 4)
+        ((100,), 100, True)
+    """
+    check_sizes("training.loop", accumulate=accumulate)
+    check_choice("training.loop", "nonfinite", nonfinite, ("keep", "skip"))
+
+    def start(key: jax.Array) -> TrainState:
+        k_params, k_batches = jax.random.split(key)
+        params = init(k_params)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(params, optimizer.init(params), k_batches, zero, zero)
+
+    def gradient(params: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, Measures]:
+        def checked(params):
+            value, measures = loss(params, batch, key)
+            check_scalar_loss("training.loop", value)
+            return value, measures
+
+        (value, measures), grads = jax.value_and_grad(checked, has_aux=True)(params)
+        return grads, {"loss": value, **measures}
+
+    def mean_gradient(params: PyTree, batches: PyTree, key: jax.Array) -> tuple[PyTree, Measures]:
+        """Over batches that lead with K."""
+
+        def add(total, batch_and_place):
+            batch, place = batch_and_place
+            one = gradient(params, batch, jax.random.fold_in(key, place))
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, one), None
+
+        first = jax.tree.map(lambda a: a[0], batches)
+        shapes = jax.eval_shape(gradient, params, first, key)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)), shapes)
+        total, _ = jax.lax.scan(add, zeros, (batches, jnp.arange(accumulate)))
+        grads, measures = jax.tree.map(lambda a: a / accumulate, total)
+        return jax.tree.map(lambda a, like: a.astype(like.dtype), grads, shapes[0]), measures
+
+    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Measures]:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, NOISE), state.step)
+        grads, measures = (gradient if accumulate == 1 else mean_gradient)(state.params, batch, key)
+        measures = {"loss": measures.pop("loss"), "grad_norm": optax.tree.norm(grads), **measures}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params, skipped = optax.apply_updates(state.params, updates), state.skipped
+        if nonfinite == "skip":
+            good = jnp.isfinite(measures["loss"]) & jnp.isfinite(measures["grad_norm"])
+            new, old = (params, opt_state), (state.params, state.opt_state)
+            params, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+            skipped = skipped + ~good
+        return TrainState(params, opt_state, state.key, state.step + 1, skipped), measures
+
+    def run(
+        state: TrainState, batch_at: Callable[[jax.Array, jax.Array], PyTree], steps: int
+    ) -> tuple[TrainState, Measures]:
+        def one(state, _):
+            if accumulate == 1:
+                batch = batch_at(state.key, state.step)
+            else:
+                batch = jax.lax.map(lambda k: batch_at(state.key, state.step * accumulate + k), jnp.arange(accumulate))
+            return step(state, batch)
+
+        return jax.lax.scan(one, state, length=steps)
+
+    def evaluate(params: PyTree, batch: PyTree) -> Measures:
+        value, measures = loss(params, batch, None)
+        return {"loss": value, **measures}
+
+    return Loop(start, step, run, evaluate)
+
+
+class Best(NamedTuple):
+    """The parameters with the best measure so far, kept beside the state on the device."""
+
+    value: jax.Array
+    step: jax.Array  # 0 before the first
+    params: PyTree
+
+
+def no_best(params: PyTree, *, lower: bool = True) -> Best:
+    """Before anything was measured; ``lower`` says whether small values are good."""
+    return Best(jnp.asarray(jnp.inf if lower else -jnp.inf, jnp.float32), jnp.zeros((), jnp.int32), params)
+
+
+def better(best: Best, value: jax.Array, step: jax.Array, params: PyTree, *, lower: bool = True) -> Best:
+    """The new parameters where their measure is strictly better, else those before; NaN is never better.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn import training
+        >>> best = training.no_best({"w": jnp.zeros(2)})
+        >>> for step, loss in enumerate([3.0, 1.0, 2.0], start=1):
+        ...     best = training.better(best, jnp.asarray(loss), jnp.asarray(step), {"w": jnp.full(2, loss)})
+        >>> float(best.value), int(best.step), best.params["w"].tolist()
+        (1.0, 2, [1.0, 1.0])
+    """
+    won = value < best.value if lower else value > best.value
+    new = Best(value.astype(best.value.dtype), step.astype(best.step.dtype), params)
+    return jax.tree.map(lambda a, b: jnp.where(won, a, b), new, best)
+
+
+def first_nonfinite(values: Any) -> jax.Array:
+    """The place, from 1, of the first of the values (n,) that is not finite; 0 where all are.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn import training
+        >>> int(training.first_nonfinite(jnp.array([0.5, jnp.inf, jnp.nan])))
+        2
+    """
+    lost = ~jnp.isfinite(values)
+    return jnp.where(lost.any(), lost.argmax() + 1, 0)

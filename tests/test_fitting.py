@@ -1,0 +1,317 @@
+"""Training in blocks: what is recorded, when it stops, and how it goes on."""
+
+import os
+import signal
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrnn import training
+from jaxrnn.training import checkpoints
+from jaxrnn.training.records import Records
+from tests import killed
+from tests.killed import STEPS, numbers
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Eight blocks, undisturbed."""
+    directory = tmp_path_factory.mktemp("whole")
+    return killed.fit(directory, 8), (directory / "metrics.jsonl").read_bytes()
+
+
+def assert_same(fitted, directory, whole):
+    expected, lines = whole
+    assert (directory / "metrics.jsonl").read_bytes() == lines
+    for name, values in numbers(expected).items():
+        np.testing.assert_array_equal(numbers(fitted)[name], values, err_msg=name)
+    assert len(fitted.points) == len(expected.points) == 8
+    for a, b in zip(fitted.points, expected.points, strict=True):
+        assert a.step == b.step
+        jax.tree.map(np.testing.assert_array_equal, a.values, b.values)
+        assert {name: values.dtype for name, values in a.values.items()} == dict.fromkeys(a.values, np.dtype("float32"))
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(step):
+    def on_point(point):
+        if point.step == step:
+            raise Crash
+
+    return on_point
+
+
+def test_a_crash_loses_nothing(tmp_path, whole):
+    """Before the first block, between a line and its checkpoint, twice in a row."""
+    for step in (STEPS, 3 * STEPS, 4 * STEPS):
+        with pytest.raises(Crash):
+            killed.fit(tmp_path, 8, on_point=crash_at(step))
+        saved = checkpoints.note(tmp_path / "checkpoints")
+        assert checkpoints.latest(tmp_path / "checkpoints") == step - STEPS and not saved["finished"]
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"seed": 0, "st')  # as a killed process leaves it
+    seen = []
+    fitted = killed.fit(tmp_path, 8, on_point=lambda point: seen.append(point.step))
+    assert seen == [STEPS * n for n in range(3, 9)]  # the last of those restored, and the new ones
+    assert_same(fitted, tmp_path, whole)
+
+    # Once it has ended, all is read and nothing computed.
+    again = killed.fit(tmp_path, 8, on_point=lambda point: seen.append(point.step))
+    assert seen[6:] == [16] and again.seconds == checkpoints.note(tmp_path / "checkpoints")["seconds"]
+    assert_same(again, tmp_path, whole)
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals go to the main thread")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_and_leaves(tmp_path, whole, number):
+    before = signal.getsignal(number)
+
+    def on_point(point):
+        if point.step == 3 * STEPS:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(training.Interrupted, match=r"^stopped after step 6, which is saved$"):
+        killed.fit(tmp_path, 8, on_point=on_point)
+    assert checkpoints.latest(tmp_path / "checkpoints") == 6 and signal.getsignal(number) is before
+    assert_same(killed.fit(tmp_path, 8), tmp_path, whole)
+
+
+def test_asked_twice_it_leaves_at_once(tmp_path):
+    def on_point(point):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        killed.fit(tmp_path, 8, on_point=on_point)
+    assert checkpoints.latest(tmp_path / "checkpoints") == 0
+
+
+def test_lines_taken_from_the_records_are_missed(tmp_path):
+    with pytest.raises(Crash):
+        killed.fit(tmp_path, 8, on_point=crash_at(3 * STEPS))
+    path = tmp_path / "metrics.jsonl"
+    kept = path.read_bytes()
+    path.write_bytes(kept[:100])
+    with pytest.raises(checkpoints.CheckpointError, match=r"metrics.jsonl: has 100 bytes, but had \d+ when the check"):
+        killed.fit(tmp_path, 8)
+    path.write_bytes(kept)
+    killed.fit(tmp_path, 8)
+
+
+def counting(breaks_at=None, members=None):
+    """A block that counts; its loss is lost at one step. Returns the block, the state before, and how often it ran."""
+    shape = () if members is None else (members,)
+    calls = []
+
+    def block(state):
+        calls.append(state)
+        steps = state[..., None] + jnp.arange(1, 6)
+        lost = jnp.zeros(shape, jnp.int32)
+        if breaks_at is not None:
+            lost = jax.vmap(training.first_nonfinite)(jnp.where(steps == breaks_at, jnp.nan, 1.0).reshape(-1, 5))
+            lost = lost.reshape(shape)
+        return state + 5, {"loss": jnp.where(lost > 0, jnp.nan, 1.0 / (state + 5))}, {"loss": lost}
+
+    return block, jnp.zeros(shape, jnp.int32), calls
+
+
+def test_a_lost_number_stops_and_says_where(tmp_path):
+    block, state, calls = counting(breaks_at=13)
+    options = {"steps": 50, "block_steps": 5, "checkpoint": tmp_path / "c", "save_every": 9}
+    options["records"] = Records(tmp_path / "r.jsonl")
+    with pytest.raises(training.NonFiniteError) as stopped:
+        training.fit(block, state, **options)
+    assert str(stopped.value) == "the loss is not finite at step 13. The state after step 10 is saved."
+    assert checkpoints.restore(tmp_path / "c", state)[:2] == (10, 10)
+    assert [row["step"] for row in options["records"].rows()] == [5, 10]
+    assert len(calls) == 3
+    with pytest.raises(training.NonFiniteError):  # it goes on from there, and comes to the same end
+        training.fit(block, state, **options)
+    assert len(calls) == 4
+
+    # Of several members each is named; "record" goes on.
+    block, state, _ = counting(breaks_at=13, members=2)
+    options = {"steps": 20, "block_steps": 5, "labels": [{"model": "gru", "seed": seed} for seed in (4, 7)]}
+    with pytest.raises(
+        training.NonFiniteError, match=r"^gru, seed 4: the loss is not finite at step 13; gru, seed 7: "
+    ):
+        training.fit(block, state, **options)
+    records = Records(tmp_path / "all.jsonl")
+    fitted = training.fit(block, state, **options, nonfinite="record", records=records, checkpoint=tmp_path / "d")
+    assert [point.lost["loss"].tolist() for point in fitted.points] == [[0, 0], [0, 0], [13, 13], [0, 0]]
+    rows = list(records.rows())
+    assert rows[4] == {"model": "gru", "seed": 4, "step": 15, "loss": None, "not_finite": {"loss": 13}}
+    again = training.fit(block, state, **options, nonfinite="record", records=records, checkpoint=tmp_path / "d")
+    assert [point.lost.get("loss", np.zeros(2)).tolist() for point in again.points] == [
+        [0, 0],
+        [0, 0],
+        [13, 13],
+        [0, 0],
+    ]
+    assert (
+        np.isnan(again.points[2].values["loss"]).all()
+        and again.points[3].values["loss"].tolist() == [np.float32(1 / 20)] * 2
+    )
+
+
+def test_enough_is_asked_after_each_block_with_all_points(tmp_path):
+    block, state, calls = counting()
+    ends = lambda points: len(points) == 3 and points[0].step == 5  # noqa: E731
+    options = {"steps": 50, "block_steps": 5, "enough": ends, "checkpoint": tmp_path}
+    fitted = training.fit(block, state, **options, save_every=100)
+    assert int(fitted.state) == 15 and len(calls) == 3
+    assert int(training.fit(block, state, **options).state) == 15 and len(calls) == 3  # it had ended
+
+
+def test_patience_is_over_when_no_member_gets_better():
+    def points(*losses):
+        return [training.Point(n, {"loss": np.array(loss)}) for n, loss in enumerate(losses)]
+
+    enough = training.patience("loss", 2)
+    assert not enough(points((3, 1), (2, 2), (1, 3)))  # the first still does
+    assert enough(points((3, 1), (2, 2), (3, 3), (2, 4)))  # equal is not better
+    assert not enough(points((np.nan, 1), (np.nan, 2)))
+    assert enough(points((np.nan, 1), (np.nan, 2), (np.nan, 3)))  # NaN is never better
+    assert training.patience("loss", 2, lower=False)(points(3, 1, 2)) and not training.patience("loss", 2)(points(3, 1))
+
+
+def test_measures_of_every_kind_come_back(tmp_path):
+    def block(state):
+        return state + 1, {"whole": state, "flag": state > 0, "float": state / 3, "lost": state * jnp.inf}, {}
+
+    options = {"steps": 3, "block_steps": 1, "checkpoint": tmp_path / "c", "nonfinite": "record"}
+    records = Records(tmp_path / "r.jsonl")
+    first = training.fit(block, jnp.zeros((), jnp.int32), **options, records=records)
+    again = training.fit(block, jnp.zeros((), jnp.int32), **options, records=records)
+    for a, b in zip(first.points, again.points, strict=True):
+        for name in ("whole", "flag", "float"):
+            np.testing.assert_array_equal(a.values[name], b.values[name])
+        assert np.isnan(b.values["lost"])  # JSON has no infinity
+
+
+def test_bad_arguments_are_told():
+    block, state, _ = counting()
+    with pytest.raises(ValueError, match="steps must be a multiple of block_steps=5, got 12"):
+        training.fit(block, state, steps=12, block_steps=5)
+    with pytest.raises(ValueError, match="nonfinite"):
+        training.fit(block, state, steps=10, block_steps=5, nonfinite="ignore")
+
+
+# ---- the steps themselves ------------------------------------------------------------------------
+
+
+def half(w, batch, key):
+    return (w - batch) ** 2 / 2, {"seen": batch}  # gradient w - batch
+
+
+def test_steps_are_those_of_the_optimizer_measured_before_each():
+    learn = training.loop(lambda key: jnp.asarray(3.0), half, optax.sgd(0.5))
+    state = learn.init(jax.random.key(0))
+    run = jax.jit(lambda state: learn.run(state, lambda key, n: 0.0 * n, 3))
+    state, measures = run(state)
+    np.testing.assert_allclose(measures["loss"], [4.5, 1.125, 0.28125])
+    np.testing.assert_allclose(measures["grad_norm"], [3.0, 1.5, 0.75])
+    assert (float(state.params), int(state.step), int(state.skipped)) == (0.375, 3, 0)
+    one, measured = learn.step(state, jnp.asarray(0.0))
+    assert (float(one.params), float(measured["grad_norm"])) == (0.1875, 0.375)
+    assert learn.evaluate(jnp.asarray(3.0), jnp.asarray(1.0)) == {"loss": 2.0, "seen": 1.0}
+
+
+def test_accumulated_batches_make_one_step_on_their_mean():
+    options = {"init": lambda key: jnp.asarray(3.0), "loss": half, "optimizer": optax.sgd(0.5)}
+    learn = training.loop(**options, accumulate=4)
+    state, measures = jax.jit(lambda state: learn.run(state, lambda key, n: 1.0 * n, 2))(learn.init(jax.random.key(0)))
+    np.testing.assert_allclose(measures["seen"], [1.5, 5.5])  # batches 0 … 3, then 4 … 7
+    np.testing.assert_allclose(measures["grad_norm"], [1.5, 3.25])  # 3 - 1.5; 2.25 - 5.5
+    np.testing.assert_allclose(
+        measures["loss"], [(9 + 4 + 1 + 0) / 8, np.mean([(2.25 - n) ** 2 / 2 for n in range(4, 8)])]
+    )
+    assert float(state.params) == 3.875 and int(state.step) == 2
+
+
+def test_gradients_of_half_precision_accumulate_in_float32():
+    # 256 + 1 is 256 in bfloat16: a sum of 512 ones would stall there.
+    learn = training.loop(
+        lambda key: jnp.zeros((), jnp.bfloat16), lambda w, batch, key: (w * batch, {}), optax.sgd(1.0), accumulate=512
+    )
+    state, _ = jax.jit(learn.step)(learn.init(jax.random.key(0)), jnp.ones(512, jnp.bfloat16))
+    assert state.params == -1 and state.params.dtype == jnp.bfloat16
+
+
+def test_noise_and_batches_have_keys_of_their_own():
+    seen = lambda w, batch, key: (w * 0.0, {"batch": batch, "noise": jax.random.uniform(key)})  # noqa: E731
+    learn = training.loop(lambda key: jnp.asarray(1.0), seen, optax.sgd(1.0), accumulate=2)
+    batch = lambda key, n: jax.random.uniform(jax.random.fold_in(key, n))  # noqa: E731
+    _, measures = jax.jit(lambda state: learn.run(state, batch, 8))(learn.init(jax.random.key(0)))
+    assert len(set(np.concatenate([measures["batch"], measures["noise"]]).tolist())) == 16
+    assert len(jax.tree.leaves(learn.init(jax.random.key(0)))) == 4
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted():
+    learn = training.loop(lambda key: jnp.asarray(3.0), half, optax.adam(0.5), nonfinite="skip")
+    bad = lambda key, n: jnp.where(n == 1, jnp.inf, jnp.where(n == 3, jnp.nan, 0.0))  # noqa: E731
+    state, measures = jax.jit(lambda state: learn.run(state, bad, 5))(learn.init(jax.random.key(0)))
+    plain = training.loop(lambda key: jnp.asarray(3.0), half, optax.adam(0.5))
+    expected, _ = jax.jit(lambda state: plain.run(state, lambda key, n: 0.0 * n, 3))(plain.init(jax.random.key(0)))
+    np.testing.assert_allclose(state.params, expected.params, rtol=1e-6)
+    assert (int(state.step), int(state.skipped), int(state.opt_state[0].count)) == (5, 2, 3)
+    assert np.isfinite(measures["loss"]).tolist() == [True, False, True, False, True]
+
+
+def test_a_loss_that_is_no_scalar_is_refused():
+    learn = training.loop(lambda key: jnp.ones(3), lambda w, batch, key: (w, {}), optax.sgd(0.1))
+    with pytest.raises(
+        TypeError, match=r"training.loop: loss.* must give one floating-point number, got float32 of sh"
+    ):
+        learn.step(learn.init(jax.random.key(0)), None)
+
+
+def test_best_is_kept_where_it_is_strictly_better():
+    best = training.no_best(jnp.asarray(0.0), lower=False)
+    for step, value in enumerate([jnp.nan, 1.0, 3.0, 3.0, jnp.nan, 2.0], start=1):
+        best = training.better(best, jnp.asarray(value), jnp.asarray(step), jnp.asarray(10.0 * step), lower=False)
+    assert (float(best.value), int(best.step), float(best.params)) == (3.0, 3, 30.0)
+
+
+def test_tensorboard_files_hold_the_measures(tmp_path):
+    """Read by the format: length, its checksum, an event in protobuf, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    records = Records(tmp_path / "m.jsonl", tensorboard=tmp_path / "events")
+    for step in (10, 20):
+        rows = [{"step": step, "loss": np.float32(step + n)} for n in (0, 1)]
+        records.append(rows, [{"model": "gru", "seed": n} for n in (0, 1)])
+    again = Records(tmp_path / "m.jsonl", tensorboard=tmp_path / "events")  # as a run that goes on after step 10
+    again.append([{"step": 20, "loss": np.float32(0.5)}], [{"model": "gru", "seed": 1}])
+    found, starts = {}, []
+    for path in sorted((tmp_path / "events").rglob("*tfevents*")):
+        content, place = path.read_bytes(), 0
+        while place < len(content):
+            size = int.from_bytes(content[place : place + 8], "little")
+            event = Event.FromString(content[place + 12 : place + 12 + size])
+            place += size + 16
+            found |= {(path.parent.name, v.tag, event.step): v.simple_value for v in event.summary.value}
+            starts += (
+                [event.step] if event.session_log.status == 1 else []
+            )  # START: what was said of later steps is void
+    assert found == {
+        ("gru seed=0", "loss", 10): 10,
+        ("gru seed=0", "loss", 20): 20,
+        ("gru seed=1", "loss", 10): 11,
+        ("gru seed=1", "loss", 20): 0.5,
+    }
+    assert 20 in starts
+
+
+def test_missing_tensorboard_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
+    with pytest.raises(ImportError, match=r"needs tensorboardX: pip install 'jaxrnn\[tensorboard\]'"):
+        Records(tmp_path / "m.jsonl", tensorboard=tmp_path)

@@ -1,0 +1,94 @@
+"""Killed at any moment, a training comes, once it is started again, to the very same numbers."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxrnn.training import checkpoints
+from tests.killed import STEPS
+
+SECONDS = 120  # a process that takes so long hangs
+
+
+def start(directory, blocks):
+    directory.mkdir(exist_ok=True)
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": os.environ["COMPILED_BY_TESTS"],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", "tests.killed", str(directory), str(blocks)]
+    root = Path(__file__).parents[1]
+    return subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def end(process):
+    said = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == 0, said
+
+
+def recorded(directory):
+    """The last step of which a whole line stands in the metrics; 0 where none does."""
+    path = directory / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines), default=0)
+
+
+def killed(directory, blocks, moment):
+    """Start the training and kill it. Returns whether a checkpoint was being written."""
+    before, began = recorded(directory), time.monotonic()
+    process = start(directory, blocks)
+    writing = lambda: list(directory.glob("checkpoints/*tmp*"))  # noqa: E731
+    while process.poll() is None and time.monotonic() < began + SECONDS:
+        ran = time.monotonic() - began
+        trains = recorded(directory) != before
+        if (
+            (moment == "starts" and ran > random.uniform(0, 1))
+            or (moment == "trains" and trains)
+            or (moment == "writes" and trains and writing())
+        ):
+            break
+        time.sleep(0.002)
+    if moment == "trains":
+        time.sleep(random.uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    said = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == -signal.SIGKILL, said
+    return bool(writing())
+
+
+def survives(tmp_path, kills, blocks):
+    whole, broken = tmp_path / "uninterrupted", tmp_path / "broken"
+    end(start(whole, blocks))
+    saved, torn = 0, 0
+    for kill in range(kills):
+        torn += killed(broken, blocks, ("trains", "writes", "trains", "starts")[kill % 4])
+        now = checkpoints.latest(broken / "checkpoints") or 0
+        # Each block is saved: at most the one whose line is there, but whose checkpoint is not, is lost.
+        assert now >= max(saved, recorded(broken) - STEPS)
+        saved = now
+    assert saved < STEPS * blocks, "the training ended before the kills did: give it more blocks"
+    end(start(broken, blocks))
+    assert torn >= kills // 8  # the test has met what it is about
+    assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    expected, came = np.load(whole / "final.npz"), np.load(broken / "final.npz")
+    assert set(expected) == set(came) and len(expected) > 20
+    for name in expected:
+        np.testing.assert_array_equal(came[name], expected[name], err_msg=name)
+
+
+def test_twenty_kills(tmp_path):
+    survives(tmp_path, 20, 200)
+
+
+@pytest.mark.full
+def test_a_hundred_kills(tmp_path):
+    survives(tmp_path, 100, 1000)
