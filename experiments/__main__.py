@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments import EXPERIMENTS
 from jaxrnn import join_processes, use_cpu_devices
 
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"experiments need {', '.join(missing)}: pip install 'jaxrnn[train]'", file=sys.stderr)
         return 1
     with contextlib.suppress(RuntimeError):  # where this process has used JAX before
-        if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        if jax.config.read("jax_num_cpu_devices") < 1:  # not said by the environment
             use_cpu_devices(os.cpu_count() or 1)  # the seeds of a model are divided among them
     try:
         join_processes()
@@ -83,12 +85,14 @@ def guarded(arguments: argparse.Namespace) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from experiments import config, report, study
+    from experiments import config, report, study, training
 
     if arguments.resume is None:
         if arguments.config is None:
             raise config.ConfigError("run: expected a CONFIG, or --resume RUN")
         settings = config.load(arguments.config, arguments.set, schema_of)
+        if hasattr(settings, "mesh"):  # what is wrong with it is said before a directory is made
+            training.device_mesh(settings.mesh, len(settings.train.seeds))
         directory = report.new_directory(arguments.out, settings.experiment, config.dump(settings))
     else:
         directory = arguments.resume
@@ -103,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def sweep(arguments: argparse.Namespace) -> None:
-    from experiments import config, report
+    from experiments import config, report, training
     from experiments import sweep as sweeps
     from experiments.study import Study
 
@@ -125,7 +129,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     if not hasattr(module, "STUDY"):
         raise config.ConfigError(f"{path}: {shared.experiment} trains nothing, so there is nothing to sweep")
     study: Study = module.STUDY
-    sweeps.groups(study, configs)  # what is wrong with the grid is said before a directory is made
+    for group in sweeps.groups(study, configs):  # what is wrong with the grid is said before a directory is made
+        training.device_mesh(shared.mesh, len(group.members))
     if arguments.resume is None:
         directory = report.new_directory(arguments.out, f"{shared.experiment}-sweep", config.dump(shared))
         sweeps.store_grid(directory, grid)

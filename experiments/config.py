@@ -138,7 +138,7 @@ def load(
 
     def located(loc: Sequence[int | str], message: str) -> str:
         said_by = [option for keys, option in source.items() if all(a == b for a, b in zip(keys, loc, strict=False))]
-        return f"{said_by[-1] if said_by and loc else path}: {_dotted(loc) + ': ' if loc else ''}{message}"
+        return f"{said_by[-1] if said_by else path}: {_dotted(loc)}: {message}"
 
     name = content.get("experiment")
     if name not in EXPERIMENTS:
@@ -149,7 +149,13 @@ def load(
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        lines = [located(mistake["loc"], _explain(mistake, schema)) for mistake in error.errors()]
+        lines = []
+        for mistake in error.errors():
+            loc, message = mistake["loc"], _explain(mistake, schema)
+            if not loc:  # a validator of the whole, which names the key first
+                key, _, message = message.partition(": ")
+                loc = tuple(key.split("."))
+            lines.append(located(loc, message))
         raise ConfigError("\n".join(lines)) from None
 
 

@@ -205,8 +205,18 @@ def diverged(results: Sequence[Result]) -> list[str]:
     ]
 
 
+def skipped(results: Sequence[Result]) -> list[str]:
+    """A line for each model and seed some of whose steps changed nothing."""
+    return [
+        f"{result.model}, seed {seed}: {int(count)} steps were skipped, whose loss or gradient was not finite."
+        for result in results
+        for seed, count in zip(result.seeds, result.points[-1].values.get("skipped", []), strict=False)
+        if count
+    ]
+
+
 def markdown(results: Sequence[Result], columns: Sequence[Column], notes: Sequence[str]) -> str:
-    return "\n\n".join([markdown_table(rows(results, columns)), *notes, *diverged(results)]) + "\n"
+    return "\n\n".join([markdown_table(rows(results, columns)), *notes, *diverged(results), *skipped(results)]) + "\n"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
@@ -307,7 +317,7 @@ class Display:
 
 def show(results: Sequence[Result], columns: Sequence[Column], notes: Sequence[str], directory: Path) -> None:
     """The table and its notes, on the terminal."""
-    show_table(rows(results, columns), [*notes, *diverged(results), f"written to {directory}"])
+    show_table(rows(results, columns), [*notes, *diverged(results), *skipped(results), f"written to {directory}"])
 
 
 def show_table(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:

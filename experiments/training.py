@@ -209,6 +209,11 @@ def device_mesh(settings: config.Mesh, members: int) -> dict[str, Any]:
     groups = settings.members or max(d for d in range(1, min(most, members) + 1) if members % d == 0)
     if members % groups:
         raise config.ConfigError(f"mesh.members: expected a divisor of the {members} members, got {groups}")
+    if groups * settings.batch > jax.device_count():
+        raise config.ConfigError(
+            f"mesh: expected at most {jax.device_count()} devices, all that there are, got members = {groups} times "
+            f"batch = {settings.batch}"
+        )
     try:
         if settings.batch == 1:
             return {"mesh": jr.batch_mesh(groups, axis="member")}

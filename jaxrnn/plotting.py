@@ -6,6 +6,7 @@ Needs the extra ``jaxrnn[plot]``. No pyplot: no display, no global state.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -330,7 +331,7 @@ def _flat(carry: Any, lead: int | None) -> np.ndarray:
     """All leaves side by side, (…, N); the leading axes kept are those that all leaves share, or ``lead``."""
     leaves = [np.asarray(a, float) for a in jax.tree.leaves(carry)]
     kept = min(a.ndim for a in leaves) - 1 if lead is None else lead
-    return np.concatenate([a.reshape(*a.shape[:kept], -1) for a in leaves], axis=-1)
+    return np.concatenate([a.reshape(*a.shape[:kept], math.prod(a.shape[kept:])) for a in leaves], axis=-1)
 
 
 def _named(who: str, values: Any) -> Mapping[str, Any]:

@@ -178,7 +178,7 @@ def test_patience_is_over_when_no_member_gets_better():
     enough = training.patience("loss", 2)
     assert not enough(points((3, 1), (2, 2), (1, 3)))  # the first still does
     assert enough(points((3, 1), (2, 2), (3, 3), (2, 4)))  # equal is not better
-    assert not enough(points((np.nan, 1), (np.nan, 2)))
+    assert not enough(points((np.nan, 1), (-np.inf, 2)))
     assert enough(points((np.nan, 1), (np.nan, 2), (np.nan, 3)))  # NaN is never better
     assert training.patience("loss", 2, lower=False)(points(3, 1, 2)) and not training.patience("loss", 2)(points(3, 1))
 
@@ -276,7 +276,7 @@ def test_a_loss_that_is_no_scalar_is_refused():
 
 def test_best_is_kept_where_it_is_strictly_better():
     best = training.no_best(jnp.asarray(0.0), lower=False)
-    for step, value in enumerate([jnp.nan, 1.0, 3.0, 3.0, jnp.nan, 2.0], start=1):
+    for step, value in enumerate([jnp.nan, 1.0, 3.0, 3.0, jnp.inf, 2.0], start=1):
         best = training.better(best, jnp.asarray(value), jnp.asarray(step), jnp.asarray(10.0 * step), lower=False)
     assert (float(best.value), int(best.step), float(best.params)) == (3.0, 3, 30.0)
 

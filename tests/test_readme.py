@@ -22,7 +22,7 @@ MODULES = [
 def test_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     names: dict = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
@@ -34,6 +34,8 @@ def test_readme_runs(tmp_path, monkeypatch):
     assert 0 < float(names["radius"]) < 1
     assert names["metadata"] == {"step": 100} and (tmp_path / "model.safetensors").exists()
     assert bool(names["around"].stable.all()) and len(names["figure"].axes) == 1
+    losses = [float(point.values["loss"]) for point in names["fitted"].points]
+    assert len(losses) == 5 and losses[-1] < losses[0] / 2 and (tmp_path / "runs/sines/100").is_dir()
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -53,6 +55,18 @@ def test_importing_jaxrnn_imports_nothing_heavy():
     import subprocess
     import sys
 
-    heavy = ["flax", "optax", "torch", "keras", "onnx", "matplotlib", "orbax", "sklearn", "pydantic", "rich"]
+    heavy = [
+        "flax",
+        "optax",
+        "torch",
+        "keras",
+        "onnx",
+        "matplotlib",
+        "orbax",
+        "sklearn",
+        "pydantic",
+        "rich",
+        "tensorboardX",
+    ]
     code = f"import sys, jaxrnn; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

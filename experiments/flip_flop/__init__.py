@@ -122,8 +122,9 @@ def predictor(config: Config, name: Name) -> study.Predictor:
 
 
 def search(config: Config, name: Name, params: Any) -> list[Found]:
-    """The fixed points of each seed."""
-    cell, readout = parts(config, name)
+    """The fixed points of each seed, in float32: in fewer bits no state stands still to ``search.tolerance``."""
+    exact = config.train.model_copy(update={"precision": "float32"})
+    cell, readout = parts(config.model_copy(update={"train": exact}), name)
     pulses = held_out(config.task).pulses
     one = lambda n: jax.tree.map(lambda a: jax.device_get(a[n]), params)  # noqa: E731
     return [find(cell, readout, one(n), pulses, config.search) for n in range(len(config.train.seeds))]
@@ -157,8 +158,10 @@ def curves(results: Sequence[report.Result]) -> Figure:
 
 
 def pictures(config: Config, found: Sequence[Found]) -> dict[str, Figure]:
-    """Of the first seed of the first model: where its fixed points lie, and the modes around two of them."""
+    """Of the first seed of the first model, if it has fixed points: where they lie, the modes around two of them."""
     name, first = config.model.cells[0], found[0]
+    if not len(first.outputs):
+        return {}
     stable = np.asarray(first.analysis.stable)
     of = f"{name}, seed {config.train.seeds[0]}"
     spectra = {

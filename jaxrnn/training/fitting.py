@@ -163,7 +163,7 @@ def patience(measure: str, blocks: int, *, lower: bool = True) -> Callable[[Sequ
 
     Args:
         measure: the name of a measure.
-        blocks: how many blocks without a new best value; NaN is none.
+        blocks: how many blocks without a new best value; what is not finite is none.
         lower: whether small values are good.
 
     Example:
@@ -179,7 +179,7 @@ def patience(measure: str, blocks: int, *, lower: bool = True) -> Callable[[Sequ
 
     def enough(points: Sequence[Point]) -> bool:
         values = np.stack([point.values[measure] for point in points]).astype(float)
-        losses = np.where(np.isnan(values), np.inf, values if lower else -values)
+        losses = np.where(np.isfinite(values), values if lower else -values, np.inf)
         return bool((len(points) - 1 - losses.argmin(0) >= blocks).all())
 
     return enough

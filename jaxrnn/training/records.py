@@ -111,7 +111,7 @@ class _Events:
             scalars = {
                 name: float(value)
                 for name, value in row.items()
-                if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.floating)
+                if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number) and name != "step"
             }
             values = [{"tag": name, "simple_value": value} for name, value in scalars.items()]
             event = self.event(wall_time=time.time(), step=row["step"], summary={"value": values})

@@ -164,7 +164,7 @@ def no_best(params: PyTree, *, lower: bool = True) -> Best:
 
 
 def better(best: Best, value: jax.Array, step: jax.Array, params: PyTree, *, lower: bool = True) -> Best:
-    """The new parameters where their measure is strictly better, else those before; NaN is never better.
+    """The new parameters where their measure is strictly better, else those before; what is not finite is never better.
 
     Example:
         >>> import jax.numpy as jnp
@@ -175,7 +175,7 @@ def better(best: Best, value: jax.Array, step: jax.Array, params: PyTree, *, low
         >>> float(best.value), int(best.step), best.params["w"].tolist()
         (1.0, 2, [1.0, 1.0])
     """
-    won = value < best.value if lower else value > best.value
+    won = jnp.isfinite(value) & (value < best.value if lower else value > best.value)
     new = Best(value.astype(best.value.dtype), step.astype(best.step.dtype), params)
     return jax.tree.map(lambda a, b: jnp.where(won, a, b), new, best)
 

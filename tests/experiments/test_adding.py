@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import report, training
+from experiments import adding, report
 from experiments.__main__ import main
-from experiments.adding import Config, data, fit, solved_at
+from experiments.adding import Config, data, solved_at
 from experiments.models import RECURRENCES, reader
 
 ROOT = Path(__file__).parents[2]
@@ -46,24 +46,25 @@ def test_baseline_is_the_error_of_always_answering_1():
 
 
 def test_answer_is_read_from_the_state_after_the_last_step():
-    cell = RECURRENCES["irnn"](2, 4, 7)
+    cell = RECURRENCES["irnn"](2, 4, 7, None)
     model = reader(cell, 1)
     params, readout = model.init(jax.random.key(0))
     xs = jax.random.uniform(jax.random.key(1), (7, 3, 2))
     carry = cell.initial_carry(params, (3,))
+    step = jax.jit(cell.step)
     for x in xs:
-        carry, h = cell.step(params, carry, x)
+        carry, h = step(params, carry, x)
     # Both sum 4 products in float32, in an order that may differ.
     np.testing.assert_allclose(model.apply((params, readout), xs), h @ readout.W_hy + readout.b_y, atol=1e-6)
 
 
 def test_irnn_holds_its_state_at_first_and_chrono_forgets_within_t():
-    irnn = RECURRENCES["irnn"](2, 4, 30)
+    irnn = RECURRENCES["irnn"](2, 4, 30, None)
     h = jnp.array([0.0, 1.0, 2.0, 3.0])
     held, _ = irnn.step(irnn.init(jax.random.key(0)), h, jnp.zeros(2))
     np.testing.assert_array_equal(held, h)
 
-    b = RECURRENCES["chrono_lstm"](2, 64, 30).init(jax.random.key(0)).b.reshape(4, 64)  # i, f, g, o
+    b = RECURRENCES["chrono_lstm"](2, 64, 30, None).init(jax.random.key(0)).b.reshape(4, 64)  # i, f, g, o
     assert (b[1] >= 0).all() and (b[1] <= np.log(29)).all() and b[1].max() > np.log(20)
     np.testing.assert_array_equal(b[0], -b[1])
 
@@ -71,40 +72,53 @@ def test_irnn_holds_its_state_at_first_and_chrono_forgets_within_t():
 # ---- training ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """``asked(**task)``: the arguments with which the experiment calls ``training.fit``."""
-    monkeypatch.setattr(training, "fit", lambda name, task, settings, **options: ((task, options), None))
-
-    def ask(**task):
-        content = {"experiment": "adding", "train": {"batch_size": 4}, "task": {"held_out": 16} | task}
-        return fit("elman", 6, Config.model_validate(content))
-
-    return ask
+def config(**task):
+    content = {"train": {"batch_size": 4}, "task": {"lengths": [6], "held_out": 16} | task}
+    return Config.model_validate({"experiment": "adding", **content})
 
 
-def test_a_batch_depends_on_key_and_step_alone_and_is_never_held_out(asked):
-    task, _ = asked()
-    batch = jax.jit(lambda seed, step: task.batch(jax.random.key(seed), step, ()))
-    sums = np.array([batch(seed, step).sums for seed in (0, 1) for step in (0, 1)])
+def asked(**task):
+    return adding.task(config(**task), "elman, T = 6")
+
+
+def test_every_cell_is_trained_for_every_length_at_its_own_rate():
+    own = {"cells": ["gru", "lstm"], "learning_rates": {"lstm": 0.5}}
+    both = Config.model_validate({"experiment": "adding", "model": own, "task": {"lengths": [6, 4], "held_out": 9}})
+    drawn = lambda title: jax.eval_shape(lambda: adding.held_out(both, title))  # noqa: E731
+    titles = ["gru, T = 6", "lstm, T = 6", "gru, T = 4", "lstm, T = 4"]
+    assert list(adding.STUDY.models(both)) == titles
+    assert [adding.STUDY.settings(both, title).learning_rate for title in titles] == [3e-3, 0.5] * 2
+    assert [drawn(title).xs.shape for title in titles] == [(6, 9, 2)] * 2 + [(4, 9, 2)] * 2
+
+
+def test_a_batch_depends_on_key_and_number_alone_and_is_never_held_out():
+    task = asked()
+    batch = jax.jit(lambda seed, number: task.batch(jax.random.key(seed), number, ()))
+    sums = np.array([batch(seed, number).sums for seed in (0, 1) for number in (0, 1)])
     np.testing.assert_array_equal(batch(1, 0).sums, sums[2])
     assert sums.shape == (4, 4) and task.shared.sums.shape == (16,)
     assert len({*sums.ravel().tolist(), *task.shared.sums.tolist()}) == 32  # no two alike
-    np.testing.assert_array_equal(asked()[0].shared.xs, task.shared.xs)
-    assert (asked(held_out_seed=1)[0].shared.xs != task.shared.xs).any()
+    np.testing.assert_array_equal(asked().shared.xs, task.shared.xs)
+    assert (asked(held_out_seed=1).shared.xs != task.shared.xs).any()
 
 
-def test_loss_is_the_mean_squared_error(asked):
-    task, _ = asked()
+def test_loss_is_the_mean_squared_error():
+    task = asked()
     params = task.init(jax.random.key(0))
-    answers = reader(RECURRENCES["elman"](2, 64, 6), 1).apply(params, task.shared.xs)
+    model = reader(RECURRENCES["elman"](2, 64, 6, None), 1)
+
+    @jax.jit
+    def everything(params, shared):
+        return model.apply(params, shared.xs), task.loss(params, shared, None, ())[0], task.evaluate(params, shared)
+
+    answers, loss, measured = everything(params, task.shared)
     expected = np.mean([(float(y) - float(total)) ** 2 for (y,), total in zip(answers, task.shared.sums, strict=True)])
-    assert task.loss(params, task.shared, ())[0] == pytest.approx(expected, rel=1e-5)  # float32
-    assert task.evaluate(params, task.shared) == {"held_out_error": pytest.approx(expected, rel=1e-5)}
+    assert loss == pytest.approx(expected, rel=1e-5)  # float32
+    assert measured == {task.score: pytest.approx(expected, rel=1e-5)} and task.lower
 
 
-def test_training_ends_when_every_seed_is_below_the_mark(asked):
-    enough = asked(stop_below=0.004)[1]["enough"]
+def test_training_ends_when_every_seed_is_below_the_mark():
+    enough = asked(stop_below=0.004).enough
     point = lambda *errors: report.Point(1, {"held_out_error": np.array(errors)})  # noqa: E731
     assert enough(point(0.001, 0.003)) is True
     assert [enough(point(0.001, other)) for other in (0.004, 0.2, np.nan)] == [False] * 3

@@ -74,7 +74,7 @@ def test_every_suite_runs(monkeypatch):
     settings = Settings(
         cells=("lstm",),
         suites=("ensemble", "step", "length", "memory", "compile"),
-        contestants=("jaxrnn",),
+        contestants=("jaxrnn", "jaxrnn stream"),
         budget=Budget(0.001, 1, 1, turn=0.001),
         members=2,
         ensemble_shape=SHAPE,
@@ -89,6 +89,8 @@ def test_every_suite_runs(monkeypatch):
     assert {row.suite for row in rows} == set(settings.suites)
     assert [row for row in rows if row.note.startswith("failed")] == []
     assert all(row.seconds for row in rows if not row.note)
+    stepped = {(row.variant, row.contestant) for row in rows if row.suite == "step"}
+    assert stepped >= {("", "jaxrnn"), ("", "jaxrnn stream"), ("readout", "jaxrnn"), ("readout", "jaxrnn stream")}
     titles = [title for title, _ in report.tables(rows)]
     assert "One step at B = 1, µs" in titles and "Compile time of a training step, ms" in titles
     report.figure(rows)

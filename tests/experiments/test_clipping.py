@@ -36,9 +36,9 @@ def test_waves_have_the_frequency_that_the_input_says():
         np.testing.assert_allclose(waves[:, b, 0], expected, atol=1e-5)  # float32, angles up to 9
 
 
-def test_batches_follow_from_key_and_step():
-    task = clipping.task_of(config(), "none")
-    at = lambda seed, step: task.batch(jax.random.key(seed), jnp.asarray(step), ()).levels  # noqa: E731
+def test_batches_follow_from_key_and_number():
+    task = clipping.task(config(), "none")
+    at = lambda seed, number: task.batch(jax.random.key(seed), jnp.asarray(number), ()).levels  # noqa: E731
     np.testing.assert_array_equal(at(0, 5), at(0, 5))
     assert (at(0, 5) != at(0, 6)).any() and (at(0, 5) != at(1, 5)).any()
 
@@ -46,16 +46,19 @@ def test_batches_follow_from_key_and_step():
 # ---- what is clipped ---------------------------------------------------------------------------
 
 
+def first(members):
+    """What is the first member's own."""
+    return jax.tree.map(lambda a: a[0], training.hyperparameters(members))
+
+
 def updates(variant):
     """The first step's gradient, and what it does to the parameters at a learning rate of 1."""
     clip = {"global_norm": 0.01, "value": 0.002, "adaptive": 0.003, "cotangent": 1e-9}
     of = config(clip=clip, train={"steps": 1, "seeds": [0], "learning_rate": 1.0, "schedule": "constant"})
-    task = clipping.task_of(of, variant)
-    optimize = training.optimizer(clipping.settings_of(of, variant))
-    state = training.init(task.init, optimize, jax.random.key(0))
-    after, measures = training.train(
-        lambda params, batch: task.loss(params, batch, ()), optimize, lambda k, s: task.batch(k, s, ()), state, 1
-    )
+    task, settings = clipping.task(of, variant), clipping.settings(of, variant)
+    learn = training.steps_of(task, settings, first(training.members(settings, variant)), ())
+    state = learn.init(jax.random.key(0))
+    after, measures = jax.jit(lambda state: learn.run(state, lambda key, number: task.batch(key, number, ()), 1))(state)
     moved = jax.tree.map(lambda a, b: np.asarray(b - a), state.params, after.params)
     return moved, measures, state.params, task.batch(state.key, state.step, ())
 
@@ -95,9 +98,9 @@ def test_every_variant_clips_what_it_says():
 
 def test_growth_is_that_of_back_propagation_by_hand():
     of = config()
-    task, sequences = clipping.task_of(of, "none"), jax.tree.map(np.asarray, clipping.held_out(config().task))
-    for seed, growth in zip((0, 1), clipping.growth(of), strict=True):
-        state = training.init(task.init, training.optimizer(of.train), jax.random.key(seed))
+    task, sequences = clipping.task(of, "none"), jax.tree.map(np.asarray, clipping.held_out(config().task))
+    for member, growth in zip(training.members(of.train, "none"), clipping.growth(of), strict=True):
+        state = training.start(task, of.train, first([member]), task.shared).train
         params, readout = jax.tree.map(np.asarray, state.params)
         hs = [np.zeros((8, 6))]
         for x in sequences.levels:
@@ -129,12 +132,20 @@ def test_a_tiny_run_counts_what_diverged(tmp_path):
     overrides = [option for setting in settings for option in ("--set", setting)]
     assert main(["run", str(PATH), "--out", str(tmp_path), *overrides]) == 0
     run = tmp_path / "clipping-001"
-    files = {"config.toml", "metrics.jsonl", "summary.json", "table.md", "curves.png"}
+    files = {"config.toml", "metrics.jsonl", "summary.json", "table.md", "curves.png", "checkpoints", "lock"}
     assert {path.name for path in run.iterdir()} == files
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["model"], line["step"], line["seed"]) for line in lines] == [
+        (variant, 3, seed) for variant in ("none", "cotangent") for seed in (5, 3)
+    ]
+    assert {line["loss"] for line in lines} == {None}  # JSON has no NaN
     summary = json.loads((run / "summary.json").read_text())
     assert [model["model"] for model in summary["models"]] == ["none", "cotangent"]
     for model in summary["models"]:
-        assert set(model["diverged"]) == {"5", "3"} and model["learned"]["each"] == [False, False]
+        told = {line["seed"]: line["not_finite"] for line in lines if line["model"] == model["model"]}
+        assert set(model["diverged"]) == {"5", "3"}
+        assert all(told[int(seed)][quantity] == step for seed, (quantity, step) in model["diverged"].items())
+        assert model["learned"]["each"] == [False, False]
     assert len(summary["growth"]) == 2 and min(summary["growth"]) > 0
     assert (run / "table.md").read_text().count("| 2 of 2 | 0 of 2 |") == 2
     assert jr.__version__ == summary["environment"]["jaxrnn"]

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import report, training
+from experiments import copy_memory, report, training
 from experiments.__main__ import main
-from experiments.copy_memory import Config, data, fit
+from experiments.copy_memory import Config, data
 from experiments.models import RECURRENCES
 
 ROOT = Path(__file__).parents[2]
@@ -48,34 +48,27 @@ def test_baseline_is_the_cross_entropy_of_blanks_and_then_a_guess():
 # ---- training ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """``asked(**task)``: the arguments with which the experiment calls ``training.fit``."""
-    monkeypatch.setattr(training, "fit", lambda name, task, settings, **options: ((task, options), None))
-
-    def ask(**task):
-        content = {"experiment": "copy_memory", "train": {"batch_size": 4}, "task": {"delay": 3, "held_out": 16} | task}
-        return fit("elman", Config.model_validate(content))
-
-    return ask
+def asked(**task):
+    content = {"train": {"batch_size": 4}, "task": {"delay": 3, "held_out": 16} | task}
+    return copy_memory.task(Config.model_validate({"experiment": "copy_memory", **content}), "elman")
 
 
-def test_a_batch_depends_on_key_and_step_alone_and_is_never_held_out(asked):
-    task, _ = asked()
-    batch = jax.jit(lambda seed, step: task.batch(jax.random.key(seed), step, ()))
-    symbols = [batch(seed, step).targets[-10:] for seed in (0, 1) for step in (0, 1)]
+def test_a_batch_depends_on_key_and_number_alone_and_is_never_held_out():
+    task = asked()
+    batch = jax.jit(lambda seed, number: task.batch(jax.random.key(seed), number, ()))
+    symbols = [batch(seed, number).targets[-10:] for seed in (0, 1) for number in (0, 1)]
     np.testing.assert_array_equal(batch(1, 0).targets[-10:], symbols[2])
     held_out = task.shared.targets[-10:]
     assert held_out.shape == (10, 16)
     # Eight symbols in ten places: that two of 32 sequences agree has a probability below 1e-6.
     assert len({tuple(sequence) for sequence in np.concatenate([*symbols, held_out], axis=1).T.tolist()}) == 32
-    np.testing.assert_array_equal(asked()[0].shared.tokens, task.shared.tokens)
+    np.testing.assert_array_equal(asked().shared.tokens, task.shared.tokens)
 
 
-def test_loss_counts_every_step_and_recall_the_last_ten(asked):
-    task, _ = asked()
+def test_loss_counts_every_step_and_recall_the_last_ten():
+    task = asked()
     params = task.init(jax.random.key(0))
-    cell, readout = RECURRENCES["elman"](10, 64, 13), params[1]
+    cell, readout = RECURRENCES["elman"](10, 64, 13, None), params[1]
     h, logits = cell.initial_carry(params[0], (16,)), []
     step = jax.jit(cell.step)
     for x in np.eye(10)[task.shared.tokens]:
@@ -84,14 +77,17 @@ def test_loss_counts_every_step_and_recall_the_last_ten(asked):
     logits = jnp.stack(logits)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, task.shared.targets)
     right = logits[-10:].argmax(-1) == task.shared.targets[-10:]
-    measured = task.evaluate(params, task.shared)
+    measured, loss = jax.jit(
+        lambda params, shared: (task.evaluate(params, shared), task.loss(params, shared, None, ())[0])
+    )(params, task.shared)
     assert measured["held_out_loss"] == pytest.approx(float(losses.sum()) / (23 * 16), rel=1e-5)  # float32
     assert measured["recalled"] == pytest.approx(int(right.sum()) / 160)
-    assert task.loss(params, task.shared, ())[0] == measured["held_out_loss"]
+    assert loss == pytest.approx(float(measured["held_out_loss"]), rel=1e-6)  # the same, of the same batch
+    assert task.score == "held_out_loss" and task.lower
 
 
-def test_training_ends_when_every_seed_is_below_a_share_of_the_baseline(asked):
-    enough = asked(stop_below=0.1)[1]["enough"]
+def test_training_ends_when_every_seed_is_below_a_share_of_the_baseline():
+    enough = asked(stop_below=0.1).enough
     mark = 0.1 * data.baseline(3)
     point = lambda *losses: report.Point(1, {"held_out_loss": np.array(losses)})  # noqa: E731
     assert enough(point(0.5 * mark, 0.99 * mark)) is True

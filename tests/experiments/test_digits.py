@@ -7,7 +7,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 import jaxrnn as jr
-from experiments.digits import Config, data, fit, model
+from experiments import digits, training
+from experiments.digits import Config, data, model
 from experiments.models import reader
 
 LABELS = load_digits().target
@@ -54,8 +55,9 @@ XS = jax.random.uniform(jax.random.key(1), (7, 3, 1))
 def final_h(cell, params, xs):
     """The last output of a plain Python loop over ``step``."""
     carry = cell.initial_carry(params, xs.shape[1:-1])
+    step = jax.jit(cell.step)
     for x in xs:
-        carry, h = cell.step(params, carry, x)
+        carry, h = step(params, carry, x)
     return h
 
 
@@ -86,14 +88,22 @@ def test_bidirectional_logits_read_the_backward_state_at_step_0():
 # ---- training ----------------------------------------------------------------------------------
 
 
-def few(images=96):
-    train, held_out = data.load(0.2, 0)
-    return [data.Examples(part.pixels[:, :images], part.labels[:images]) for part in (train, held_out)]
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """96 images of either part."""
+    parts = [data.Examples(part.pixels[:, :96], part.labels[:96]) for part in data.load(0.2, 0)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "examples", lambda config: parts)
+        yield
 
 
 def config(**train):
     settings = {"steps": 8, "log_every": 4, "batch_size": 16, "seeds": [0, 1]} | train
     return Config.model_validate({"experiment": "digits", "model": {"hidden_size": 6}, "train": settings})
+
+
+def fit(name, config):
+    return training.fit(name, digits.STUDY.task(config, name), digits.STUDY.settings(config, name)).result
 
 
 def numbers(result):
@@ -104,17 +114,17 @@ def numbers(result):
 
 @pytest.fixture(scope="module")
 def both_seeds():
-    return fit("elman", config(), *few())
+    return fit("elman", config())
 
 
 def test_same_seed_same_result_bit_by_bit(both_seeds):
-    again = numbers(fit("elman", config(), *few()))
+    again = numbers(fit("elman", config()))
     np.testing.assert_array_equal(again, numbers(both_seeds))
     assert (again[:, 0, 0] != again[:, 0, 1]).all()  # and another seed gives another loss
 
 
 def test_seeds_in_blocks_equal_a_seed_alone_in_one_block(both_seeds):
-    (alone,) = numbers(fit("elman", config(seeds=[1], log_every=8), *few()))[..., 0]
+    (alone,) = numbers(fit("elman", config(seeds=[1], log_every=8)))[..., 0]
     blocks = numbers(both_seeds)[..., 1]
     # Another program may add in another order: 8 steps keep float32 rounding below 1e-4 of these numbers.
     np.testing.assert_allclose(alone[:3], blocks[:, :3].mean(0), rtol=1e-4)  # means over the steps of a block
@@ -122,13 +132,13 @@ def test_seeds_in_blocks_equal_a_seed_alone_in_one_block(both_seeds):
 
 
 def test_training_learns_and_divergence_is_seen():
-    learned = fit("gru", config(steps=240, log_every=24, seeds=[0], learning_rate=0.03), *few())
+    learned = fit("gru", config(steps=240, log_every=24, seeds=[0], learning_rate=0.03))
     losses = numbers(learned)[:, 0, 0]
     assert losses[-1] < 0.7 * losses[0]
     assert learned.diverged() == {}
     assert learned.parameters == 3 * (6 + 36 + 6) + 60 + 10
 
     # A step of 1e38 leaves float32: at the next one nothing is a number, nor right by chance.
-    lost = fit("elman", config(learning_rate=1e38, schedule="constant"), *few())
+    lost = fit("elman", config(learning_rate=1e38, nonfinite="record"))
     assert lost.diverged() == {0: ("gradient", 2), 1: ("gradient", 2)}
     assert lost.last("test_accuracy").tolist() == [0.0, 0.0]

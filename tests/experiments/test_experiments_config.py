@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import EXPERIMENTS, config, digits
+from experiments import EXPERIMENTS, config, digits, study
 from experiments.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +19,7 @@ def said(tmp_path, monkeypatch, capsys):
     def never(*arguments):
         raise AssertionError("a wrong config reached the experiment")
 
-    monkeypatch.setattr(digits, "run", never)
+    monkeypatch.setattr(study, "run", never)
 
     def run(*overrides, text='experiment = "digits"\n'):
         path.write_text(text)
@@ -35,7 +35,7 @@ def said(tmp_path, monkeypatch, capsys):
     [
         ("train.stpes=3", "train.stpes: unknown key; did you mean 'steps'?"),
         ("modle.hidden_size=3", "modle: unknown key; did you mean 'model'?"),
-        ("xyz=3", "xyz: unknown key; the keys are experiment, model, train, data"),
+        ("xyz=3", "xyz: unknown key; the keys are experiment, train, mesh, model, data"),
         ("train.learning_rate=-1", "train.learning_rate: expected a number above 0, got -1"),
         ("train.learning_rate=inf", "train.learning_rate: expected a finite number, got Infinity"),
         ("train.learning_rate=true", "train.learning_rate: expected a number, got true"),
@@ -58,6 +58,18 @@ def said(tmp_path, monkeypatch, capsys):
             "data.held_out: expected 'test' or 'validation', got 'tets'; did you mean 'test'?",
         ),
         ("data.test_fraction=0.9", "data.test_fraction: expected a number of at most 0.5, got 0.9"),
+        ("train.lr=0", "train.learning_rate: expected a number above 0, got 0"),
+        ("train.accumulate=0", "train.accumulate: expected a number above 0, got 0"),
+        (
+            "train.precision=bfloat",
+            "train.precision: expected 'float32' or 'bfloat16', got 'bfloat'; did you mean 'bfloat16'?",
+        ),
+        ("train.nonfinite=ignore", "train.nonfinite: expected 'stop', 'skip' or 'record', got 'ignore'"),
+        ("train.patience=-1", "train.patience: expected a number of at least 0, got -1"),
+        ("train.save_every=0", "train.save_every: expected a number above 0, got 0"),
+        ("train.tensorboard=1", "train.tensorboard: expected true or false, got 1"),
+        ("mesh.members=-1", "mesh.members: expected a number of at least 0, got -1"),
+        ("mesh.batch=0", "mesh.batch: expected a number above 0, got 0"),
         ("train=3", "train: expected a table of keys, got 3"),
         ("experiment=digit", f"experiment: expected {NAMES}, got 'digit'; did you mean 'digits'?"),
     ],
@@ -69,10 +81,10 @@ def test_wrong_override(said, override, message):
 def test_one_line_for_each_mistake_and_where_it_stands(said):
     text = 'experiment = "digits"\nmodle = 1\n[train]\nstpes = 3\nlearning_rate = "fast"\n'
     assert said("model.cells=['lstmm']", text=text) == [
-        "--set: model.cells[0]: expected 'elman', 'gru', 'lstm', 'peephole_lstm' or 'bidirectional_lstm', "
-        "got 'lstmm'; did you mean 'lstm'?",
         "digits.toml: train.learning_rate: expected a number, got 'fast'",
         "digits.toml: train.stpes: unknown key; did you mean 'steps'?",
+        "--set: model.cells[0]: expected 'elman', 'gru', 'lstm', 'peephole_lstm' or 'bidirectional_lstm', "
+        "got 'lstmm'; did you mean 'lstm'?",
         "digits.toml: modle: unknown key; did you mean 'model'?",
     ]
 
@@ -109,10 +121,14 @@ def test_missing_file_names_the_nearest(tmp_path, capsys):
 def test_batch_larger_than_the_data_is_refused_before_a_run_directory_is_made(tmp_path, capsys):
     arguments = ["run", str(ROOT / "configs/digits.toml"), "--out", str(tmp_path / "runs")]
     assert main([*arguments, "--set", "train.batch_size=1438"]) == 2
-    assert capsys.readouterr().err == (
-        "train.batch_size: expected at most 1437, the number of training images, got 1438\n"
-    )
+    message = "train.batch_size: expected at most 1437, the number of training images, got 1438\n"
+    assert capsys.readouterr().err.endswith(f": {message}")
     assert not (tmp_path / "runs").exists()
+
+
+def test_batch_that_the_devices_do_not_divide(said):
+    (line,) = said("train.batch_size=10", "mesh.batch=4")
+    assert line.endswith(": mesh.batch: expected a divisor of train.batch_size (10), got 4")
 
 
 def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
@@ -134,7 +150,8 @@ def test_dumped_config_loads_to_the_same(tmp_path):
         {
             "experiment": "digits",
             "model": {"learning_rates": {"gru": 2e-3, "elman": 1e-6}},
-            "train": {"learning_rate": 1e-5, "seeds": [7, 3]},
+            "train": {"learning_rate": 1e-5, "seeds": [7, 3], "tensorboard": True, "nonfinite": "skip"},
+            "mesh": {"batch": 4},
             "data": {"seed": 2**32 - 1},
         }
     )

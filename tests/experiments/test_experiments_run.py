@@ -5,6 +5,7 @@ import json
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from experiments import report
 from experiments.__main__ import main
+from jaxrnn.training import Point
 
 CONFIG = str(Path(__file__).parents[2] / "configs/digits.toml")
 
@@ -35,7 +37,10 @@ def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys):
         "summary.json",
         "table.md",
         "curves.png",
+        "checkpoints",
+        "lock",
     }
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"elman", "gru"}
     resolved = tomllib.loads((run / "config.toml").read_text())
     assert resolved["train"]["seeds"] == [5, 3] and resolved["data"]["seed"] == 0
 
@@ -68,7 +73,7 @@ ACCURACY = report.Column("test accuracy", "test_accuracy", "%")
 
 def result(losses, accuracies=(0.5, 1.0), seeds=(0, 1)):
     points = [
-        report.Point(
+        Point(
             10 * (index + 1),
             {"loss": np.array(loss), "test_accuracy": np.array(accuracies)},
             {
@@ -84,13 +89,15 @@ def result(losses, accuracies=(0.5, 1.0), seeds=(0, 1)):
 def test_divergence_is_told_in_the_table_and_null_in_json(tmp_path):
     diverged = result([(1.0, 2.0), (0.5, np.nan), (0.4, np.inf)])
     report.write(tmp_path, [diverged], [ACCURACY], ["a note"], {}, task={"lag": 3})
-    report.append_metrics(tmp_path, "lstm", diverged.seeds, diverged.points[1])
+    losses = diverged.points[1].values["loss"]
+    rows = [{"seed": seed, "step": 20, "loss": loss} for seed, loss in zip(diverged.seeds, losses, strict=True)]
+    report.records(tmp_path, tensorboard=False).append(rows)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["models"][0]["diverged"] == {"1": ["gradient", 16]} and summary["task"] == {"lag": 3}
     told = "lstm, seed 1 DIVERGED: its gradient is not finite at step 16. It counts in the mean."
     assert (tmp_path / "table.md").read_text().endswith(f"\n\na note\n\n{told}\n")
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert (first["loss"], second["loss"], first["test_accuracy"]) == (0.5, None, 0.5)
+    assert (first, second) == ({"seed": 0, "step": 20, "loss": 0.5}, {"seed": 1, "step": 20, "loss": None})
 
 
 def test_table_of_one_seed_has_no_deviation():
@@ -115,6 +122,15 @@ def test_bar_shows_loss_and_accuracy_on_a_terminal_only():
         shown[terminal] = console.file.getvalue()
     assert "10/10  loss 1.5  test accuracy 75.0 %" in shown[True]
     assert shown[False] == "lstm: 10 steps in 2.0 s, loss 1.5, test accuracy 75.0 ± 35.4 %\n"
+
+
+def test_bar_tells_the_pace_and_the_time_that_is_left(monkeypatch):
+    now = iter([100.0, 102.0, 105.0, 500.0])
+    monkeypatch.setattr(report, "time", SimpleNamespace(perf_counter=lambda: next(now)))  # other threads keep theirs
+    display = report.Display(4000, ACCURACY, Console(file=io.StringIO()))
+    # 50 steps in 2 seconds after the first point, then 75 in 5; before it lies compilation, after the last nothing.
+    paces = [display.pace("lstm", step) for step in (50, 100, 125, 4000)]
+    assert paces == ["", "  25 steps/s  2:36 left", "  15 steps/s  4:18 left", ""]
 
 
 def test_curves_show_every_model_and_seed():

@@ -1,4 +1,4 @@
-"""The parts of the training loop, against numbers worked out by hand."""
+"""The parts of training, and the training of a whole model, against numbers worked out by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -7,25 +7,22 @@ import optax
 import pytest
 
 from experiments import config, training
+from jaxrnn.training import first_nonfinite, loop
 
 
-def test_train_takes_the_steps_of_the_optimizer_and_measures_before_each():
+def test_run_takes_the_steps_of_the_optimizer_and_measures_before_each():
     # loss = w² / 2 with gradient w: under SGD at 0.5 every step halves w.
-    optimizer = optax.sgd(0.5)
-    state = training.init(lambda key: jnp.asarray(3.0), optimizer, jax.random.key(0))
-    seen = jax.jit(
-        lambda state: training.train(
-            lambda w, batch: (w**2 / 2, {"seen": batch}), optimizer, lambda key, step: 10.0 * step, state, 3
-        )
-    )
-    state, metrics = seen(state)
-    np.testing.assert_allclose(metrics["loss"], [4.5, 1.125, 0.28125])
-    np.testing.assert_allclose(metrics["grad_norm"], [3.0, 1.5, 0.75])
-    np.testing.assert_allclose(metrics["seen"], [0.0, 10.0, 20.0])  # whatever the loss says of the batch
+    learn = loop(lambda key: jnp.asarray(3.0), lambda w, batch, key: (w**2 / 2, {"seen": batch}), optax.sgd(0.5))
+    run = jax.jit(lambda state: learn.run(state, lambda key, number: 10.0 * number, 3))
+    state, measures = run(learn.init(jax.random.key(0)))
+    np.testing.assert_allclose(measures["loss"], [4.5, 1.125, 0.28125])
+    np.testing.assert_allclose(measures["grad_norm"], [3.0, 1.5, 0.75])
+    np.testing.assert_allclose(measures["seen"], [0.0, 10.0, 20.0])  # whatever the loss says of the batch
     assert (float(state.params), int(state.step)) == (0.375, 3)
-    assert seen(state)[1]["seen"][0] == 30.0  # the next block goes on where this one ended
+    assert run(state)[1]["seen"][0] == 30.0  # the next block goes on where this one ended
 
 
+@pytest.mark.parametrize("as_member", [False, True])
 @pytest.mark.parametrize(
     ("clip", "afterwards"),
     [
@@ -36,10 +33,14 @@ def test_train_takes_the_steps_of_the_optimizer_and_measures_before_each():
         ("none", [(30.0, 40.0), (0.3, 0.4)]),
     ],
 )
-def test_gradients_are_clipped_before_the_optimizer(clip, afterwards):
-    at = 0.1 if clip == "adaptive" else 1.0
-    settings = config.Train(clip=clip, clip_at=at, learning_rate=0.1, schedule="constant")
-    clipped, plain = training.optimizer(settings), optax.adam(0.1)
+def test_gradients_are_clipped_before_the_optimizer(clip, afterwards, as_member):
+    own = {"learning_rate": 0.1, "clip_at": 0.1 if clip == "adaptive" else 1.0}
+    if as_member:  # what a member brings is in place of the table's
+        settings = config.Train(clip=clip, clip_at=77.0, learning_rate=77.0, schedule="constant")
+        clipped = training.optimizer(settings, **jax.tree.map(jnp.asarray, own))
+    else:
+        clipped = training.optimizer(config.Train(clip=clip, schedule="constant", **own))
+    plain = optax.adam(0.1)
     params = jnp.array([6.0, 8.0])
     ours, theirs = clipped.init(params), plain.init(params)
     for grads, after in zip([(30.0, 40.0), (0.3, 0.4)], afterwards, strict=True):
@@ -61,33 +62,34 @@ def test_sgd_and_the_cosine_schedule():
 @pytest.mark.parametrize(
     ("values", "place"), [([1.0, 2.0], 0), ([1.0, np.nan, np.inf], 2), ([np.inf, 1.0], 1), ([1.0, -np.inf], 2)]
 )
-def test_first_lost(values, place):
-    assert training.first_lost(jnp.array(values)) == place
+def test_first_nonfinite(values, place):
+    assert first_nonfinite(jnp.array(values)) == place
 
 
 def test_fit_stops_when_it_is_enough():
     task = training.Task(
         init=lambda key: jnp.asarray(4.0),
-        batch=lambda key, step, shared: None,
-        loss=lambda w, batch, shared: (shared * w**2, {}),
+        batch=lambda key, number, shared: None,
+        loss=lambda w, batch, key, shared: (shared * w**2, {}),
         evaluate=lambda w, shared: {"w": w},
+        score="w",
         shared=jnp.asarray(0.5),
+        enough=lambda point: (point.values["w"] < 0.3).all(),
     )
     settings = config.Train(
         clip="none", optimizer="sgd", schedule="constant", learning_rate=0.5, steps=100, log_every=2, seeds=[3, 1]
     )
     seen = []
-    result, params = training.fit(
-        "w", task, settings, on_block=seen.append, enough=lambda point: (point.values["w"] < 0.3).all()
-    )
+    result, params, best = training.fit("w", task, settings, on_point=seen.append)
     assert result.points == seen and [point.step for point in seen] == [2, 4]  # w: 4, 2, 1, 0.5, 0.25
     assert params.tolist() == [0.25, 0.25] and result.last("w").tolist() == [0.25, 0.25]
     np.testing.assert_allclose(seen[0].values["loss"], [(8 + 2) / 2] * 2)
-    assert result.parameters == 1 and result.seeds == (3, 1)
+    assert result.model == "w" and result.parameters == 1 and result.seeds == (3, 1)
+    assert (best.params.tolist(), best.value.tolist(), best.step.tolist()) == ([0.25, 0.25], [0.25, 0.25], [4, 4])
 
 
 def test_an_epoch_visits_every_example_once_in_an_order_of_its_own():
-    batch = jax.jit(lambda seed, step: training.epoch_batch(11, 3, jax.random.key(seed), step))
+    batch = jax.jit(lambda seed, number: training.epoch_batch(11, 3, jax.random.key(seed), number))
     epochs = [np.concatenate([batch(0, 3 * epoch + place) for place in range(3)]) for epoch in range(2)]
     for order in epochs:
         assert len(set(order.tolist())) == 9 and set(order.tolist()) < set(range(11))

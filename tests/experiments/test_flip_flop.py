@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
+from experiments import flip_flop
 from experiments.__main__ import main
 from experiments.flip_flop import data, points
 from tests.cases import draw, randomised
@@ -68,6 +69,13 @@ def test_measures_of_a_network_that_is_a_flip_flop():
     alike = found._replace(outputs=jnp.abs(found.outputs))  # a readout that does not tell the points apart
     assert alike.measures()["complete"] == 0.0
 
+    without = jax.tree.map(lambda a: a[:0], (found.points, found.analysis, found.outputs))
+    none = points.Found(*without, found.states)
+    assert none.measures() == {"stable": 0, "complete": 0.0, "unstable": 0, "slowest": 0.0}
+    assert none.by_directions() == [0, 0, 0]
+    config = flip_flop.Config(experiment="flip_flop")
+    assert flip_flop.pictures(config, [none]) == {} and len(flip_flop.pictures(config, [found])) == 2
+
 
 def test_states_are_the_carries_of_a_run_and_starts_lie_near_them():
     cell = jr.lstm(3, 4)
@@ -93,6 +101,7 @@ def test_states_are_the_carries_of_a_run_and_starts_lie_near_them():
 def test_a_tiny_run_leaves_its_files(tmp_path):
     settings = ["model.cells=['gru']", "model.hidden_size=4", "train.steps=4", "train.log_every=2", "task.length=6"]
     settings += ["train.batch_size=4", "train.seeds=[5]", "task.held_out=8", "search.starts=8", "search.steps=20"]
+    settings += ["train.precision='bfloat16'"]  # of the training; fixed points are looked for in float32
     overrides = [option for setting in settings for option in ("--set", setting)]
     assert main(["run", CONFIG, "--out", str(tmp_path), *overrides]) == 0
     run = tmp_path / "flip_flop-001"
@@ -102,6 +111,8 @@ def test_a_tiny_run_leaves_its_files(tmp_path):
         "metrics.jsonl",
         "summary.json",
         "table.md",
+        "checkpoints",
+        "lock",
         *figures,
     }
     (model,) = json.loads((run / "summary.json").read_text())["models"]

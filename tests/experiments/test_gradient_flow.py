@@ -58,7 +58,7 @@ def test_a_tiny_run_leaves_files_that_agree(cells, tmp_path, capsys):
     assert main(["run", str(path), "--out", str(tmp_path)]) == 0
     run = tmp_path / "gradient_flow-001"
     names = {"config.toml", "summary.json", "table.md", "gradient_norms.png", "lyapunov.png", "singular_values.png"}
-    assert {file.name for file in run.iterdir()} == names | {"gates.png"}
+    assert {file.name for file in run.iterdir()} == names | {"gates.png", "lock"}
     measured = json.loads((run / "summary.json").read_text())["measured"]
     assert [(m["cell"], m["gain"]) for m in measured] == [(c, g) for g in (1.0, 2.0) for c in cells]
     assert np.shape(measured[0]["curve"]) == (2, 12) and np.shape(measured[1]["exponents"]) == (2, 8)

@@ -1,0 +1,137 @@
+"""Sweeps: grids of settings and seeds, one program for equal shapes, ranked; stopped and gone on with."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from experiments import report
+from experiments.__main__ import main
+from tests.experiments.tiny import ROOT, STEPS, TINY, options, run
+
+GRID = ["--grid", "model.hidden_size=2,3", "--grid", "train.lr=1e-3,3e-2", "--seeds", "2"]
+
+
+def sweep(out, *settings):
+    config = str(ROOT / "configs/adding.toml")
+    few = [*TINY["adding"][:1], *TINY["adding"][2:], *STEPS[:2], "model.learning_rates={}"]
+    return main(["sweep", config, "--out", str(out), *options(*few, *settings), *GRID])
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep, and its directory as a kill within the second program would have left it."""
+    out = tmp_path_factory.mktemp("sweeps")
+    left, update = [], report.Display.update
+
+    def watched(display, model, point):
+        update(display, model, point)
+        if (model, point.step) == ("elman, T = 6, model.hidden_size=3", 4):
+            left.append(shutil.copytree(out / "adding-sweep-001", out / "killed"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report.Display, "update", watched)
+        assert sweep(out, "train.save_every=1") == 0
+    return out / "adding-sweep-001", left[0]
+
+
+def table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_ranks_what_its_members_measured(swept, tmp_path):
+    directory = swept[0]
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    last = {
+        (line["model.hidden_size"], line["train.learning_rate"], line["seed"]): line["held_out_error"]
+        for line in lines
+        if line["step"] == 12
+    }
+    assert len(last) == 8 and len(lines) == 8 * 6
+    results = table(directory / "results.csv")
+    means = [float(row["mean"]) for row in results]
+    assert means == sorted(means) and len(results) == 4
+    for row in results:
+        size, rate = int(row["model.hidden_size"]), float(row["train.learning_rate"])
+        a, b = last[size, rate, 0], last[size, rate, 1]
+        assert float(row["mean"]) == pytest.approx((a + b) / 2) and float(row["sd"]) == pytest.approx(
+            abs(a - b) / 2**0.5
+        )
+        # Student's t for one degree of freedom is 12.7062 at 97.5 %.
+        half = 12.7062 * float(row["sd"]) / 2**0.5
+        interval = [float(row["low"]), float(row["high"])]
+        assert interval == pytest.approx([float(row["mean"]) - half, float(row["mean"]) + half], rel=1e-4, abs=1e-6)
+        assert (row["seeds"], row["lost"], row["steps"]) == ("2", "0", "12")
+        assert int(row["parameters"]) == 2 * size + size**2 + size + size + 1
+    members = {
+        (int(row["model.hidden_size"]), float(row["train.learning_rate"]), int(row["seed"])): row["held_out_error"]
+        for row in table(directory / "members.csv")
+    }
+    assert {place: float(value) for place, value in members.items()} == last
+    shown = (directory / "table.md").read_text()
+    assert shown.splitlines()[0] == (
+        "| model | hidden_size | learning_rate | held-out error | 95 % interval of the mean | lost | parameters |"
+    )
+    assert shown.splitlines()[2].startswith(f"| elman, T = 6 | {results[0]['model.hidden_size']} |")
+    for figure in ("scores.png", "curves.png"):
+        assert (directory / figure).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    # One program for each hidden size, and each member as it would be alone.
+    programs = sorted(path.name for path in (directory / "checkpoints").iterdir())
+    assert programs == ["elman_T_=_6_model.hidden_size=2", "elman_T_=_6_model.hidden_size=3"]
+    settings = ["model.hidden_size=3", "model.learning_rates={}", "train.learning_rate=3e-2", "train.seeds=[1]"]
+    assert run("adding", tmp_path, *settings, "task.stop_below=0.0") == 0
+    alone = json.loads((tmp_path / "adding-001/metrics.jsonl").read_text().splitlines()[-1])
+    assert alone["held_out_error"] == pytest.approx(last[3, 0.03, 1], rel=1e-4)  # another program, 12 steps
+
+
+def test_a_sweep_that_was_killed_goes_on(swept, capsys):
+    finished, killed = swept
+    capsys.readouterr()
+    assert main(["sweep", "--resume", str(killed)]) == 0
+    for name in ("metrics.jsonl", "results.csv", "members.csv", "table.md"):
+        assert (killed / name).read_bytes() == (finished / name).read_bytes()
+    assert main(["sweep", "--resume", str(killed), "--seeds", "3"]) == 2
+    assert main(["sweep", "--resume", str(killed.parent)]) == 2
+    assert main(["sweep"]) == 2
+    assert main(["predict", str(killed)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "sweep: --resume takes no CONFIG, --grid or --seeds: the sweep has its own",
+        f"{killed.parent}: not the directory of a sweep: it has no readable sweep.json",
+        "sweep: expected a CONFIG, or --resume SWEEP",
+        f"{killed}: is a sweep; run the setting that you choose, then ask that run",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (["model.hiden_size=2,3"], "--grid: model.hiden_size: unknown key; did you mean 'hidden_size'?"),
+        (["model.hidden_size=2,-3"], "--grid: model.hidden_size: expected a number above 0, got -3"),
+        (
+            ["model.hidden_size"],
+            "--grid model.hidden_size: expected KEY=VALUE,VALUE,…, such as model.hidden_size=",
+        ),
+        (["model.hidden_size=2,2"], "--grid model.hidden_size=2,2: expected every key and every value once"),
+        (
+            ["train.lr=1e-3", "train.learning_rate=1"],
+            "--grid train.learning_rate=1: expected every key and",
+        ),
+        (
+            ["train.lr=1e-3,1e-2"],
+            "--grid: train.learning_rate=0.001 and train.learning_rate=0.01 train the same elman, T = 150; if "
+            "model.learning_rates has a rate for it, that one counts: --set 'model.learning_rates={}' takes it away",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_grid_is_told(tmp_path, capsys, grid, message):
+    arguments = [option for text in grid for option in ("--grid", text)]
+    assert main(["sweep", str(ROOT / "configs/adding.toml"), "--out", str(tmp_path), *arguments]) == 2
+    assert capsys.readouterr().err.startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_trains_nothing_is_told(tmp_path, capsys):
+    assert main(["sweep", str(ROOT / "configs/gradient_flow.toml"), "--out", str(tmp_path)]) == 2
+    assert "gradient_flow trains nothing, so there is nothing to sweep" in capsys.readouterr().err

@@ -1,0 +1,26 @@
+"""The experiments at their smallest, as the tests of the command line run them."""
+
+from pathlib import Path
+
+from experiments.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "digits": ["model.cells=['elman','gru']", "model.hidden_size=3", "train.batch_size=4"],
+    "adding": ["model.cells=['elman']", "model.hidden_size=3", "task.lengths=[6]", "task.held_out=8"],
+    "copy_memory": ["model.cells=['elman']", "model.hidden_size=3", "task.delay=2", "task.held_out=8"],
+    "flip_flop": ["model.cells=['elman']", "model.hidden_size=3", "task.length=5", "task.held_out=8"],
+    "clipping": ["clip.variants=['value']", "model.hidden_size=3", "task.length=5", "task.held_out=8"],
+}
+TINY["flip_flop"] += ["search.starts=4", "search.steps=5"]
+STEPS = ["train.steps=12", "train.log_every=2", "train.seeds=[5,3]"]
+
+
+def options(*settings):
+    return [option for setting in settings for option in ("--set", setting)]
+
+
+def run(experiment, out, *settings):
+    """Returns the status."""
+    config = str(ROOT / f"configs/{experiment}.toml")
+    return main(["run", config, "--out", str(out), *options(*TINY[experiment], *STEPS, *settings)])
