@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"experiments need {', '.join(missing)}: pip install 'jaxrnn[train]'", file=sys.stderr)
         return 1
     with contextlib.suppress(RuntimeError):  # where this process has used JAX before
-        if jax.config.read("jax_num_cpu_devices") < 1:  # not said by the environment
+        if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # not said by the environment
             use_cpu_devices(os.cpu_count() or 1)  # the seeds of a model are divided among them
     try:
         join_processes()
