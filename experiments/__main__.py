@@ -67,7 +67,7 @@ def guarded(arguments: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:  # a run directory that cannot be made, a full disk
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, file=sys.stderr)
         return 1
     except Interrupted as error:
         print(error, file=sys.stderr)
@@ -79,7 +79,7 @@ def guarded(arguments: argparse.Namespace) -> int:
         print(f"another process has died: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
         os._exit(1)
     except KeyboardInterrupt:
-        print("stopped at once; what came after the last checkpoint is lost", file=sys.stderr)
+        print("stopped at once; what came after the last checkpoint has to be done again", file=sys.stderr)
         return 130
     return 0
 

@@ -166,9 +166,13 @@ def test_enough_is_asked_after_each_block_with_all_points(tmp_path):
     block, state, calls = counting()
     ends = lambda points: len(points) == 3 and points[0].step == 5  # noqa: E731
     options = {"steps": 50, "block_steps": 5, "enough": ends, "checkpoint": tmp_path}
-    fitted = training.fit(block, state, **options, save_every=100)
-    assert int(fitted.state) == 15 and len(calls) == 3
-    assert int(training.fit(block, state, **options).state) == 15 and len(calls) == 3  # it had ended
+    with pytest.raises(Crash):
+        training.fit(block, state, **options, on_point=crash_at(10), save_every=1)
+    fitted = training.fit(block, state, **options)  # of the first point it knows from the records
+    assert int(fitted.state) == 15 and len(calls) == 4 and [point.step for point in fitted.points] == [5, 10, 15]
+    again = training.fit(block, state, **options)
+    assert int(again.state) == 15 and len(calls) == 4 and len(again.points) == 3  # it had ended
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["15", "5", "metrics.jsonl"]
 
 
 def test_patience_is_over_when_no_member_gets_better():

@@ -58,7 +58,7 @@ def killed(directory, blocks, moment):
             break
         time.sleep(0.002)
     if moment == "trains":
-        time.sleep(random.uniform(0, 0.3))
+        time.sleep(random.uniform(0, 0.15))
     process.send_signal(signal.SIGKILL)
     said = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == -signal.SIGKILL, said
@@ -86,9 +86,9 @@ def survives(tmp_path, kills, blocks):
 
 
 def test_twenty_kills(tmp_path):
-    survives(tmp_path, 20, 200)
+    survives(tmp_path, 20, 140)
 
 
 @pytest.mark.full
 def test_a_hundred_kills(tmp_path):
-    survives(tmp_path, 100, 1000)
+    survives(tmp_path, 100, 600)

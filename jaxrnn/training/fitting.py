@@ -68,7 +68,7 @@ def fit(
 
     Killed at any moment, a later call with the same arguments goes on from the newest checkpoint and comes to the same
     parameters and the same records, bit by bit: whatever the block needs (keys, counters, the optimiser's state) is in
-    the state. Ctrl-C and SIGTERM end the block that runs, save and raise; a second Ctrl-C ends at once.
+    the state. Ctrl-C and SIGTERM end the block that runs, save and raise; a second one leaves without saving.
 
     Args:
         block: ``state -> (state, measures, lost)``, jitted: ``block_steps`` steps. Measures are numbers, or (N,) for an
@@ -77,7 +77,8 @@ def fit(
         state: before the first step: a pytree of JAX arrays.
         steps: all steps, a multiple of ``block_steps``.
         block_steps: of one call.
-        records: where each block's measures are written, a row for each member.
+        records: where each block's measures are written, a row for each member. None with a checkpoint means
+            ``metrics.jsonl`` beside the checkpoints: a resumed training has its points from there.
         labels: what the rows of a member begin with, ``{"model": "gru", "seed": 3}``, N of them; None where measures
             are plain numbers. They also tell this training's rows from others in the same file.
         checkpoint: the directory of this training's checkpoints; None saves nothing. On several processes the same one.
@@ -111,19 +112,21 @@ def fit(
     if steps % block_steps:
         raise ValueError(f"training.fit: steps must be a multiple of block_steps={block_steps}, got {steps}.")
 
+    if checkpoint is not None and records is None:
+        records = Records(checkpoint / "metrics.jsonl", write=jax.process_index() == 0)
+
     with _asked_to_stop() as asked:
         began, points, step, spent = time.perf_counter(), list[Point](), 0, 0.0
         restored = None if checkpoint is None else checkpoints.restore(checkpoint, state)
         if restored is not None:
             step, state, spent = restored.step, restored.state, restored.note["seconds"]
-            if records is not None:
-                points = _points(records, restored.note["recorded"], labels)
-                for point in points[-1:]:
-                    on_point(point)
+            assert records is not None  # with a checkpoint there are
+            points = _points(records, restored.note["recorded"], labels)
+            for point in points[-1:]:
+                on_point(point)
             if restored.note["finished"]:
                 return Fitted(state, points, spent)
-            if records is not None:
-                records.cut(restored.note["recorded"])
+            records.cut(restored.note["recorded"])
         saved = -1 if restored is None else step
 
         def save(finished: bool = False) -> None:
@@ -205,7 +208,7 @@ def on_any_process(flag: bool) -> bool:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed, or SIGTERM came; the second one interrupts."""
+    """Whether Ctrl-C was pressed, or SIGTERM came; a second time they interrupt."""
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
