@@ -63,7 +63,16 @@ def guarded(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except (RunError, CheckpointError, NonFiniteError) as error:
+    except NonFiniteError as error:
+        print(error, file=sys.stderr)
+        print(
+            "A new run with a smaller train.learning_rate or train.clip_at may stay finite; train.nonfinite='skip' "
+            "leaves such steps out, 'record' goes on.",
+            file=sys.stderr,
+        )
+        arguments.resume = None  # it would come to the same end
+        return 1
+    except (RunError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:  # a run directory that cannot be made, a full disk
@@ -96,6 +105,8 @@ def run(arguments: argparse.Namespace) -> None:
         directory = report.new_directory(arguments.out, settings.experiment, config.dump(settings))
     else:
         directory = arguments.resume
+        if (directory / "sweep.json").exists():
+            raise config.ConfigError(f"{directory}: is a sweep; go on with it by sweep --resume {directory}")
         settings = config.load_again(directory, arguments.config, arguments.set, schema_of)
     arguments.resume = directory
     module = importlib.import_module(EXPERIMENTS[settings.experiment].module)
@@ -216,7 +227,8 @@ def parser() -> argparse.ArgumentParser:
         help="train every combination of some settings from many seeds, and rank them",
         description="Train every combination of the values of a grid, each from many seeds. Members whose models have\n"
         "equal shapes (they differ in seed, train.learning_rate or train.clip_at) train as one program, over all\n"
-        "devices. The directory gets the metrics, results.csv and members.csv, a table and figures.",
+        "devices. All take all steps: patience and nonfinite='stop' do not hold in a sweep.\n"
+        "The directory gets the metrics, results.csv and members.csv, a table and figures.",
         epilog="examples:\n  python -m experiments sweep configs/digits.toml --set 'model.cells=[\"gru\"]' "
         "--grid model.hidden_size=32,64 \\\n      --grid train.learning_rate=1e-3,3e-3 --seeds 8\n"
         "  python -m experiments sweep --resume runs/digits-sweep-001",

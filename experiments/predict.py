@@ -101,7 +101,7 @@ def step_by_step(predictor: Predictor, params: Any, lines: Iterable[str]) -> Ite
             raise ConfigError(
                 f"line {number}: expected JSON, such as {_example(shape)}, got {line.strip()!r}"
             ) from None
-        if x.shape != shape or x.dtype.kind not in "iuf":
+        if x.shape != shape or x.dtype.kind not in "iuf" or not np.isfinite(x).all():
             raise ConfigError(f"line {number}: expected a step such as {_example(shape)}, got {line.strip()}")
         carry, y = step(params, carry, jnp.asarray(x.astype(like.dtype)))
         yield json.dumps([float(f"{value:.6g}") for value in np.asarray(y).tolist()])

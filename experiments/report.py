@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -145,7 +146,9 @@ def records(directory: Path, tensorboard: bool) -> Records:
 
 def checkpoint(directory: Path, model: str) -> Path:
     """Where the checkpoints of a model lie."""
-    return directory / "checkpoints" / re.sub(r"[^\w.=-]+", "_", model)
+    plain = re.sub(r"[^\w.=-]+", "_", model)[:80]
+    # Two names may look alike without their commas and blanks.
+    return directory / "checkpoints" / (plain if plain == model else f"{plain}-{zlib.crc32(model.encode()):08x}")
 
 
 def write(
@@ -270,7 +273,7 @@ class Display:
         self.steps = steps
         self.column = column  # shown beside the loss
         self.tasks: dict[str, TaskID] = {}
-        self.began: dict[str, tuple[int, float]] = {}  # the first point of each model: compilation comes before it
+        self.shown: dict[str, list[tuple[int, float]]] = {}  # the first two points of each model, and when
         self.bars = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(),
@@ -296,9 +299,11 @@ class Display:
         self.bars.update(self.tasks[model], completed=point.step, measured=measured)
 
     def pace(self, model: str, step: int) -> str:
-        """Steps a second, and the time that is left."""
-        now = time.perf_counter()
-        first, then = self.began.setdefault(model, (step, now))
+        """Steps a second, and the time that is left; from the second point on, as compilation comes before it."""
+        now, shown = time.perf_counter(), self.shown.setdefault(model, [])
+        if len(shown) < 2:
+            shown.append((step, now))
+        first, then = shown[-1]
         if step == first or step == self.steps:
             return ""
         rate = (step - first) / (now - then)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import jaxrnn as jr
 from experiments import report, training
-from experiments.config import Train
+from experiments.config import Train, flat
 
 
 class Conclusion(NamedTuple):
@@ -61,12 +61,18 @@ def run(study: Study, config: Any, directory: Path) -> None:
                 mesh=config.mesh,
                 directory=directory,
                 on_point=functools.partial(display.update, name),
+                made_by=made_by(config),
             )
             display.finish(fits[name].result)
     if jax.process_index() == 0:
         results, notes, figures, more = study.conclude(config, fits)
         report.write(directory, results, columns, notes, figures, **more)
         report.show(results, columns, notes, directory)
+
+
+def made_by(config: Any) -> dict[str, Any]:
+    """What makes the numbers: the whole config but for ``[mesh]``, by dotted key."""
+    return flat(config.model_dump(mode="json", exclude={"mesh"}))
 
 
 def own_rate(config: Any, model: str) -> Train:

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 
 from experiments import report, training
 from experiments.config import ConfigError, flat
-from experiments.study import Study
+from experiments.study import Study, made_by
 from jaxrnn import plotting
 
 # What differs between members of one program: numbers that are traced, and what says which models there are.
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
     model: str
     setting: Setting
     seeds: tuple[int, ...]
-    scores: np.ndarray  # (seeds,): the held-out measure after the last step
+    scores: np.ndarray  # (seeds,): the held-out measure after the last step; NaN of one that left the finite numbers
     curve: report.Curve
     parameters: int
     steps: int
@@ -77,7 +77,7 @@ class Outcome(NamedTuple):
 
     @property
     def lost(self) -> int:
-        """How many seeds have no finite score."""
+        """How many seeds left the finite numbers, in the loss, the gradient, the parameters or the score."""
         return int((~np.isfinite(self.scores)).sum())
 
     @property
@@ -112,20 +112,27 @@ def groups(study: Study, configs: Sequence[tuple[Setting, Any]]) -> list[Group]:
     Raises:
         ConfigError: two settings that would train the very same model.
     """
+    for key in configs[0][0]:
+        if key == "experiment" or key.startswith("mesh"):
+            raise ConfigError(f"--grid: {key} cannot be swept; --set it for the whole sweep")
+    tables = {json.dumps(study.columns(config)) for _, config in configs}
+    if len(tables) > 1:
+        raise ConfigError("--grid: these settings measure different things, which cannot be ranked; sweep each alone")
     found: dict[str, Group] = {}
     taken: dict[tuple[str, float, float], Setting] = {}
     for setting, config in configs:
         for model in study.models(config):
             everything = flat(config.model_dump(exclude={"mesh"}))
             fixed = {key: value for key, value in everything.items() if not key.startswith(TRACED)}
+            clip_at = 0.0 if config.train.clip == "none" else study.settings(config, model).clip_at
             shape = json.dumps([model, fixed], sort_keys=True, default=str)
             settings = study.settings(config, model)
-            same = taken.setdefault((shape, settings.learning_rate, settings.clip_at), setting)
+            same = taken.setdefault((shape, settings.learning_rate, clip_at), setting)
             if same is not setting:
                 raise ConfigError(
-                    f"--grid: {_written(same)} and {_written(setting)} train the same {model}; if "
-                    f"model.learning_rates has a rate for it, that one counts: --set 'model.learning_rates={{}}' "
-                    f"takes it away"
+                    f"--grid: {_written(same)} and {_written(setting)} train the same {model}: what differs has no "
+                    f"effect on it. If model.learning_rates has a rate for it, that one counts: "
+                    f"--set 'model.learning_rates={{}}' takes it away"
                 )
             untraced = [f"{key}={value}" for key, value in setting.items() if not key.startswith(TRACED)]
             group = found.setdefault(shape, Group(", ".join([model, *untraced]), model, config, [], []))
@@ -162,6 +169,7 @@ def run(study: Study, configs: Sequence[tuple[Setting, Any]], directory: Path) -
                 among=group.members,
                 directory=directory,
                 on_point=functools.partial(display.update, group.title),
+                made_by=made_by(group.config),
             )
             display.finish(fit.result)
             outcomes += _outcomes(group, fit.result, task.score)
@@ -206,7 +214,7 @@ def write(directory: Path, ranked: Sequence[Outcome], score: report.Column) -> N
 def rows(ranked: Sequence[Outcome], score: report.Column) -> list[tuple[str, ...]]:
     """The table, its header first."""
     keys = [key.split(".")[-1] for key in ranked[0].setting]
-    header = ("model", *keys, score.title, "95 % interval of the mean", "lost", "parameters")
+    header = ("model", *keys, score.title, "95 % interval of the mean", "lost", "parameters", "steps")
     body = [
         (
             o.model,
@@ -215,6 +223,7 @@ def rows(ranked: Sequence[Outcome], score: report.Column) -> list[tuple[str, ...
             " … ".join(score.shown(np.array([end])) for end in o.interval) if len(o.seeds) > 1 else "–",
             f"{o.lost} of {len(o.seeds)}",
             f"{o.parameters:,}",
+            f"{o.steps:,}",
         )
         for o in ranked
     ]
@@ -222,10 +231,10 @@ def rows(ranked: Sequence[Outcome], score: report.Column) -> list[tuple[str, ...
 
 
 def notes(ranked: Sequence[Outcome]) -> list[str]:
-    first = ranked[0]
     return [
-        f"{report.spread(first.seeds).capitalize()}, after {first.steps:,} steps; the interval is Student's t. Lost: "
-        "seeds whose score is no finite number. The best first, by the mean; settings with lost seeds last."
+        "Mean ± standard deviation of the seeds, after the last step; the interval is Student's t. Lost: seeds whose "
+        "loss, gradient, parameters or score left the finite numbers. The best first, by the mean; settings with lost "
+        "seeds last."
     ]
 
 
@@ -258,6 +267,10 @@ def curves(ranked: Sequence[Outcome], score: report.Column) -> Figure:
 def _outcomes(group: Group, result: report.Result, score: str) -> list[Outcome]:
     """The group's result, a setting at a time."""
     steps, values = report.curve(result, lambda measured: measured[score])  # (members, points)
+    values = values.astype(float)
+    for point in result.points:  # an accuracy is finite even where nothing else is
+        for at in point.lost.values():
+            values[at > 0, -1] = np.nan
     found = []
     for setting in group.settings:
         label = {"model": group.model, **setting}

@@ -98,6 +98,7 @@ def fit(
     among: Sequence[Member] | None = None,
     directory: Path | None = None,
     on_point: Callable[[training.Point], None] = lambda point: None,
+    made_by: Mapping[str, Any] | None = None,
 ) -> Fit:
     """Train all members of a model at once, a block of steps at a time, divided among the devices (``jr.ensemble``).
 
@@ -109,6 +110,7 @@ def fit(
         among: the members; None means the seeds of ``settings``.
         directory: of the run: metrics.jsonl, and checkpoints from which a later call goes on. None writes nothing.
         on_point: called after each block with what was measured.
+        made_by: the whole config; a run that was begun with another is not gone on with.
     """
     among = members(settings, name) if among is None else among
     hyper = hyperparameters(among)
@@ -123,6 +125,7 @@ def fit(
         state, measures = steps_of(task, settings, hyper, shared).run(before, batch_at, settings.block)
         lost = {"loss": measures["loss"], "gradient": measures["grad_norm"]}
         held_out = task.evaluate(state.params, shared)
+        assert not set(held_out) & {*measures, "skipped"}, "a held-out measure has the name of another"
         if settings.nonfinite == "skip":
             taken = jnp.isfinite(lost["loss"]) & jnp.isfinite(lost["gradient"])
             means = {name: jnp.mean(values, where=taken) for name, values in measures.items()}
@@ -130,8 +133,12 @@ def fit(
             lost = {}
         else:
             means = jax.tree.map(jnp.mean, measures)
+        lost = jax.tree.map(training.first_nonfinite, lost)
+        # The last update shows in no loss yet.
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
+        lost["parameters"] = jnp.where(finite, 0, settings.block)
         best = training.better(best, held_out[task.score], state.step, state.params, lower=task.lower)
-        return State(state, best), {**means, **held_out}, jax.tree.map(training.first_nonfinite, lost)
+        return State(state, best), {**means, **held_out}, lost
 
     states = jr.ensemble(functools.partial(start, task, settings), **devices)(hyper, task.shared)
     run = jr.ensemble(block, **devices)
@@ -148,6 +155,7 @@ def fit(
         nonfinite="stop" if settings.nonfinite == "stop" else "record",
         enough=lambda points: task.enough(points[-1]) or (stop is not None and stop(points)),
         on_point=on_point,
+        config={**(made_by or {}), "members": [member.label for member in among]},
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(states.train.params)) // len(among)
     seeds = tuple(member.seed for member in among)

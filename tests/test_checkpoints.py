@@ -178,6 +178,27 @@ def test_what_a_killed_save_leaves_is_no_checkpoint(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["1", "3"]
 
 
+def test_a_reader_leaves_the_writer_alone(tmp_path, monkeypatch):
+    """What is being written beside it, and a step that is replaced while it is read."""
+    checkpoints.save(tmp_path, 1, state(1))
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    assert checkpoints.restore(tmp_path, state()).step == 1
+    assert (tmp_path / "2.orbax-checkpoint-tmp").is_dir()
+
+    record = checkpoints._record
+
+    def replaced(where, mend):
+        if where.name == "1":
+            checkpoints.save(tmp_path, 2, state(2))
+            shutil.rmtree(where)
+        return record(where, mend)
+
+    monkeypatch.setattr(checkpoints, "_record", replaced)
+    step, restored, _ = checkpoints.restore(tmp_path, state())
+    assert step == 2
+    assert_same(restored, state(2))
+
+
 def test_leaves_are_arrays_with_paths_of_their_own(tmp_path):
     with pytest.raises(TypeError, match=r"expected JAX arrays, got int at step; jnp.asarray it"):
         checkpoints.save(tmp_path, 1, {"step": 3})

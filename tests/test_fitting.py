@@ -1,6 +1,7 @@
 """Training in blocks: what is recorded, when it stops, and how it goes on."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -100,10 +101,83 @@ def test_lines_taken_from_the_records_are_missed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     kept = path.read_bytes()
     path.write_bytes(kept[:100])
-    with pytest.raises(checkpoints.CheckpointError, match=r"metrics.jsonl: has 100 bytes, but had \d+ when the check"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"metrics.jsonl: the lines up to step 4, which is saved in"):
+        killed.fit(tmp_path, 8)
+    path.write_bytes(kept.replace(b'"loss": ', b'"loss": 1', 1))
+    with pytest.raises(checkpoints.CheckpointError, match=r"some were changed or removed\. Put them back, or start a"):
+        killed.fit(tmp_path, 8)
+    path.write_bytes(b"garbage\n" + kept)
+    with pytest.raises(checkpoints.CheckpointError, match=r"metrics.jsonl: expected a row in JSON, got garbage; rem"):
         killed.fit(tmp_path, 8)
     path.write_bytes(kept)
     killed.fit(tmp_path, 8)
+
+
+def test_trainings_that_share_a_file_leave_each_others_rows_alone(tmp_path):
+    """One of them starts anew, its checkpoints removed, after the other has written as well."""
+    records = Records(tmp_path / "m.jsonl")
+    block, state, _ = counting(members=1)
+
+    def fit(name):
+        options = {"steps": 15, "block_steps": 5, "save_every": 1, "records": records, "checkpoint": tmp_path / name}
+        return training.fit(block, state, **options, labels=[{"model": name, "sizes": (3, 4)}])
+
+    for name in ("a", "b"):
+        fit(name)
+    rows = list(records.rows())
+    shutil.rmtree(tmp_path / "a/15")
+    again = fit("a")
+    assert [point.step for point in again.points] == [5, 10, 15]
+    assert list(records.rows()) == [*rows[:2], *rows[3:], rows[2]]
+    shutil.rmtree(tmp_path / "b")
+    fit("b")
+    assert list(records.rows()) == [*rows[:2], rows[2], *rows[3:]]
+    assert [point.step for point in fit("b").points] == [5, 10, 15]
+
+
+def test_other_settings_are_another_training(tmp_path):
+    block, state, _ = counting()
+    options = {"steps": 15, "block_steps": 5, "checkpoint": tmp_path, "config": {"rate": 0.1, "sizes": (1, 2)}}
+    training.fit(block, state, **options)
+    training.fit(block, state, **options)
+    for change, said in [
+        ({"steps": 20}, "steps was 15, is 20"),
+        ({"block_steps": 3}, "block_steps was 5, is 3"),
+        ({"config": {"rate": 0.2, "sizes": (1, 2)}}, "rate was 0.1, is 0.2"),
+    ]:
+        with pytest.raises(checkpoints.CheckpointError, match=rf"belongs to a training with other settings: {said}\."):
+            training.fit(block, state, **(options | change))
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals go to the main thread")
+def test_asked_to_stop_in_the_last_block_it_leaves(tmp_path):
+    block, state, calls = counting()
+    pressed = lambda point: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+    with pytest.raises(training.Interrupted, match="step 5, which is saved"):
+        training.fit(block, state, steps=5, block_steps=5, checkpoint=tmp_path, on_point=pressed)
+    fitted = training.fit(block, state, steps=5, block_steps=5, checkpoint=tmp_path)
+    assert int(fitted.state) == 5 and len(calls) == 1
+
+
+def test_a_block_that_donates_is_refused():
+    block, state, _ = counting()
+    donating = jax.jit(lambda state: block(state), donate_argnums=0)
+    with pytest.raises(ValueError, match="the block has donated its argument"):
+        training.fit(donating, state + 0, steps=5, block_steps=5)
+
+
+def test_names_that_are_taken_are_refused(tmp_path):
+    learn = training.loop(lambda key: jnp.ones(3), lambda w, batch, key: (w.sum(), {"loss": w.sum()}), optax.sgd(0.1))
+    with pytest.raises(ValueError, match="the loop measures 'loss' itself"):
+        learn.step(learn.init(jax.random.key(0)), None)
+    records = Records(tmp_path / "m.jsonl")
+    for name, labels in [("step", None), ("not_finite", None), ("seed", [{"seed": 1}])]:
+        values = {name: jnp.zeros(() if labels is None else 1)}
+        block = lambda state, values=values: (state, values, {})  # noqa: E731
+        with pytest.raises(ValueError, match=f"'{name}' cannot be the name of a measure"):
+            training.fit(block, jnp.zeros(()), steps=1, block_steps=1, records=records, labels=labels)
+    with pytest.raises(ValueError, match=r"there is no measure 'los'; did you mean 'loss'\?; the block gives loss"):
+        training.patience("los", 2)([training.Point(1, {"loss": np.array(1.0)})])
 
 
 def counting(breaks_at=None, members=None):

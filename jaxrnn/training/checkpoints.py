@@ -113,6 +113,15 @@ def restore(directory: Path, like: PyTree) -> Restored | None:
     step = latest(directory)
     if step is None:
         return None
+    try:
+        return _restore(directory, step, like)
+    except CheckpointError:
+        if latest(directory) in (step, None):
+            raise
+    return restore(directory, like)  # a training that runs has replaced it meanwhile
+
+
+def _restore(directory: Path, step: int, like: PyTree) -> Restored:
     where = directory / str(step)
     ocp = _orbax()
     older = [number for number in _steps(directory) if number < step]
@@ -129,7 +138,7 @@ def restore(directory: Path, like: PyTree) -> Restored | None:
         name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in _filled(expected).items()
     }
     try:
-        with _manager(directory) as manager:
+        with _manager(directory, read_only=True) as manager:
             arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
             args = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract, restore_args=arguments))
             leaves = manager.restore(step, args=args)["state"]
@@ -181,11 +190,16 @@ def _steps(directory: Path) -> list[int]:
 
 
 @contextmanager
-def _manager(directory: Path) -> Iterator[Any]:
+def _manager(directory: Path, *, read_only: bool = False) -> Iterator[Any]:
+    """Whoever reads must not clean up: another process may be writing."""
     ocp = _orbax()
     with _quiet():
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=None if read_only else KEPT,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
         )
         manager = ocp.CheckpointManager(directory.resolve(), options=options)
         try:

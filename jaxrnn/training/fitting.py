@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,9 @@ import jax
 import numpy as np
 
 from jaxrnn._base import PyTree
-from jaxrnn._checks import check_choice, check_sizes
+from jaxrnn._checks import check_choice, check_sizes, nearest
 from jaxrnn.training import checkpoints
-from jaxrnn.training.records import Records
+from jaxrnn.training.records import Records, to_json
 
 # state -> (state, measures, for each quantity the place in the block, from 1, where it was first not finite, or 0)
 Block = Callable[[PyTree], tuple[PyTree, Mapping[str, jax.Array], Mapping[str, jax.Array]]]
@@ -63,6 +65,7 @@ def fit(
     nonfinite: str = "stop",
     enough: Callable[[Sequence[Point]], bool] = lambda points: False,
     on_point: Callable[[Point], None] = lambda point: None,
+    config: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Run a compiled block of steps again and again until the steps are done, and lose nothing on the way.
 
@@ -71,9 +74,9 @@ def fit(
     the state. Ctrl-C and SIGTERM end the block that runs, save and raise; a second one leaves without saving.
 
     Args:
-        block: ``state -> (state, measures, lost)``, jitted: ``block_steps`` steps. Measures are numbers, or (N,) for an
-            ensemble; lost says of each quantity that is watched, such as "loss", the place in the block (from 1) where
-            it was first not finite, or 0.
+        block: ``state -> (state, measures, lost)``, jitted, without donation: ``block_steps`` steps. Measures are
+            numbers, or (N,) for an ensemble; lost says of each quantity that is watched, such as "loss", the place in
+            the block (from 1) where it was first not finite, or 0.
         state: before the first step: a pytree of JAX arrays.
         steps: all steps, a multiple of ``block_steps``.
         block_steps: of one call.
@@ -87,6 +90,7 @@ def fit(
             "record" goes on, and the points tell.
         enough: whether to stop before ``steps``, from all points so far: ``training.patience`` makes such a function.
         on_point: called after each block, and first with the last of the restored points.
+        config: JSON that is kept beside the state; a training that was begun with another is not gone on with.
 
     Returns:
         A Fitted. Of a training that had ended already, what is stored.
@@ -111,40 +115,51 @@ def fit(
     check_choice("training.fit", "nonfinite", nonfinite, ("stop", "record"))
     if steps % block_steps:
         raise ValueError(f"training.fit: steps must be a multiple of block_steps={block_steps}, got {steps}.")
-
     if checkpoint is not None and records is None:
         records = Records(checkpoint / "metrics.jsonl", write=jax.process_index() == 0)
+    same = json.loads(to_json({"steps": steps, "block_steps": block_steps, **(config or {})}))
 
     with _asked_to_stop() as asked:
-        began, points, step, spent = time.perf_counter(), list[Point](), 0, 0.0
+        began, points, step, spent, crc, finished = time.perf_counter(), list[Point](), 0, 0.0, 0, False
         restored = None if checkpoint is None else checkpoints.restore(checkpoint, state)
+        saved = -1
         if restored is not None:
-            step, state, spent = restored.step, restored.state, restored.note["seconds"]
-            assert records is not None  # with a checkpoint there are
-            points = _points(records, restored.note["recorded"], labels)
+            saved, state, note = restored
+            _check_same(checkpoint, note["config"], same)
+            step, spent, crc, finished = saved, note["seconds"], note["crc"], note["finished"]
+        if checkpoint is not None and records is not None:
+            text = records.rewind(labels, step if restored is not None else -1)
+            if zlib.crc32(text.encode()) != crc:
+                raise checkpoints.CheckpointError(
+                    f"{records.path}: the lines up to step {step}, which is saved in {checkpoint}, are not those that "
+                    f"were written: some were changed or removed. Put them back, or start a new run."
+                )
+            points = _points(text, labels)
             for point in points[-1:]:
                 on_point(point)
-            if restored.note["finished"]:
-                return Fitted(state, points, spent)
-            records.cut(restored.note["recorded"])
-        saved = -1 if restored is None else step
 
-        def save(finished: bool = False) -> None:
+        def save() -> None:
             nonlocal saved
             if checkpoint is not None and saved < step:
-                recorded = 0 if records is None else records.length()
                 seconds = spent + time.perf_counter() - began
-                note = {"finished": finished, "recorded": recorded, "seconds": seconds}
+                note = {"config": same, "seconds": seconds, "crc": crc, "finished": finished}
                 checkpoints.save(checkpoint, step, state, note)
                 saved = step
 
-        save()  # before the first step: a disk that is full is better known at once
-        finished = False
-        while not finished:
+        def leave_if_asked() -> None:
             if on_any_process(asked()):
                 save()
                 raise Interrupted(step, checkpoint is not None)
+
+        save()  # before the first step: a disk that is full is better known at once
+        while not finished:
+            leave_if_asked()
             after, *measured = block(state)
+            if any(a.is_deleted() for a in jax.tree.leaves(state)):
+                raise ValueError(
+                    "training.fit: the block has donated its argument, but the state before a block is kept, to be "
+                    "saved should the block be lost; jit it without donate_argnums."
+                )
             values, lost = fetch(measured)
             point = Point(step + block_steps, values, {name: np.where(at, step + at, 0) for name, at in lost.items()})
             if nonfinite == "stop" and any(np.any(at) for at in point.lost.values()):
@@ -153,12 +168,14 @@ def fit(
             state, step = after, point.step
             points.append(point)
             if records is not None:
-                records.append(_rows(point, labels), labels)
+                crc = zlib.crc32(records.append(_rows(point, labels), labels).encode(), crc)
             on_point(point)
             finished = step >= steps or enough(points)
             if finished or (step // block_steps) % save_every == 0:
-                save(finished)
-        return Fitted(state, points, spent + time.perf_counter() - began)
+                save()
+        leave_if_asked()
+        ended = restored is not None and restored.note["finished"]
+        return Fitted(state, points, spent if ended else spent + time.perf_counter() - began)
 
 
 def patience(measure: str, blocks: int, *, lower: bool = True) -> Callable[[Sequence[Point]], bool]:
@@ -181,6 +198,11 @@ def patience(measure: str, blocks: int, *, lower: bool = True) -> Callable[[Sequ
     check_sizes("training.patience", blocks=blocks)
 
     def enough(points: Sequence[Point]) -> bool:
+        if measure not in points[-1].values:
+            raise ValueError(
+                f"training.patience: there is no measure {measure!r}{nearest(measure, points[-1].values)}; the block "
+                f"gives {', '.join(points[-1].values)}."
+            )
         values = np.stack([point.values[measure] for point in points]).astype(float)
         losses = np.where(np.isfinite(values), values if lower else -values, np.inf)
         return bool((len(points) - 1 - losses.argmin(0) >= blocks).all())
@@ -228,7 +250,23 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def _check_same(checkpoint: Path | None, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        lines = [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed]
+        raise checkpoints.CheckpointError(
+            f"{checkpoint}: belongs to a training with other settings: {'; '.join(lines)}. Resume it with those that "
+            f"it was started with, or start a new run."
+        )
+
+
 def _rows(point: Point, labels: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    taken = {"step", "not_finite", *(name for label in labels or [] for name in label)} & set(point.values)
+    if taken:
+        raise ValueError(
+            f"training.fit: {', '.join(map(repr, sorted(taken)))} cannot be the name of a measure: a row has it "
+            f"already; take another name."
+        )
     if labels is None:
         return [{"step": point.step, **point.values, **_lost(point.lost)}]
     return [
@@ -246,16 +284,13 @@ def _lost(lost: Mapping[str, Any]) -> dict[str, Any]:
     return {"not_finite": first} if first else {}
 
 
-def _points(records: Records, length: int, labels: Sequence[Mapping[str, Any]] | None) -> list[Point]:
-    """The points that the rows of this training say."""
-    each = [list[dict[str, Any]]() for _ in labels or [{}]]
-    for row in records.rows(length):
-        for rows, label in zip(each, labels or [{}], strict=True):
-            if all(row.get(name) == value for name, value in label.items()):
-                rows.append({name: value for name, value in row.items() if name not in label})
-    points = []
-    for of_step in zip(*each, strict=True):
-        names = [name for name in of_step[0] if name not in ("step", "not_finite")]
+def _points(text: str, labels: Sequence[Mapping[str, Any]] | None) -> list[Point]:
+    """The points that the lines of this training say; each block wrote a row for each member."""
+    rows = [json.loads(line) for line in text.splitlines()]
+    names_of_labels = {name for label in labels or [] for name in label}
+    members, points = len(labels or [{}]), []
+    for of_step in (rows[at : at + members] for at in range(0, len(rows), members)):
+        names = [name for name in of_step[0] if name not in ("step", "not_finite") and name not in names_of_labels]
         values = {name: _array([row[name] for row in of_step], labels) for name in names}
         quantities = {name: None for row in of_step for name in row.get("not_finite", {})}
         lost = {
@@ -281,6 +316,7 @@ def _what_was_lost(point: Point, labels: Sequence[Mapping[str, Any]] | None, sav
         if steps:
             step, name = min(steps)
             who = ", ".join(str(value) if key == "model" else f"{key} {value}" for key, value in label.items())
-            lines.append(f"{who}{': ' if who else ''}the {name} is not finite at step {step}")
+            are = "are" if name.endswith("s") and not name.endswith("ss") else "is"  # parameters, a loss
+            lines.append(f"{who}{': ' if who else ''}the {name} {are} not finite at step {step}")
     kept = "" if saved is None else f" The state after step {saved} is saved."
     return "; ".join(lines) + "." + kept

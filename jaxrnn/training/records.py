@@ -17,6 +17,8 @@ from jaxrnn.training.checkpoints import CheckpointError
 class Records:
     """A file of JSON lines, one a row, written at once, so that a run that stops keeps what it measured.
 
+    Several trainings may write into one file, one after the other, their rows told apart by their labels.
+
     Args:
         path: the file; made with its directory on the first row.
         tensorboard: a directory for TensorBoard's event files, one subdirectory for each label; None writes none.
@@ -27,13 +29,11 @@ class Records:
         >>> import tempfile, pathlib
         >>> from jaxrnn.training.records import Records
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     records = Records(pathlib.Path(folder) / "metrics.jsonl")
-        ...     records.append([{"step": 10, "loss": 0.5}], [{"model": "gru"}])
-        ...     kept = records.length()
-        ...     records.append([{"step": 20, "loss": float("nan")}], [{"model": "gru"}])
-        ...     records.cut(kept)
-        ...     list(records.rows())
-        [{'model': 'gru', 'step': 10, 'loss': 0.5}]
+        ...     records, gru = Records(pathlib.Path(folder) / "metrics.jsonl"), [{"model": "gru"}]
+        ...     written = records.append([{"step": 10, "loss": 0.5}], gru)
+        ...     lost = records.append([{"step": 20, "loss": float("nan")}], gru)
+        ...     records.rewind(gru, 10) == written, list(records.rows())
+        (True, [{'model': 'gru', 'step': 10, 'loss': 0.5}])
     """
 
     def __init__(self, path: Path, *, tensorboard: Path | None = None, write: bool = True) -> None:
@@ -41,49 +41,59 @@ class Records:
         self.write = write
         self.events = _Events(tensorboard) if tensorboard is not None and write else None
 
-    def append(self, rows: Sequence[Mapping[str, Any]], labels: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Add rows, each with a "step" and behind its label. NaN and infinities, which JSON has not, become null."""
+    def append(self, rows: Sequence[Mapping[str, Any]], labels: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """Add rows, each with a "step" and behind its label. NaN and infinities, which JSON has not, become null.
+
+        Returns:
+            The lines.
+        """
+        labels = [{}] * len(rows) if labels is None else labels
+        text = "".join(to_json({**a, **b}) + "\n" for a, b in zip(labels, rows, strict=True))
         if self.write:
-            labels = [{}] * len(rows) if labels is None else labels
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(to_json({**a, **b}) + "\n" for a, b in zip(labels, rows, strict=True)))
+                file.write(text)
             if self.events is not None:
                 self.events.append(labels, rows)
+        return text
 
-    def length(self) -> int:
-        """Bytes: what ``cut`` wants to come back to this place."""
-        return self.path.stat().st_size if self.path.exists() else 0
+    def rewind(self, labels: Sequence[Mapping[str, Any]] | None, step: int) -> str:
+        """Forget the rows of these labels after a step: a resumed training measures them again, to the same digits.
 
-    def cut(self, length: int) -> None:
-        """Forget what was added after the file had this length: a resumed run measures it again, to the same digits.
-
-        Raises:
-            CheckpointError: the file is shorter than that.
+        Returns:
+            The lines of these labels that stay.
         """
-        self._check(length)
-        if self.write and self.length() > length:
-            with self.path.open("r+b") as file:
-                file.truncate(length)
+        mine, kept, whole = list[str](), list[str](), self._lines()
+        wanted = [json.loads(to_json(label)) for label in labels or [{}]]
+        for line in whole:
+            row = self._row(line)
+            if row is None:  # half a line, the last: its process was killed
+                continue
+            its = any(all(row.get(name) == value for name, value in label.items()) for label in wanted)
+            if its and row["step"] <= step:
+                mine.append(line)
+            if not its or row["step"] <= step:
+                kept.append(line)
+        if self.write and kept != whole:
+            beside = self.path.with_name(f"{self.path.name}.new")
+            beside.write_text("".join(kept), encoding="utf-8")
+            beside.replace(self.path)
+        return "".join(mine)
 
-    def rows(self, length: int | None = None) -> Iterator[dict[str, Any]]:
-        """The rows, up to a length of the file.
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All whole rows."""
+        for line in self._lines():
+            if (row := self._row(line)) is not None:
+                yield row
 
-        Raises:
-            CheckpointError: the file is shorter than that.
-        """
-        self._check(length or 0)
-        if self.path.exists():
-            for line in self.path.read_bytes()[:length].decode("utf-8").splitlines():
-                yield json.loads(line)
+    def _lines(self) -> list[str]:
+        return self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
 
-    def _check(self, length: int) -> None:
-        came = self.length()
-        if came < length:
-            raise CheckpointError(
-                f"{self.path}: has {came} bytes, but had {length} when the checkpoint was written: lines were removed. "
-                f"Put them back, or start a new run."
-            )
+    def _row(self, line: str) -> dict[str, Any] | None:
+        try:
+            return json.loads(line) if line.endswith("\n") else None
+        except ValueError:
+            raise CheckpointError(f"{self.path}: expected a row in JSON, got {line.strip():.80}; remove it.") from None
 
 
 class _Events:

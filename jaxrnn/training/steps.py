@@ -56,7 +56,8 @@ def loop(
         accumulate: K, how many batches make one step. The gradients are added up in float32, or wider if the parameters
             are, and each batch counts the same.
         nonfinite: what a step does whose loss or gradient is not finite: "keep" updates all the same (the measures show
-            it), "skip" leaves parameters and optimiser as they were and counts it in ``TrainState.skipped``.
+            it), "skip" leaves parameters and optimiser as they were and counts it in ``TrainState.skipped``. A gradient
+            whose norm is beyond the range of its dtype counts as not finite.
 
     Returns:
         A Loop:
@@ -80,7 +81,8 @@ def loop(
         >>> def loss(params, xs, key):  # predict the next input
         ...     return optax.l2_loss(model.apply(params, xs[:-1], key=key)[1], xs[1:]).mean(), {}
         >>> learn = training.loop(model.init, loss, optax.adam(1e-2))
-        >>> waves = lambda key, n: jnp.sin(jnp.arange(20.0)[:, None, None] + jax.random.uniform(key, (8, 3)))
+        >>> phases = lambda key, n: jax.random.uniform(jax.random.fold_in(key, n), (8, 3))
+        >>> waves = lambda key, n: jnp.sin(jnp.arange(20.0)[:, None, None] + phases(key, n))
         >>> state, measures = jax.jit(learn.run, static_argnums=(1, 2))(learn.init(jax.random.key(0)), waves, 100)
         >>> measures["loss"].shape, int(state.step), bool(measures["loss"][-1] < measures["loss"][0] / 4)
         ((100,), 100, True)
@@ -91,13 +93,18 @@ def loop(
     def start(key: jax.Array) -> TrainState:
         k_params, k_batches = jax.random.split(key)
         params = init(k_params)
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(params, optimizer.init(params), k_batches, zero, zero)
+        step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        return TrainState(params, optimizer.init(params), k_batches, step, skipped)
 
     def gradient(params: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, Measures]:
         def checked(params):
             value, measures = loss(params, batch, key)
             check_scalar_loss("training.loop", value)
+            if taken := {"loss", "grad_norm"} & set(measures):
+                raise ValueError(
+                    f"training.loop: the loop measures {' and '.join(map(repr, sorted(taken)))} itself; give what the "
+                    f"loss adds another name."
+                )
             return value, measures
 
         (value, measures), grads = jax.value_and_grad(checked, has_aux=True)(params)

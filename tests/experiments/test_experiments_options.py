@@ -97,7 +97,7 @@ def test_skip_leaves_parameters_and_optimizer_and_counts():
     assert loss[2] == pytest.approx(skipping[1] ** 2 / 2, rel=1e-6)  # of the one step that was taken
     # Eight steps of which four were skipped are four steps: Adam's moments and the schedule, too, waited.
     assert skipping[3] == other[1] and params.tolist() == [other[3], other[1]]
-    assert result.diverged() == {} and all(point.lost == {} for point in result.points)
+    assert result.diverged() == {} and all(list(point.lost) == ["parameters"] for point in result.points)
 
 
 # ---- patience ----------------------------------------------------------------------------------

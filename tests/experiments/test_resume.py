@@ -125,5 +125,21 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, capsys):
     lost = ["train.learning_rate=1e38", "train.schedule=constant", "model.cells=['elman']", "model.learning_rates={}"]
     assert run("digits", tmp_path, *lost) == 1
     of_seed = r"elman, seed {}: the (gradient|loss) is not finite at step 2"
-    said = f"{of_seed.format(5)}; {of_seed.format(3)}\\. The state after step 0 is saved\\.\nto go on: "
-    assert re.match(said, capsys.readouterr().err)
+    said = f"{of_seed.format(5)}; {of_seed.format(3)}\\. The state after step 0 is saved\\.\n"
+    assert re.match(said + r"A new run with a smaller train\.learning_rate .*\n$", capsys.readouterr().err)
+
+
+def test_the_last_update_is_looked_at_too(tmp_path, capsys):
+    """It shows in no loss of the training."""
+    lost = ["clip.variants=['none']", "train.learning_rate=3e38", "train.schedule=constant", "model.gain=3.0"]
+    assert run("clipping", tmp_path, *lost, "train.steps=1", "train.log_every=1", "train.nonfinite=stop") == 1
+    assert re.match(r"none, seed [35]: the parameters are not finite at step 1", capsys.readouterr().err)
+
+
+def test_an_edited_config_is_refused(tmp_path, whole, capsys):
+    directory = shutil.copytree(whole[0], tmp_path / "run")
+    text = (directory / "config.toml").read_text()
+    (directory / "config.toml").write_text(text.replace("batch_size = 4", "batch_size = 8"))
+    assert main(["run", "--resume", str(directory)]) == 1
+    said = "checkpoints/elman: belongs to a training with other settings: train.batch_size was 4, is 8."
+    assert said in capsys.readouterr().err

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from experiments import report
@@ -71,14 +72,13 @@ def test_a_sweep_ranks_what_its_members_measured(swept, tmp_path):
     }
     assert {place: float(value) for place, value in members.items()} == last
     shown = (directory / "table.md").read_text()
-    assert shown.splitlines()[0] == (
-        "| model | hidden_size | learning_rate | held-out error | 95 % interval of the mean | lost | parameters |"
-    )
+    titles = ["model", "hidden_size", "learning_rate", "held-out error", "95 % interval of the mean"]
+    assert shown.splitlines()[0] == f"| {' | '.join([*titles, 'lost', 'parameters', 'steps'])} |"
     assert shown.splitlines()[2].startswith(f"| elman, T = 6 | {results[0]['model.hidden_size']} |")
     for figure in ("scores.png", "curves.png"):
         assert (directory / figure).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     # One program for each hidden size, and each member as it would be alone.
-    programs = sorted(path.name for path in (directory / "checkpoints").iterdir())
+    programs = sorted(path.name.rpartition("-")[0] for path in (directory / "checkpoints").iterdir())
     assert programs == ["elman_T_=_6_model.hidden_size=2", "elman_T_=_6_model.hidden_size=3"]
     settings = ["model.hidden_size=3", "model.learning_rates={}", "train.learning_rate=3e-2", "train.seeds=[1]"]
     assert run("adding", tmp_path, *settings, "task.stop_below=0.0") == 0
@@ -96,11 +96,13 @@ def test_a_sweep_that_was_killed_goes_on(swept, capsys):
     assert main(["sweep", "--resume", str(killed.parent)]) == 2
     assert main(["sweep"]) == 2
     assert main(["predict", str(killed)]) == 2
+    assert main(["run", "--resume", str(killed)]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "sweep: --resume takes no CONFIG, --grid or --seeds: the sweep has its own",
         f"{killed.parent}: not the directory of a sweep: it has no readable sweep.json",
         "sweep: expected a CONFIG, or --resume SWEEP",
         f"{killed}: is a sweep; run the setting that you choose, then ask that run",
+        f"{killed}: is a sweep; go on with it by sweep --resume {killed}",
     ]
 
 
@@ -113,6 +115,7 @@ def test_a_sweep_that_was_killed_goes_on(swept, capsys):
             ["model.hidden_size"],
             "--grid model.hidden_size: expected KEY=VALUE,VALUE,…, such as model.hidden_size=",
         ),
+        (["mesh.batch=1,2"], "--grid: mesh.batch cannot be swept; --set it for the whole sweep"),
         (["model.hidden_size=2,2"], "--grid model.hidden_size=2,2: expected every key and every value once"),
         (
             ["train.lr=1e-3", "train.learning_rate=1"],
@@ -120,8 +123,9 @@ def test_a_sweep_that_was_killed_goes_on(swept, capsys):
         ),
         (
             ["train.lr=1e-3,1e-2"],
-            "--grid: train.learning_rate=0.001 and train.learning_rate=0.01 train the same elman, T = 150; if "
-            "model.learning_rates has a rate for it, that one counts: --set 'model.learning_rates={}' takes it away",
+            "--grid: train.learning_rate=0.001 and train.learning_rate=0.01 train the same elman, T = 150: what "
+            "differs has no effect on it. If model.learning_rates has a rate for it, that one counts: --set "
+            "'model.learning_rates={}' takes it away",
         ),
     ],
 )
@@ -130,6 +134,19 @@ def test_what_is_wrong_with_a_grid_is_told(tmp_path, capsys, grid, message):
     assert main(["sweep", str(ROOT / "configs/adding.toml"), "--out", str(tmp_path), *arguments]) == 2
     assert capsys.readouterr().err.startswith(message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_member_that_diverged_is_lost_and_last(tmp_path, capsys):
+    """An accuracy is a finite number even where nothing else is."""
+    settings = ["model.learning_rates={}", "train.schedule=constant", "train.optimizer=sgd", "train.clip=none"]
+    config = str(ROOT / "configs/digits.toml")
+    few = options(*TINY["digits"], "model.cells=['elman']", *STEPS, *settings)
+    assert main(["sweep", config, "--out", str(tmp_path), *few, "--grid", "train.lr=1e38,1e-3"]) == 0
+    results = table(tmp_path / "digits-sweep-001/results.csv")
+    assert [(row["train.learning_rate"], row["lost"]) for row in results] == [("0.001", "0"), ("1e+38", "2")]
+    assert np.isfinite(float(results[0]["mean"])) and np.isnan(float(results[1]["mean"]))
+    members = table(tmp_path / "digits-sweep-001/members.csv")
+    assert [np.isnan(float(row["test_accuracy"])) for row in members] == [False, False, True, True]
 
 
 def test_what_trains_nothing_is_told(tmp_path, capsys):
