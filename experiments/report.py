@@ -202,7 +202,8 @@ def spread(seeds: Sequence[int]) -> str:
 def diverged(results: Sequence[Result]) -> list[str]:
     """A line for each model and seed that left the finite numbers."""
     return [
-        f"{result.model}, seed {seed} DIVERGED: its {quantity} is not finite at step {step}. It counts in the mean."
+        f"{result.model}, seed {seed} DIVERGED: its {quantity} {'are' if quantity == 'parameters' else 'is'} not "
+        f"finite at step {step}. It counts in the mean."
         for result in results
         for seed, (quantity, step) in result.diverged().items()
     ]

@@ -31,6 +31,15 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if not item.get_closest_marker("full")]
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile():
+    """For tests of what stands around the compiled programs: less time for the compiler, more for the programs."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def x64():
     """float64 for one test."""

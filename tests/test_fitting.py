@@ -18,6 +18,8 @@ from jaxrnn.training.records import Records
 from tests import killed
 from tests.killed import STEPS, numbers
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -133,6 +135,16 @@ def test_trainings_that_share_a_file_leave_each_others_rows_alone(tmp_path):
     fit("b")
     assert list(records.rows()) == [*rows[:2], rows[2], *rows[3:]]
     assert [point.step for point in fit("b").points] == [5, 10, 15]
+
+
+def test_rows_without_labels_are_not_written_over(tmp_path):
+    block, state, _ = counting()
+    records = Records(tmp_path / "m.jsonl")
+    options = {"steps": 10, "block_steps": 5, "records": records}
+    training.fit(block, state, **options, checkpoint=tmp_path / "a")
+    with pytest.raises(checkpoints.CheckpointError, match=r"m\.jsonl: holds rows of another training, or of one whose"):
+        training.fit(block, state, **options, checkpoint=tmp_path / "b")
+    assert [row["step"] for row in records.rows()] == [5, 10]
 
 
 def test_other_settings_are_another_training(tmp_path):

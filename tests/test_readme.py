@@ -11,6 +11,7 @@ import pytest
 
 import jaxrnn
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 README = pathlib.Path(__file__).parents[1] / "README.md"
 MODULES = [
     module.name

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from jaxrnn.training import checkpoints
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 GUIDE = Path(__file__).parents[1] / "docs" / "training.md"
 
 

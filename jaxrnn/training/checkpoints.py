@@ -83,7 +83,8 @@ def save(directory: Path, step: int, state: PyTree, note: dict[str, Any] | None 
                 return
             manager.save(step, args=args)
     except Exception as error:
-        _forget()
+        with _quiet():
+            gc.collect()
         for rest in directory.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(rest, ignore_errors=True)
         there = latest(directory)
@@ -147,7 +148,8 @@ def _restore(directory: Path, step: int, like: PyTree) -> Restored:
     else:
         damage = "" if int(_checksum(leaves)) == record["checksum"] else "the checksum of its arrays is another"
     if damage:
-        _forget()
+        with _quiet():
+            gc.collect()
         raise CheckpointError(f"{where}: damaged: {damage}; {mend}.")
     return Restored(step, _assembled(leaves, like), record["note"])
 
@@ -210,25 +212,21 @@ def _manager(directory: Path, *, read_only: bool = False) -> Iterator[Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax warns, at every restore, of what is settled here, and logs each error that it raises."""
+    """Orbax warns, at every restore, of what is settled here, and logs each error that it raises.
+
+    Reads and writes that it leaves unfinished complain in pages, of a loop that is closed, and when they are collected.
+    """
     log = logging.getLogger("absl")
-    level = log.level
+    level, hook = log.level, sys.unraisablehook
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"orbax\..*")
         log.setLevel(logging.CRITICAL)
+        sys.unraisablehook = lambda _: None
         try:
             yield
         finally:
             log.setLevel(level)
-
-
-def _forget() -> None:
-    """Let go, in silence, of the reads that orbax left unfinished: each would print pages when it is collected."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
+            sys.unraisablehook = hook
 
 
 def _orbax() -> Any:

@@ -128,6 +128,11 @@ def fit(
             _check_same(checkpoint, note["config"], same)
             step, spent, crc, finished = saved, note["seconds"], note["crc"], note["finished"]
         if checkpoint is not None and records is not None:
+            if restored is None and labels is None and any(records.rows()):
+                raise checkpoints.CheckpointError(
+                    f"{records.path}: holds rows of another training, or of one whose checkpoints were removed; name "
+                    f"another file, remove this one, or give labels, which tell the rows of several trainings apart."
+                )
             text = records.rewind(labels, step if restored is not None else -1)
             if zlib.crc32(text.encode()) != crc:
                 raise checkpoints.CheckpointError(

@@ -27,6 +27,7 @@ def processes(*arguments):
     for rank in range(2):
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_NUM_CPU_DEVICES": "1",
             "JAX_COMPILATION_CACHE_DIR": os.environ["COMPILED_BY_TESTS"],
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
