@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +71,6 @@ def test_a_crash_loses_nothing(tmp_path, whole):
     assert_same(again, tmp_path, whole)
 
 
-@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals go to the main thread")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_saves_and_leaves(tmp_path, whole, number):
     before = signal.getsignal(number)
@@ -161,7 +159,6 @@ def test_other_settings_are_another_training(tmp_path):
             training.fit(block, state, **(options | change))
 
 
-@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals go to the main thread")
 def test_asked_to_stop_in_the_last_block_it_leaves(tmp_path):
     block, state, calls = counting()
     pressed = lambda point: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731

@@ -10,24 +10,17 @@ import pytest
 
 from experiments import report
 from experiments.__main__ import main
-from tests.experiments.tiny import ROOT, options, run
+from tests.experiments.tiny import ROOT, copied, options, run
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of two models, and copies of its directory as a kill at some moments would have left it."""
     out = tmp_path_factory.mktemp("runs")
-    left, update = [], report.Display.update
-
-    def watched(display, model, point):
-        update(display, model, point)
-        if (model, point.step) in (("elman", 2), ("gru", 10)):
-            left.append(shutil.copytree(out / "digits-001", out / f"killed-{model}"))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report.Display, "update", watched)
+    with copied(out / "digits-001", ("elman", 2), ("gru", 10)) as killed:
         assert run("digits", out, "train.save_every=2") == 0
-    return out / "digits-001", left
+    assert len(killed) == 2
+    return out / "digits-001", killed
 
 
 def test_a_run_that_was_killed_goes_on(whole, capsys):

@@ -2,14 +2,12 @@
 
 import csv
 import json
-import shutil
 
 import numpy as np
 import pytest
 
-from experiments import report
 from experiments.__main__ import main
-from tests.experiments.tiny import ROOT, STEPS, TINY, options, run
+from tests.experiments.tiny import ROOT, STEPS, TINY, copied, options, run
 
 GRID = ["--grid", "model.hidden_size=2,3", "--grid", "train.lr=1e-3,3e-2", "--seeds", "2"]
 
@@ -24,17 +22,9 @@ def sweep(out, *settings):
 def swept(tmp_path_factory):
     """A sweep, and its directory as a kill within the second program would have left it."""
     out = tmp_path_factory.mktemp("sweeps")
-    left, update = [], report.Display.update
-
-    def watched(display, model, point):
-        update(display, model, point)
-        if (model, point.step) == ("elman, T = 6, model.hidden_size=3", 4):
-            left.append(shutil.copytree(out / "adding-sweep-001", out / "killed"))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report.Display, "update", watched)
+    with copied(out / "adding-sweep-001", ("elman, T = 6, model.hidden_size=3", 4)) as killed:
         assert sweep(out, "train.save_every=1") == 0
-    return out / "adding-sweep-001", left[0]
+    return out / "adding-sweep-001", killed[0]
 
 
 def table(path):

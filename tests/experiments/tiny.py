@@ -1,7 +1,12 @@
 """The experiments at their smallest, as the tests of the command line run them."""
 
+import contextlib
+import shutil
 from pathlib import Path
 
+import pytest
+
+from experiments import report
 from experiments.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -24,3 +29,18 @@ def run(experiment, out, *settings):
     """Returns the status."""
     config = str(ROOT / f"configs/{experiment}.toml")
     return main(["run", config, "--out", str(out), *options(*TINY[experiment], *STEPS, *settings)])
+
+
+@contextlib.contextmanager
+def copied(directory, *moments):
+    """Copies of a run directory as a kill at some moments, (model, step), would leave it: a list that fills."""
+    copies, update = [], report.Display.update
+
+    def watched(display, model, point):
+        update(display, model, point)
+        if (model, point.step) in moments:
+            copies.append(shutil.copytree(directory, directory.with_name(f"killed-{len(copies)}")))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report.Display, "update", watched)
+        yield copies
