@@ -290,6 +290,9 @@ def test_bad_arguments_are_told():
         training.fit(block, state, steps=12, block_steps=5)
     with pytest.raises(ValueError, match="nonfinite"):
         training.fit(block, state, steps=10, block_steps=5, nonfinite="ignore")
+    for wrong, said in [(lambda state: (state, {}), "a tuple of 2"), (lambda state: [state], "list")]:
+        with pytest.raises(TypeError, match=rf"to return \(state, measures, lost\), got {said}; with nothing to watch"):
+            training.fit(wrong, state, steps=5, block_steps=5)
 
 
 # ---- the steps themselves ------------------------------------------------------------------------

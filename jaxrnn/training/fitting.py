@@ -159,7 +159,13 @@ def fit(
         save()  # before the first step: a disk that is full is better known at once
         while not finished:
             leave_if_asked()
-            after, *measured = block(state)
+            returned = block(state)
+            if not isinstance(returned, tuple) or len(returned) != 3:
+                raise TypeError(
+                    f"training.fit: expected the block to return (state, measures, lost), got {_outline(returned)}; "
+                    f"with nothing to watch, lost is {{}}."
+                )
+            after, *measured = returned
             if any(a.is_deleted() for a in jax.tree.leaves(state)):
                 raise ValueError(
                     "training.fit: the block has donated its argument, but the state before a block is kept, to be "
@@ -253,6 +259,10 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _outline(returned: Any) -> str:
+    return f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
 
 
 def _check_same(checkpoint: Path | None, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
