@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from experiments import EXPERIMENTS
-from jaxrnn import join_processes, use_cpu_devices
+from jaxrnn.devices import join_processes, use_cpu_devices
 
 # What the experiments import beyond jaxrnn's own dependencies, and the name that pip knows it by.
 TRAIN_EXTRA = {

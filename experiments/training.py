@@ -33,7 +33,7 @@ class Task(NamedTuple):
     score: str  # the held-out measure that says which parameters are best
     lower: bool = True  # whether small scores are good
     shared: PyTree = ()  # data, the same for all members
-    batch_axis: PyTree = 1  # where a batch is divided among devices: of each array of it, as in jr.shard_batch
+    batch_axis: PyTree = 1  # where a batch is divided among devices: of each array of it, as in jr.devices.shard_batch
     enough: Callable[[training.Point], bool] = lambda point: False  # whether training may stop before its last step
 
 
@@ -100,7 +100,7 @@ def fit(
     on_point: Callable[[training.Point], None] = lambda point: None,
     made_by: Mapping[str, Any] | None = None,
 ) -> Fit:
-    """Train all members of a model at once, a block of steps at a time, divided among the devices (``jr.ensemble``).
+    """Train all members of a model at once, in blocks of steps, divided among devices (``jr.devices.ensemble``).
 
     Args:
         name: of the model, for the report.
@@ -140,8 +140,8 @@ def fit(
         best = training.better(best, held_out[task.score], state.step, state.params, lower=task.lower)
         return State(state, best), {**means, **held_out}, lost
 
-    states = jr.ensemble(functools.partial(start, task, settings), **devices)(hyper, task.shared)
-    run = jr.ensemble(block, **devices)
+    states = jr.devices.ensemble(functools.partial(start, task, settings), **devices)(hyper, task.shared)
+    run = jr.devices.ensemble(block, **devices)
     stop = training.patience(task.score, settings.patience, lower=task.lower) if settings.patience else None
     fitted = training.fit(
         lambda states: run((states, hyper), task.shared),
@@ -208,7 +208,7 @@ def start(task: Task, settings: Train, hyper: Mapping[str, jax.Array], shared: P
 
 
 def device_mesh(settings: config.Mesh, members: int) -> dict[str, Any]:
-    """The mesh of ``[mesh]``, and which of its axes divides the members: options of ``jr.ensemble``.
+    """The mesh of ``[mesh]``, and which of its axes divides the members: options of ``jr.devices.ensemble``.
 
     Raises:
         config.ConfigError: there are not so many devices, or they do not divide the members.
@@ -224,8 +224,8 @@ def device_mesh(settings: config.Mesh, members: int) -> dict[str, Any]:
         )
     try:
         if settings.batch == 1:
-            return {"mesh": jr.batch_mesh(groups, axis="member")}
-        return {"mesh": jr.batch_mesh(settings.batch, members=groups), "axes": "member"}
+            return {"mesh": jr.devices.batch_mesh(groups, axis="member")}
+        return {"mesh": jr.devices.batch_mesh(settings.batch, members=groups), "axes": "member"}
     except ValueError as error:
         raise config.ConfigError(f"[mesh]: {error}") from None
 

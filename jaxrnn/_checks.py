@@ -232,7 +232,7 @@ def count_members(who: str, members: PyTree) -> int:
         came = " and ".join(f"{size} in {name}" for size, name in seen.items())
         raise ValueError(
             f"{who}: every array of members must lead with the same N, got {came}; stack the members' trees with "
-            f"jr.stack_members, and pass what all share as a further argument."
+            f"jr.devices.stack_members, and pass what all share as a further argument."
         )
     if not seen or 0 in seen:
         raise ValueError(f"{who}: needs at least one member, got {'none' if seen else 'no array'}.")

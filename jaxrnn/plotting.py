@@ -33,16 +33,16 @@ def gradient_norms(flows: Mapping[str, Any], *, title: str = "Gradient norm by l
     """How far back the gradient reaches: ‖∂L/∂h_t‖ over the lag T - 1 - t, on a logarithmic scale.
 
     Args:
-        flows: a curve for each name: a :class:`jaxrnn.StateFlow` of a forward run, an array (T,) by lag (as
-            ``jr.norm_by_lag`` gives it), or (seeds, T), drawn as the geometric mean with the band from the smallest to
-            the largest.
+        flows: a curve for each name: a :class:`jaxrnn.gradients.StateFlow` of a forward run, an array (T,) by lag (as
+            ``jr.gradients.norm_by_lag`` gives it), or (seeds, T), drawn as the geometric mean with the band from the
+            smallest to the largest.
         title: above the axes.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
         >>> from jaxrnn import plotting
         >>> cell, xs = jr.lstm(3, 8), jnp.ones((50, 2, 3))
-        >>> flow = jr.gradient_flow(cell, cell.init(jax.random.key(0)), xs, lambda carry, ys: ys[-1].sum())
+        >>> flow = jr.gradients.gradient_flow(cell, cell.init(jax.random.key(0)), xs, lambda carry, ys: ys[-1].sum())
         >>> figure = plotting.gradient_norms({"h": flow.states.h, "c": flow.states.c})
     """
     figure, axes = _figure(title)
@@ -76,7 +76,7 @@ def singular_values(logs: Any, *, lag: int = 1, title: str | None = None) -> Fig
     """The singular values of the Jacobian products along a run, as bands over time, one step's share of each.
 
     Args:
-        logs: (n, *B, N), from ``jr.log_singular_values`` with the same ``lag``; all sequences of a batch together.
+        logs: (n, *B, N), from ``jr.gradients.log_singular_values`` with the same ``lag``; of all sequences of a batch.
         lag: the steps of each product; values are shown to the power 1/lag.
         title: above the axes.
 
@@ -85,11 +85,13 @@ def singular_values(logs: Any, *, lag: int = 1, title: str | None = None) -> Fig
         >>> from jaxrnn import plotting
         >>> cell, xs = jr.gru(3, 8), jnp.ones((50, 3))
         >>> params = cell.init(jax.random.key(0))
-        >>> figure = plotting.singular_values(jr.log_singular_values(cell, params, xs))
+        >>> figure = plotting.singular_values(jr.gradients.log_singular_values(cell, params, xs))
     """
     logs = np.asarray(logs, float)
     if logs.ndim < 2:
-        raise ValueError(f"singular_values: expected (n, *B, N) from jr.log_singular_values, got shape {logs.shape}.")
+        raise ValueError(
+            f"singular_values: expected (n, *B, N) from jr.gradients.log_singular_values, got shape {logs.shape}."
+        )
     figure, axes = _figure(title or f"Singular values of Jacobians over {lag} step{'s' * (lag > 1)}")
     values = np.exp(np.maximum(logs.reshape(len(logs), -1) / lag, -80))
     times = lag * (1 + np.arange(len(logs)))
@@ -225,8 +227,8 @@ def lyapunov(spectra: Mapping[str, LyapunovSpectrum], *, title: str = "Lyapunov 
     """The Lyapunov exponents in order, and how the leading one settled along the run.
 
     Args:
-        spectra: a :class:`jaxrnn.LyapunovSpectrum` for each name; of a batch the mean is drawn, with the band from
-            the smallest to the largest.
+        spectra: a :class:`jaxrnn.gradients.LyapunovSpectrum` for each name; of a batch the mean is drawn, with the band
+            from the smallest to the largest.
         title: above the panels.
 
     Example:
@@ -234,7 +236,7 @@ def lyapunov(spectra: Mapping[str, LyapunovSpectrum], *, title: str = "Lyapunov 
         >>> from jaxrnn import plotting
         >>> cell = jr.gru(3, 8)
         >>> params = cell.init(jax.random.key(0))
-        >>> figure = plotting.lyapunov({"gru": jr.lyapunov_spectrum(cell, params, jnp.ones((100, 2, 3)))})
+        >>> figure = plotting.lyapunov({"gru": jr.gradients.lyapunov_spectrum(cell, params, jnp.ones((100, 2, 3)))})
     """
     figure = Figure(figsize=(9.5, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -275,8 +277,8 @@ def fixed_points(
     """Fixed points, and the states of runs around them, in the principal components of the states.
 
     Args:
-        points: from ``jr.find_fixed_points``.
-        analysis: from ``jr.linear_analysis`` of their carry; then stable and unstable points are told apart.
+        points: from ``jr.gradients.find_fixed_points``.
+        analysis: from ``jr.gradients.linear_analysis`` of their carry; then stable and unstable points are told apart.
         states: the carry along runs, each leaf (T, *B, …); their first principal components span the figure (without
             states, those of the points).
         components: 3 or 2 axes.
@@ -288,8 +290,9 @@ def fixed_points(
         >>> cell = jr.gru(1, 4)
         >>> params = cell.init(jax.random.key(0))
         >>> ys = jr.scan(cell).apply(params, jnp.ones((30, 5, 1)))[1]
-        >>> points = jr.find_fixed_points(cell, params, ys[-1], jnp.ones(1), method="newton")
-        >>> figure = plotting.fixed_points(points, jr.linear_analysis(cell, params, points.carry, jnp.ones(1)), ys)
+        >>> points = jr.gradients.find_fixed_points(cell, params, ys[-1], jnp.ones(1), method="newton")
+        >>> around = jr.gradients.linear_analysis(cell, params, points.carry, jnp.ones(1))
+        >>> figure = plotting.fixed_points(points, around, ys)
     """
     if components not in (2, 3):
         raise ValueError(f"fixed_points: components must be 2 or 3, got {components!r}.")

@@ -38,10 +38,10 @@ def fit(directory, blocks, *, save=True, on_point=lambda point: None):
         state = learn.init(key)
         return state, training.no_best(state.params)
 
-    run = jr.ensemble(block)
+    run = jr.devices.ensemble(block)
     return training.fit(
         lambda states: run(states, ()),
-        jr.ensemble(start)(jax.random.split(jax.random.key(5), 2)),
+        jr.devices.ensemble(start)(jax.random.split(jax.random.key(5), 2)),
         steps=STEPS * blocks,
         block_steps=STEPS,
         records=Records(directory / "metrics.jsonl"),

@@ -215,8 +215,8 @@ def test_data_from_a_function():
 def test_batches_on_a_mesh():
     lengths = [3, 0, 2, 5, 1]
     batches = bucketed(lengths, batch_size=4, seed=0, buckets=1)
-    at, mesh = padded(batches, [x.astype(np.float32) for x in examples(lengths)]), jr.batch_mesh(2)
-    put = lambda batch: jr.shard_batch(batch, mesh, batch_axis=Padded(1, 0, 0))  # noqa: E731
+    at, mesh = padded(batches, [x.astype(np.float32) for x in examples(lengths)]), jr.devices.batch_mesh(2)
+    put = lambda batch: jr.devices.shard_batch(batch, mesh, batch_axis=Padded(1, 0, 0))  # noqa: E731
     for step, batch in enumerate(prefetch(map(at, range(2)), put=put)):
         assert_same(batch, at(step))
         assert [shard.data.shape for shard in batch.data.addressable_shards] == [(5, 2, 2)] * 2

@@ -69,7 +69,7 @@ def test_nothing_there(tmp_path):
 
 
 def test_other_devices_read_what_these_have_written(tmp_path):
-    mesh = jr.batch_mesh(2)
+    mesh = jr.devices.batch_mesh(2)
     apart, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("batch",), ()))
     a = jnp.arange(24.0).reshape(4, 6)
     checkpoints.save(tmp_path, 1, {"a": jax.device_put(a, apart), "b": jax.device_put(a, everywhere)})

@@ -391,7 +391,9 @@ def test_contributions_are_those_of_the_unrolled_network(case, flags, x64):
     """∂L/∂W = Σ_t: the sum is the gradient, and each part that of a network with weights of its own at each step."""
     params, xs, carry = problem(case, flags)
     loss = lambda *outputs: weighed(outputs)  # noqa: E731
-    parts = jax.jit(lambda params: jr.bptt_contributions(case.layer, params, xs, loss, carry, **flags.options))(params)
+    parts = jax.jit(
+        lambda params: jr.gradients.bptt_contributions(case.layer, params, xs, loss, carry, **flags.options)
+    )(params)
     gradient = program(case)(params, xs, carry, flags.options)[2][0]
     assert all(
         part.shape == (T, *leaf.shape) for part, leaf in zip(*map(jax.tree.leaves, (parts, params)), strict=True)
@@ -414,7 +416,7 @@ def test_contributions_step_by_step(name, reverse, x64):
 
     by_hand = jax.tree.map(lambda *a: jnp.stack(a), *jax.grad(unrolled)([params] * T))
     layer = jr.scan(cell, reverse=reverse)
-    assert_trees_close(jr.bptt_contributions(layer, params, xs, lambda *outputs: weigh(outputs)), by_hand)
+    assert_trees_close(jr.gradients.bptt_contributions(layer, params, xs, lambda *outputs: weigh(outputs)), by_hand)
 
 
 def test_flags_given_together_mean_both():

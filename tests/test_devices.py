@@ -43,9 +43,9 @@ def test_a_training_step_on_two_devices():
     params = randomised(layer.init(jax.random.key(0)))
     alone = (params, optimiser.init(params))
     xs, lengths = draw((T, B, I), 1), jnp.array(LENGTHS)
-    mesh = jr.batch_mesh()
-    shared = jr.replicate(alone, mesh)
-    own_xs, own_lengths = jr.shard_batch((xs, lengths), mesh, batch_axis=(1, 0))
+    mesh = jr.devices.batch_mesh()
+    shared = jr.devices.replicate(alone, mesh)
+    own_xs, own_lengths = jr.devices.shard_batch((xs, lengths), mesh, batch_axis=(1, 0))
     assert [shard.data.shape for shard in own_xs.addressable_shards] == [(T, B // 2, I)] * 2
     program = step.lower(*shared, own_xs, own_lengths).compile().as_text()
     assert collectives_in_loops(program) == [] and "all-reduce" in program
@@ -62,43 +62,43 @@ def test_a_training_step_on_two_devices():
 def test_values_and_places(kind):
     mesh = jax.make_mesh((2,), ("anything",), axis_types=(kind,), devices=jax.devices()[:2])
     batch = {"xs": draw((T, B, I)), "ys": [draw((T, B)), draw((T, B, 1, 2))], "lengths": LENGTHS, "none": None}
-    sharded = jr.shard_batch(batch, mesh, batch_axis={"xs": 1, "ys": 1, "lengths": 0, "none": 1})
+    sharded = jr.devices.shard_batch(batch, mesh, batch_axis={"xs": 1, "ys": 1, "lengths": 0, "none": 1})
     jax.tree.map(np.testing.assert_array_equal, sharded, batch)
     halves = jax.tree.map(lambda a: [shard.data.shape for shard in a.addressable_shards], sharded)
     assert halves == {"xs": [(T, 2, I)] * 2, "ys": [[(T, 2)] * 2, [(T, 2, 1, 2)] * 2], "lengths": [(2,)] * 2} | {
         "none": None
     }
-    whole = jr.replicate({"w": draw((3,)), "key": jax.random.key(1)}, mesh)
+    whole = jr.devices.replicate({"w": draw((3,)), "key": jax.random.key(1)}, mesh)
     assert all(a.sharding.is_fully_replicated and len(a.devices()) == 2 for a in whole.values())
     np.testing.assert_array_equal(whole["w"], draw((3,)))
-    halves_in_jit = jax.jit(lambda a: jr.shard_batch(a, mesh) * 2)(batch["xs"])
+    halves_in_jit = jax.jit(lambda a: jr.devices.shard_batch(a, mesh) * 2)(batch["xs"])
     np.testing.assert_array_equal(halves_in_jit, batch["xs"] * 2)
 
 
 def test_mesh_of_some_devices():
-    assert jr.batch_mesh(1).size == 1 and jr.batch_mesh().size == jr.batch_mesh(2).size == 2
-    assert jr.batch_mesh(2, axis="seed").axis_names == ("seed",)
-    assert jr.batch_mesh().axis_types == (AxisType.Auto,)
+    assert jr.devices.batch_mesh(1).size == 1 and jr.devices.batch_mesh().size == jr.devices.batch_mesh(2).size == 2
+    assert jr.devices.batch_mesh(2, axis="seed").axis_names == ("seed",)
+    assert jr.devices.batch_mesh().axis_types == (AxisType.Auto,)
 
 
 def test_mesh_of_groups():
     shapes = [
-        (jr.batch_mesh(members=1), (1, 2)),
-        (jr.batch_mesh(members=2), (2, 1)),
-        (jr.batch_mesh(1, members="rest"), (2, 1)),
-        (jr.batch_mesh(2, members="rest"), (1, 2)),
-        (jr.batch_mesh(1, members=1), (1, 1)),
+        (jr.devices.batch_mesh(members=1), (1, 2)),
+        (jr.devices.batch_mesh(members=2), (2, 1)),
+        (jr.devices.batch_mesh(1, members="rest"), (2, 1)),
+        (jr.devices.batch_mesh(2, members="rest"), (1, 2)),
+        (jr.devices.batch_mesh(1, members=1), (1, 1)),
     ]
     assert [tuple(mesh.shape.items()) for mesh, _ in shapes] == [(("member", m), ("batch", n)) for _, (m, n) in shapes]
-    assert jr.batch_mesh(2, members=1, axis="rows").axis_names == ("member", "rows")
-    assert jr.batch_mesh(members=2).axis_types == (AxisType.Auto,) * 2
-    assert jr.batch_mesh(members=2).devices.ravel().tolist() == jax.devices()
+    assert jr.devices.batch_mesh(2, members=1, axis="rows").axis_names == ("member", "rows")
+    assert jr.devices.batch_mesh(members=2).axis_types == (AxisType.Auto,) * 2
+    assert jr.devices.batch_mesh(members=2).devices.ravel().tolist() == jax.devices()
 
 
 def test_a_batch_over_one_axis_of_a_mesh():
-    whole, halves = jr.batch_mesh(members=2), jr.batch_mesh(members=1)
+    whole, halves = jr.devices.batch_mesh(members=2), jr.devices.batch_mesh(members=1)
     shapes = lambda B, mesh, axes=None: [  # noqa: E731
-        shard.data.shape for shard in jr.shard_batch(draw((T, B)), mesh, axes=axes).addressable_shards
+        shard.data.shape for shard in jr.devices.shard_batch(draw((T, B)), mesh, axes=axes).addressable_shards
     ]
     assert shapes(3, whole, "batch") == [(T, 3)] * 2
     assert shapes(4, halves, ("batch",)) == shapes(4, whole) == [(T, 2)] * 2
@@ -106,7 +106,10 @@ def test_a_batch_over_one_axis_of_a_mesh():
 
 def test_cpu_devices_are_set_before_jax_starts():
     """And it does not start JAX by itself: a second call may still change its mind."""
-    code = "import jaxrnn as jr, jax; jr.use_cpu_devices(2); jr.use_cpu_devices(3); print(len(jax.devices()))"
+    code = (
+        "import jaxrnn as jr, jax; jr.devices.use_cpu_devices(2); "
+        "jr.devices.use_cpu_devices(3); print(len(jax.devices()))"
+    )
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     run = [sys.executable, "-c", code]
     assert subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout == "3\n"
@@ -114,7 +117,7 @@ def test_cpu_devices_are_set_before_jax_starts():
 
 def test_cpu_devices_that_are_there_already():
     assert len(jax.devices()) == 2  # JAX has started now
-    jr.use_cpu_devices(2)
+    jr.devices.use_cpu_devices(2)
     assert len(jax.devices()) == 2
 
 
@@ -123,8 +126,8 @@ import jax, jax.numpy as jnp, numpy as np, jaxrnn as jr
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import PartitionSpec
 
-jr.use_cpu_devices(2)
-assert jr.join_processes(timeout=60, heartbeat=20) == jr.join_processes() == jax.process_count() == 2
+jr.devices.use_cpu_devices(2)
+assert jr.devices.join_processes(timeout=60, heartbeat=20) == jr.devices.join_processes() == jax.process_count() == 2
 rank = jax.process_index()
 assert jax.devices()[2 * rank].process_index == rank
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -133,9 +136,9 @@ layer = jr.scan(jr.lstm(3, 4))
 xs = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
 mine = xs[:, 2 * rank : 2 * rank + 2]
 keys = jax.random.split(jax.random.key(rank))
-over_all = jr.shard_batch({"n": np.arange(2) + 2 * rank, "key": keys}, jr.batch_mesh(), batch_axis=0)
+over_all = jr.devices.shard_batch({"n": np.arange(2) + 2 * rank, "key": keys}, jr.devices.batch_mesh(), batch_axis=0)
 assert process_allgather(over_all["n"], tiled=True).tolist() == [0, 1, 2, 3] and over_all["key"].shape == (4,)
-for shard in jr.replicate(jax.random.key(5), jr.batch_mesh()).addressable_shards:
+for shard in jr.devices.replicate(jax.random.key(5), jr.devices.batch_mesh()).addressable_shards:
     np.testing.assert_array_equal(jax.random.key_data(shard.data), jax.random.key_data(jax.random.key(5)))
 
 # Two steps of SGD for two members: a process for each, or both for both.
@@ -158,11 +161,11 @@ def spread(member, xs):
 members = {"key": jax.random.split(jax.random.key(1), 2), "rate": jnp.array([0.1, 1.0])}
 want = jax.jit(jax.vmap(train, in_axes=(0, None)))(members, xs)[1:]
 for groups in (2, 1):
-    mesh = jr.batch_mesh(members=groups)
+    mesh = jr.devices.batch_mesh(members=groups)
     assert {device.process_index for device in mesh.devices[0]} == ({0, 1} if groups == 1 else {0})
-    shared = jr.shard_batch(xs if groups == 2 else mine, mesh, axes="batch")  # all that its own devices need
+    shared = jr.devices.shard_batch(xs if groups == 2 else mine, mesh, axes="batch")  # all that its own devices need
     assert shared.shape == xs.shape
-    run = jr.ensemble(spread, mesh=mesh, axes="member")
+    run = jr.devices.ensemble(spread, mesh=mesh, axes="member")
     for again in range(2):  # with keys and numbers of this process, then with what the program returned
         members, *got = run(members, shared)
         assert {shard.data.shape[0] for shard in got[1].addressable_shards} == {2 // groups}
@@ -170,7 +173,7 @@ for groups in (2, 1):
 assert len(traces) == 3  # of the process alone, and of each ensemble
 for n in (1, 2):
     try:
-        jr.batch_mesh(n)
+        jr.devices.batch_mesh(n)
     except ValueError as error:
         assert "leaves out all those of process 1" in str(error)
     else:
@@ -206,7 +209,7 @@ def test_two_processes():
 
 KILLED = """
 import os, signal, jaxrnn as jr
-jr.join_processes(timeout=20, heartbeat=3)
+jr.devices.join_processes(timeout=20, heartbeat=3)
 from jax.experimental.multihost_utils import sync_global_devices
 sync_global_devices("both are there")
 if os.environ["JAX_PROCESS_ID"] == "1":
@@ -261,7 +264,7 @@ def test_where_processes_are_found(name, environment, monkeypatch):
     environment(variables)
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append((args, options)))
-    assert jr.join_processes(timeout=7, heartbeat=5) == (1 if place is None else place[1])
+    assert jr.devices.join_processes(timeout=7, heartbeat=5) == (1 if place is None else place[1])
     seconds = {"initialization_timeout": 7, "shutdown_timeout_seconds": 7, "heartbeat_timeout_seconds": 5}
     assert calls == ([] if place is None else [(place[:3], {"cluster_detection_method": place[3], **seconds})])
 
@@ -271,7 +274,7 @@ def test_waiting_says_for_whom(environment, monkeypatch, caplog):
     said = threading.Event()
     caplog.handler.addFilter(lambda record: said.set() or True)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: said.wait(10))
-    jr.join_processes(timeout=1)
+    jr.devices.join_processes(timeout=1)
     assert "process 1 of 2 still waits for the others at there:1, and will give up 1 s after" in caplog.text
 
 
@@ -305,14 +308,14 @@ def test_errors_of_processes(name, environment):
     variables, words = PROCESS_ERRORS[name]
     environment(variables)
     with pytest.raises(ValueError, match="(?s)" + ".*".join(map(re.escape, words))):
-        jr.join_processes()
+        jr.devices.join_processes()
 
 
 def test_processes_are_joined_before_jax_starts(environment):
     assert len(jax.devices()) == 2  # JAX has started now
     environment({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"})
     with pytest.raises(RuntimeError, match=r"join_processes: expected to be called before JAX starts, .* 1 of 2"):
-        jr.join_processes()
+        jr.devices.join_processes()
 
 
 def four_devices(call):
@@ -321,63 +324,75 @@ def four_devices(call):
         return call()
 
 
-MESH = functools.partial(jr.batch_mesh, 2)
+MESH = functools.partial(jr.devices.batch_mesh, 2)
 ERRORS = {
     "too late": (
-        lambda: jax.devices() and jr.use_cpu_devices(3),
+        lambda: jax.devices() and jr.devices.use_cpu_devices(3),
         RuntimeError,
         ["use_cpu_devices: expected to be called before JAX starts", "with 2 CPU devices and cannot have 3"]
         + ["right after the imports", "JAX_NUM_CPU_DEVICES=3"],
     ),
-    "no device": (lambda: jr.use_cpu_devices(0), ValueError, ["use_cpu_devices: n must be a positive int, got 0"]),
-    "half a device": (lambda: jr.use_cpu_devices(1.5), TypeError, ["n must be a positive int, got 1.5"]),
-    "mesh of more": (
-        lambda: jr.batch_mesh(3),
+    "no device": (
+        lambda: jr.devices.use_cpu_devices(0),
         ValueError,
-        ["batch_mesh: asked for 3 devices, but JAX has 2 (cpu)", "jr.use_cpu_devices(3) before"],
+        ["use_cpu_devices: n must be a positive int, got 0"],
     ),
-    "mesh of -1": (lambda: jr.batch_mesh(-1), ValueError, ["batch_mesh: n must be a positive int, got -1"]),
-    "mesh of more groups": (
-        lambda: jr.batch_mesh(2, members=3),
+    "half a device": (lambda: jr.devices.use_cpu_devices(1.5), TypeError, ["n must be a positive int, got 1.5"]),
+    "mesh of more": (
+        lambda: jr.devices.batch_mesh(3),
         ValueError,
-        ["batch_mesh: asked for 6 devices, 3 groups of 2, but JAX has 2 (cpu)", "jr.use_cpu_devices(6) before"],
+        ["batch_mesh: asked for 3 devices, but JAX has 2 (cpu)", "jr.devices.use_cpu_devices(3) before"],
+    ),
+    "mesh of -1": (lambda: jr.devices.batch_mesh(-1), ValueError, ["batch_mesh: n must be a positive int, got -1"]),
+    "mesh of more groups": (
+        lambda: jr.devices.batch_mesh(2, members=3),
+        ValueError,
+        ["batch_mesh: asked for 6 devices, 3 groups of 2, but JAX has 2 (cpu)", "jr.devices.use_cpu_devices(6) before"],
     ),
     "groups that do not divide": (
-        lambda: four_devices(lambda: jr.batch_mesh(members=3)),
+        lambda: four_devices(lambda: jr.devices.batch_mesh(members=3)),
         ValueError,
         ["batch_mesh: the 4 devices that JAX has (cpu) cannot be divided into 3 groups", "a divisor of 4"],
     ),
     "batches that do not divide": (
-        lambda: four_devices(lambda: jr.batch_mesh(3, members="rest")),
+        lambda: four_devices(lambda: jr.devices.batch_mesh(3, members="rest")),
         ValueError,
         ["the 4 devices that JAX has (cpu) cannot be divided into groups of 3", "leave some devices unused"],
     ),
     "the rest of the rest": (
-        lambda: jr.batch_mesh(members="rest"),
+        lambda: jr.devices.batch_mesh(members="rest"),
         ValueError,
         ["batch_mesh: n and members cannot both be all the rest; give n=1", "or members=1"],
     ),
-    "groups in words": (lambda: jr.batch_mesh(members="all"), TypeError, ["members must be a positive int, got 'all'"]),
-    "seconds": (lambda: jr.join_processes(timeout=0), ValueError, ["join_processes: timeout must be a positive int"]),
+    "groups in words": (
+        lambda: jr.devices.batch_mesh(members="all"),
+        TypeError,
+        ["members must be a positive int, got 'all'"],
+    ),
+    "seconds": (
+        lambda: jr.devices.join_processes(timeout=0),
+        ValueError,
+        ["join_processes: timeout must be a positive int"],
+    ),
     "axis of a mesh": (
-        lambda: jr.shard_batch(jnp.ones((T, B)), MESH(), axes="bach"),
+        lambda: jr.devices.shard_batch(jnp.ones((T, B)), MESH(), axes="bach"),
         ValueError,
         ["shard_batch: axes must name one or more axes of the mesh, which has 'batch', got 'bach'; did you mean"],
     ),
     "batch": (
-        lambda: jr.shard_batch({"xs": jnp.ones((T, 5, I))}, MESH()),
+        lambda: jr.devices.shard_batch({"xs": jnp.ones((T, 5, I))}, MESH()),
         ValueError,
         ["shard_batch: the batch axis 1 of tree['xs'], 5, cannot be divided among 2 devices"]
         + ["give a multiple of 2, such as 6, or a mesh of 1 device"],
     ),
     "axis": (
-        lambda: jr.shard_batch((jnp.ones((T, B)), jnp.ones(B)), MESH()),
+        lambda: jr.devices.shard_batch((jnp.ones((T, B)), jnp.ones(B)), MESH()),
         ValueError,
         ["expected batch_axis to name an axis of tree[1], which has shape (4,), got 1", "such as (1, 0)"],
     ),
-    "axis -1": (lambda: jr.shard_batch(jnp.ones((T, B)), MESH(), batch_axis=-1), ValueError, ["got -1"]),
+    "axis -1": (lambda: jr.devices.shard_batch(jnp.ones((T, B)), MESH(), batch_axis=-1), ValueError, ["got -1"]),
     "axes of another tree": (
-        lambda: jr.shard_batch((jnp.ones((T, B)), jnp.ones(B)), MESH(), batch_axis=(1, 0, 0)),
+        lambda: jr.devices.shard_batch((jnp.ones((T, B)), jnp.ones(B)), MESH(), batch_axis=(1, 0, 0)),
         ValueError,
         ["shard_batch: batch_axis must be", "the upper part of the tree", "got (1, 0, 0)"],
     ),

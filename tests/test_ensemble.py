@@ -21,7 +21,7 @@ XS = draw((T, B, I), 1)
 
 
 def members_of(N):
-    return jr.stack_members([randomised(LAYER.init(jax.random.key(0)), seed) for seed in range(N)])
+    return jr.devices.stack_members([randomised(LAYER.init(jax.random.key(0)), seed) for seed in range(N)])
 
 
 def member(tree, n):
@@ -49,7 +49,7 @@ def sizes(division):
 )
 def test_gradients_equal_those_of_separate_runs(N, how, devices):
     members = members_of(N)
-    run = jr.ensemble(jax.value_and_grad(loss), how=how)
+    run = jr.devices.ensemble(jax.value_and_grad(loss), how=how)
     assert sizes(run.describe(members)) == (devices, "map" if how == "auto" else how)
     outputs = run(members, XS)
     assert_each_equals(outputs, jax.value_and_grad(loss), members, N, XS)
@@ -82,7 +82,7 @@ def test_training_steps_of_several_learning_rates(x64):
         "key": jax.random.split(jax.random.key(3), N),
         "steps": jnp.zeros(N, int),
     }
-    run = jr.ensemble(train)
+    run = jr.devices.ensemble(train)
     after, losses = run(members, XS)
     again, _ = run(after, XS)
     assert len(traces) == 1
@@ -102,13 +102,13 @@ def test_training_steps_of_several_learning_rates(x64):
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["Auto", "Explicit"])
 def test_devices_exchange_nothing(kind):
     mesh = jax.make_mesh((2,), ("anything",), axis_types=(kind,), devices=jax.devices()[:2])
-    run = jr.ensemble(jax.grad(loss), mesh=mesh)
+    run = jr.devices.ensemble(jax.grad(loss), mesh=mesh)
     members = members_of(2)
     compiled = jax.jit(run).lower(members, XS).compile()
     assert "while" in compiled.as_text() and re.findall(COLLECTIVE, compiled.as_text()) == []
     assert_each_equals(jax.device_get(run(members, XS)), jax.grad(loss), members, 2, XS)
-    times = jr.ensemble(lambda member, xs: member * xs.sum(), mesh=mesh)
-    assert times(jnp.ones(2), jr.shard_batch(jnp.ones((2, 4)), mesh)).tolist() == [8, 8]
+    times = jr.devices.ensemble(lambda member, xs: member * xs.sum(), mesh=mesh)
+    assert times(jnp.ones(2), jr.devices.shard_batch(jnp.ones((2, 4)), mesh)).tolist() == [8, 8]
 
 
 def collectives_in_time_loops(program):
@@ -139,7 +139,7 @@ def test_members_over_one_axis_and_their_batches_over_another(groups, how, x64):
         return gradient(params, spread(xs, PartitionSpec(None, "batch")), spread(lengths, PartitionSpec("batch")))
 
     members = jax.tree.map(lambda a: a.astype(float), members_of(2))
-    run = jr.ensemble(divided, mesh=jr.batch_mesh(2 // groups, members=groups), how=how, axes="member")
+    run = jr.devices.ensemble(divided, mesh=jr.devices.batch_mesh(2 // groups, members=groups), how=how, axes="member")
     program = jax.jit(run).lower(members, xs, lengths).compile().as_text()
     assert collectives_in_time_loops(program) == [] and ("all-reduce" in program) == (groups == 1)
     got, alone = run(members, xs, lengths), jax.jit(gradient)
@@ -151,10 +151,10 @@ def test_members_over_one_axis_and_their_batches_over_another(groups, how, x64):
 
 def test_a_batch_that_is_divided_already_stays_so():
     """Though the function does not ask for it: each device computes the outputs of its own part."""
-    mesh, members = jr.batch_mesh(2, members=1), members_of(2)
+    mesh, members = jr.devices.batch_mesh(2, members=1), members_of(2)
     outputs = lambda params, xs: LAYER.apply(params, xs)[1]  # noqa: E731
-    run = jr.ensemble(outputs, mesh=mesh, axes="member")
-    apart = run(members, jr.shard_batch(XS, mesh, axes="batch"))
+    run = jr.devices.ensemble(outputs, mesh=mesh, axes="member")
+    apart = run(members, jr.devices.shard_batch(XS, mesh, axes="batch"))
     assert [shard.data.shape for shard in apart.addressable_shards] == [(2, T, B // 2, H)] * 2
     assert run(members, XS).sharding.is_fully_replicated
     assert_each_equals(apart, outputs, members, 2, XS)
@@ -163,25 +163,27 @@ def test_a_batch_that_is_divided_already_stays_so():
 def test_gradient_through_an_ensemble():
     """By what all members share: the sum over members, which does cross devices."""
     members = members_of(2)
-    run = jr.ensemble(loss)
+    run = jr.devices.ensemble(loss)
     got = jax.jit(jax.grad(lambda xs: run(members, xs).sum()))(XS)
     want = jax.jit(jax.grad(lambda xs: loss(member(members, 0), xs) + loss(member(members, 1), xs)))(XS)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
 
 
 def test_describe_says_what_and_why():
-    describe = lambda N, **options: str(jr.ensemble(loss, **options).describe(jnp.ones((N, 2))))  # noqa: E731
+    describe = lambda N, **options: str(jr.devices.ensemble(loss, **options).describe(jnp.ones((N, 2))))  # noqa: E731
     assert re.search(r"6 members on 2 cpu devices, 3 on each, .*lax\.map.*: a CPU runs batched", describe(6))
     assert re.search(r"4 members on 2 cpu devices, 2 on each, batched \(vmap\): how='vmap'", describe(4, how="vmap"))
     assert re.search(r"3 members on 1 cpu device, 3 on each.*3 members cannot be divided among all 2", describe(3))
-    group = describe(3, mesh=jr.batch_mesh(2, members=1), axes="member")
+    group = describe(3, mesh=jr.devices.batch_mesh(2, members=1), axes="member")
     assert re.search(r"3 members on 1 group of 2 cpu devices, 3 on each, .*sharing what .* divides over 'batch'", group)
-    assert "2 members on 2 cpu devices, 1 on each" in describe(2, mesh=jr.batch_mesh(1, members=2), axes=["member"])
+    assert "2 members on 2 cpu devices, 1 on each" in describe(
+        2, mesh=jr.devices.batch_mesh(1, members=2), axes=["member"]
+    )
 
 
 def test_stack_members_stacks():
     trees = [{"a": np.full(2, n, np.float32), "key": jax.random.key(n), "rate": 0.1 * n} for n in range(3)]
-    stacked = jr.stack_members(trees)
+    stacked = jr.devices.stack_members(trees)
     assert stacked["a"].tolist() == [[0, 0], [1, 1], [2, 2]] and stacked["a"].dtype == np.float32
     np.testing.assert_allclose(stacked["rate"], [0, 0.1, 0.2], rtol=1e-6)
     assert (jax.random.key_data(stacked["key"][2]) == jax.random.key_data(jax.random.key(2))).all()
@@ -192,13 +194,16 @@ def in_mesh(call):
         return call()
 
 
-RUN = jr.ensemble(lambda member, *shared: member)
+RUN = jr.devices.ensemble(lambda member, *shared: member)
 PARAMS = jr.elman(I, H).init(jax.random.key(0))
 ERRORS = {
-    "how": (lambda: jr.ensemble(loss, how="vmpa"), ["ensemble: how must be one of", "'vmpa'", "did you mean 'vmap'"]),
+    "how": (
+        lambda: jr.devices.ensemble(loss, how="vmpa"),
+        ["ensemble: how must be one of", "'vmpa'", "did you mean 'vmap'"],
+    ),
     "different N": (
         lambda: RUN({"a": jnp.ones((4, 2)), "b": jnp.ones(3)}),
-        ["lead with the same N", "4 in members['a'] and 3 in members['b']", "jr.stack_members"],
+        ["lead with the same N", "4 in members['a'] and 3 in members['b']", "jr.devices.stack_members"],
     ),
     "scalar": (
         lambda: RUN({"a": jnp.ones(4), "rate": 0.1}),
@@ -207,37 +212,42 @@ ERRORS = {
     "no members": (lambda: RUN(jnp.ones((0, 2))), ["at least one member, got none"]),
     "no arrays": (lambda: RUN({}), ["at least one member, got no array"]),
     "mesh": (
-        lambda: jr.ensemble(loss, mesh=jr.batch_mesh(2)).describe(jnp.ones((5, 2))),
+        lambda: jr.devices.ensemble(loss, mesh=jr.devices.batch_mesh(2)).describe(jnp.ones((5, 2))),
         ["ensemble: the members, 5, cannot be divided among 2 devices", "such as 6", "a mesh of 1 device"],
     ),
     "groups of a mesh": (
-        lambda: jr.ensemble(loss, mesh=jr.batch_mesh(1, members=2), axes="member").describe(jnp.ones((5, 2))),
+        lambda: jr.devices.ensemble(loss, mesh=jr.devices.batch_mesh(1, members=2), axes="member").describe(
+            jnp.ones((5, 2))
+        ),
         ["ensemble: the members, 5, cannot be divided among 2 devices"],
     ),
     "axis": (
-        lambda: jr.ensemble(loss, mesh=jr.batch_mesh(1, members=2), axes="members"),
+        lambda: jr.devices.ensemble(loss, mesh=jr.devices.batch_mesh(1, members=2), axes="members"),
         ["ensemble: axes must name", "the mesh, which has 'member', 'batch', got 'members'; did you mean 'member'?"],
     ),
-    "no axis": (lambda: jr.ensemble(loss, mesh=jr.batch_mesh(2), axes=()), ["ensemble: axes must name one", "got ()"]),
+    "no axis": (
+        lambda: jr.devices.ensemble(loss, mesh=jr.devices.batch_mesh(2), axes=()),
+        ["ensemble: axes must name one", "got ()"],
+    ),
     "axes of no mesh": (
-        lambda: jr.ensemble(loss, axes="member"),
-        ["ensemble: axes='member' needs the mesh", "mesh=jr.batch_mesh(members="],
+        lambda: jr.devices.ensemble(loss, axes="member"),
+        ["ensemble: axes='member' needs the mesh", "mesh=jr.devices.batch_mesh(members="],
     ),
     "another mesh is set": (
         lambda: in_mesh(lambda: RUN(jnp.ones((4, 2)))),
         ["ensemble: jax.set_mesh has set a mesh of other devices or axes, ('other',)", "pass that one as mesh="],
     ),
-    "stack nothing": (lambda: jr.stack_members([]), ["stack_members: needs at least one member, got none"]),
+    "stack nothing": (lambda: jr.devices.stack_members([]), ["stack_members: needs at least one member, got none"]),
     "stack different trees": (
-        lambda: jr.stack_members([{"a": jnp.ones(2)}, {"b": jnp.ones(2)}]),
+        lambda: jr.devices.stack_members([{"a": jnp.ones(2)}, {"b": jnp.ones(2)}]),
         ["member 1 should be {'a': array (2,)}, got {'b': array (2,)}", "all members must be of one model"],
     ),
     "stack different shapes": (
-        lambda: jr.stack_members([PARAMS, PARAMS, jr.elman(I, H + 1).init(jax.random.key(0))]),
+        lambda: jr.devices.stack_members([PARAMS, PARAMS, jr.elman(I, H + 1).init(jax.random.key(0))]),
         ["member 2.W_xh should have shape (3, 4), got (3, 5)", "one model"],
     ),
     "stack different dtypes": (
-        lambda: jr.stack_members([jnp.ones(2), jnp.ones(2, jnp.bfloat16)]),
+        lambda: jr.devices.stack_members([jnp.ones(2), jnp.ones(2, jnp.bfloat16)]),
         ["member 1 is bfloat16 but that of member 0 is float32", ".astype('float32')"],
     ),
 }
@@ -254,4 +264,4 @@ def test_a_mesh_that_is_none():
     with pytest.raises(
         TypeError, match=r"ensemble: mesh must be a jax\.sharding\.Mesh, got 2; jr\.batch_mesh makes one"
     ):
-        jr.ensemble(lambda member: member, mesh=2)
+        jr.devices.ensemble(lambda member: member, mesh=2)

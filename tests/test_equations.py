@@ -300,13 +300,13 @@ def test_embedding_reads_its_rows_in_every_integer_dtype(dtype, jit):
     table = np.random.default_rng(4).normal(size=(256, O))
     tokens = np.array([0, 1, 127, np.iinfo(dtype).max % 256]).astype(dtype)
     step = jax.jit(cell.step) if jit else cell.step
-    np.testing.assert_array_equal(step(jr.EmbeddingParams(table), (), jnp.asarray(tokens))[1], table[tokens])
+    np.testing.assert_array_equal(step(jr.cells.EmbeddingParams(table), (), jnp.asarray(tokens))[1], table[tokens])
 
 
 def test_embedding_outside_its_vocabulary_is_nan():
     cell = jr.embedding(V, O)
     table = np.ones((V, O))
-    y = cell.step(jr.EmbeddingParams(table), (), jnp.array([-1, 0, V - 1, V]))[1]
+    y = cell.step(jr.cells.EmbeddingParams(table), (), jnp.array([-1, 0, V - 1, V]))[1]
     np.testing.assert_array_equal(y[:, 0], [np.nan, 1, 1, np.nan])
 
 

@@ -18,7 +18,7 @@ def find(F, starts, **options):
     """Of the map F without inputs."""
     starts = jnp.asarray(starts)
     cell = autonomous(starts[0], F)
-    return jr.find_fixed_points(cell, cell.init(None), starts, NOTHING, **options)
+    return jr.gradients.find_fixed_points(cell, cell.init(None), starts, NOTHING, **options)
 
 
 def stay(h):
@@ -54,7 +54,7 @@ def test_saddle_between_two_stable_points(x64):
     order = np.argsort(found.carry[:, 0])
     np.testing.assert_allclose(found.carry[order], [[-1, 0.5], [0, 0.5], [1, 0.5]], atol=1e-7)
     cell = autonomous(jnp.zeros(2), F)
-    around = jr.linear_analysis(cell, cell.init(None), found.carry[order], NOTHING)
+    around = jr.gradients.linear_analysis(cell, cell.init(None), found.carry[order], NOTHING)
     np.testing.assert_allclose(around.eigenvalues, [[0.5, 0], [1.5, 0.5], [0.5, 0]], atol=1e-6)
     assert around.stable.tolist() == [True, False, True]
     np.testing.assert_allclose(around.time_constants[1], [1 / np.log(1.5), 1 / np.log(2)], rtol=1e-6)
@@ -65,7 +65,7 @@ def test_the_input_moves_the_point(x64):
     cell = jr.elman(2, 3)
     params = randomised(cell.init(jax.random.key(0)), 1, scale=0.2)
     x = jnp.array([1.0, -1.0])
-    found = jr.find_fixed_points(cell, params, draw((5, 3), 1), x)
+    found = jr.gradients.find_fixed_points(cell, params, draw((5, 3), 1), x)
     h, _ = jax.lax.scan(lambda h, x: cell.step(params, h, x), jnp.zeros(3), jnp.broadcast_to(x, (200, 2)))
     np.testing.assert_allclose(found.carry, h[None], atol=1e-6)  # the map contracts, so its iterates end there
     assert jnp.abs(h).min() > 0.01  # and away from 0, where they would end without input
@@ -75,7 +75,7 @@ def test_carry_tree_of_an_lstm(x64):
     cell = CELLS["lstm"]
     params, x = randomised(cell.init(jax.random.key(0)), 1), draw(I, 2)
     starts = jr.LSTMCarry(draw((20, H), 3), draw((20, H), 4))
-    found = jr.find_fixed_points(cell, params, starts, x, method="newton", tolerance=1e-16)
+    found = jr.gradients.find_fixed_points(cell, params, starts, x, method="newton", tolerance=1e-16)
     assert isinstance(found.carry, jr.LSTMCarry) and len(found.speed) > 0
     again, _ = cell.step(params, found.carry, jnp.broadcast_to(x, (len(found.speed), I)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), again, found.carry)
@@ -127,7 +127,7 @@ def test_no_point_at_all():
     assert found.carry.shape == (0, 2)
     assert [a.shape for a in found[1:]] == [(0,)] * 3
     cell = autonomous(jnp.zeros(2), lambda h: h + 1)
-    around = jr.linear_analysis(cell, cell.init(None), found.carry, NOTHING)
+    around = jr.gradients.linear_analysis(cell, cell.init(None), found.carry, NOTHING)
     assert around.eigenvalues.shape == (0, 2) and around.stable.shape == (0,)
 
 
@@ -138,7 +138,7 @@ def test_linear_analysis_against_numpy(x64):
     cell = CELLS["lstm"]
     params, x = randomised(cell.init(jax.random.key(0)), 1), draw(I, 2)
     carry = randomised(cell.initial_carry(params, (2, 3)), 3)
-    around = jr.linear_analysis(cell, params, carry, x)
+    around = jr.gradients.linear_analysis(cell, params, carry, x)
     leaves, treedef = jax.tree.flatten(carry)
     cuts = np.cumsum([a.shape[-1] for a in leaves])[:-1]
     h = np.concatenate(leaves, axis=-1)
@@ -171,7 +171,7 @@ STARTS, X = jnp.zeros((5, H)), jnp.zeros(I)
 
 
 def search(cell=CELL, params=PARAMS, starts=STARTS, x=X, **options):
-    return jr.find_fixed_points(cell, params, starts, x, **options)
+    return jr.gradients.find_fixed_points(cell, params, starts, x, **options)
 
 
 @pytest.mark.parametrize(
@@ -226,4 +226,4 @@ def test_search_is_not_for_jit(traced):
 )
 def test_errors_of_the_analysis(arguments, error, message):
     with pytest.raises(error, match=r"linear_analysis.*" + re.escape(message)):
-        jr.linear_analysis(*arguments)
+        jr.gradients.linear_analysis(*arguments)

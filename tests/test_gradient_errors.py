@@ -28,10 +28,10 @@ def on(function, cell, *rest, xs=XS, **options):
     return call
 
 
-flow = functools.partial(on, jr.gradient_flow)
-values = functools.partial(on, jr.log_singular_values)
-lyapunov = functools.partial(on, jr.lyapunov_spectrum)
-penalty = functools.partial(on, jr.jacobian_penalty)
+flow = functools.partial(on, jr.gradients.gradient_flow)
+values = functools.partial(on, jr.gradients.log_singular_values)
+lyapunov = functools.partial(on, jr.gradients.lyapunov_spectrum)
+penalty = functools.partial(on, jr.gradients.jacobian_penalty)
 
 
 def hidden_in_a_scan(params, h, x):
@@ -66,7 +66,7 @@ CASES = {
     ),
     "flow of nothing": (flow(LSTM, last, xs=XS[:0]), ValueError, ["gradient_flow: xs has T = 0 steps", "at least 1"]),
     "flow of no layer": (
-        lambda: jr.gradient_flow(3, None, XS, last),
+        lambda: jr.gradients.gradient_flow(3, None, XS, last),
         TypeError,
         ["expected a Cell or a Layer, got int"],
     ),
@@ -108,13 +108,17 @@ CASES = {
         ["leaky: rate must be a Python number, got", "among its params"],
     ),
     "jacobian of a wrong carry": (
-        lambda: jr.step_jacobian(LSTM, LSTM.init(KEY), jnp.zeros((B, H)), XS[0]),
+        lambda: jr.gradients.step_jacobian(LSTM, LSTM.init(KEY), jnp.zeros((B, H)), XS[0]),
         ValueError,
         ["step_jacobian: carry should be LSTMCarry(h=array (2, 4), c=array (2, 4)), got array (2, 4)"],
     ),
-    "norms by lag": (lambda: jr.norm_by_lag(jnp.ones(())), ValueError, ["norm_by_lag: expected norms (T, *B)"]),
+    "norms by lag": (
+        lambda: jr.gradients.norm_by_lag(jnp.ones(())),
+        ValueError,
+        ["norm_by_lag: expected norms (T, *B)"],
+    ),
     "norms by lag, lengths": (
-        lambda: jr.norm_by_lag(jnp.ones((T, B)), lengths=jnp.ones(3, int)),
+        lambda: jr.gradients.norm_by_lag(jnp.ones((T, B)), lengths=jnp.ones(3, int)),
         ValueError,
         ["norm_by_lag: lengths must have the batch shape (2,)", "got (3,)"],
     ),
@@ -135,7 +139,7 @@ CASES = {
             "lyapunov_spectrum": lyapunov,
             "jacobian_penalty": lambda cell: penalty(cell, last),
             "step_jacobian": lambda cell: (
-                lambda: jr.step_jacobian(cell, cell.init(KEY), cell.initial_carry(cell.init(KEY)), XS[0, 0])
+                lambda: jr.gradients.step_jacobian(cell, cell.init(KEY), cell.initial_carry(cell.init(KEY)), XS[0, 0])
             ),
         }.items()
     },
@@ -161,9 +165,13 @@ CASES = {
     ),
     "burn_in below 0": (lyapunov(LSTM, burn_in=-1), ValueError, ["burn_in must be an int of at least 0, got -1"]),
     "exponents of nothing": (lyapunov(LSTM, xs=XS[:0]), ValueError, ["lyapunov_spectrum: xs has T = 0 steps"]),
-    "words under jit": (on(jr.diagnose, LSTM), TypeError, ["diagnose: its words need values, so it cannot be jitted"]),
+    "words under jit": (
+        on(jr.gradients.diagnose, LSTM),
+        TypeError,
+        ["diagnose: its words need values, so it cannot be jitted"],
+    ),
     "not square": (
-        lambda: jr.spectral_radius(LSTM.init(KEY).W_hh),
+        lambda: jr.gradients.spectral_radius(LSTM.init(KEY).W_hh),
         ValueError,
         ["spectral_radius: expected square matrices (…, N, N), got (4, 16)", "take one block"],
     ),
@@ -201,23 +209,23 @@ def exploding(gain):
     ("call", "message"),
     [
         (
-            lambda: jr.gradient_flow(*exploding(1.0), XS.at[3].set(jnp.nan), last),
+            lambda: jr.gradients.gradient_flow(*exploding(1.0), XS.at[3].set(jnp.nan), last),
             "gradient_flow: ys is not finite at 3 of 6 steps, first at 3, last at 5; look at",
         ),
         (
-            lambda: jr.gradient_flow(*exploding(1.0), XS, lambda carry, ys: jnp.log(-(ys[-1, 0, 0] ** 2))),
+            lambda: jr.gradients.gradient_flow(*exploding(1.0), XS, lambda carry, ys: jnp.log(-(ys[-1, 0, 0] ** 2))),
             "gradient_flow: the loss is not finite; the outputs are finite, so look at the loss",
         ),
         (
-            lambda: jr.gradient_flow(*exploding(1e20), jnp.zeros((T, B, I)), last),
+            lambda: jr.gradients.gradient_flow(*exploding(1e20), jnp.zeros((T, B, I)), last),
             "gradient_flow: the gradient by carry.norm is not finite at 4 of 6 steps, first at 0, last at 3",
         ),
         (
-            lambda: jr.lyapunov_spectrum(*exploding(1e20), XS),
+            lambda: jr.gradients.lyapunov_spectrum(*exploding(1e20), XS),
             "lyapunov_spectrum: the state is not finite at 4 of 6 steps, first at 2, last at 5; look at",
         ),
         (
-            lambda: jr.log_singular_values(*exploding(1e20), XS, lag=4),
+            lambda: jr.gradients.log_singular_values(*exploding(1e20), XS, lag=4),
             "log_singular_values: the state is not finite at 4 of 6 steps, first at 2, last at 5; look at",
         ),
     ],
@@ -231,7 +239,7 @@ def test_what_is_not_finite_is_named_with_its_first_step(call, message):
 
 def test_under_jit_what_is_not_finite_comes_back():
     cell, params = exploding(1e20)
-    flow = jax.jit(lambda xs: jr.gradient_flow(cell, params, xs, last))(jnp.zeros((T, B, I)))
+    flow = jax.jit(lambda xs: jr.gradients.gradient_flow(cell, params, xs, last))(jnp.zeros((T, B, I)))
     assert (~jnp.isfinite(flow.states.mean)).tolist() == [True] * 4 + [False] * 2
 
 

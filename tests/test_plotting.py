@@ -31,7 +31,7 @@ def legend_of(figure):
 
 
 def test_gradient_norms(tmp_path):
-    flow = jr.gradient_flow(CELL, PARAMS, XS, lambda carry, ys: ys[-1].sum())
+    flow = jr.gradients.gradient_flow(CELL, PARAMS, XS, lambda carry, ys: ys[-1].sum())
     seeds = np.array([[1.0, 0.1, 0.0], [4.0, 0.4, 0.0]])  # at lag 2 it has vanished: there is no logarithm
     figure = plotting.gradient_norms({"h": flow.states.h, "two seeds": seeds})
     (axes,) = drawn(figure, tmp_path)
@@ -44,7 +44,7 @@ def test_gradient_norms(tmp_path):
 
 
 def test_singular_values(tmp_path):
-    logs = jr.log_singular_values(CELL, PARAMS, XS, lag=3)
+    logs = jr.gradients.log_singular_values(CELL, PARAMS, XS, lag=3)
     figure = plotting.singular_values(logs, lag=3)
     (axes,) = drawn(figure, tmp_path)
     median = np.median(np.exp(np.asarray(logs).reshape(4, -1) / 3), axis=1)
@@ -83,7 +83,7 @@ def test_eigenvalues(tmp_path):
 
 
 def test_lyapunov(tmp_path):
-    spectrum = jr.lyapunov_spectrum(CELL, PARAMS, XS, k=3)
+    spectrum = jr.gradients.lyapunov_spectrum(CELL, PARAMS, XS, k=3)
     figure = plotting.lyapunov({"lstm": spectrum})
     left, right = drawn(figure, tmp_path)
     np.testing.assert_allclose(left.lines[0].get_ydata(), spectrum.exponents.mean(0), rtol=1e-5)
@@ -94,9 +94,11 @@ def test_lyapunov(tmp_path):
 def test_fixed_points(components, tmp_path):
     rng = np.random.default_rng(0)
     states = jr.LSTMCarry(rng.normal(size=(5, 3, 4)), rng.normal(size=(5, 3, 4)))
-    points = jr.FixedPoints(jax.tree.map(lambda a: jnp.asarray(a[0]), states), jnp.zeros(3), jnp.ones(3), jnp.arange(3))
+    points = jr.gradients.FixedPoints(
+        jax.tree.map(lambda a: jnp.asarray(a[0]), states), jnp.zeros(3), jnp.ones(3), jnp.arange(3)
+    )
     stable = jnp.array([True, True, False])
-    analysis = jr.LinearAnalysis(None, None, None, None, stable, None)
+    analysis = jr.gradients.LinearAnalysis(None, None, None, None, stable, None)
     figure = plotting.fixed_points(points, analysis, states, components=components)
     (axes,) = drawn(figure, tmp_path)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["stable (2)", "unstable (1)"]
@@ -114,7 +116,7 @@ def test_fixed_points(components, tmp_path):
     [
         (lambda: plotting.gradient_norms([1.0]), "gradient_norms: expected a dict"),
         (lambda: plotting.gradient_norms({"a": np.ones((2, 2, 2))}), "'a' must be (T,) by lag or (seeds, T)"),
-        (lambda: plotting.singular_values(np.ones(3)), "expected (n, *B, N) from jr.log_singular_values"),
+        (lambda: plotting.singular_values(np.ones(3)), "expected (n, *B, N) from jr.gradients.log_singular_values"),
         (lambda: plotting.gates(np.ones(3)), "gates: expected the NamedTuple"),
         (lambda: plotting.learning_curves({"a": [1.0, 2.0]}, steps=[1]), "'a' has 2 points but 1 steps"),
         (lambda: plotting.fixed_points(None, components=4), "components must be 2 or 3, got 4"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
-from jaxrnn.running._segments import segment_lengths
+from jaxrnn.running.segments import segment_lengths
 from tests.cases import draw, randomised, weigh
 
 I, H = 3, 4

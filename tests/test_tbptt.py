@@ -215,7 +215,7 @@ def test_contributions_add_up_to_the_truncated_gradient(x64):
     layer = jr.tbptt(CELLS["elman"], window=3, stride=2)
     params, xs, _ = problem(layer, ())
     loss = lambda carry, ys: weigh(ys)  # noqa: E731
-    parts = jax.jit(lambda params: jr.bptt_contributions(layer, params, xs, loss))(params)
+    parts = jax.jit(lambda params: jr.gradients.bptt_contributions(layer, params, xs, loss))(params)
     gradient = jax.jit(jax.grad(lambda params: loss(*layer.apply(params, xs))))(params)
     assert_close(jax.tree.map(lambda part: part.sum(axis=0), parts), gradient)
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if arguments.report is not None:
         return report_again(arguments.report)
-    jr.use_cpu_devices(2)  # a program on one of them still has every core
+    jr.devices.use_cpu_devices(2)  # a program on one of them still has every core
     try:
         settings = settings_of(arguments)
     except ValueError as error:

@@ -101,7 +101,7 @@ def place(array: Any, axis: int | None, devices: int, placed: Placed) -> jax.Arr
             placed[key] = array, jax.device_put(array, jax.devices()[0])
         else:
             spec = PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, "batch")
-            placed[key] = array, jax.device_put(array, NamedSharding(jr.batch_mesh(devices), spec))
+            placed[key] = array, jax.device_put(array, NamedSharding(jr.devices.batch_mesh(devices), spec))
     return placed[key][1]  # the source stands beside it: its id stays its own
 
 

@@ -180,8 +180,8 @@ def title(problem: Problem, quantity: str) -> str:
 def ensemble(settings: Settings) -> Iterator[Group]:
     """Many small LSTMs, for each the gradient of its loss by its own parameters.
 
-    jaxrnn by ``jr.ensemble``, which takes the devices that there are; all JAX contestants by ``jax.vmap`` too, the
-    members split over the devices; torch by a loop.
+    jaxrnn by ``jr.devices.ensemble``, which takes the devices that there are; all JAX contestants by ``jax.vmap`` too,
+    the members split over the devices; torch by a loop.
     """
     if "lstm" not in settings.cells or "train" not in settings.quantities:
         return
@@ -222,12 +222,12 @@ def gradient_of(model: Model) -> Callable[..., PyTree]:
 
 def library_ensemble(problem: Problem, members: int, devices: int, placed: Placed) -> Program:
     if not hasattr(jr, "ensemble"):
-        raise NotOffered(f"jaxrnn {jr.__version__} has no jr.ensemble")
+        raise NotOffered(f"jaxrnn {jr.__version__} has no jr.devices.ensemble")
     model = ours.model()(problem)
     xs, cotangent, _ = data(problem)
     stacked = jax.tree.map(lambda a: place(a, 0, devices, placed), members_of(model, problem, members))
     shared = [place(a, None, devices, placed) for a in (xs, cotangent)]
-    run = jr.ensemble(gradient_of(model), mesh=jr.batch_mesh(devices))
+    run = jr.devices.ensemble(gradient_of(model), mesh=jr.devices.batch_mesh(devices))
     return Program(lambda: jax.block_until_ready(run(stacked, *shared)))
 
 

@@ -157,7 +157,7 @@ def growth(config: Config) -> list[float]:
         def last_error(carry, hs):
             return jnp.mean((readout.step(readout_params, (), hs[-1])[1] - sequences.waves[-1]) ** 2)
 
-        by_step = jr.gradient_flow(cell, params, sequences.levels, last_error).states.mean
+        by_step = jr.gradients.gradient_flow(cell, params, sequences.levels, last_error).states.mean
         return by_step[0] / by_step[-1]
 
     return jax.lax.map(of_seed, jnp.stack([jax.random.key(seed) for seed in config.train.seeds])).tolist()

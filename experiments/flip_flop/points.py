@@ -29,8 +29,8 @@ class Search(Table):
 class Found(NamedTuple):
     """What was found in one network."""
 
-    points: jr.FixedPoints  # M
-    analysis: jr.LinearAnalysis
+    points: jr.gradients.FixedPoints  # M
+    analysis: jr.gradients.LinearAnalysis
     outputs: jax.Array  # (M, channels): the readout at each point
     states: PyTree  # the carry along the runs, each leaf (T, B, …)
 
@@ -57,10 +57,10 @@ def find(cell: jr.Cell, readout: jr.Cell, params: PyTree, pulses: jax.Array, set
     states = states_of(cell, cell_params, pulses)
     starts = near(jax.random.key(settings.seed), states, settings.starts, settings.noise)
     silence = jnp.zeros(pulses.shape[-1])
-    points = jr.find_fixed_points(
+    points = jr.gradients.find_fixed_points(
         cell, cell_params, starts, silence, method="newton", steps=settings.steps, tolerance=settings.tolerance
     )
-    analysis = jr.linear_analysis(cell, cell_params, points.carry, silence)
+    analysis = jr.gradients.linear_analysis(cell, cell_params, points.carry, silence)
     h = points.carry.h if isinstance(points.carry, jr.LSTMCarry) else points.carry
     return Found(points, analysis, readout.step(readout_params, (), h)[1], states)
 

@@ -56,7 +56,7 @@ class Measured(NamedTuple):
     name: Name
     gain: float
     curve: np.ndarray  # (seeds, T): the norm by lag
-    spectrum: jr.LyapunovSpectrum  # of the first sequence
+    spectrum: jr.gradients.LyapunovSpectrum  # of the first sequence
 
 
 def run(config: Config, directory: Path) -> None:
@@ -90,21 +90,23 @@ def measure(config: Config, name: Name, gain: float) -> Measured:
     def of_seed(key):
         cell, params, xs = cell_and_data(config, name, gain, key)
         direction = jax.random.normal(jax.random.fold_in(key, 2), (config.model.hidden_size,))
-        flow = jr.gradient_flow(cell, params, xs, lambda carry, ys: (ys[-1] @ direction).mean())
+        flow = jr.gradients.gradient_flow(cell, params, xs, lambda carry, ys: (ys[-1] @ direction).mean())
         memory: Any = getattr(flow.states, "c", flow.states)  # an LSTM remembers in c
-        spectrum = jr.lyapunov_spectrum(cell, params, xs[:, 0], burn_in=config.data.steps // 5)
-        return jr.norm_by_lag(memory.norm), spectrum
+        spectrum = jr.gradients.lyapunov_spectrum(cell, params, xs[:, 0], burn_in=config.data.steps // 5)
+        return jr.gradients.norm_by_lag(memory.norm), spectrum
 
     keys = jnp.stack([jax.random.key(seed) for seed in config.data.seeds])
-    curve, spectrum = jr.ensemble(of_seed)(keys)
+    curve, spectrum = jr.devices.ensemble(of_seed)(keys)
     return Measured(name, gain, np.asarray(curve), jax.tree.map(np.asarray, spectrum))
 
 
-def diagnosis(m: Measured) -> jr.Diagnosis:
+def diagnosis(m: Measured) -> jr.gradients.Diagnosis:
     """Of all seeds together."""
     leading, steps = m.spectrum.exponents[:, 0], m.curve.shape[1]
     exponent, finite = float(leading.mean()), bool(np.isfinite(leading).all())
-    return jr.Diagnosis(exponent, float(leading.std(ddof=1)) if finite else 0.0, steps, jr.verdict(exponent, steps))
+    return jr.gradients.Diagnosis(
+        exponent, float(leading.std(ddof=1)) if finite else 0.0, steps, jr.gradients.classify_exponent(exponent, steps)
+    )
 
 
 def rows(everything: list[Measured]) -> list[tuple[str, ...]]:
@@ -121,7 +123,7 @@ def row(m: Measured, lags: list[int]) -> tuple[str, ...]:
     shares = [f"{np.exp(logs[lag]):.1e}" if logs[lag] > -np.inf else "0" for lag in lags]
     exponent = f"{found.exponent:+.3f} ± {found.sd:.3f}" if np.isfinite(found.exponent) else "-∞"
     constant = f"{found.time_constant:.1f}" if found.time_constant < 10 * found.steps else f"> {10 * found.steps}"
-    return m.name, f"{m.gain:g}", *shares, exponent, constant, found.verdict
+    return m.name, f"{m.gain:g}", *shares, exponent, constant, found.regime
 
 
 def note(config: Config) -> str:
@@ -138,7 +140,7 @@ def summarized(m: Measured) -> dict[str, Any]:
         "gain": m.gain,
         "curve": m.curve.tolist(),
         "exponents": m.spectrum.exponents.tolist(),
-        "verdict": diagnosis(m).verdict,
+        "verdict": diagnosis(m).regime,
     }
 
 
@@ -165,7 +167,8 @@ def figures(config: Config, everything: list[Measured]) -> dict[str, Figure]:
             spectra_by_seed(spectra), title=f"Lyapunov spectra, recurrent weights × {middle:g}"
         ),
         "singular_values.png": plotting.singular_values(
-            jr.log_singular_values(cell, params, xs[:, 0]), title=f"Step Jacobians of {first}, weights × {max(gains):g}"
+            jr.gradients.log_singular_values(cell, params, xs[:, 0]),
+            title=f"Step Jacobians of {first}, weights × {max(gains):g}",
         ),
     }
     gated = [name for name in config.model.cells if CELLS[name](1, 1).gates is not None]
@@ -175,6 +178,6 @@ def figures(config: Config, everything: list[Measured]) -> dict[str, Figure]:
     return made
 
 
-def spectra_by_seed(spectra: dict[Name, jr.LyapunovSpectrum]) -> dict[str, jr.LyapunovSpectrum]:
+def spectra_by_seed(spectra: dict[Name, jr.gradients.LyapunovSpectrum]) -> dict[str, jr.gradients.LyapunovSpectrum]:
     """Seeds as the batch that the figure takes: growth (seeds, T, k) as (T, seeds, k)."""
     return {name: s._replace(growth=jnp.moveaxis(s.growth, 0, 1)) for name, s in spectra.items()}

@@ -9,18 +9,9 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_sizes
-from jaxrnn.cells._lstm import LSTMCarry, LSTMGates, forget_bias_of, learned_lstm_carry, lstm_initial_carry
-from jaxrnn.cells._shared import (
-    Activation,
-    Initializer,
-    activation_of,
-    built_in,
-    initializer,
-    output,
-    per_gate,
-    plus_bias,
-    project,
-)
+from jaxrnn.cells._shared import Initializer, built_in, initializer, output, per_gate, plus_bias, project
+from jaxrnn.cells.activations import Activation, activation_of
+from jaxrnn.cells.lstm_family import LSTMCarry, LSTMGates, forget_bias_of, learned_lstm_carry, lstm_initial_carry
 
 
 class CIFGParams(NamedTuple):

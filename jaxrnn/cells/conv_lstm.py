@@ -11,12 +11,9 @@ import numpy as np
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_real, check_sizes
-from jaxrnn.cells._lstm import LSTMCarry, LSTMGates, forget_bias_of
 from jaxrnn.cells._shared import (
-    Activation,
     Initializer,
     accumulator,
-    activation_of,
     built_in,
     carry_dtype,
     initializer,
@@ -24,6 +21,8 @@ from jaxrnn.cells._shared import (
     per_gate,
     plus_bias,
 )
+from jaxrnn.cells.activations import Activation, activation_of
+from jaxrnn.cells.lstm_family import LSTMCarry, LSTMGates, forget_bias_of
 
 
 class ConvLSTMParams(NamedTuple):

@@ -10,9 +10,7 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_choice, check_sizes
 from jaxrnn.cells._shared import (
-    Activation,
     Initializer,
-    activation_of,
     built_in,
     carry_dtype,
     check_bias,
@@ -23,6 +21,7 @@ from jaxrnn.cells._shared import (
     plus_bias,
     project,
 )
+from jaxrnn.cells.activations import Activation, activation_of
 
 
 class MGUParams(NamedTuple):

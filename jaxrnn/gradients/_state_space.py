@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
 from jaxrnn._checks import check_carry, check_float_carry, check_params, sequence_shape
-from jaxrnn.running._placement import vary_alike
+from jaxrnn.devices.placement import vary_alike
 from jaxrnn.running.scan import shapes_of_params
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree
-from jaxrnn.running._watching import OverTime
+from jaxrnn.instruments.marks import OverTime
 from jaxrnn.running.scan import scan
 
 
@@ -44,7 +44,7 @@ def bptt_contributions(
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
         >>> cell = jr.elman(3, 5)
         >>> params = cell.init(jax.random.key(0))
-        >>> parts = jr.bptt_contributions(cell, params, jnp.ones((7, 3)), lambda carry, ys: ys[-1].sum())
+        >>> parts = jr.gradients.bptt_contributions(cell, params, jnp.ones((7, 3)), lambda carry, ys: ys[-1].sum())
         >>> parts.W_hh.shape
         (7, 5, 5)
 

@@ -73,7 +73,8 @@ def find_fixed_points(
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
         >>> cell = jr.elman(1, 1, recurrent_init="identity")  # h_t = tanh(2 h_{t-1}): 0 and ±0.9575
         >>> params = cell.init(jax.random.key(0))._replace(W_hh=jnp.array([[2.0]]))
-        >>> found = jr.find_fixed_points(cell, params, jnp.linspace(-1, 1, 9)[:, None], jnp.zeros(1), method="newton")
+        >>> starts = jnp.linspace(-1, 1, 9)[:, None]
+        >>> found = jr.gradients.find_fixed_points(cell, params, starts, jnp.zeros(1), method="newton")
         >>> sorted((1000 * found.carry[:, 0]).round().astype(int).tolist())
         [-958, 0, 958]
 
@@ -149,7 +150,7 @@ def linear_analysis(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> Lin
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
         >>> cell = jr.elman(1, 1)  # h_t = tanh(2 h_{t-1})
         >>> params = cell.init(jax.random.key(0))._replace(W_hh=jnp.array([[2.0]]))
-        >>> around = jr.linear_analysis(cell, params, jnp.array([[0.0], [0.9575]]), jnp.zeros(1))
+        >>> around = jr.gradients.linear_analysis(cell, params, jnp.array([[0.0], [0.9575]]), jnp.zeros(1))
         >>> around.eigenvalues[:, 0].real.round(2).tolist(), around.stable.tolist()
         ([2.0, 0.17000000178813934], [False, True])
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree, flatten
 from jaxrnn._checks import check_finite, check_lengths, check_scalar_loss
+from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import check_not_explicit
-from jaxrnn.running._placement import vary_alike
-from jaxrnn.running._probing import Probed, no_contributions, norm
-from jaxrnn.running._watching import Perturbed
+from jaxrnn.instruments.marks import Perturbed
+from jaxrnn.instruments.norms import Probed, no_contributions, norm
 from jaxrnn.running.scan import check_inputs, scan, valid_steps
 
 
@@ -78,7 +78,7 @@ def gradient_flow(
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
         >>> cell = jr.elman(3, 5, recurrent_init="identity", activation="identity")
         >>> params = cell.init(jax.random.key(0))
-        >>> flow = jr.gradient_flow(cell, params, jnp.ones((4, 2, 3)), lambda carry, ys: ys[-1, :, 0].sum())
+        >>> flow = jr.gradients.gradient_flow(cell, params, jnp.ones((4, 2, 3)), lambda carry, ys: ys[-1, :, 0].sum())
         >>> flow.states.mean.tolist()  # with W_hh = 1 the gradient neither vanishes nor explodes
         [1.0, 1.0, 1.0, 1.0]
 
@@ -148,7 +148,7 @@ def norm_by_lag(norm: jax.Array, *, lengths: jax.Array | None = None, reverse: b
     Example:
         >>> import jax.numpy as jnp, jaxrnn as jr
         >>> norm = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 0.0]])  # (T=3, B=2)
-        >>> jr.norm_by_lag(norm, lengths=jnp.array([3, 2])).tolist()
+        >>> jr.gradients.norm_by_lag(norm, lengths=jnp.array([3, 2])).tolist()
         [4.5, 2.5, 1.0]
     """
     norm = jnp.asarray(norm)

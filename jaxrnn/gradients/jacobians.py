@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree
 from jaxrnn._checks import check_finite, check_params, check_sizes
+from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import check_is_cell, run_of, state_space
-from jaxrnn.running._placement import vary_alike
 from jaxrnn.running.scan import shapes_of_params
 
 
@@ -30,7 +30,7 @@ def step_jacobian(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> jax.A
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
         >>> cell = jr.elman(3, 2, activation="identity", recurrent_init="identity")
-        >>> jr.step_jacobian(cell, cell.init(jax.random.key(0)), jnp.zeros(2), jnp.ones(3)).tolist()
+        >>> jr.gradients.step_jacobian(cell, cell.init(jax.random.key(0)), jnp.zeros(2), jnp.ones(3)).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
     check_is_cell("step_jacobian", cell)
@@ -69,7 +69,7 @@ def log_singular_values(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = 
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
         >>> cell = jr.elman(3, 2, activation="identity", recurrent_init="identity")
         >>> params = cell.init(jax.random.key(0))._replace(W_hh=jnp.diag(jnp.array([0.5, 2.0])))
-        >>> jr.log_singular_values(cell, params, jnp.ones((7, 3)), lag=3).round(2).tolist()  # 3 log 2, -3 log 2
+        >>> jr.gradients.log_singular_values(cell, params, jnp.ones((7, 3)), lag=3).round(2).tolist()  # ± 3 log 2
         [[2.0799999237060547, -2.0799999237060547], [2.0799999237060547, -2.0799999237060547]]
 
     References:
@@ -172,7 +172,7 @@ def spectral_radius(matrix: jax.Array) -> jax.Array:
     matrix is Wᵀ; its eigenvalues are the same.
 
     Args:
-        matrix: (…, N, N), such as a recurrent weight or ``jr.step_jacobian``'s.
+        matrix: (…, N, N), such as a recurrent weight or ``jr.gradients.step_jacobian``'s.
 
     Returns:
         (…), not negative.
@@ -182,13 +182,13 @@ def spectral_radius(matrix: jax.Array) -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn as jr
-        >>> jr.spectral_radius(jnp.array([[0.0, 2.0], [-2.0, 0.0]])).round(3).item()  # ±2i
+        >>> jr.gradients.spectral_radius(jnp.array([[0.0, 2.0], [-2.0, 0.0]])).round(3).item()  # ±2i
         2.0
     """
     shape = jnp.shape(matrix)
     if len(shape) < 2 or shape[-1] != shape[-2]:
         raise ValueError(
             f"spectral_radius: expected square matrices (…, N, N), got {shape}; of gates side by side take one block, "
-            f"or the whole step's Jacobian, jr.step_jacobian."
+            f"or the whole step's Jacobian, jr.gradients.step_jacobian."
         )
     return jnp.max(jnp.abs(jnp.linalg.eigvals(matrix)), axis=-1)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree
 from jaxrnn._checks import check_sizes, sequence_shape
+from jaxrnn._deprecated import warn_renamed
+from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import run_of
 from jaxrnn.gradients.jacobians import check_states
-from jaxrnn.running._placement import vary_alike
 
 
 class LyapunovSpectrum(NamedTuple):
@@ -53,7 +54,7 @@ def lyapunov_spectrum(
         ...     initial_carry=lambda params, batch_shape=(): jnp.full((*batch_shape, 1), 0.3),
         ...     step=lambda params, h, x: (4 * h * (1 - h), h),
         ... )
-        >>> jr.lyapunov_spectrum(logistic, {}, jnp.zeros((20_000, 0))).exponents.round(2).tolist()
+        >>> jr.gradients.lyapunov_spectrum(logistic, {}, jnp.zeros((20_000, 0))).exponents.round(2).tolist()
         [0.6899999976158142]
 
     References:
@@ -89,8 +90,14 @@ class Diagnosis(NamedTuple):
 
     exponent: float  # the leading Lyapunov exponent, per step: the mean over the batch, without dead sequences (-inf)
     sd: float  # its standard deviation over the batch
-    steps: int  # T, the length that the verdict is about
-    verdict: str  # "vanishing", "exploding" or "near the edge"
+    steps: int  # T, the length that the regime is about
+    regime: str  # "vanishing", "exploding" or "near the edge"
+
+    @property
+    def verdict(self) -> str:
+        """The old name of ``regime``."""
+        warn_renamed("Diagnosis.verdict", "Diagnosis.regime")
+        return self.regime
 
     @property
     def time_constant(self) -> float:
@@ -99,10 +106,10 @@ class Diagnosis(NamedTuple):
 
     def __str__(self) -> str:
         if self.exponent == -math.inf:
-            return f"{self.verdict}: leading Lyapunov exponent -inf, a gradient becomes exactly 0"
+            return f"{self.regime}: leading Lyapunov exponent -inf, a gradient becomes exactly 0"
         change = self.exponent * self.steps / math.log(10)
         return (
-            f"{self.verdict}: leading Lyapunov exponent {self.exponent:+.4g} ± {self.sd:.2g} a step, time constant "
+            f"{self.regime}: leading Lyapunov exponent {self.exponent:+.4g} ± {self.sd:.2g} a step, time constant "
             f"{self.time_constant:.4g} steps; over T = {self.steps} steps a gradient changes by a factor of about "
             f"10^{change:.2g}"
         )
@@ -129,7 +136,7 @@ def diagnose(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, bu
         >>> cell = jr.elman(3, 8)
         >>> params = cell.init(jax.random.key(0))
         >>> shrunk = params._replace(W_hh=0.5 * params.W_hh)
-        >>> jr.diagnose(cell, shrunk, jnp.ones((100, 3))).verdict
+        >>> jr.gradients.diagnose(cell, shrunk, jnp.ones((100, 3))).regime
         'vanishing'
 
     Reference:
@@ -140,15 +147,17 @@ def diagnose(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, bu
         cell, params, xs, carry, k=1, burn_in=T // 5 if burn_in is None else burn_in
     ).exponents
     if isinstance(exponents, jax.core.Tracer):
-        raise TypeError("diagnose: its words need values, so it cannot be jitted; jit jr.lyapunov_spectrum instead.")
+        raise TypeError(
+            "diagnose: its words need values, so it cannot be jitted; jit jr.gradients.lyapunov_spectrum instead."
+        )
     alive = exponents[exponents > -jnp.inf]
     if not alive.size:
         return Diagnosis(-math.inf, 0.0, T, "vanishing")
     exponent = float(alive.mean())
-    return Diagnosis(exponent, float(alive.std()), T, verdict(exponent, T))
+    return Diagnosis(exponent, float(alive.std()), T, classify_exponent(exponent, T))
 
 
-def verdict(exponent: float, steps: int) -> str:
+def classify_exponent(exponent: float, steps: int) -> str:
     """What a leading Lyapunov exponent means for a gradient over so many steps.
 
         exp(λ T) < 1/e   "vanishing"        exp(λ T) > e   "exploding"        else   "near the edge"
@@ -162,7 +171,7 @@ def verdict(exponent: float, steps: int) -> str:
 
     Example:
         >>> import jaxrnn as jr
-        >>> jr.verdict(-0.001, 100), jr.verdict(-0.001, 10_000)
+        >>> jr.gradients.classify_exponent(-0.001, 100), jr.gradients.classify_exponent(-0.001, 10_000)
         ('near the edge', 'vanishing')
     """
     change = exponent * steps

@@ -26,7 +26,7 @@ import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._spec import Spec
 from jaxrnn.interop import safetensors
-from jaxrnn.interop._shared import needs
+from jaxrnn.interop.conversion import needs
 from jaxrnn.interop.safetensors import Tensor
 
 TARGETS = (".safetensors", ".onnx")

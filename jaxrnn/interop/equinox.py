@@ -9,7 +9,7 @@ import numpy as np
 
 import jaxrnn as jr
 from jaxrnn._base import Cell, PyTree
-from jaxrnn.interop._shared import (
+from jaxrnn.interop.conversion import (
     as_jax,
     check_options,
     levels_of,
@@ -69,10 +69,10 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
     options: dict[str, Any] = {"bias": None if module.use_bias else False, "param_dtype": param_dtype(W_xh)}
     params: PyTree
     if blocks == 4:
-        kind, params = "lstm", jr.LSTMParams(W_xh, W_hh, b)
+        kind, params = "lstm", jr.cells.LSTMParams(W_xh, W_hh, b)
     else:
         W_xh, W_hh = negated(W_xh, 1, 3), negated(W_hh, 1, 3)
-        kind, params = "gru", jr.GRUParams(W_xh, W_hh, None if b is None else negated(b, 1, 3), b_n)
+        kind, params = "gru", jr.cells.GRUParams(W_xh, W_hh, None if b is None else negated(b, 1, 3), b_n)
         options["reset"] = "after"
     return jr.build(spec_of(kind, I, H, **options)), as_jax(params)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 import jaxrnn as jr
 from jaxrnn._base import Cell, PyTree
-from jaxrnn.interop._shared import (
+from jaxrnn.interop.conversion import (
     Run,
     as_jax,
     check_options,
@@ -94,21 +94,21 @@ def from_haiku(
         W_xh, b = module("/linear", "w", "b")
         double = "b" in params.get(name + "/linear_1", {})
         W_hh, *b_h = module("/linear_1", "w", *("b" * double))
-        weights = jr.ElmanParams(W_xh, W_hh, sum(b_h, start=b))
+        weights = jr.cells.ElmanParams(W_xh, W_hh, sum(b_h, start=b))
         options["activation"] = "relu"
     elif kind == "GRU":
-        weights = jr.GRUParams(*(reordered(a, "zrn", "rzn") for a in module("", "w_i", "w_h", "b")))
+        weights = jr.cells.GRUParams(*(reordered(a, "zrn", "rzn") for a in module("", "w_i", "w_h", "b")))
     elif kind == "LSTM":
         w, b = module("/linear", "w", "b")
         w, b = (reordered(a, "igfo", "ifgo") for a in (w, b))
         split = len(w) - len(b) // 4
-        weights = jr.LSTMParams(w[:split], w[split:], _forget(b, 1))
+        weights = jr.cells.LSTMParams(w[:split], w[split:], _forget(b, 1))
     else:
         if spatial_shape is None:
             raise ValueError(f"from_haiku: {kind} needs spatial_shape, its input_shape; the weights do not tell it.")
         (W_xh, b), (W_hh, b_h) = (module(f"/{part}_to_hidden", "w", "b") for part in ("input", "hidden"))
         W_xh, W_hh, b = (reordered(a, "igfo", "ifgo") for a in (W_xh, W_hh, b + b_h))
-        weights = jr.ConvLSTMParams(W_xh, W_hh, _forget(b, 1))
+        weights = jr.cells.ConvLSTMParams(W_xh, W_hh, _forget(b, 1))
         options |= {"spatial_shape": tuple(spatial_shape), "kernel_size": W_xh.shape[:-2]}
     made = {"VanillaRNN": "elman", "LSTM": "lstm", "GRU": "gru"}.get(kind, "conv_lstm")
     I, H = weights.W_xh.shape[-2], weights.W_hh.shape[-2]

@@ -34,7 +34,7 @@ import numpy as np
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._spec import Spec
-from jaxrnn.interop._shared import (
+from jaxrnn.interop.conversion import (
     Run,
     as_jax,
     check_options,
@@ -230,7 +230,7 @@ def _readout(keras: ModuleType, layer: Any) -> tuple[Cell, PyTree]:
         refuse(who, f"{layer.name} (Dense) with use_bias=False", "jr.readout has a bias")
     W, b = _arrays(keras, layer, "kernel", "bias")
     cell = jr.build(spec_of("readout", *W.shape, param_dtype=param_dtype(W), dtype=_compute_dtype(layer)))
-    return cell, jr.ReadoutParams(W, b)
+    return cell, jr.cells.ReadoutParams(W, b)
 
 
 def _cells(keras: ModuleType) -> dict[type, str]:
@@ -264,9 +264,9 @@ def _cell(keras: ModuleType, cell: Any) -> tuple[Cell, PyTree]:
             b, b_hh = np.concatenate([b[:gates] + u[:gates], b[gates:]]), u[gates:]
         elif b is not None:
             b = _swapped(b, "zrn", "rzn")
-        params: PyTree = jr.GRUParams(W_xh, W_hh, b, b_hh)
+        params: PyTree = jr.cells.GRUParams(W_xh, W_hh, b, b_hh)
     else:
-        params = (jr.LSTMParams if kind == "lstm" else jr.ElmanParams)(W_xh, W_hh, b)
+        params = (jr.cells.LSTMParams if kind == "lstm" else jr.cells.ElmanParams)(W_xh, W_hh, b)
     made = jr.build(spec_of(kind, W_xh.shape[0], cell.units, **options))
     if cell.dropout or cell.recurrent_dropout:
         made = jr.recurrent_dropout(made, rate=cell.recurrent_dropout, input_rate=cell.dropout)

@@ -28,7 +28,7 @@ import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree, name_of
 from jaxrnn._checks import check_params
 from jaxrnn._spec import Spec, build
-from jaxrnn.interop._shared import as_jax, needs
+from jaxrnn.interop.conversion import as_jax, needs
 
 FORMAT = 1  # of jaxrnn's text; raised when older versions of jaxrnn could misread it
 

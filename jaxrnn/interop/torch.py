@@ -26,7 +26,7 @@ import numpy as np
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._checks import check_choice
-from jaxrnn.interop._shared import (
+from jaxrnn.interop.conversion import (
     Level,
     Run,
     as_jax,
@@ -232,12 +232,12 @@ def _run(w: dict[str, Any], reverse: bool, nonlinearity: str | None) -> Run:
             b_r, b_z, b_n = np.split(w["bias_ih"], 3)
             u_r, u_z, b_hh = np.split(w["bias_hh"], 3)
             b = np.concatenate([b_r + u_r, -(b_z + u_z), b_n])
-        return Run(cell, jr.GRUParams(W_xh, W_hh, b, b_hh), reverse)
+        return Run(cell, jr.cells.GRUParams(W_xh, W_hh, b, b_hh), reverse)
     if "bias_ih" in w:
         b = w["bias_ih"] + w["bias_hh"]
     if kind == "lstm":
-        return Run(cell, jr.LSTMParams(W_xh, W_hh, b, w["weight_hr"].T if "weight_hr" in w else None), reverse)
-    return Run(cell, jr.ElmanParams(W_xh, W_hh, b), reverse)
+        return Run(cell, jr.cells.LSTMParams(W_xh, W_hh, b, w["weight_hr"].T if "weight_hr" in w else None), reverse)
+    return Run(cell, jr.cells.ElmanParams(W_xh, W_hh, b), reverse)
 
 
 def _theirs(run: Run) -> dict[str, Any]:

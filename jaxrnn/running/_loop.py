@@ -10,12 +10,8 @@ import jax.numpy as jnp
 
 from jaxrnn._base import PyTree, flatten, is_narrow, select
 from jaxrnn._checks import check_carry_kept, check_leads_with_batch, check_pair
-from jaxrnn.running._deferred import map_over_time, scan_deferred
-from jaxrnn.running._placement import shard_like_batch, vary_alike
-from jaxrnn.running._probing import Probed, probed
-from jaxrnn.running._segments import run_in_segments, segment_lengths
-from jaxrnn.running._stepping import step_with_leaves_changed
-from jaxrnn.running._watching import (
+from jaxrnn.devices.placement import shard_like_batch, vary_alike
+from jaxrnn.instruments.marks import (
     OverTime,
     is_marked,
     is_over_time,
@@ -24,7 +20,12 @@ from jaxrnn.running._watching import (
     start_of,
     unmarked,
 )
-from jaxrnn.running.plan import Plan, report
+from jaxrnn.instruments.norms import Probed, probed
+from jaxrnn.instruments.stepping import step_with_leaves_changed
+from jaxrnn.planning.explanation import report
+from jaxrnn.planning.plan import Plan
+from jaxrnn.planning.planned_scan import map_over_time, scan_deferred
+from jaxrnn.running.segments import run_in_segments, segment_lengths
 
 
 def params_at_start(params: PyTree, reverse: bool) -> PyTree:

@@ -22,10 +22,10 @@ from jaxrnn._checks import (
     sequence_shape,
 )
 from jaxrnn._spec import specified
+from jaxrnn.instruments.marks import start_of
+from jaxrnn.planning.plan import Plan, check_plan
 from jaxrnn.running._loop import loop, params_at_start
-from jaxrnn.running._segments import Budget, check_checkpoint
-from jaxrnn.running._watching import start_of
-from jaxrnn.running.plan import Plan, check_plan
+from jaxrnn.running.segments import Budget, check_checkpoint
 
 
 @specified

@@ -134,12 +134,12 @@ def padded(
         data: a list of N arrays (L_n, …), inputs or targets, one sequence each; or an array (N, …), such as labels, an
             entry each; or a tree of both. Or a function: indices (n,) -> such a list, array or tree, of those n.
         process: (p, P) for the p-th of P equal parts of the rows; None means this process among those of JAX. From
-            the parts ``jr.shard_batch`` makes one global batch.
+            the parts ``jr.devices.shard_batch`` makes one global batch.
 
     Returns:
         ``at(step)`` -> :class:`Padded`, in NumPy arrays (in main memory, so that they move but once, to wherever they
-        belong), their dtypes those of the data. For ``jr.shard_batch`` the batch axes are ``Padded(1, 0, 0)``, where
-        all data are sequences. Losses by step take ``lengths``, losses by example ``valid``.
+        belong), their dtypes those of the data. For ``jr.devices.shard_batch`` the batch axes are ``Padded(1, 0, 0)``,
+        where all data are sequences. Losses by step take ``lengths``, losses by example ``valid``.
 
     Raises:
         ValueError, TypeError: sequences whose lengths are not those of ``batches``, or that differ in dtype or in the
@@ -207,7 +207,7 @@ def prefetch(items: Iterable[Item], *, size: int = 2, put: Callable[[Item], Any]
         items: such as ``map(at, range(start, steps))`` with ``at`` from :func:`padded`. Taken in the thread: what is
             slow should happen in NumPy, files and the like, which run beside Python.
         size: how many items may be ahead of the one that was handed out last.
-        put: what is done with each in the thread; for a mesh ``lambda batch: jr.shard_batch(batch, mesh,
+        put: what is done with each in the thread; for a mesh ``lambda batch: jr.devices.shard_batch(batch, mesh,
             batch_axis=Padded(1, 0, 0))``. The thread has its caller's x64 mode and default device; name a mesh.
 
     Returns:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, name_of
 from jaxrnn._spec import specified
-from jaxrnn.running._stepping import step_with_leaves_changed
+from jaxrnn.instruments.stepping import step_with_leaves_changed
 from jaxrnn.wrappers._shared import check_cell, is_float
 
 

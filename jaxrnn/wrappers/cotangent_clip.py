@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, flatten
 from jaxrnn._spec import specified
-from jaxrnn.running._probing import norm
+from jaxrnn.instruments.norms import norm
 from jaxrnn.wrappers._shared import check_cell, is_float
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, draw_each_step, flatten, name_of
 from jaxrnn._spec import specified
-from jaxrnn.running._placement import placed_like
-from jaxrnn.running._stepping import step_with_carry_changed
+from jaxrnn.devices.placement import placed_like
+from jaxrnn.instruments.stepping import step_with_carry_changed
 from jaxrnn.wrappers._shared import carry_shapes, check_cell, check_rate, draw_inner, is_float, own_and_inner
 
 

@@ -114,7 +114,7 @@ def test_padding_has_no_cotangent():
 
 def test_textbook_lstm_is_the_library_lstm():
     params = ours.model(ours.textbook_lstm)(TINY).params
-    fused = ours.jr.LSTMParams(
+    fused = ours.jr.cells.LSTMParams(
         *(np.concatenate([params[name][gate] for gate in "ifgo"], axis=-1) for name in ("W_x", "W_h", "b"))
     )
     xs = data(TINY).xs

@@ -41,7 +41,7 @@ def test_gain_multiplies_the_recurrent_weights_alone():
 
 
 def test_a_dead_network_is_told():
-    zero = jr.LyapunovSpectrum(np.full((2, 5), -np.inf), np.full((2, 20, 5), -np.inf))
+    zero = jr.gradients.LyapunovSpectrum(np.full((2, 5), -np.inf), np.full((2, 20, 5), -np.inf))
     dead = gradient_flow.Measured("relu", 1.0, np.broadcast_to(np.eye(1, 20), (2, 20)), zero)
     *_, exponent, _, words = gradient_flow.row(dead, [19])
     assert (exponent, words) == ("-∞", "vanishing")

@@ -470,7 +470,7 @@ def test_export(case):
     if case == "stack":
         assert_close(ours(model, inputs), by_runtime(model, inputs))
     if "own readout" in case:  # loaded, it is a member of its own
-        params = (params._replace(W_hy=None, b_y=None), jr.ReadoutParams(params.W_hy, params.b_y))
+        params = (params._replace(W_hy=None, b_y=None), jr.cells.ReadoutParams(params.W_hy, params.b_y))
     if case == "stack":
         params = tuple(p for p in params if p != ())  # dropout is left out
     assert_same(interop.load(model)[1], params)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxrnn._base import Cell, Layer, PyTree
-from jaxrnn.interop._shared import Level, Run, check_options, levels_of, needs, negated, refuse, reordered
+from jaxrnn.interop.conversion import Level, Run, check_options, levels_of, needs, negated, refuse, reordered
 from jaxrnn.interop.onnx._loading import ACTIVATIONS, FLOAT32_ALONE, MERGES, SYMMETRIC
 from jaxrnn.interop.onnx._operators import KINDS
 from jaxrnn.interop.onnx._reading import OLDEST

@@ -9,7 +9,7 @@ import numpy as np
 
 import jaxrnn as jr
 from jaxrnn._base import Layer, PyTree
-from jaxrnn.interop._shared import Level, Run, as_jax, model_of, negated, param_dtype, refuse, reordered, spec_of
+from jaxrnn.interop.conversion import Level, Run, as_jax, model_of, negated, param_dtype, refuse, reordered, spec_of
 from jaxrnn.interop.onnx._operators import GATES, Activation, Operator, Weights, operator_of, weights_of
 from jaxrnn.interop.onnx._reading import attributes_of, fail, initializers_of, name_of, read
 from jaxrnn.interop.onnx._running import OPERATORS, evaluate
@@ -250,7 +250,7 @@ class _Chain:
             if W.shape[0] != self.size:
                 fail(where, f"its weights are for {W.shape[0]} features, but the layer before it outputs {self.size}")
             spec = spec_of("readout", *W.shape, param_dtype=param_dtype(W))
-            self.levels.append(Level((Run(spec, jr.ReadoutParams(W, zeros)),)))
+            self.levels.append(Level((Run(spec, jr.cells.ReadoutParams(W, zeros)),)))
             self.size, self.bare = W.shape[1], where
             return y._replace(level=len(self.levels))
         (run,) = self.levels[-1].runs if len(self.levels[-1].runs) == 1 else (None,)
@@ -334,7 +334,7 @@ def _run(op: Operator, activations: tuple[Activation, ...], own: Weights, h: Any
 def _elman(op, activations, own, h, c):
     b = None if own.Wb is None else own.Wb + own.Rb
     options = _options(own, h, activation=_named(op, activations[0], own.W.dtype))
-    return Run(spec_of("elman", *_sizes(own), **options), jr.ElmanParams(own.W.T, own.R.T, b, h0=h))
+    return Run(spec_of("elman", *_sizes(own), **options), jr.cells.ElmanParams(own.W.T, own.R.T, b, h0=h))
 
 
 def _gru(op, activations, own, h, c):
@@ -352,7 +352,7 @@ def _gru(op, activations, own, h, c):
         b = ours(own.Wb + np.where(apart, 0, own.Rb))
         b_hh = own.Rb[2 * H :] if op.linear_before_reset else None
     options = _options(own, h, activation=activation, gate_activation=gate, reset=_unless(reset, "before"))
-    return Run(spec_of("gru", *_sizes(own), **options), jr.GRUParams(ours(own.W).T, ours(own.R).T, b, b_hh, h))
+    return Run(spec_of("gru", *_sizes(own), **options), jr.cells.GRUParams(ours(own.W).T, ours(own.R).T, b, b_hh, h))
 
 
 def _lstm(op, activations, own, h, c):
@@ -375,7 +375,7 @@ def _lstm(op, activations, own, h, c):
             i, o, _, g = np.split(a, 4)
             return np.concatenate([-i, g, o])
 
-        params = jr.CIFGParams(coupled(own.W).T, coupled(own.R).T, coupled(b), initial=initial)
+        params = jr.cells.CIFGParams(coupled(own.W).T, coupled(own.R).T, coupled(b), initial=initial)
         return Run(spec_of("cifg_lstm", *_sizes(own), **options), params)
 
     def ours(a):
@@ -384,9 +384,9 @@ def _lstm(op, activations, own, h, c):
     W_xh, W_hh, b = ours(own.W).T, ours(own.R).T, ours(b)
     if own.P is not None:
         U: list[Any] = np.split(own.P, 3)  # of i, o, f
-        peepholes = jr.PeepholeLSTMParams(W_xh, W_hh, b, U[0], U[2], U[1], initial=initial)
+        peepholes = jr.cells.PeepholeLSTMParams(W_xh, W_hh, b, U[0], U[2], U[1], initial=initial)
         return Run(spec_of("peephole_lstm", *_sizes(own), **options), peepholes)
-    return Run(spec_of("lstm", *_sizes(own), **options), jr.LSTMParams(W_xh, W_hh, b, initial=initial))
+    return Run(spec_of("lstm", *_sizes(own), **options), jr.cells.LSTMParams(W_xh, W_hh, b, initial=initial))
 
 
 def _sizes(own: Weights) -> tuple[int, int]:

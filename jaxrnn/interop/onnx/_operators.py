@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._base import Cell
-from jaxrnn.cells._lstm import LSTMCarry
+from jaxrnn.cells.lstm_family import LSTMCarry
 from jaxrnn.interop.onnx._reading import fail
 
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}

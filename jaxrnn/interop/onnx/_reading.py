@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from jaxrnn.interop._shared import needs
+from jaxrnn.interop.conversion import needs
 
 OLDEST = 7  # the operator set in which RNN, LSTM and GRU took the form that they still have
 VERSIONS = (OLDEST, 14, 22)  # in which they changed: 14 added layout, 22 a dtype

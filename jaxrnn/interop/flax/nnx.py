@@ -14,7 +14,8 @@ import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree, name_of
 from jaxrnn._spec import Spec
 from jaxrnn.combine import MERGES
-from jaxrnn.interop._flax import (
+from jaxrnn.interop.conversion import as_jax, refuse
+from jaxrnn.interop.flax._options import (
     GATES,
     FlaxCell,
     Weights,
@@ -28,7 +29,6 @@ from jaxrnn.interop._flax import (
     params_like,
     to_flax,
 )
-from jaxrnn.interop._shared import as_jax, refuse
 
 KINDS = {nnx.SimpleCell: "simple", nnx.LSTMCell: "lstm", nnx.OptimizedLSTMCell: "lstm", nnx.GRUCell: "gru"}
 

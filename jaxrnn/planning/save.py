@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-from jaxrnn.running._program import Program, needed_for, reached_from
+from jaxrnn.programs.program import Program, needed_for, reached_from
 
 CHEAP = frozenset(
     (

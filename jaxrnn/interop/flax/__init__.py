@@ -4,8 +4,8 @@ linen   from_linen, to_linen    linen_cell, linen_variables
 nnx     from_nnx, to_nnx        nnx_cell, nnx_layer
 """
 
-from jaxrnn.interop.flax_linen import LinenCell, from_linen, linen_cell, linen_variables, to_linen
-from jaxrnn.interop.flax_nnx import NnxCell, NnxLayer, from_nnx, nnx_cell, nnx_layer, to_nnx
+from jaxrnn.interop.flax.linen import LinenCell, from_linen, linen_cell, linen_variables, to_linen
+from jaxrnn.interop.flax.nnx import NnxCell, NnxLayer, from_nnx, nnx_cell, nnx_layer, to_nnx
 
 __all__ = [
     "LinenCell",

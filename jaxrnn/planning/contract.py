@@ -14,7 +14,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxrnn.running._program import Op, Program
+from jaxrnn.programs.program import Op, Program
 
 
 def contracted_once(program: Program, outside: set[int]) -> Program:

@@ -2,7 +2,7 @@
 
 A product x W adds xᵀ d at each step, d the cotangent of the product. So a zero of a special kind is added to the
 product: linear in a scalar z, it sends back to z, where a matrix product would send back xᵀ d, the norm ‖xᵀ d‖ alone.
-It is a primitive like any other, so plans may defer it (``_leaving.py`` says when): after the backward loop the norms
+It is a primitive like any other, so plans may defer it (``hoist.py`` says when): after the backward loop the norms
 are computed from x and d of all steps. With a batch of B rows ‖xᵀ d‖² = Σ (x xᵀ) * (d dᵀ), which is cheaper than xᵀ d
 where B is small.
 
@@ -23,7 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxrnn._base import PyTree, flatten
-from jaxrnn.running._program import Op, Program, flat_program, is_call
+from jaxrnn.programs.program import Op, Program, flat_program, is_call
 
 USES = 4  # products with disjoint parts of a parameter that are told apart; a GRU's W_hh has two
 

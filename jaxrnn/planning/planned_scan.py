@@ -14,9 +14,9 @@ W_xh ∂x_t + ∂b, so that the backward loop yields d_t = ∂L/∂a_t and ∂L/
 
 The rule is a ``jax.custom_jvp`` made of scans, so forward mode, reverse mode, their compositions and ``vmap`` all work.
 
-Who does what: ``_program.py`` traces the step as a flat list of operations; ``_fusing.py`` multiplies once where
-products share an operand; ``_saving.py`` says what the forward scan saves; ``_leaving.py`` what leaves the tangent
-loop; ``_products.py`` and ``_contraction.py`` give the products inside and outside their fastest form. The rules by
+Who does what: ``program.py`` traces the step as a flat list of operations; ``fuse.py`` multiplies once where
+products share an operand; ``save.py`` says what the forward scan saves; ``hoist.py`` what leaves the tangent
+loop; ``transpose.py`` and ``contract.py`` give the products inside and outside their fastest form. The rules by
 which ``Plan`` chooses stand in ``plan.py``.
 """
 
@@ -31,13 +31,14 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn._base import PyTree, flatten
-from jaxrnn.running._contraction import contracted_once
-from jaxrnn.running._fusing import fuse_products
-from jaxrnn.running._leaving import leave_the_loop, narrow_values, split_first, spread_constants
-from jaxrnn.running._products import ready_to_transpose, weights_on_the_left
-from jaxrnn.running._program import Program, evaluate, needed_for, reached_from, trace
-from jaxrnn.running._saving import CHEAP, smallest_to_save
-from jaxrnn.running.plan import Plan, Report
+from jaxrnn.planning.contract import contracted_once
+from jaxrnn.planning.explanation import ScanExplanation
+from jaxrnn.planning.fuse import fuse_products
+from jaxrnn.planning.hoist import leave_the_loop, narrow_values, split_first, spread_constants
+from jaxrnn.planning.plan import Plan
+from jaxrnn.planning.save import CHEAP, smallest_to_save
+from jaxrnn.planning.transpose import ready_to_transpose, weights_on_the_left
+from jaxrnn.programs.program import Program, evaluate, needed_for, reached_from, trace
 
 
 def scan_deferred(
@@ -48,7 +49,7 @@ def scan_deferred(
     reverse: bool,
     unroll: int,
     plan: Plan,
-    said: Report,
+    said: ScanExplanation,
 ) -> tuple[PyTree, PyTree]:
     """``jax.lax.scan(body, carry, xs)``, its gradients contracted outside the loop."""
     carry = jax.tree.map(_strong, carry)
@@ -84,7 +85,7 @@ def map_over_time(
     reverse: bool,
     unroll: int,
     plan: Plan,
-    said: Report,
+    said: ScanExplanation,
 ) -> tuple[PyTree, PyTree]:
     """The same for a body that carries nothing: all steps at once.
 
@@ -115,7 +116,7 @@ class _Loop(NamedTuple):
     reverse: bool
     unroll: int
     plan: Plan
-    said: Report
+    said: ScanExplanation
 
     def split(self, args: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """consts, carry and xs out of one flat list."""

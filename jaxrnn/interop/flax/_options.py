@@ -15,9 +15,9 @@ import numpy as np
 
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree, name_of
-from jaxrnn.cells._shared import ACTIVATIONS
+from jaxrnn.cells.activations import ACTIVATIONS
 from jaxrnn.combine import MERGES
-from jaxrnn.interop._shared import (
+from jaxrnn.interop.conversion import (
     Level,
     Run,
     as_jax,
@@ -106,17 +106,17 @@ def from_flax(who: str, cell: FlaxCell) -> tuple[Cell, PyTree]:
         W_hh = w["h"]["kernel"]
         # act(… + W_hh h + h): the skip connection is a part of the recurrent matrix.
         W_hh = W_hh + np.eye(len(W_hh), dtype=W_hh.dtype) if cell.residual else W_hh
-        made, params = "elman", jr.ElmanParams(w["i"]["kernel"], W_hh, w["i"]["bias"])
+        made, params = "elman", jr.cells.ElmanParams(w["i"]["kernel"], W_hh, w["i"]["bias"])
     elif kind == "lstm":
-        made, params = "lstm", jr.LSTMParams(fused("i"), fused("h"), fused("h", "bias"))
+        made, params = "lstm", jr.cells.LSTMParams(fused("i"), fused("h"), fused("h", "bias"))
     elif kind == "gru":
         if gate not in SYMMETRIC:
             refuse(who, f"a GRU with gate_fn={gate!r}", _SHARE)
         W_xh, W_hh, b = (negated(a, 1, 3) for a in (fused("i"), fused("h"), fused("i", "bias")))
-        made, params = "gru", jr.GRUParams(W_xh, W_hh, b, b_hh)
+        made, params = "gru", jr.cells.GRUParams(W_xh, W_hh, b, b_hh)
         options["reset"] = "after"
     else:
-        made, params = "mgu", jr.MGUParams(fused("i"), fused("h"), fused("i", "bias"), b_hh)
+        made, params = "mgu", jr.cells.MGUParams(fused("i"), fused("h"), fused("i", "bias"), b_hh)
         options |= {"reset": "after" if kind == "mgu" else "none", "keep": "state"}
     if cell.dtype is not None:
         options["dtype"] = np.dtype(cell.dtype)

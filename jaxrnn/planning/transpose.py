@@ -7,7 +7,7 @@ from collections.abc import Callable, Container
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.running._program import SUMS, Op, Program, Rewriting
+from jaxrnn.programs.program import SUMS, Op, Program, Rewriting
 
 
 def weights_on_the_left(

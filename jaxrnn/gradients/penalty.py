@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree, select
 from jaxrnn._checks import check_lengths, check_scalar_loss
+from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import run_of
-from jaxrnn.running._placement import vary_alike
-from jaxrnn.running._probing import norm
-from jaxrnn.running._stepping import step_with_carry_changed
+from jaxrnn.instruments.norms import norm
+from jaxrnn.instruments.stepping import step_with_carry_changed
 from jaxrnn.running.scan import scan, valid_steps
 
 
@@ -53,7 +53,8 @@ def jacobian_penalty(
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
         >>> cell = jr.elman(3, 2, activation="identity", recurrent_init="identity")
         >>> params = cell.init(jax.random.key(0))._replace(W_hh=0.5 * jnp.eye(2))
-        >>> jr.jacobian_penalty(cell, params, jnp.ones((7, 3)), lambda carry, ys: ys[-1].sum()).round(3).item()
+        >>> loss = lambda carry, ys: ys[-1].sum()
+        >>> jr.gradients.jacobian_penalty(cell, params, jnp.ones((7, 3)), loss).round(3).item()
         0.25
 
     Differs from the paper by the mean over steps and sequences in place of the sum over steps.

@@ -14,10 +14,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_choice, check_context_mesh, check_divides, check_members, count_members
-from jaxrnn.training.devices import mesh_axes, put_whole
+from jaxrnn.devices.meshes import mesh_axes, put_whole
 
 
-class Division(NamedTuple):
+class EnsembleLayout(NamedTuple):
     """How an ensemble's members are divided; ``str`` says it in words."""
 
     members: int
@@ -44,10 +44,10 @@ class Division(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ensemble:  # no NamedTuple: jax.jit and its kin want a function that they can refer to weakly
-    """What ``jr.ensemble`` makes: ``ensemble(members, *shared)`` runs it, ``describe(members)`` says how."""
+    """What ``jr.devices.ensemble`` makes: ``ensemble(members, *shared)`` runs it, ``describe(members)`` says how."""
 
     run: Callable[..., PyTree]
-    describe: Callable[[PyTree], Division]
+    describe: Callable[[PyTree], EnsembleLayout]
 
     def __call__(self, members: PyTree, *shared: PyTree) -> PyTree:
         return self.run(members, *shared)
@@ -98,28 +98,29 @@ def ensemble(
         ...         params = jax.tree.map(lambda p, g: p - member["rate"] * g, params, jax.grad(loss)(params))
         ...     return loss(params)
         >>> members = {"key": jax.random.split(jax.random.key(0), 4), "rate": jnp.array([0.01, 0.1, 1.0, 10.0])}
-        >>> run = jr.ensemble(train)
+        >>> run = jr.devices.ensemble(train)
         >>> run(members, xs).shape, run.describe(members).members
         ((4,), 4)
 
     Two groups of devices divide the members, the devices of a group the batch of each (here, groups of one):
-        >>> mesh = jr.batch_mesh(1, members=2)
+        >>> mesh = jr.devices.batch_mesh(1, members=2)
         >>> def scaled(member, xs):
         ...     return member["rate"] * jax.lax.with_sharding_constraint(xs, jax.P(None, "batch")).mean()
-        >>> run = jr.ensemble(scaled, mesh=mesh, axes="member")
+        >>> run = jr.devices.ensemble(scaled, mesh=mesh, axes="member")
         >>> [shard.data.shape for shard in run(members, xs).addressable_shards], str(run.describe(members))[:39]
         ([(2,), (2,)], '4 members on 2 cpu devices, 2 on each, ')
     """
     check_choice("ensemble", "how", how, ("auto", "map", "vmap"))
     if mesh is not None and not isinstance(mesh, Mesh):
-        raise TypeError(f"ensemble: mesh must be a jax.sharding.Mesh, got {mesh!r}; jr.batch_mesh makes one.")
+        raise TypeError(f"ensemble: mesh must be a jax.sharding.Mesh, got {mesh!r}; jr.devices.batch_mesh makes one.")
     if mesh is None and axes is not None:
         raise ValueError(
-            f"ensemble: axes={axes!r} needs the mesh whose axes they are; give mesh=jr.batch_mesh(members=…), say."
+            f"ensemble: axes={axes!r} needs the mesh whose axes they are; give "
+            f"mesh=jr.devices.batch_mesh(members=…), say."
         )
     chosen = None if mesh is None else mesh_axes("ensemble", mesh, axes)
 
-    def divide(members: PyTree) -> Division:
+    def divide(members: PyTree) -> EnsembleLayout:
         N = count_members("ensemble", members)
         on = _largest_mesh(N) if mesh is None else mesh
         over = on.axis_names if chosen is None else chosen
@@ -132,10 +133,10 @@ def ensemble(
             why = "a CPU runs batched recurrent products badly" if cpu else "batched products fill the device"
         if mesh is None and on.size < jax.local_device_count():
             why += f"; {N} members cannot be divided among all {jax.local_device_count()} devices"
-        return Division(N, on, ("map" if cpu else "vmap") if how == "auto" else how, why, over)
+        return EnsembleLayout(N, on, ("map" if cpu else "vmap") if how == "auto" else how, why, over)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def program(division: Division, members: PyTree, *shared: PyTree) -> PyTree:
+    def program(division: EnsembleLayout, members: PyTree, *shared: PyTree) -> PyTree:
         def run_mine(members, *shared):
             one = lambda member: function(member, *shared)  # noqa: E731
             return jax.lax.map(one, members) if division.how == "map" else jax.vmap(one)(members)
@@ -161,7 +162,7 @@ def ensemble(
     return Ensemble(run, divide)
 
 
-def _for_all(division: Division, a: jax.Array) -> jax.Array:
+def _for_all(division: EnsembleLayout, a: jax.Array) -> jax.Array:
     """An array that all members share, on all groups of devices; within them, divided as it comes."""
     if not isinstance(a, jax.core.Tracer) and isinstance(own := getattr(a, "sharding", None), NamedSharding):
         used = {axis for entry in own.spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
@@ -171,7 +172,7 @@ def _for_all(division: Division, a: jax.Array) -> jax.Array:
 
 
 def stack_members(members: Sequence[PyTree]) -> PyTree:
-    """Put the trees of N members into one, as ``jr.ensemble`` takes them.
+    """Put the trees of N members into one, as ``jr.devices.ensemble`` takes them.
 
     Args:
         members: N pytrees of arrays or numbers, all of one structure, shapes and dtypes.
@@ -186,7 +187,7 @@ def stack_members(members: Sequence[PyTree]) -> PyTree:
         >>> import jax, jaxrnn as jr
         >>> cell = jr.elman(3, 4)
         >>> members = [{"params": cell.init(jax.random.key(seed)), "rate": 0.1 * seed} for seed in (1, 2, 3)]
-        >>> stacked = jr.stack_members(members)
+        >>> stacked = jr.devices.stack_members(members)
         >>> stacked["params"].W_hh.shape, stacked["rate"].shape
         ((3, 4, 4), (3,))
     """

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn._checks import check_pair
-from jaxrnn.running._leaving import PRODUCTS
-from jaxrnn.running._program import Program, evaluate, flat_program, inner_programs, is_call, needed_for
+from jaxrnn.planning.hoist import PRODUCTS
+from jaxrnn.programs.program import Program, evaluate, flat_program, inner_programs, is_call, needed_for
 
 
 def step_with_leaves_changed(

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
 from jaxrnn._checks import check_sizes, check_start
 from jaxrnn._spec import Spec, specified
-from jaxrnn.running._placement import vary_alike
-from jaxrnn.running._program import inner_programs
-from jaxrnn.running._watching import OverTime, refuse_marks
+from jaxrnn.devices.placement import vary_alike
+from jaxrnn.instruments.marks import OverTime, refuse_marks
+from jaxrnn.programs.program import inner_programs
 from jaxrnn.running.scan import check_inputs, scan
 
 

@@ -29,7 +29,7 @@ def use_cpu_devices(n: int) -> None:
 
     Example:
         >>> import jaxrnn as jr
-        >>> jr.use_cpu_devices(2)
+        >>> jr.devices.use_cpu_devices(2)
     """
     check_sizes("use_cpu_devices", n=n)
     try:
@@ -50,8 +50,8 @@ def batch_mesh(n: int | None = None, *, members: int | str | None = None, axis: 
 
     Args:
         n: how many devices share a batch; None means all the rest, those of other processes too.
-        members: how many such groups of n devices there are, for ``jr.ensemble(…, axes="member")``; "rest" means as
-            many as there are devices for. None means one, and a mesh without that axis.
+        members: how many such groups of n devices there are, for ``jr.devices.ensemble(…, axes="member")``; "rest"
+            means as many as there are devices for. None means one, and a mesh without that axis.
         axis: the name of the mesh's axis along which a batch is shared.
 
     Returns:
@@ -65,16 +65,16 @@ def batch_mesh(n: int | None = None, *, members: int | str | None = None, axis: 
 
     Example, a training step on two cores (the step itself is any jitted function, unchanged):
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
-        >>> jr.use_cpu_devices(2)
+        >>> jr.devices.use_cpu_devices(2)
         >>> layer = jr.scan(jr.lstm(3, 4))
         >>> params, xs, lengths = layer.init(jax.random.key(0)), jnp.ones((7, 6, 3)), jnp.arange(6)
         >>> step = jax.jit(jax.grad(lambda params, xs, lengths: layer.apply(params, xs, lengths=lengths)[1].sum()))
-        >>> mesh = jr.batch_mesh(2)
-        >>> params = jr.replicate(params, mesh)
-        >>> xs, lengths = jr.shard_batch((xs, lengths), mesh, batch_axis=(1, 0))
+        >>> mesh = jr.devices.batch_mesh(2)
+        >>> params = jr.devices.replicate(params, mesh)
+        >>> xs, lengths = jr.devices.shard_batch((xs, lengths), mesh, batch_axis=(1, 0))
         >>> len(step(params, xs, lengths).b.devices())
         2
-        >>> dict(jr.batch_mesh(1, members="rest").shape)
+        >>> dict(jr.devices.batch_mesh(1, members="rest").shape)
         {'member': 2, 'batch': 1}
     """
     if n is not None:
@@ -92,7 +92,7 @@ def batch_mesh(n: int | None = None, *, members: int | str | None = None, axis: 
     known = (n or 1) * (groups or 1)
     if known > there:
         what = "" if members is None else f", {groups or 1} groups of {n or 1}"
-        more = f"jr.use_cpu_devices({known}) before anything else uses JAX, or " if platform == "cpu" else ""
+        more = f"jr.devices.use_cpu_devices({known}) before anything else uses JAX, or " if platform == "cpu" else ""
         raise ValueError(
             f"batch_mesh: asked for {known} devices{what}, but JAX has {there} ({platform}); call {more}batch_mesh() "
             f"for all that there are."
@@ -120,8 +120,8 @@ def shard_batch(tree: PyTree, mesh: Mesh, *, batch_axis: PyTree = 1, axes: str |
 
     Args:
         tree: arrays with a batch axis: xs (T, B, …), lengths (B,) …
-        mesh: the devices. If it spans several processes (``jr.join_processes``), each passes its own part of the
-            batch, that of its devices, and the result is one global array.
+        mesh: the devices. If it spans several processes (``jr.devices.join_processes``), each passes its own part of
+            the batch, that of its devices, and the result is one global array.
         batch_axis: which axis is B: 1, time first, as in xs; 0, as in lengths; or a tree of such numbers, or the upper
             part of one, as in ``jax.vmap``'s ``in_axes``.
         axes: the axes of the mesh that divide the batch; None means all. Along the others, each device has a copy:
@@ -136,9 +136,9 @@ def shard_batch(tree: PyTree, mesh: Mesh, *, batch_axis: PyTree = 1, axes: str |
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn as jr
-        >>> jr.use_cpu_devices(2)
+        >>> jr.devices.use_cpu_devices(2)
         >>> batch = {"xs": jnp.ones((7, 6, 3)), "lengths": jnp.arange(6)}
-        >>> batch = jr.shard_batch(batch, jr.batch_mesh(2), batch_axis={"xs": 1, "lengths": 0})
+        >>> batch = jr.devices.shard_batch(batch, jr.devices.batch_mesh(2), batch_axis={"xs": 1, "lengths": 0})
         >>> [shard.data.shape for shard in batch["xs"].addressable_shards]
         [(7, 3, 3), (7, 3, 3)]
     """
@@ -178,7 +178,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
     Example:
         >>> import jax, jaxrnn as jr
-        >>> params = jr.replicate(jr.lstm(3, 4).init(jax.random.key(0)), jr.batch_mesh(1))
+        >>> params = jr.devices.replicate(jr.lstm(3, 4).init(jax.random.key(0)), jr.devices.batch_mesh(1))
         >>> params.b.sharding.is_fully_replicated
         True
     """

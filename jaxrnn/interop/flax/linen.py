@@ -13,7 +13,8 @@ from flax import linen as nn
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn.combine import MERGES
-from jaxrnn.interop._flax import (
+from jaxrnn.interop.conversion import as_jax, refuse
+from jaxrnn.interop.flax._options import (
     FlaxCell,
     check_weights,
     feature_axes,
@@ -25,7 +26,6 @@ from jaxrnn.interop._flax import (
     params_like,
     to_flax,
 )
-from jaxrnn.interop._shared import as_jax, refuse
 
 KINDS = {
     nn.SimpleCell: "simple",

@@ -17,7 +17,7 @@ import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._checks import check_params
 from jaxrnn._spec import Spec
-from jaxrnn.cells._shared import ACTIVATIONS
+from jaxrnn.cells.activations import ACTIVATIONS
 
 
 def needs(library: str, extra: str, module: str | None = None) -> ModuleType:

@@ -1,4 +1,4 @@
-"""What may leave the loop over time, and what it is worth: the choices of the plan in ``_deferred.py``."""
+"""What may leave the loop over time, and what it is worth: the choices of the plan in ``planned_scan.py``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from jaxrnn._base import is_narrow
-from jaxrnn.running._probing import by_rows
-from jaxrnn.running._program import SUMS, Op, Program, Rewriting, reached_from
+from jaxrnn.instruments.norms import by_rows
+from jaxrnn.programs.program import SUMS, Op, Program, Rewriting, reached_from
 
 PRODUCTS = ("dot_general", "conv_general_dilated")  # what pays for leaving the loop
 NORM = "norm_of_product"  # what _probing.py adds to products, to measure them

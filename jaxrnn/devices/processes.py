@@ -16,7 +16,7 @@ from jaxrnn._checks import check_sizes
 def join_processes(*, timeout: int = 60, heartbeat: int = 30) -> int:
     """Join the processes of this program, on one host or several, so that their devices make one mesh.
 
-    To be called first, beside ``jr.use_cpu_devices``, in every process. Where to find the others stands in the
+    To be called first, beside ``jr.devices.use_cpu_devices``, in every process. Where to find the others stands in the
     environment; what is found first is taken:
 
     1. ``JAX_COORDINATOR_ADDRESS`` (``host:port`` of process 0, a port that is free there), ``JAX_NUM_PROCESSES`` and
@@ -47,7 +47,7 @@ def join_processes(*, timeout: int = 60, heartbeat: int = 30) -> int:
 
     Example:
         >>> import jaxrnn as jr
-        >>> jr.join_processes()
+        >>> jr.devices.join_processes()
         1
     """
     check_sizes("join_processes", timeout=timeout, heartbeat=heartbeat)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.running._program import SUMS, Op, Program, Rewriting
+from jaxrnn.programs.program import SUMS, Op, Program, Rewriting
 
 
 def fuse_products(program: Program) -> tuple[Program, list[str]]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrnn._base import PyTree
-from jaxrnn.running._probing import Probed
+from jaxrnn.instruments.norms import Probed
 
 
 class OverTime(NamedTuple):

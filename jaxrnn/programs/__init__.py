@@ -1,0 +1,1 @@
+"""A traced step as data: a flat list of operations."""
