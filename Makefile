@@ -55,7 +55,7 @@ lint: $(DEV) ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-format: $(DEV) ## let ruff mend what it can
+format: $(DEV) ## let ruff fix what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 

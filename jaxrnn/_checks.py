@@ -1,4 +1,4 @@
-"""The checks behind the error messages: who, what was expected, what came, and the mend.
+"""The checks behind the error messages: who, what was expected, what came, and the fix.
 
 All of them look at shapes, dtypes and tree structures alone, so they raise while JAX traces.
 """
@@ -86,8 +86,8 @@ def check_params(who: str, params: PyTree, expected: PyTree | None) -> None:
 
 def check_carry(who: str, carry: PyTree, expected: PyTree, batch_shape: tuple[int, ...]) -> None:
     """A carry has the structure, shapes and dtypes of ``initial_carry(params, batch_shape)``."""
-    mend = f"start from initial_carry(params, batch_shape={batch_shape}), or from the carry of a run of that batch"
-    _check_tree(who, "carry", carry, expected, mend)
+    fix = f"start from initial_carry(params, batch_shape={batch_shape}), or from the carry of a run of that batch"
+    _check_tree(who, "carry", carry, expected, fix)
     for (path, leaf), want in zip(*_with_paths(carry, expected), strict=True):
         if jnp.result_type(leaf) != want.dtype:
             raise TypeError(
@@ -98,12 +98,12 @@ def check_carry(who: str, carry: PyTree, expected: PyTree, batch_shape: tuple[in
 
 def check_carry_kept(who: str, before: PyTree, after: PyTree) -> None:
     """A step returns a carry of the structure, shapes and dtypes that it was given."""
-    mend = "a step must return a carry of the type that it was given (cast it back, or fix initial_carry)"
-    _check_tree(who, "the carry that step returned", after, before, mend)
+    fix = "a step must return a carry of the type that it was given (cast it back, or fix initial_carry)"
+    _check_tree(who, "the carry that step returned", after, before, fix)
     for (path, leaf), old in zip(*_with_paths(after, before), strict=True):
         if jnp.result_type(leaf) != jnp.result_type(old):
             raise TypeError(
-                f"{who}: step turned carry{path} from {jnp.result_type(old)} into {jnp.result_type(leaf)}; {mend}."
+                f"{who}: step turned carry{path} from {jnp.result_type(old)} into {jnp.result_type(leaf)}; {fix}."
             )
 
 
@@ -189,13 +189,13 @@ def sequence_shape(who: str, xs: PyTree, x_ndim: PyTree) -> tuple[int, tuple[int
     return lead[0], lead[1:]
 
 
-def _check_tree(who: str, what: str, got: PyTree, expected: PyTree, mend: str) -> None:
+def _check_tree(who: str, what: str, got: PyTree, expected: PyTree, fix: str) -> None:
     structures = [jax.tree.structure(tree) for tree in (got, expected)]
     if len(set(structures)) > 1:
-        raise ValueError(f"{who}: {what} should be {_outline(expected)}, got {_outline(got)}; {mend}.")
+        raise ValueError(f"{who}: {what} should be {_outline(expected)}, got {_outline(got)}; {fix}.")
     for (path, leaf), want in zip(*_with_paths(got, expected), strict=True):
         if jnp.shape(leaf) != jnp.shape(want):
-            raise ValueError(f"{who}: {what}{path} should have shape {jnp.shape(want)}, got {jnp.shape(leaf)}; {mend}.")
+            raise ValueError(f"{who}: {what}{path} should have shape {jnp.shape(want)}, got {jnp.shape(leaf)}; {fix}.")
 
 
 def _with_paths(got: PyTree, expected: PyTree) -> tuple[list[tuple[str, Any]], list[Any]]:
@@ -243,9 +243,9 @@ def check_members(who: str, members: list[PyTree]) -> None:
     """The trees of an ensemble's members have one structure, and their leaves one shape and dtype."""
     if not members:
         raise ValueError(f"{who}: needs at least one member, got none.")
-    mend = "all members must be of one model; run different ones as ensembles of their own"
+    fix = "all members must be of one model; run different ones as ensembles of their own"
     for index, member in enumerate(members):
-        _check_tree(who, f"member {index}", member, members[0], mend)
+        _check_tree(who, f"member {index}", member, members[0], fix)
         for (path, leaf), want in zip(*_with_paths(member, members[0]), strict=True):
             if jnp.result_type(leaf) != jnp.result_type(want):
                 raise ValueError(
@@ -292,7 +292,7 @@ def check_scalar_loss(who: str, value: Any) -> None:
         )
 
 
-def check_finite(who: str, what: str, tree: PyTree, mend: str) -> None:
+def check_finite(who: str, what: str, tree: PyTree, fix: str) -> None:
     """Arrays (T, …) hold neither NaN nor infinities; no check under ``jit`` and ``vmap``, where values are unknown."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -302,7 +302,7 @@ def check_finite(who: str, what: str, tree: PyTree, mend: str) -> None:
         if len(bad):
             when = f"at {len(bad)} of {len(values)} steps, first at {bad[0]}, last at {bad[-1]}"
             name = what + jax.tree_util.keystr(path)
-            raise FloatingPointError(f"{who}: {name} is not finite{'' if len(values) == 1 else ' ' + when}; {mend}.")
+            raise FloatingPointError(f"{who}: {name} is not finite{'' if len(values) == 1 else ' ' + when}; {fix}.")
 
 
 def check_float_carry(who: str, carry: PyTree) -> None:

@@ -39,7 +39,7 @@ from jaxrnn._base import Cell, Layer, PyTree
 # ---- versions ----------------------------------------------------------------------------------
 
 PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax")
-MEND = "pip install --upgrade 'jax!=0.10.2,!=0.11.0'"
+FIX = "pip install --upgrade 'jax!=0.10.2,!=0.11.0'"
 
 BAD_JAXLIB = {
     "0.10.2": "silently computes wrong values on the CPU (jax-ml/jax#39103), such as float64 gradients of a "
@@ -77,9 +77,9 @@ def known_problems(versions: Mapping[str, str | None]) -> list[str]:
     release = (jaxlib or "").partition("+")[0]  # what follows a + names a build of the same source
     fault = BAD_JAXLIB.get(release)
     if fault:
-        problems.append(f"jaxlib {jaxlib} {fault}; mend: {MEND}")
+        problems.append(f"jaxlib {jaxlib} {fault}; fix: {FIX}")
     if jax_version and tuple(int(part) for part in jax_version.split(".")[:2]) < (0, 10):
-        problems.append(f"jax {jax_version} is untested with jaxrnn, which needs 0.10 or newer; mend: {MEND}")
+        problems.append(f"jax {jax_version} is untested with jaxrnn, which needs 0.10 or newer; fix: {FIX}")
     return problems
 
 

@@ -187,11 +187,11 @@ def test_a_reader_leaves_the_writer_alone(tmp_path, monkeypatch):
 
     record = checkpoints._record
 
-    def replaced(where, mend):
+    def replaced(where, fix):
         if where.name == "1":
             checkpoints.save(tmp_path, 2, state(2))
             shutil.rmtree(where)
-        return record(where, mend)
+        return record(where, fix)
 
     monkeypatch.setattr(checkpoints, "_record", replaced)
     step, restored, _ = checkpoints.restore(tmp_path, state())

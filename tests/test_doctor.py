@@ -162,7 +162,7 @@ def test_a_crash_is_a_failed_row_and_the_others_still_run(capsys):
         ({"jax": "0.9.2", "jaxlib": "0.9.2"}, ["jax 0.9.2", "untested", "0.10 or newer"]),
     ],
 )
-def test_known_problems_are_named_with_issue_and_mend(versions, expected):
+def test_known_problems_are_named_with_issue_and_fix(versions, expected):
     (problem,) = doctor.known_problems(versions)
     for part in [*expected, "pip install", "'jax!=0.10.2,!=0.11.0'"]:
         assert part in problem

@@ -422,7 +422,7 @@ def test_digits_are_not_dropped_silently(case, x64):
 
 
 def test_declaring_the_dtype_lets_more_digits_in(x64):
-    """The mend that the message names works."""
+    """The fix that the message names works."""
     cell = jr.gru(I, H, dtype=jnp.float32)
     _, ys = apply(cell, xs(dtype=jnp.float64))
     assert ys.dtype == jnp.float32

@@ -1,4 +1,4 @@
-"""Bad inputs to the gradient lab: who, what was expected, what came, and the mend."""
+"""Bad inputs to the gradient lab: who, what was expected, what came, and the fix."""
 
 import functools
 

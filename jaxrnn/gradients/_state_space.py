@@ -100,6 +100,6 @@ def check_not_explicit(who: str, *trees: PyTree) -> None:
 
 def check_is_cell(who: str, cell: Any) -> None:
     if not isinstance(cell, Cell):
-        mend = "; give the Cell that it runs, and jr.chain in place of jr.stack" if isinstance(cell, Layer) else ""
+        fix = "; give the Cell that it runs, and jr.chain in place of jr.stack" if isinstance(cell, Layer) else ""
         name = name_of(cell) if isinstance(cell, Layer) else type(cell).__name__
-        raise TypeError(f"{who}: expected a Cell, got {name}{mend}.")
+        raise TypeError(f"{who}: expected a Cell, got {name}{fix}.")

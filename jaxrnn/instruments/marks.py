@@ -69,7 +69,7 @@ def plus(a: jax.Array, zeros: jax.Array | None) -> jax.Array:
     return a if zeros is None else a + zeros
 
 
-def refuse_marks(who: str, mend: str, *trees: Sequence[PyTree]) -> None:
+def refuse_marks(who: str, fix: str, *trees: Sequence[PyTree]) -> None:
     """Raise where any leaf carries a mark that measures gradients."""
     if any(isinstance(a, Probed | Perturbed) for a in jax.tree.leaves(trees, is_leaf=is_marked)):
-        raise ValueError(f"{who}: {mend}")
+        raise ValueError(f"{who}: {fix}")

@@ -151,11 +151,11 @@ def load(
         check_model("load", model)
     with _opened("load", path) as (file, header):
         kept = kept_in("load", path, header)
-        mend = "fetch or save the file once more" if model is None else "give the model that was saved"
+        fix = "fetch or save the file once more" if model is None else "give the model that was saved"
         model, expected = model_of("load", path, kept, model)
         wanted = by_name("load", expected)
         title = f"load: the parameters in {os.fspath(path)!r} do not fit the model ({name_of(model)})"
-        _check_fit(title, mend, header.tensors, wanted)
+        _check_fit(title, fix, header.tensors, wanted)
         arrays = [as_jax(a) for a in _read("load", path, file, header, wanted)]
     return model, jax.tree.unflatten(jax.tree.structure(expected), arrays), kept.get("metadata", {})
 
@@ -192,8 +192,8 @@ def _fitting(model: Cell | Layer, params: PyTree) -> dict[str, np.ndarray]:
     leaves = by_name("save", params)
     for name, leaf in leaves.items():
         _check_array(name, leaf)
-    mend = "pass what this model's own init(key) gave, as it is or trained"
-    _check_fit(f"save: params do not fit the model ({name_of(model)})", mend, leaves, by_name("save", expected))
+    fix = "pass what this model's own init(key) gave, as it is or trained"
+    _check_fit(f"save: params do not fit the model ({name_of(model)})", fix, leaves, by_name("save", expected))
     check_params(f"save: {name_of(model)}", params, expected)  # a list in place of a tuple, say
     return {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
 
@@ -221,7 +221,7 @@ def _check_array(name: str, leaf: Any) -> None:
         )
 
 
-def _check_fit(title: str, mend: str, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_fit(title: str, fix: str, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Names, shapes and kinds of numbers agree; values have ``shape`` and ``dtype``."""
     faults = [f"{name} is missing, {_outline(a)}" for name, a in wanted.items() if name not in got]
     faults += [f"{name}, {_outline(a)}, is none of them" for name, a in got.items() if name not in wanted]
@@ -230,7 +230,7 @@ def _check_fit(title: str, mend: str, got: Mapping[str, Any], wanted: Mapping[st
         if tuple(ours.shape) != tuple(theirs.shape) or _kind(ours.dtype) != _kind(theirs.dtype):
             faults.append(f"{name} should be {_outline(ours)}, got {_outline(theirs)}")
     if faults:
-        raise ValueError(f"{title}: {_few(sorted(faults), '; ')}. Mend: {mend}.")
+        raise ValueError(f"{title}: {_few(sorted(faults), '; ')}. Fix: {fix}.")
 
 
 def _outline(a: Any) -> str:
@@ -287,7 +287,7 @@ def kept_in(who: str, path: Any, header: Header) -> dict[str, Any]:
     """
     if not header.is_ours:
         torch = any(name.rpartition(".")[2].startswith("weight_ih_l") for name in header.tensors)
-        mend = (
+        fix = (
             "these are torch's names: python -m jaxrnn convert, or jaxrnn.interop.torch.from_torch"
             if torch
             else "read it with the safetensors library, and give its tensors to the params of a model of your own"
@@ -295,7 +295,7 @@ def kept_in(who: str, path: Any, header: Header) -> dict[str, Any]:
         holds = [f"{name} {_outline(tensor)}" for name, tensor in header.tensors.items()]
         raise ValueError(
             f"{who}: {os.fspath(path)!r} is a safetensors file, but not one that jaxrnn saved (its metadata lack "
-            f"jaxrnn); it holds {_few(holds) or 'no tensors'}; {mend}."
+            f"jaxrnn); it holds {_few(holds) or 'no tensors'}; {fix}."
         )
     try:
         kept = json.loads(header.metadata["jaxrnn"], parse_constant=int)  # which raises: NaN is no JSON
@@ -338,7 +338,7 @@ def model_of(
     if spec != model.spec and _equations(spec) != _equations(model.spec):
         raise ValueError(
             f"{who}: {os.fspath(path)!r} holds the parameters of {described(spec)}, but the model given is "
-            f"{described(model.spec)}, which computes something else; load the file without a model, or mend the model."
+            f"{described(model.spec)}, which computes something else; load the file without a model, or fix the model."
         )
     return model, expected
 

@@ -101,8 +101,8 @@ def explain(layer: Layer, params: PyTree, xs: PyTree, carry: PyTree = None, **op
         ['(2, 5)', '(2, 5)', '(2, 5)', '(2, 5)', '(2, 5)', '(2, 5)']
     """
     if not isinstance(layer, Layer):
-        mend = "; lift it with jr.scan." if isinstance(layer, Cell) else "."
-        raise TypeError(f"explain: expected a Layer, got {type(layer).__name__}{mend}")
+        fix = "; lift it with jr.scan." if isinstance(layer, Cell) else "."
+        raise TypeError(f"explain: expected a Layer, got {type(layer).__name__}{fix}")
     leaves, treedef = flatten((params, xs, carry))
 
     def run(leaves):

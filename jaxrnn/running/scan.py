@@ -81,7 +81,7 @@ def scan(
         and returns ``(carry, ys)``, the carry after the last valid step of each sequence and ys (T, *B, O).
 
     Raises:
-        ValueError, TypeError: while tracing, for anything that does not fit, with the mend.
+        ValueError, TypeError: while tracing, for anything that does not fit, with the fix.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr

@@ -51,7 +51,7 @@ def stream(cell: Cell) -> Stream:
 
     Raises:
         TypeError: a Layer, which needs the whole sequence. ValueError, TypeError: while tracing, for anything that
-            does not fit, with the mend.
+            does not fit, with the fix.
 
     Example, a server of three sessions at most, two of which have sent something:
         >>> import jax, numpy as np, jaxrnn as jr

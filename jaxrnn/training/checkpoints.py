@@ -126,8 +126,8 @@ def _restore(directory: Path, step: int, like: PyTree) -> Restored:
     where = directory / str(step)
     ocp = _orbax()
     older = [number for number in _steps(directory) if number < step]
-    mend = f"remove {where} to go on from " + (f"step {max(older)}" if older else "the start")
-    record = _record(where, mend)
+    fix = f"remove {where} to go on from " + (f"step {max(older)}" if older else "the start")
+    record = _record(where, fix)
     expected = _leaves(like)
     differing = _differences(record["leaves"], _described(expected))
     if differing:
@@ -150,7 +150,7 @@ def _restore(directory: Path, step: int, like: PyTree) -> Restored:
     if damage:
         with _quiet():
             gc.collect()
-        raise CheckpointError(f"{where}: damaged: {damage}; {mend}.")
+        raise CheckpointError(f"{where}: damaged: {damage}; {fix}.")
     return Restored(step, _assembled(leaves, like), record["note"])
 
 
@@ -160,19 +160,19 @@ def note(directory: Path) -> dict[str, Any] | None:
     return None if step is None else _record(directory / str(step), f"remove {directory / str(step)}")["note"]
 
 
-def _record(where: Path, mend: str) -> dict[str, Any]:
+def _record(where: Path, fix: str) -> dict[str, Any]:
     try:
         record = json.loads((where / "note" / "metadata").read_text(encoding="utf-8"))
         written_by, crc = record.get("format"), record.pop("crc", None)
     except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{where}: damaged, or not a checkpoint of jaxrnn: {_cause(error)}; {mend}.") from None
+        raise CheckpointError(f"{where}: damaged, or not a checkpoint of jaxrnn: {_cause(error)}; {fix}.") from None
     if written_by != FORMAT:
         raise CheckpointError(
             f"{where}: expected a checkpoint of the format {FORMAT!r}, got {written_by!r}: another program's, or "
             f"another version's; name another directory."
         )
     if crc != _crc(record):
-        raise CheckpointError(f"{where}: damaged: the checksum of its note is another; {mend}.")
+        raise CheckpointError(f"{where}: damaged: the checksum of its note is another; {fix}.")
     return record
 
 
