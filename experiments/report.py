@@ -15,13 +15,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
-import os
-import platform
 import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +29,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from experiments import markdown
+from experiments.environment import environment, sentence
 from jaxrnn import plotting
 from jaxrnn.training import Point
 from jaxrnn.training.records import Records, to_json
+
+PACKAGES = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
 
 
 class RunError(Exception):
@@ -160,22 +161,15 @@ def write(
     **more: Any,
 ) -> None:
     """The files that need the whole run: summary.json (with what else is given), table.md, the figures."""
-    summary = {"models": [_summary(result, columns) for result in results], **more, "environment": environment()}
+    summary = {
+        "models": [_summary(result, columns) for result in results],
+        **more,
+        "environment": environment(PACKAGES),
+    }
     (directory / "summary.json").write_text(to_json(summary, indent=2) + "\n", encoding="utf-8")
-    (directory / "table.md").write_text(markdown(results, columns, notes), encoding="utf-8")
+    write_table(directory, rows(results, columns), [*notes, *diverged(results), *skipped(results)])
     for name, figure in figures.items():
         figure.savefig(directory / name, dpi=150)
-
-
-def environment() -> dict[str, Any]:
-    """Where the numbers come from."""
-    packages = ("jaxrnn", "jax", "jaxlib", "optax", "numpy", "scikit-learn")
-    return {
-        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-        "cpu_cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{package: _version(package) for package in packages},
-    }
 
 
 def rows(results: Sequence[Result], columns: Sequence[Column]) -> list[tuple[str, ...]]:
@@ -219,15 +213,10 @@ def skipped(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def markdown(results: Sequence[Result], columns: Sequence[Column], notes: Sequence[str]) -> str:
-    return "\n\n".join([markdown_table(rows(results, columns)), *notes, *diverged(results), *skipped(results)]) + "\n"
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """The first row is the header, the first column stands left."""
-    header, *body = rows
-    lines = [header, ("---", *("---:" for _ in header[1:])), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def write_table(directory: Path, rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
+    """table.md: the table, what belongs below it, and where the figures come from."""
+    paragraphs = [markdown.table(rows), *notes, sentence(environment(PACKAGES), PACKAGES)]
+    (directory / "table.md").write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
 
 
 def curves(
@@ -361,11 +350,3 @@ def _statistics(values: np.ndarray) -> dict[str, Any]:
     with np.errstate(invalid="ignore"):  # the losses of a diverged model: NaN is what the reader must see
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
         return {"mean": float(values.mean()), "sd": sd, "each": values.tolist()}
-
-
-def _version(package: str) -> str:
-    if package == "jaxrnn":  # a checkout need not be installed
-        import jaxrnn
-
-        return jaxrnn.__version__
-    return version(package)

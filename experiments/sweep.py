@@ -205,8 +205,7 @@ def write(directory: Path, ranked: Sequence[Outcome], score: report.Column) -> N
         for o in ranked:
             for seed, value in zip(o.seeds, o.scores.tolist(), strict=True):
                 table.writerow([o.model, *o.setting.values(), seed, value])
-    text = [report.markdown_table(rows(ranked, score)), *notes(ranked)]
-    (directory / "table.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    report.write_table(directory, rows(ranked, score), notes(ranked))
     scores(ranked, score).savefig(directory / "scores.png", dpi=150)
     curves(ranked, score).savefig(directory / "curves.png", dpi=150)
 

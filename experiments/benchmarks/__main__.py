@@ -16,6 +16,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")  # which Keras reads at its first 
 import jax
 
 import jaxrnn as jr
+from experiments.markdown import MarkerError, parts_of
 
 if TYPE_CHECKING:
     from experiments.benchmarks.suites import Settings
@@ -31,16 +32,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         print(f"the benchmarks need {', '.join(missing)}: pip install 'jaxrnn[train]'", file=sys.stderr)
         return 1
-    if arguments.report is not None:
-        return report_again(arguments.report)
-    jr.devices.use_cpu_devices(2)  # a program on one of them still has every core
     try:
-        settings = settings_of(arguments)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+        if arguments.report is not None:
+            report_again(arguments.report, arguments.write)
+        else:
+            jr.devices.use_cpu_devices(2)  # a program on one of them still has every core
+            try:
+                settings = settings_of(arguments)
+            except ValueError as error:
+                print(error, file=sys.stderr)
+                return 2
+            run(settings, arguments.out, arguments.write)
+    except MarkerError as error:
+        print(f"--write: {error}", file=sys.stderr)
         return 2
-    try:
-        run(settings, arguments.out)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 1
@@ -50,12 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(settings: Settings, out: Path) -> Path:
-    """Measure every group of the settings; returns the run directory."""
+def run(settings: Settings, out: Path, pages: Sequence[Path] = ()) -> Path:
+    """Measure every group of the settings, then write the tables, also into the pages; returns the run directory."""
     from experiments.benchmarks import report, suites
     from experiments.benchmarks.timing import OtherWork
+    from experiments.environment import environment, sentence
     from experiments.report import new_directory
 
+    for page in pages:  # what is wrong with one is said before anything is measured
+        parts_of(page, report.PARTS)
     console = terminal()
 
     def say(text: str) -> None:
@@ -63,8 +71,8 @@ def run(settings: Settings, out: Path) -> Path:
 
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
     directory = new_directory(out, "benchmarks")
-    environment = report.environment()
-    say(report.machine(environment))
+    machine = environment(report.PACKAGES)
+    say(sentence(machine, report.PACKAGES))
     for module in suites.missing(settings):
         say(f"{module} is not installed: left out")
     rows: list[suites.Row] = []
@@ -81,9 +89,9 @@ def run(settings: Settings, out: Path) -> Path:
             say(
                 f"WARNING: other processes kept {cores:.1f} cores busy: not to be trusted, torch's figures least of all"
             )
-    environment["other_work"] = all_other_work.cores()
-    environment["seconds"] = round(time.perf_counter() - begin)
-    report.write(directory, rows, environment)
+    machine["other_work"] = all_other_work.cores()
+    machine["seconds"] = round(time.perf_counter() - begin)
+    report.write(directory, rows, machine, pages)
     report.show(rows, directory, console)
     return directory
 
@@ -107,22 +115,18 @@ def fastest(rows: Sequence[Any]) -> str:
     return ", ".join(words) or "nothing measured"
 
 
-def report_again(directory: Path) -> int:
-    """The tables and the figure of an older run, made anew from its rows."""
+def report_again(directory: Path, pages: Sequence[Path]) -> None:
+    """The tables and the figure of an older run, made anew from its rows; also written into the pages."""
     import json
 
     from experiments.benchmarks import report
+    from experiments.environment import environment
 
-    try:
-        rows = report.load(directory)
-        summary = directory / "summary.json"
-        known = json.loads(summary.read_text(encoding="utf-8"))["environment"] if summary.exists() else None
-    except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    report.write(directory, rows, known or report.environment())
+    rows = report.load(directory)
+    summary = directory / "summary.json"
+    known = json.loads(summary.read_text(encoding="utf-8"))["environment"] if summary.exists() else None
+    report.write(directory, rows, known or environment(report.PACKAGES), pages)
     report.show(rows, directory, terminal())
-    return 0
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -218,6 +222,15 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seconds", type=seconds, help="the time budget of each contestant in each group (default: 0.5)")
     top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")
     top.add_argument("--report", type=Path, metavar="RUN", help="measure nothing: make the tables of this run anew")
+    top.add_argument(
+        "--write",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PAGE",
+        help="write the tables into these Markdown pages too, between <!-- benchmarks:begin --> and "
+        "<!-- benchmarks:end -->; the targets alone between those of benchmark-targets",
+    )
     return top
 
 

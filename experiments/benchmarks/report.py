@@ -3,38 +3,32 @@
 runs/benchmarks-001/
   rows.jsonl     a line for each contestant of each group, every round's seconds included; written as measured
   summary.json   the targets with their ratios, the machine, the versions
-  table.md       all of it as Markdown, for README.md
+  table.md       all of it as Markdown; --write PAGE puts it between the markers of a page
   figure.png     training steps beside torch's, and the cost against T
 """
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-import jaxrnn as jr
+from experiments import markdown
 from experiments.benchmarks.contestants import BY_NAME, FLOORS, PLAN, TORCH
 from experiments.benchmarks.problems import GATES
 from experiments.benchmarks.suites import Row, notes_of
 from experiments.benchmarks.targets import Verdict, name, verdicts
+from experiments.environment import sentence
 
 PACKAGES = ("jax", "jaxlib", "numpy", "flax", "dm-haiku", "equinox", "keras", "torch")
 DASH = "–"
-
-Markdown = list[str]
 
 
 def append(directory: Path, rows: Iterable[Row]) -> None:
@@ -53,69 +47,30 @@ def load(directory: Path) -> list[Row]:
     return rows
 
 
-def write(directory: Path, rows: Sequence[Row], environment: dict[str, Any]) -> None:
-    """summary.json, table.md and figure.png, from the rows."""
+def write(directory: Path, rows: Sequence[Row], environment: dict[str, Any], pages: Sequence[Path] = ()) -> None:
+    """summary.json, table.md and figure.png, from the rows; the tables also between the markers of the pages."""
     lines = verdicts(rows)
     summary = {"targets": [line._asdict() | {"met": line.met} for line in lines], "environment": environment}
     (directory / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (directory / "table.md").write_text(markdown(rows, lines, environment), encoding="utf-8")
+    parts = {name: "\n\n".join(part(rows, lines, environment)) + "\n" for name, part in PARTS.items()}
+    (directory / "table.md").write_text(parts["benchmarks"], encoding="utf-8")
     figure(rows).savefig(directory / "figure.png", dpi=150)
+    for page in pages:
+        markdown.write_parts(page, parts)
 
 
-def environment(taken: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """Where the numbers come from."""
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",  # on a GPU, its name
-        "backend": jax.default_backend(),
-        "python": platform.python_version(),
-        "jaxrnn": jr.__version__,
-        **{package: version_of(package) for package in taken},
-    }
-
-
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text(encoding="utf-8").splitlines() if info.exists() else ():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
-
-
-def version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def machine(environment: dict[str, Any]) -> str:
-    """One sentence for the README."""
-    versions = ", ".join(f"{package} {environment[package] or 'missing'}" for package in ("jaxrnn", *PACKAGES))
-    others = environment.get("other_work")  # known after the run
-    return (
-        f"As run on {environment['date']}: {environment['cpu']}, {environment['cores']} cores, "
-        f"{environment['devices']}, {f'{others:.2f} cores busy with other processes; ' if others is not None else ''}"
-        f"Python {environment['python']}, {versions}."
-    )
-
-
-def markdown(rows: Sequence[Row], lines: Sequence[Verdict], environment: dict[str, Any]) -> str:
-    """All tables, to be pasted into README.md as they stand."""
-    parts: Markdown = [machine(environment), "**Targets**", table(targets(lines))]
+def everything(rows: Sequence[Row], lines: Sequence[Verdict], environment: dict[str, Any]) -> list[str]:
+    parts = [sentence(environment, PACKAGES), "**Targets**", markdown.table(targets(lines))]
     for title, header_and_body in tables(rows):
-        parts += [f"**{title}**", table(header_and_body)]
-    parts += notes(rows)
-    return "\n\n".join(parts) + "\n"
+        parts += [f"**{title}**", markdown.table(header_and_body)]
+    return parts + notes(rows)
 
 
-def table(lines: Sequence[Sequence[str]]) -> str:
-    header, *body = lines
-    ruled = [header, ("---", *("---:" for _ in header[1:])), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
+def targets_alone(rows: Sequence[Row], lines: Sequence[Verdict], environment: dict[str, Any]) -> list[str]:
+    return [sentence(environment, PACKAGES), markdown.table(targets(lines))]
+
+
+PARTS = {"benchmarks": everything, "benchmark-targets": targets_alone}  # paragraphs, by the name of a page's markers
 
 
 def targets(lines: Sequence[Verdict]) -> list[tuple[str, ...]]:
@@ -141,10 +96,10 @@ def tables(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, ...]]]]:
         ]
 
     found = []
-    for suite, said in (("cells", ""), ("variants", ", variants of the LSTM")):
+    for suite, whose in (("cells", ""), ("variants", ", variants of the LSTM")):
         for quantity, what in (("train", "Training step"), ("forward", "Forward")):
             for devices, where in ((1, "one device"), (2, "two devices, the batch split")):
-                found.append((f"{what}, {where}, ms{said}", by_shape(chosen(suite, quantity, devices), milliseconds)))
+                found.append((f"{what}, {where}, ms{whose}", by_shape(chosen(suite, quantity, devices), milliseconds)))
     found += [
         ("Temporaries of a training step, one device, MB", by_shape(chosen("cells", "train", 1), megabytes)),
         ("Ensemble, a gradient for each member, ms", ensemble(chosen("ensemble"))),
@@ -222,7 +177,7 @@ def megabytes(row: Row) -> str:
     return DASH if row.temp_bytes is None else figures_of(row.temp_bytes / 1e6)
 
 
-def notes(rows: Sequence[Row]) -> Markdown:
+def notes(rows: Sequence[Row]) -> list[str]:
     """How to read the tables, and who is missing where."""
     lines = [
         "Times: the median of interleaved rounds ± half the distance between the quartiles; bold: the fastest. "
@@ -293,7 +248,7 @@ def figure(rows: Sequence[Row]) -> Figure:
 
 
 def show(rows: Sequence[Row], directory: Path, console: Console) -> None:
-    """The tables of the README on the terminal, the targets last."""
+    """All tables on the terminal, the targets last."""
     for title, lines in [*tables(rows), ("Targets", targets(verdicts(rows)))]:
         header, *body = lines
         shown = Table(title=title, title_justify="left", padding=(0, 1))

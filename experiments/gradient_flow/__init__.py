@@ -16,6 +16,7 @@ from rich.console import Console
 import jaxrnn as jr
 from experiments import report
 from experiments.config import Many, Rate, Seed, Table
+from experiments.environment import environment
 from jaxrnn import plotting
 
 Name = Literal["tanh", "relu", "irnn", "gru", "lstm", "peephole_lstm"]
@@ -67,9 +68,8 @@ def run(config: Config, directory: Path) -> None:
         for name in config.model.cells:
             everything.append(measure(config, name, gain))
             console.print(f"{name}, gain {gain:g}: {diagnosis(everything[-1])}", highlight=False, soft_wrap=True)
-    table = report.markdown_table(rows(everything))
-    (directory / "table.md").write_text(f"{table}\n\n{note(config)}\n", encoding="utf-8")
-    summary = {"measured": [summarized(m) for m in everything], "environment": report.environment()}
+    report.write_table(directory, rows(everything), [note(config)])
+    summary = {"measured": [summarized(m) for m in everything], "environment": environment(report.PACKAGES)}
     (directory / "summary.json").write_text(report.to_json(summary, indent=2) + "\n", encoding="utf-8")
     for file, figure in figures(config, everything).items():
         figure.savefig(directory / file, dpi=150)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from experiments import markdown
 from experiments.parity.compare import Row
 
 LIMITS = {"float32": 2e-6, "float64": 1e-10}
@@ -22,15 +23,14 @@ def summary(rows: Iterable[Row]) -> str:
         [library, str(len({(r.source.cell, r.source.options) for r in own})), *_figures(own)]
         for (library,), own in by_library.items()
     ]
-    return _markdown(["library", "models", *HEAD], lines)
+    return markdown.table([["library", "models", *HEAD], *lines])
 
 
 def table(rows: Iterable[Row]) -> str:
     """Markdown, a line for each model."""
     by_model = _grouped(rows, lambda row: (row.source.library, row.source.cell, row.source.options or "–"))
-    return _markdown(
-        ["library", "cell", "options", *HEAD], [[*model, *_figures(own)] for model, own in by_model.items()]
-    )
+    lines = [[*model, *_figures(own)] for model, own in by_model.items()]
+    return markdown.table([["library", "cell", "options", *HEAD], *lines], left=3)
 
 
 def _grouped(rows: Iterable[Row], key: Callable[[Row], tuple[str, ...]]) -> dict[tuple[str, ...], list[Row]]:
@@ -49,7 +49,3 @@ def _figures(rows: Sequence[Row]) -> list[str]:
             known = [value for value in values if value is not None]
             cells.append(f"{max(known):.0e}" if known else "–")
     return cells
-
-
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(a)} |" for a in lines)])

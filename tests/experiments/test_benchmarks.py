@@ -65,8 +65,21 @@ def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys, monkeypatch):
     assert (run / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
     (run / "table.md").unlink()
-    assert main(["--report", str(run)]) == 0
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- benchmarks:begin, by make bench -->\nold\n<!-- benchmarks:end -->\nafter\n")
+    assert main(["--report", str(run), "--write", str(page)]) == 0
     assert (run / "table.md").read_text() == table
+    assert page.read_text() == (
+        f"before\n<!-- benchmarks:begin, by make bench -->\n{table}<!-- benchmarks:end -->\nafter\n"
+    )
+
+
+def test_a_page_without_markers_is_said_before_anything_is_measured(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("no markers\n")
+    assert main(["--quick", "--out", str(tmp_path / "runs"), "--write", str(page)]) == 2
+    assert "--write: " in (said := capsys.readouterr().err) and f"{page}: expected the lines <!-- benchmarks:" in said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_every_suite_runs(monkeypatch):
