@@ -16,6 +16,7 @@ from jaxrnn import cells, devices, planning, wrappers
 from jaxrnn._base import Cell, Layer
 from jaxrnn._deprecated import moved_names
 from jaxrnn._spec import Spec, build
+from jaxrnn._version import __version__ as __version__
 from jaxrnn.cells.cifg_lstm import cifg_lstm
 from jaxrnn.cells.conv_lstm import conv_lstm
 from jaxrnn.cells.dropout import dropout
@@ -29,7 +30,6 @@ from jaxrnn.cells.mgu import mgu
 from jaxrnn.cells.peephole_lstm import peephole_lstm
 from jaxrnn.cells.readout import readout
 from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
-from jaxrnn.interop.safetensors import load, save
 from jaxrnn.planning.explanation import explain
 from jaxrnn.planning.plan import Plan
 from jaxrnn.running.scan import scan
@@ -37,6 +37,7 @@ from jaxrnn.running.segments import Budget
 from jaxrnn.running.stream import Slots, Stream, stream
 from jaxrnn.running.tbptt import tbptt
 from jaxrnn.running.trace import gates, trace_gates
+from jaxrnn.saving import load, save
 from jaxrnn.sequences import last, masked_mean, max_pool, mean_pool, pad
 from jaxrnn.wrappers.clip_state import clip_state
 from jaxrnn.wrappers.cotangent_clip import cotangent_clip
@@ -47,8 +48,6 @@ from jaxrnn.wrappers.zoneout import zoneout
 
 if TYPE_CHECKING:
     from jaxrnn import gradients, interop, plotting, training
-
-__version__ = "0.1.0"
 
 __all__ = [
     # cells

@@ -103,6 +103,13 @@ def _plain(name: str, value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def factory_of(kind: str) -> Callable[..., Any]:
+    """The factory of a kind, ``jr.lstm`` of ``"lstm"``."""
+    import jaxrnn
+
+    return getattr(jaxrnn, kind)
+
+
 def build(spec: Spec | dict[str, Any]) -> Any:
     """Rebuild the cell, layer or model that a spec describes.
 
@@ -121,8 +128,6 @@ def build(spec: Spec | dict[str, Any]) -> Any:
         >>> jr.build(model.spec.to_dict()).spec == model.spec
         True
     """
-    import jaxrnn
-
     if not isinstance(spec, Spec):
         spec = Spec.from_dict(spec)
     if spec.kind not in KINDS:
@@ -130,7 +135,7 @@ def build(spec: Spec | dict[str, Any]) -> Any:
             f"build: no cell, layer or model is called {spec.kind!r}{nearest(spec.kind, KINDS)}; "
             f"known kinds: {', '.join(KINDS)}."
         )
-    factory = getattr(jaxrnn, spec.kind)
+    factory = factory_of(spec.kind)
     known = inspect.signature(factory).parameters
     for name, _ in spec.options:
         if name not in known:

@@ -7,7 +7,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "jaxrnn").rglob("*.py"))
 OURS = [*LIBRARY, *sorted((ROOT / "experiments").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
-GROUND_FLOOR = ("jaxrnn._base", "jaxrnn._checks", "jaxrnn._deprecated", "jaxrnn._spec")
+GROUND_FLOOR = ("jaxrnn._base", "jaxrnn._checks", "jaxrnn._deprecated", "jaxrnn._spec", "jaxrnn._version")
 LONGEST = 450
 
 

@@ -62,6 +62,7 @@ def test_importing_jaxrnn_imports_nothing_heavy():
         "torch",
         "keras",
         "onnx",
+        "safetensors",
         "matplotlib",
         "orbax",
         "sklearn",

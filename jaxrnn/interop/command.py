@@ -25,9 +25,10 @@ import jax
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._spec import Spec
-from jaxrnn.interop import safetensors
 from jaxrnn.interop.conversion import needs
-from jaxrnn.interop.safetensors import Tensor
+from jaxrnn.saving.files import Header, Tensor, read_header, read_tensors, write_atomically
+from jaxrnn.saving.parameters import by_name
+from jaxrnn.saving.records import described, kept_in, model_of
 
 TARGETS = (".safetensors", ".onnx")
 SOURCES = (*TARGETS, ".keras")
@@ -130,7 +131,7 @@ def convert(
     if os.path.lexists(target) and not force:
         raise ValueError(f"convert: {target!r} exists; name another target, or replace it with --force.")
     metadata: dict[str, Any] = {}
-    if kind == ".safetensors" and not safetensors.read_header("convert", source).is_ours:
+    if kind == ".safetensors" and not read_header("convert", source).is_ours:
         model, params = _from_state_dict(source, prefix, nonlinearity)
     else:
         given = {"--prefix": prefix, "--nonlinearity": nonlinearity}
@@ -138,15 +139,15 @@ def convert(
             raise ValueError(f"convert: {' and '.join(said)} are for torch state dicts, which {source!r} is not.")
         model, params, metadata = READERS[kind](source)
     if wanted == ".safetensors":
-        safetensors.save(target, model, params, metadata)
+        jr.save(target, model, params, metadata)
     else:
         from jaxrnn.interop.onnx import export
 
         learned = model.spec is not None and _is_learned(model.spec)
         proto = export(model, params, carry=not learned)  # a learned carry stands in the graph, and is no input of it
-        safetensors.write_atomically("convert", target, lambda path: Path(path).write_bytes(proto.SerializeToString()))
+        write_atomically("convert", target, lambda path: Path(path).write_bytes(proto.SerializeToString()))
     tensors = tensors_of(params)
-    made = safetensors.described(model.spec) if model.spec else "a model of one's own"
+    made = described(model.spec) if model.spec else "a model of one's own"
     say(f"{target}: {made}, {count(tensors):,} parameters, {dtypes(tensors)}")
 
 
@@ -169,7 +170,7 @@ def _from_keras(source: str) -> tuple[Cell | Layer, PyTree, dict[str, Any]]:
 
 
 READERS: dict[str, Callable[[str], tuple[Cell | Layer, PyTree, dict[str, Any]]]] = {
-    ".safetensors": safetensors.load,
+    ".safetensors": jr.load,
     ".onnx": _from_onnx,
     ".keras": _from_keras,
 }
@@ -179,11 +180,11 @@ def _from_state_dict(source: str, prefix: str | None, nonlinearity: str | None) 
     """The recurrent module of a torch state dict."""
     from jaxrnn.interop.torch import from_torch
 
-    header = safetensors.read_header("convert", source)
+    header = read_header("convert", source)
     found = [re.fullmatch(r"(|.*\.)weight_ih(_l0)?", name) for name in header.tensors]
     modules = sorted({match[1] for match in found if match})
     if not modules:
-        safetensors.kept_in("convert", source, header)  # says what the file is
+        kept_in("convert", source, header)  # says what the file is
     if prefix is None and len(modules) > 1:
         raise ValueError(
             f"convert: {source!r} holds {len(modules)} recurrent modules; choose one with --prefix: "
@@ -192,7 +193,7 @@ def _from_state_dict(source: str, prefix: str | None, nonlinearity: str | None) 
     prefix = modules[0] if prefix is None else prefix
     if prefix not in modules:
         raise ValueError(f"convert: {source!r} has no {prefix}weight_ih_l0; --prefix may be {', '.join(modules)}.")
-    state = safetensors.read_tensors("convert", source)
+    state = read_tensors("convert", source)
     own = {name: a for name, a in state.items() if name.startswith(prefix)}
     model, params = from_torch(own, prefix=prefix, nonlinearity=nonlinearity)
     if nonlinearity is None and "elman" in _kinds(model.spec):
@@ -253,12 +254,12 @@ def show(path: str) -> None:
         spec, tensors = model.spec, tensors_of(params)
         say(f"{path}: ONNX, {os.path.getsize(path):,} bytes; as jaxrnn loads it")
     else:
-        header = safetensors.read_header("inspect", path)
+        header = read_header("inspect", path)
         tensors = header.tensors
         spec = _show_header(path, header)
     if spec is not None:
         parts = parts_of(spec, tensors)
-        say(f"\nmodel: {safetensors.described(spec)}\n")
+        say(f"\nmodel: {described(spec)}\n")
         rows = [
             (part.name, _in_words(part), _sizes(part.spec), f"{count(part.tensors):,}", dtypes(part.tensors))
             for part in parts
@@ -273,7 +274,7 @@ def show(path: str) -> None:
     say(f"\n{count(tensors):,} parameters in {len(tensors)} tensors, {dtypes(tensors)}")
 
 
-def _show_header(path: str, header: safetensors.Header) -> Spec | None:
+def _show_header(path: str, header: Header) -> Spec | None:
     """What the header of a safetensors file says of the whole; the model's spec, where there is one."""
     size = f"{os.path.getsize(path):,} bytes"
     if not header.is_ours:
@@ -281,19 +282,19 @@ def _show_header(path: str, header: safetensors.Header) -> Spec | None:
         for name, text in sorted(header.metadata.items()):
             say(f"metadata  {name}: {' '.join(text.split())}")
         return None
-    kept = safetensors.kept_in("inspect", path, header)
+    kept = kept_in("inspect", path, header)
     say(f"{path}: safetensors, {size}; saved by jaxrnn {kept.get('version')}, format {kept['format']}")
     for name, value in kept.get("metadata", {}).items():
         say(f"metadata  {name}: {json.dumps(value, ensure_ascii=False)}")
     if "spec" not in kept:
         say(f"no model: {kept.get('no_spec', 'the file has no spec')}")
         return None
-    return safetensors.model_of("inspect", path, kept)[0].spec
+    return model_of("inspect", path, kept)[0].spec
 
 
 def tensors_of(params: PyTree) -> dict[str, Tensor]:
     """The arrays of a params tree by name."""
-    return {name: Tensor(a.shape, str(a.dtype)) for name, a in safetensors.by_name("inspect", params).items()}
+    return {name: Tensor(a.shape, str(a.dtype)) for name, a in by_name("inspect", params).items()}
 
 
 def parts_of(spec: Spec, tensors: Mapping[str, Tensor]) -> list[Part]:

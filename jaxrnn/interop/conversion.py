@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn as jr
@@ -157,25 +156,6 @@ def negated(a: Any, block: int, blocks: int, axis: int = -1) -> Any:
     parts = np.split(np.asarray(a), blocks, axis=axis)
     parts[block] = -parts[block]
     return np.concatenate(parts, axis=axis)
-
-
-def as_jax(params: PyTree) -> PyTree:
-    """NumPy arrays as JAX's, their dtype kept.
-
-    Raises:
-        TypeError: dtypes of 64 bits while JAX's are off, which would drop digits.
-    """
-
-    def convert(a):
-        dtype = np.asarray(a).dtype
-        if (narrow := jax.dtypes.canonicalize_dtype(dtype)).itemsize < dtype.itemsize:
-            raise TypeError(
-                f"the weights are {dtype} but JAX would make them {narrow} and drop digits; set "
-                f"jax.config.update('jax_enable_x64', True), or cast the weights to {narrow} first."
-            )
-        return jnp.asarray(a)
-
-    return jax.tree.map(convert, params)
 
 
 def refuse(who: str, what: str, why: str) -> NoReturn:

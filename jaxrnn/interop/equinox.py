@@ -10,7 +10,6 @@ import numpy as np
 import jaxrnn as jr
 from jaxrnn._base import Cell, PyTree
 from jaxrnn.interop.conversion import (
-    as_jax,
     check_options,
     levels_of,
     needs,
@@ -22,6 +21,7 @@ from jaxrnn.interop.conversion import (
     requires,
     spec_of,
 )
+from jaxrnn.saving.parameters import as_jax
 
 
 def from_equinox(module: Any) -> tuple[Cell, PyTree]:

@@ -11,7 +11,6 @@ import jaxrnn as jr
 from jaxrnn._base import Cell, PyTree
 from jaxrnn.interop.conversion import (
     Run,
-    as_jax,
     check_options,
     checked_spec,
     no_learned_carry,
@@ -22,6 +21,7 @@ from jaxrnn.interop.conversion import (
     requires,
     spec_of,
 )
+from jaxrnn.saving.parameters import as_jax
 
 # The name that Haiku gives a core's module, and what stands below it.
 CORES = {

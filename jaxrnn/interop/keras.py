@@ -36,7 +36,6 @@ from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._spec import Spec
 from jaxrnn.interop.conversion import (
     Run,
-    as_jax,
     check_options,
     check_run,
     checked_spec,
@@ -49,6 +48,7 @@ from jaxrnn.interop.conversion import (
     reordered,
     spec_of,
 )
+from jaxrnn.saving.parameters import as_jax
 
 NAMES = {"elman": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}
 MERGES = {"concat": "concat", "sum": "sum", "mean": "ave", "product": "mul"}

@@ -29,7 +29,6 @@ from jaxrnn._checks import check_choice
 from jaxrnn.interop.conversion import (
     Level,
     Run,
-    as_jax,
     check_options,
     levels_of,
     model_of,
@@ -42,6 +41,7 @@ from jaxrnn.interop.conversion import (
     refuse,
     spec_of,
 )
+from jaxrnn.saving.parameters import as_jax
 
 KEY = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l(\d+)(_reverse)?)?")
 KINDS = {1: "elman", 3: "gru", 4: "lstm"}  # by the number of gates

@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
+from jaxrnn import load, save
 from jaxrnn.__main__ import main
-from jaxrnn.interop import safetensors
-from jaxrnn.interop.safetensors import load, save
+from jaxrnn.saving.records import described
 from tests.interop.comparing import assert_same
-
-pytest.importorskip("safetensors")
 
 T, B, I, H = 5, 2, 3, 4
 
@@ -166,7 +164,7 @@ def test_to_onnx_and_back(learned, run, tmp_path):
     source, middle, target = (tmp_path / name for name in ("a.safetensors", "b.onnx", "c.safetensors"))
     save(source, model, params)
     with jax.enable_x64(False):
-        said = f"{middle}: {safetensors.described(model.spec)}, {SIZE + 2 * H * 2 * learned} parameters, float64\n"
+        said = f"{middle}: {described(model.spec)}, {SIZE + 2 * H * 2 * learned} parameters, float64\n"
         assert run("convert", source, middle) == (0, said, [])
         assert run("convert", middle, target)[0] == 0
     assert_same(load(target)[1], params)

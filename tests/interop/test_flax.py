@@ -19,7 +19,6 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrnn.interop import flax_linen, flax_nnx
 from jaxrnn.interop.flax import (
     from_linen,
     from_nnx,
@@ -30,6 +29,8 @@ from jaxrnn.interop.flax import (
     to_linen,
     to_nnx,
 )
+from jaxrnn.interop.flax import linen as flax_linen
+from jaxrnn.interop.flax import nnx as flax_nnx
 from tests.interop.comparing import B, H, I, T, assert_close, assert_same, compare, drawn, quick_jit
 from tests.user_cells import clockwork
 

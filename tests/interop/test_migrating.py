@@ -12,7 +12,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "migrating.md"
 
 def test_the_guide_runs(tmp_path, monkeypatch):
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    for library in ("torch", "keras", "haiku", "equinox", "onnx", "safetensors"):
+    for library in ("torch", "keras", "haiku", "equinox", "onnx"):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     names: dict = {}

@@ -20,7 +20,6 @@ from jaxrnn.combine import MERGES
 from jaxrnn.interop.conversion import (
     Level,
     Run,
-    as_jax,
     check_options,
     levels_of,
     named,
@@ -31,6 +30,7 @@ from jaxrnn.interop.conversion import (
     requires,
     spec_of,
 )
+from jaxrnn.saving.parameters import as_jax
 
 Weights = dict[str, dict[str, Any]]
 

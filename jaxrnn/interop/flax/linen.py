@@ -13,7 +13,7 @@ from flax import linen as nn
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn.combine import MERGES
-from jaxrnn.interop.conversion import as_jax, refuse
+from jaxrnn.interop.conversion import refuse
 from jaxrnn.interop.flax._options import (
     FlaxCell,
     check_weights,
@@ -26,6 +26,7 @@ from jaxrnn.interop.flax._options import (
     params_like,
     to_flax,
 )
+from jaxrnn.saving.parameters import as_jax
 
 KINDS = {
     nn.SimpleCell: "simple",

@@ -14,7 +14,7 @@ import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree, name_of
 from jaxrnn._spec import Spec
 from jaxrnn.combine import MERGES
-from jaxrnn.interop.conversion import as_jax, refuse
+from jaxrnn.interop.conversion import refuse
 from jaxrnn.interop.flax._options import (
     GATES,
     FlaxCell,
@@ -29,6 +29,7 @@ from jaxrnn.interop.flax._options import (
     params_like,
     to_flax,
 )
+from jaxrnn.saving.parameters import as_jax
 
 KINDS = {nnx.SimpleCell: "simple", nnx.LSTMCell: "lstm", nnx.OptimizedLSTMCell: "lstm", nnx.GRUCell: "gru"}
 

@@ -9,10 +9,11 @@ import numpy as np
 
 import jaxrnn as jr
 from jaxrnn._base import Layer, PyTree
-from jaxrnn.interop.conversion import Level, Run, as_jax, model_of, negated, param_dtype, refuse, reordered, spec_of
+from jaxrnn.interop.conversion import Level, Run, model_of, negated, param_dtype, refuse, reordered, spec_of
 from jaxrnn.interop.onnx._operators import GATES, Activation, Operator, Weights, operator_of, weights_of
 from jaxrnn.interop.onnx._reading import attributes_of, fail, initializers_of, name_of, read
 from jaxrnn.interop.onnx._running import OPERATORS, evaluate
+from jaxrnn.saving.parameters import as_jax
 
 # Activations of ours by name, constants as attributes store them. A float32 constant that is no power of two is ours
 # in float32 alone.

@@ -13,9 +13,10 @@ import numpy as np
 import jaxrnn as jr
 from jaxrnn._checks import nearest
 from jaxrnn.cells.lstm_family import LSTMCarry
-from jaxrnn.interop.conversion import as_jax, needs
+from jaxrnn.interop.conversion import needs
 from jaxrnn.interop.onnx._operators import GATES, Operator, cell_of, operator_of, weights_of
 from jaxrnn.interop.onnx._reading import attributes_of, fail, initializers_of, name_of, read
+from jaxrnn.saving.parameters import as_jax
 
 
 def run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
