@@ -98,9 +98,30 @@ def name_of(member: Cell | Layer) -> str:
     return member.spec.kind
 
 
+def check_cell(
+    who: str, cell: Any, *, if_layer: str = "give the Cell that it runs, and jr.chain in place of jr.stack"
+) -> None:
+    """Raise where something else than a Cell is given; ``if_layer`` is the fix for a Layer."""
+    if isinstance(cell, Layer):
+        raise TypeError(f"{who}: expected a Cell, got {name_of(cell)}, a Layer; {if_layer}.")
+    if not isinstance(cell, Cell):
+        raise TypeError(f"{who}: expected a Cell, got {type(cell).__name__}.")
+
+
+def check_model(who: str, model: Any) -> None:
+    """Raise where something else than a Cell or a Layer is given."""
+    if not isinstance(model, Cell | Layer):
+        raise TypeError(f"{who}: expected a Cell or a Layer, got {type(model).__name__}.")
+
+
 def flatten(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], Any]:
     """``jax.tree.flatten``: the leaves, and the structure that puts them back."""
     return jax.tree.flatten(tree, is_leaf=is_leaf)
+
+
+def is_float(a: Any) -> bool:
+    """Whether something is real numbers, which have a derivative; integers and keys are not."""
+    return jnp.issubdtype(jnp.result_type(a), jnp.floating)
 
 
 def is_narrow(a: Any) -> bool:

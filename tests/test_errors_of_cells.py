@@ -83,7 +83,7 @@ GATES = {
     "Layer": (
         lambda: jr.gates(jr.scan(LSTM), LSTM.init(KEY), carry_of(LSTM), xs(B, I)),
         TypeError,
-        ["gates: expected a Cell, got Layer"],
+        ["gates: expected a Cell, got scan(lstm), a Layer; give the Cell that it runs"],
     ),
 }
 

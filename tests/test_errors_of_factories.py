@@ -58,7 +58,7 @@ COMBINATIONS = {
     "scan of a Layer": (
         lambda: jr.scan(STACK),
         TypeError,
-        ["scan: expected a Cell, got Layer", "already runs over time, use it as it is"],
+        ["scan: expected a Cell, got stack, a Layer", "it already runs over time, use it as it is"],
     ),
     "scan of a function": (
         lambda: jr.scan(lambda c, x: (c, x)),

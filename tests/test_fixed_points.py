@@ -177,7 +177,7 @@ def search(cell=CELL, params=PARAMS, starts=STARTS, x=X, **options):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"cell": jr.scan(CELL)}, TypeError, "expected a Cell, got scan(elman); give the Cell that it runs"),
+        ({"cell": jr.scan(CELL)}, TypeError, "expected a Cell, got scan(elman), a Layer; give the Cell that it runs"),
         ({"cell": jr.readout(I, H), "starts": ()}, ValueError, "the cell carries nothing"),
         ({"cell": CELLS["user_clockwork"]}, TypeError, "is int32, and there is no derivative by"),
         ({"params": PARAMS._replace(b=jnp.zeros(9))}, ValueError, "params.b should have shape (4,), got (9,)"),

@@ -147,7 +147,7 @@ CASES = {
         f"a layer, {who}": (
             call(LAYER),
             TypeError,
-            [f"{who}: expected a Cell, got scan(lstm); give the Cell that it runs"],
+            [f"{who}: expected a Cell, got scan(lstm), a Layer; give the Cell that it runs"],
         )
         for who, call in {"log_singular_values": values, "lyapunov_spectrum": lyapunov}.items()
     },
@@ -177,7 +177,11 @@ CASES = {
     ),
     "leaky, rate": (lambda: jr.leaky(LSTM, rate=0.0), ValueError, ["leaky: rate must be above 0, got 0.0"]),
     "leaky, keep": (lambda: jr.leaky(LSTM, rate=1.5), ValueError, ["leaky: keep must lie between 0 and 1, got -0.5"]),
-    "leaky, layer": (lambda: jr.leaky(LAYER, rate=0.5), TypeError, ["leaky: expected a Cell, got Layer", "jr.scan"]),
+    "leaky, layer": (
+        lambda: jr.leaky(LAYER, rate=0.5),
+        TypeError,
+        ["leaky: expected a Cell, got scan(lstm), a Layer", "jr.scan"],
+    ),
     "normalized, epsilon": (lambda: jr.normalized(LSTM, epsilon=0), ValueError, ["epsilon must be positive, got 0"]),
     "normalized, chain": (
         lambda: jr.normalized(jr.chain(LSTM, jr.gru(H, H))).init(KEY),

@@ -267,9 +267,9 @@ def test_a_given_model_that_computes_something_else_is_refused(saved, given, pat
 
 
 def test_what_is_no_model_is_refused(path):
-    with pytest.raises(TypeError, match=r"save: expected a Cell or a Layer as model, got tuple"):
+    with pytest.raises(TypeError, match=r"save: expected a Cell or a Layer, got tuple"):
         save(path, (), ())
-    with pytest.raises(TypeError, match=r"load: expected a Cell or a Layer as model, got str"):
+    with pytest.raises(TypeError, match=r"load: expected a Cell or a Layer, got str"):
         load(path, "lstm")
 
 

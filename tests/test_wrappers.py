@@ -302,7 +302,7 @@ def test_noise_of_wrappers_and_of_what_they_wrap_are_two():
         (
             lambda: jr.clip_state(jr.scan(jr.gru(I, H)), max_value=1),
             TypeError,
-            "clip_state: expected a Cell, got Layer",
+            r"clip_state: expected a Cell, got scan\(gru\), a Layer; wrap the cell",
         ),
         (lambda: jr.zoneout(jr.gru(I, H), rate=1.0), ValueError, "zoneout: rate must be at least 0 and below 1, got 1"),
         (lambda: jr.zoneout(jr.lstm(I, H), rate=0.1, c_rate=-1), ValueError, "zoneout: c_rate must be .* got -1"),

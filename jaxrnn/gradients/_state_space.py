@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
+from jaxrnn._base import Cell, PyTree, check_cell, flatten
 from jaxrnn._checks import check_carry, check_float_carry, check_params, sequence_shape
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.running.scan import shapes_of_params
@@ -73,7 +73,7 @@ def state_space(who: str, cell: Cell, params: PyTree) -> StateSpace:
 
 def run_of(who: str, cell: Cell, params: PyTree, xs: PyTree, carry: PyTree) -> tuple[StateSpace, jax.Array, int]:
     """The cell as a map, the state (*B, N) that a run over xs (T, *B, …) starts from, and T."""
-    check_is_cell(who, cell)
+    check_cell(who, cell)
     T, batch_shape = sequence_shape(who, xs, cell.x_ndim)
     if T == 0:
         raise ValueError(f"{who}: xs has T = 0 steps; give at least 1.")
@@ -96,10 +96,3 @@ def check_not_explicit(who: str, *trees: PyTree) -> None:
                 f"{who}: arrays sharded over Explicit mesh axes are not supported; run it on a mesh with Auto axes, "
                 f"inside jax.shard_map, or on one device."
             )
-
-
-def check_is_cell(who: str, cell: Any) -> None:
-    if not isinstance(cell, Cell):
-        fix = "; give the Cell that it runs, and jr.chain in place of jr.stack" if isinstance(cell, Layer) else ""
-        name = name_of(cell) if isinstance(cell, Layer) else type(cell).__name__
-        raise TypeError(f"{who}: expected a Cell, got {name}{fix}.")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn.instruments.marks import OverTime
-from jaxrnn.running.scan import scan
+from jaxrnn.running.scan import as_layer
 
 
 def bptt_contributions(
@@ -51,7 +51,7 @@ def bptt_contributions(
     Reference:
         Werbos, "Backpropagation through time: what it does and how to do it", Proceedings of the IEEE 78, 1990.
     """
-    layer = scan(model) if isinstance(model, Cell) else model
+    layer = as_layer("bptt_contributions", model)
     T = jnp.shape(jax.tree.leaves(xs)[0])[0]
     if T == 0:
         raise ValueError("bptt_contributions: xs has T = 0 steps, so there is nothing to contribute; give at least 1.")

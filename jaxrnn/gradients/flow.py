@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, Layer, PyTree, flatten
+from jaxrnn._base import Cell, Layer, PyTree, flatten, is_float
 from jaxrnn._checks import check_finite, check_lengths, check_scalar_loss
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import check_not_explicit
 from jaxrnn.instruments.marks import Perturbed
 from jaxrnn.instruments.norms import Probed, no_contributions, norm
-from jaxrnn.running.scan import check_inputs, scan, valid_steps
+from jaxrnn.running.scan import as_layer, check_inputs, valid_steps
 
 
 class StateFlow(NamedTuple):
@@ -87,9 +87,7 @@ def gradient_flow(
         Bengio, Simard & Frasconi, "Learning long-term dependencies with gradient descent is difficult", IEEE
         Transactions on Neural Networks 5, 1994.
     """
-    layer = scan(model) if isinstance(model, Cell) else model
-    if not isinstance(layer, Layer):
-        raise TypeError(f"gradient_flow: expected a Cell or a Layer, got {type(model).__name__}.")
+    layer = as_layer("gradient_flow", model)
     flags = {n: None if options.get(n) is None else jnp.asarray(options[n]) for n in ("lengths", "mask", "resets")}
     T, batch_shape = check_inputs("gradient_flow", layer, xs, *flags.values())
     if T == 0:
@@ -103,8 +101,8 @@ def gradient_flow(
             )
     leaves, params_tree = flatten(params)
     check_not_explicit("gradient_flow", xs, params, carry)
-    to_states = [jnp.zeros((T, *a.shape), a.dtype) if _is_float(a) else None for a in states]
-    to_params = [no_contributions(T, jnp.result_type(a)) if _is_float(a) else None for a in leaves]
+    to_states = [jnp.zeros((T, *a.shape), a.dtype) if is_float(a) else None for a in states]
+    to_params = [no_contributions(T, jnp.result_type(a)) if is_float(a) else None for a in leaves]
     # Without this shard_map would add the gradients of all devices, each by its own sequences, where the zeros spread.
     to_states, to_params, *_ = vary_alike(to_states, to_params, xs, params)
 
@@ -182,7 +180,3 @@ def _mean_over_batch(values: jax.Array, on: jax.Array, empty: float = 0.0) -> ja
     count = on.sum(batch)
     mean = jnp.where(on, values, 0).sum(batch) / jnp.maximum(count, 1).astype(values.dtype)
     return jnp.where(count > 0, mean, jnp.asarray(empty, values.dtype))
-
-
-def _is_float(a: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(a), jnp.floating)

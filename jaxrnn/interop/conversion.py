@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import jaxrnn as jr
-from jaxrnn._base import Cell, Layer, PyTree
+from jaxrnn._base import Cell, Layer, PyTree, check_model
 from jaxrnn._checks import check_params
 from jaxrnn._spec import Spec
 from jaxrnn.cells.activations import ACTIVATIONS
@@ -58,8 +58,7 @@ def levels_of(who: str, model: Cell | Layer, params: PyTree) -> list[Level]:
 
 def checked_spec(who: str, model: Cell | Layer, params: PyTree) -> Spec:
     """The spec of a built-in cell or layer, once its params are seen to have the structure and shapes of its init's."""
-    if not isinstance(model, Cell | Layer):
-        raise TypeError(f"{who}: expected a Cell or a Layer, got {type(model).__name__}.")
+    check_model(who, model)
     if model.spec is None:
         refuse(who, "a user's own cell or layer", "its equations are not known here")
     check_params(who, params, jax.eval_shape(lambda: model.init(jax.random.key(0))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, Layer, name_of, select
+from jaxrnn._base import Cell, Layer, check_cell, check_model, name_of, select
 from jaxrnn._checks import (
     check_carry,
     check_features,
@@ -97,11 +97,7 @@ def scan(
     Reference:
         Werbos, "Backpropagation through time: what it does and how to do it", Proceedings of the IEEE 78, 1990.
     """
-    if not isinstance(cell, Cell):
-        raise TypeError(
-            f"scan: expected a Cell, got {type(cell).__name__}"
-            + ("; a Layer already runs over time, use it as it is." if isinstance(cell, Layer) else ".")
-        )
+    check_cell("scan", cell, if_layer="it already runs over time, use it as it is")
     check_sizes("scan", unroll=unroll)
     check_plan("scan", plan)
     check_checkpoint("scan", checkpoint)
@@ -130,6 +126,12 @@ def scan(
         return loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll, plan, checkpoint)
 
     return Layer(cell.init, cell.initial_carry, apply, cell.x_ndim, cell.input_size, cell.output_size)
+
+
+def as_layer(who: str, model: Cell | Layer) -> Layer:
+    """A Cell lifted by ``scan``; a Layer as it is."""
+    check_model(who, model)
+    return scan(model) if isinstance(model, Cell) else model
 
 
 def shapes_of_params(cell):

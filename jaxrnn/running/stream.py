@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn._base import Cell, Layer, PyTree, name_of
+from jaxrnn._base import Cell, PyTree, check_cell, name_of
 from jaxrnn._checks import check_batch_shape, check_features, check_sizes, sequence_shape
 from jaxrnn.running.scan import scan
 
@@ -69,14 +69,13 @@ def stream(cell: Cell) -> Stream:
         >>> {session: y[slots[session]].shape for session in sent}, float(y[slots["bob"]][0])
         ({'ann': (1,), 'eve': (1,)}, 0.0)
     """
-    if isinstance(cell, Layer):
-        raise TypeError(
-            f"stream: expected a Cell, got {name_of(cell)}, a Layer, which needs the whole sequence; put the Cells it "
-            f"is made of together with jr.chain, which takes the params of jr.stack as they are (a run in reverse or "
-            f"in both directions reads the future, and cannot be stepped)."
-        )
-    if not isinstance(cell, Cell):
-        raise TypeError(f"stream: expected a Cell, got {type(cell).__name__}.")
+    check_cell(
+        "stream",
+        cell,
+        if_layer="a Layer needs the whole sequence; put the Cells it is made of together with jr.chain, which takes "
+        "the params of jr.stack as they are (a run in reverse or in both directions reads the future, and cannot be "
+        "stepped)",
+    )
     who = f"stream({name_of(cell)})"
     # What "auto" lays out anew for a whole run does not pay for one step; and unrolled, one step needs no loop.
     layer = scan(cell, plan="plain", unroll=2)

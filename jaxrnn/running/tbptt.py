@@ -13,7 +13,7 @@ from jaxrnn._spec import Spec, specified
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.instruments.marks import OverTime, refuse_marks
 from jaxrnn.programs.program import inner_programs
-from jaxrnn.running.scan import check_inputs, scan
+from jaxrnn.running.scan import as_layer, check_inputs
 
 
 @specified
@@ -63,8 +63,7 @@ def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkp
         Williams & Peng, "An efficient gradient-based algorithm for on-line training of recurrent network
         trajectories", Neural Computation 2, 1990.
     """
-    if not isinstance(model, Cell | Layer):
-        raise TypeError(f"tbptt: expected a Cell or a Layer, got {type(model).__name__}.")
+    layer = as_layer("tbptt", model)
     stride = window if stride is None else stride
     check_sizes("tbptt", window=window, stride=stride)
     if window < stride:
@@ -76,7 +75,6 @@ def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkp
         raise TypeError(f"tbptt: checkpoint must be True or False, got {checkpoint!r}.")
     if model.spec is not None:
         _check_forward(name_of(model), model.spec)
-    layer = scan(model) if isinstance(model, Cell) else model
     overlap = window - stride
     # The first blocks, those that reach time 0, are one segment: `ahead` steps, then `overlap` steps, which the first
     # truncated block reads again. From there on, every window is `stride` steps, then `overlap` steps.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxrnn._base import Cell, PyTree, name_of
+from jaxrnn._base import Cell, PyTree, check_cell, name_of
 from jaxrnn.running.scan import scan
 
 
@@ -65,8 +65,7 @@ def trace_gates(
 
 
 def _with_gates(who: str, cell: Cell) -> Cell:
-    if not isinstance(cell, Cell):
-        raise TypeError(f"{who}: expected a Cell, got {type(cell).__name__}.")
+    check_cell(who, cell)
     if cell.gates is None:
         raise TypeError(
             f"{who}: {name_of(cell)} has no gates; gated cells are lstm, peephole_lstm, cifg_lstm, conv_lstm, gru and "

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from jaxrnn._base import Cell, Layer, PyTree, name_of
+from jaxrnn._base import Cell, Layer, PyTree, check_model, name_of
 from jaxrnn._version import __version__
 from jaxrnn.saving.files import opened, read_named, safetensors_library, write_atomically
 from jaxrnn.saving.parameters import as_jax, by_name, check_fit, fitting_arrays
-from jaxrnn.saving.records import FORMAT, as_json, check_model, kept_in, model_of, spec_or_why
+from jaxrnn.saving.records import FORMAT, as_json, kept_in, model_of, spec_or_why
 
 
 def save(

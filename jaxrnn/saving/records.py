@@ -11,19 +11,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from jaxrnn._base import Cell, Layer, PyTree, name_of
+from jaxrnn._base import Cell, Layer, PyTree, check_model, name_of
 from jaxrnn._spec import Spec, build, factory_of
 from jaxrnn._version import __version__
 from jaxrnn.saving.files import Header, few
 from jaxrnn.saving.parameters import expected_params, outline
 
 FORMAT = 1  # of jaxrnn's text; raised when older versions of jaxrnn could misread it
-
-
-def check_model(who: str, model: Any) -> None:
-    """What is saved or loaded is a Cell or a Layer."""
-    if not isinstance(model, Cell | Layer):
-        raise TypeError(f"{who}: expected a Cell or a Layer as model, got {type(model).__name__}.")
 
 
 def spec_or_why(model: Cell | Layer) -> dict[str, Any]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jaxrnn._base import Cell, PyTree, name_of
+from jaxrnn._base import Cell, PyTree, check_cell, is_float, name_of
 
 
-def check_cell(who: str, cell: Any) -> None:
-    if not isinstance(cell, Cell):
-        raise TypeError(f"{who}: expected a Cell, got {type(cell).__name__}; wrap the cell, then lift it with jr.scan.")
+def check_wrapped(who: str, cell: Any) -> None:
+    """What is wrapped is a Cell."""
+    check_cell(who, cell, if_layer="wrap the cell, then lift it with jr.scan")
 
 
 def check_rate(who: str, name: str, rate: Any, *, below: float = 1.0) -> None:
@@ -21,10 +20,6 @@ def check_rate(who: str, name: str, rate: Any, *, below: float = 1.0) -> None:
         raise TypeError(f"{who}: {name} must be a Python number, got {type(rate).__name__}.")
     if not 0 <= rate < below:
         raise ValueError(f"{who}: {name} must be at least 0 and below {below:g}, got {rate!r}.")
-
-
-def is_float(a: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(a), jnp.floating)
 
 
 def state_of(who: str, cell: Cell, carry: PyTree) -> Any:

@@ -6,10 +6,10 @@ import functools
 
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, name_of
+from jaxrnn._base import Cell, is_float, name_of
 from jaxrnn._spec import specified
 from jaxrnn.instruments.stepping import step_with_leaves_changed
-from jaxrnn.wrappers._shared import check_cell, is_float
+from jaxrnn.wrappers._shared import check_wrapped
 
 
 @specified
@@ -42,7 +42,7 @@ def clip_state(cell: Cell, *, max_value: float) -> Cell:
         Sak, Senior & Beaufays, "Long short-term memory recurrent neural network architectures for large scale acoustic
         modeling", Interspeech 2014 (the memory within ± 50).
     """
-    check_cell("clip_state", cell)
+    check_wrapped("clip_state", cell)
     if not max_value > 0:
         raise ValueError(f"clip_state: max_value must be positive, got {max_value!r}.")
 

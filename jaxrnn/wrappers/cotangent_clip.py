@@ -7,10 +7,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, flatten
+from jaxrnn._base import Cell, flatten, is_float
 from jaxrnn._spec import specified
 from jaxrnn.instruments.norms import norm
-from jaxrnn.wrappers._shared import check_cell, is_float
+from jaxrnn.wrappers._shared import check_wrapped
 
 
 @specified
@@ -51,7 +51,7 @@ def cotangent_clip(cell: Cell, *, max_norm: float | None = None, max_value: floa
         Graves, "Generating sequences with recurrent neural networks", 2013 (max_value).
         Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML 2013 (the norm).
     """
-    check_cell("cotangent_clip", cell)
+    check_wrapped("cotangent_clip", cell)
     if (max_norm is None) == (max_value is None):
         raise ValueError("cotangent_clip: give either max_norm or max_value.")
     limit = max_value if max_norm is None else max_norm

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, name_of
 from jaxrnn._spec import specified
 from jaxrnn.instruments.stepping import step_with_carry_changed
-from jaxrnn.wrappers._shared import check_cell
+from jaxrnn.wrappers._shared import check_wrapped
 
 
 @specified
@@ -46,7 +46,7 @@ def leaky(cell: Cell, *, rate: float, keep: float | None = None) -> Cell:
         leaky-integrator neurons", Neural Networks 20, 2007.
         He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016 (keep = 1, over depth).
     """
-    check_cell("leaky", cell)
+    check_wrapped("leaky", cell)
     for name, value in (("rate", rate), ("keep", 0.0 if keep is None else keep)):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(

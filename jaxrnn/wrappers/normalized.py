@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree
 from jaxrnn._spec import specified
-from jaxrnn.wrappers._shared import check_cell, state_of, with_state
+from jaxrnn.wrappers._shared import check_wrapped, state_of, with_state
 
 
 class NormalizedParams(NamedTuple):
@@ -49,7 +49,7 @@ def normalized(cell: Cell, *, epsilon: float = 1e-5) -> Cell:
     Reference:
         Ba, Kiros & Hinton, "Layer normalization", 2016.
     """
-    check_cell("normalized", cell)
+    check_wrapped("normalized", cell)
     if not epsilon > 0:
         raise ValueError(f"normalized: epsilon must be positive, got {epsilon!r}; 1e-5 is usual.")
 

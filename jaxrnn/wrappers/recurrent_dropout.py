@@ -7,15 +7,14 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, name_of
+from jaxrnn._base import Cell, is_float, name_of
 from jaxrnn._spec import specified
 from jaxrnn.instruments.stepping import step_with_products_reading
 from jaxrnn.wrappers._shared import (
     carry_shapes,
-    check_cell,
     check_rate,
+    check_wrapped,
     draw_inner,
-    is_float,
     own_and_inner,
     state_of,
     with_state,
@@ -58,7 +57,7 @@ def recurrent_dropout(cell: Cell, *, rate: float, input_rate: float = 0.0) -> Ce
     Reference:
         Gal & Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", NeurIPS 2016.
     """
-    check_cell("recurrent_dropout", cell)
+    check_wrapped("recurrent_dropout", cell)
     check_rate("recurrent_dropout", "rate", rate)
     check_rate("recurrent_dropout", "input_rate", input_rate)
 

@@ -7,11 +7,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, draw_each_step, flatten, name_of
+from jaxrnn._base import Cell, draw_each_step, flatten, is_float, name_of
 from jaxrnn._spec import specified
 from jaxrnn.devices.placement import placed_like
 from jaxrnn.instruments.stepping import step_with_carry_changed
-from jaxrnn.wrappers._shared import carry_shapes, check_cell, check_rate, draw_inner, is_float, own_and_inner
+from jaxrnn.wrappers._shared import carry_shapes, check_rate, check_wrapped, draw_inner, own_and_inner
 
 
 @specified
@@ -44,7 +44,7 @@ def zoneout(cell: Cell, *, rate: float, c_rate: float | None = None) -> Cell:
     Reference:
         Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", ICLR 2017.
     """
-    check_cell("zoneout", cell)
+    check_wrapped("zoneout", cell)
     check_rate("zoneout", "rate", rate)
     check_rate("zoneout", "c_rate", rate if c_rate is None else c_rate)
 
