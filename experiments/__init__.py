@@ -1,64 +1,47 @@
-"""Experiments: jaxrnn at work, one folder each, run by ``python -m experiments run CONFIG``.
+"""Experiments: jaxrnn at work, a folder each, run by ``python -m experiments run CONFIG``.
 
-__main__.py   the command line           study.py     what an experiment that trains consists of, and its run
-config.py     TOML files and --set       training.py  the members of one model, trained in one program
-report.py     the run directory          sweep.py     grids of settings and seeds, the best first
-models.py     recurrences by name, and what reads their final state
-digits/ …     an experiment itself: data, model, README with the command and the result
-benchmarks/   jaxrnn beside other libraries, with a command line of its own: python -m experiments.benchmarks
+adding/ … gradient_flow/   an experiment each: data, model, what is measured
+runner/                    what they share: the command line, configs, training, sweeps, reports
+benchmarks/                jaxrnn beside other libraries: python -m experiments.benchmarks
+parity/                    the same numbers as other libraries: python -m experiments.parity
+markdown.py                tables, and what commands write into pages
+environment.py             the machine and the versions that figures come from
+
+To add an experiment, add two things; ``python -m experiments list`` then shows it, and every command works for it:
+
+1. A folder here. The docstring of its ``__init__.py`` says on the first line what is learned or measured, and on the
+   third how long it takes. The module holds ``Config``, a ``runner.config.Trained`` whose field ``experiment`` is
+   ``Literal["the folder's name"]``, and ``STUDY``, a ``runner.study.Study``: models, task, columns, conclusion. Where
+   nothing is trained, ``Config`` is a ``runner.config.Table``, and ``run(config, directory)`` takes the place of
+   ``STUDY``. ``adding`` is the shortest to start from.
+2. ``configs/NAME.toml``: ``experiment = "NAME"``, and whatever is to differ from the defaults.
 """
 
+import ast
+from pathlib import Path
 from typing import NamedTuple
 
 
 class Experiment(NamedTuple):
-    """An entry of the list that ``python -m experiments list`` prints.
-
-    ``module`` holds ``Config``, and ``STUDY``, a ``study.Study``; or, where nothing is trained, a ``config.Table`` and
-    ``run(config, directory)``.
-    """
+    """What ``python -m experiments list`` prints, and where the experiment is."""
 
     summary: str
-    config: str  # the file to run it with, from the root of the repository
     takes: str
+    config: str  # the file to run it with, from the root of the repository
     module: str
 
 
+def _described(folder: Path) -> Experiment:
+    """Read, not imported: the list needs none of the packages that the experiments need."""
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    summary, _, takes = text.partition("\n\n")
+    name = folder.name
+    return Experiment(summary.rstrip("."), takes.rstrip("."), f"configs/{name}.toml", f"{__name__}.{name}")
+
+
+_APART = ("benchmarks", "parity", "runner")
 EXPERIMENTS = {
-    "gradient_flow": Experiment(
-        summary="how far back the gradient of the last step reaches: every cell at several gains, untrained",
-        config="configs/gradient_flow.toml",
-        takes="about 1 minute on 2 CPU cores",
-        module="experiments.gradient_flow",
-    ),
-    "digits": Experiment(
-        summary="handwritten digits read pixel by pixel, T = 64; every cell against the others",
-        config="configs/digits.toml",
-        takes="about 4 minutes on 2 CPU cores",
-        module="experiments.digits",
-    ),
-    "adding": Experiment(
-        summary="the sum of two marked numbers among T = 150; gradients over long lags",
-        config="configs/adding.toml",
-        takes="about 3 minutes on 2 CPU cores",
-        module="experiments.adding",
-    ),
-    "copy_memory": Experiment(
-        summary="ten symbols to keep over a wait of T = 30 steps; gates, and how they start",
-        config="configs/copy_memory.toml",
-        takes="about 4 minutes on 2 CPU cores",
-        module="experiments.copy_memory",
-    ),
-    "flip_flop": Experiment(
-        summary="three bits to hold until the next pulse; each memory is a stable fixed point",
-        config="configs/flip_flop.toml",
-        takes="about 2 minutes on 2 CPU cores",
-        module="experiments.flip_flop",
-    ),
-    "clipping": Experiment(
-        summary="exploding gradients: the same SGD without clipping, and with it, four ways",
-        config="configs/clipping.toml",
-        takes="about 2 minutes on 2 CPU cores",
-        module="experiments.clipping",
-    ),
+    file.parent.name: _described(file.parent)
+    for file in sorted(Path(__file__).parent.glob("*/__init__.py"))
+    if file.parent.name not in _APART
 }

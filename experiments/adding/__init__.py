@@ -1,4 +1,7 @@
-"""The adding problem: the sum of two marked numbers among T, read from the final state."""
+"""The adding problem: the sum of two marked numbers among T = 150, read from the final state.
+
+About 3 minutes on 2 CPU cores.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from experiments import report, study, training
 from experiments.adding import data
-from experiments.config import Many, Rate, Seed, Table, Train, Trained
-from experiments.models import RECURRENCES, Name, Reader, compute_dtype, reader
+from experiments.runner import report, study, training
+from experiments.runner.config import Many, Rate, Seed, Table, Train, Trained
+from experiments.runner.models import RECURRENCES, Name, Reader, compute_dtype, reader
 
 ERROR = report.Column("held-out error", "held_out_error")
 

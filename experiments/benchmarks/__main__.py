@@ -60,7 +60,7 @@ def run(settings: Settings, out: Path, pages: Sequence[Path] = ()) -> Path:
     from experiments.benchmarks import report, suites
     from experiments.benchmarks.timing import OtherWork
     from experiments.environment import environment, sentence
-    from experiments.report import new_directory
+    from experiments.runner.directories import new_directory
 
     for page in pages:  # what is wrong with one is said before anything is measured
         parts_of(page, report.PARTS)

@@ -1,4 +1,7 @@
-"""Gradient clipping where gradients explode: a network in the chaotic regime, trained by plain SGD."""
+"""Gradient clipping where gradients explode: the same SGD without clipping, and with it, four ways.
+
+About 2 minutes on 2 CPU cores.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 import jaxrnn as jr
-from experiments import config as configuration
-from experiments import report, study, training
 from experiments.clipping import data
-from experiments.config import Many, Rate, Seed, Table, Trained
-from experiments.models import compute_dtype
+from experiments.runner import config as configuration
+from experiments.runner import report, study, training
+from experiments.runner.config import Many, Rate, Seed, Table, Trained
+from experiments.runner.models import compute_dtype
 from jaxrnn import plotting
 
 Variant = Literal["none", "global_norm", "value", "adaptive", "cotangent"]

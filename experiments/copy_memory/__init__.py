@@ -1,4 +1,7 @@
-"""The copy memory task: ten symbols, a wait of T steps, and the ten symbols again."""
+"""The copy memory task: ten symbols, a wait of T = 30 steps, and the ten symbols again.
+
+About 4 minutes on 2 CPU cores.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 import jaxrnn as jr
-from experiments import report, study, training
-from experiments.config import Many, Rate, Seed, Table, Trained
 from experiments.copy_memory import data
-from experiments.models import RECURRENCES, Name, compute_dtype
+from experiments.runner import report, study, training
+from experiments.runner.config import Many, Rate, Seed, Table, Trained
+from experiments.runner.models import RECURRENCES, Name, compute_dtype
 
 COLUMNS = (
     report.Column("held-out loss", "held_out_loss"),

@@ -1,4 +1,7 @@
-"""Handwritten digits, read pixel by pixel and classified from the final state."""
+"""Handwritten digits read pixel by pixel, T = 64, and classified from the final state; every cell beside the others.
+
+About 4 minutes on 2 CPU cores.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ import jax
 from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
-from experiments import report, study, training
-from experiments.config import Many, Rate, Seed, Table, Trained
 from experiments.digits import data
 from experiments.digits.model import RECURRENCES, Name
-from experiments.models import Reader, compute_dtype, reader
+from experiments.runner import report, study, training
+from experiments.runner.config import Many, Rate, Seed, Table, Trained
+from experiments.runner.models import Reader, compute_dtype, reader
 
 
 class Model(Table):

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 import jaxrnn as jr
-from experiments.config import Rate, Seed, Table
+from experiments.runner.config import Rate, Seed, Table
 
 PyTree = Any
 NEAR = 0.5  # what a readout may be away from a memory in each channel

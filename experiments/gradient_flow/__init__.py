@@ -1,4 +1,7 @@
-"""How far back the gradient of the last step reaches: every cell, at several gains, at initialization."""
+"""Gradient flow: how far back the gradient of the last step reaches; every cell at several gains, untrained.
+
+About 1 minute on 2 CPU cores.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from pydantic import Field
 from rich.console import Console
 
 import jaxrnn as jr
-from experiments import report
-from experiments.config import Many, Rate, Seed, Table
 from experiments.environment import environment
+from experiments.runner import report
+from experiments.runner.config import Many, Rate, Seed, Table
 from jaxrnn import plotting
 
 Name = Literal["tanh", "relu", "irnn", "gru", "lstm", "peephole_lstm"]

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import adding, report
-from experiments.__main__ import main
+from experiments import adding
 from experiments.adding import Config, data, solved_at
-from experiments.models import RECURRENCES, reader
+from experiments.runner import report
+from experiments.runner.command import main
+from experiments.runner.models import RECURRENCES, reader
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
-from experiments import clipping, training
-from experiments.__main__ import main
+from experiments import clipping
 from experiments.clipping import Config, data
-from experiments.config import ConfigError, load
+from experiments.runner import training
+from experiments.runner.command import main
+from experiments.runner.config import ConfigError, load
 
 PATH = Path(__file__).parents[2] / "configs/clipping.toml"
 

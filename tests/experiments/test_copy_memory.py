@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import copy_memory, report, training
-from experiments.__main__ import main
+from experiments import copy_memory
 from experiments.copy_memory import Config, data
-from experiments.models import RECURRENCES
+from experiments.runner import report, training
+from experiments.runner.command import main
+from experiments.runner.models import RECURRENCES
 
 ROOT = Path(__file__).parents[2]
 

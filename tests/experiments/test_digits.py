@@ -7,9 +7,10 @@ import pytest
 from sklearn.datasets import load_digits
 
 import jaxrnn as jr
-from experiments import digits, training
+from experiments import digits
 from experiments.digits import Config, data, model
-from experiments.models import reader
+from experiments.runner import training
+from experiments.runner.models import reader
 
 LABELS = load_digits().target
 

@@ -1,11 +1,14 @@
 """Every mistake in a config file or in --set is refused with the key's path, before anything runs."""
 
+import importlib
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from experiments import EXPERIMENTS, config, digits, study
-from experiments.__main__ import main
+from experiments import EXPERIMENTS, digits
+from experiments.runner import config, study
+from experiments.runner.command import main
 
 ROOT = Path(__file__).parents[2]
 NAMES = " or ".join(map(repr, EXPERIMENTS))
@@ -160,8 +163,18 @@ def test_dumped_config_loads_to_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_each_listed_experiment_has_a_config_that_loads(name):
-    from importlib import import_module
+def test_an_experiment_is_a_folder_and_a_config(name):
+    """What the docstring of experiments asks of a new one."""
+    experiment, code = EXPERIMENTS[name], f"experiments/{name}/__init__.py"
+    assert experiment.summary, f"{code}: say on the first line of its docstring what is learned or measured"
+    assert experiment.takes.startswith("About "), f"{code}: say on the third line of its docstring how long it takes"
+    assert (ROOT / experiment.config).is_file(), f'{experiment.config}: write it, with the line experiment = "{name}"'
+    module = importlib.import_module(experiment.module)
+    assert hasattr(module, "Config"), f"{code}: define Config"
+    assert hasattr(module, "STUDY") != hasattr(module, "run"), f"{code}: define STUDY, or run(config, directory)"
+    assert config.load(ROOT / experiment.config, [], lambda _: module.Config).experiment == name
 
-    schema = import_module(EXPERIMENTS[name].module).Config
-    assert config.load(ROOT / EXPERIMENTS[name].config, [], lambda _: schema).experiment == name
+
+def test_config_files_name_experiments():
+    for path in (ROOT / "configs").glob("*.toml"):
+        assert tomllib.loads(path.read_text())["experiment"] in EXPERIMENTS, path

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import EXPERIMENTS, config, training
+from experiments import EXPERIMENTS
+from experiments.runner import config, training
 from jaxrnn.training import NonFiniteError
 
 

@@ -7,12 +7,13 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import report
-from experiments.__main__ import main
+from experiments.runner import directories, report, terminal
+from experiments.runner.command import main
 from jaxrnn.training import Point
 
 CONFIG = str(Path(__file__).parents[2] / "configs/digits.toml")
@@ -26,7 +27,9 @@ def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys):
     settings = ["model.cells=['elman', 'gru']", "model.hidden_size=4", "train.steps=4", "train.log_every=2"]
     settings += ["train.batch_size=8", "train.seeds=[5, 3]"]
     overrides = [option for setting in settings for option in ("--set", setting)]
-    assert main(["run", CONFIG, "--out", str(runs), *overrides]) == 0
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- digits:begin, by run configs/digits.toml -->\n<!-- digits:end -->\nafter\n")
+    assert main(["run", CONFIG, "--out", str(runs), "--write", str(page), *overrides]) == 0
 
     assert [path.name for path in older.iterdir()] == ["metrics.jsonl"]
     assert (older / "metrics.jsonl").read_text() == "mine"
@@ -51,7 +54,12 @@ def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys):
     assert all(line["grad_norm"] > 0 and 0 < line["loss"] < 10 for line in lines)
 
     summary = json.loads((run / "summary.json").read_text())
-    table = (run / "table.md").read_text().splitlines()
+    text = (run / "table.md").read_text()
+    assert page.read_text() == (
+        f"before\n<!-- digits:begin, by run configs/digits.toml -->\n{text}<!-- digits:end -->\nafter\n"
+    )
+    table = text.splitlines()
+    assert table[-1].startswith("As run on ") and f"jax {jax.__version__}" in table[-1]
     out = capsys.readouterr().out
     for index, name in enumerate(("elman", "gru")):
         model = summary["models"][index]
@@ -91,11 +99,11 @@ def test_divergence_is_told_in_the_table_and_null_in_json(tmp_path):
     report.write(tmp_path, [diverged], [ACCURACY], ["a note"], {}, task={"lag": 3})
     losses = diverged.points[1].values["loss"]
     rows = [{"seed": seed, "step": 20, "loss": loss} for seed, loss in zip(diverged.seeds, losses, strict=True)]
-    report.records(tmp_path, tensorboard=False).append(rows)
+    directories.records(tmp_path, tensorboard=False).append(rows)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["models"][0]["diverged"] == {"1": ["gradient", 16]} and summary["task"] == {"lag": 3}
     told = "lstm, seed 1 DIVERGED: its gradient is not finite at step 16. It counts in the mean."
-    assert (tmp_path / "table.md").read_text().endswith(f"\n\na note\n\n{told}\n")
+    assert f"\n\na note\n\n{told}\n\nAs run on " in (tmp_path / "table.md").read_text()
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (first, second) == ({"seed": 0, "step": 20, "loss": 0.5}, {"seed": 1, "step": 20, "loss": None})
 
@@ -112,22 +120,22 @@ def test_table_of_one_seed_has_no_deviation():
 
 def test_bar_shows_loss_and_accuracy_on_a_terminal_only():
     shown = {}
-    for terminal in (True, False):
-        console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=is_terminal, width=120)
         run = result([(1.0, 2.0)])
-        with report.Display(10, ACCURACY, console) as display:
+        with terminal.Display(10, ACCURACY, console) as display:
             display.start("lstm")
             display.update("lstm", run.points[0])
             display.finish(run)
-        shown[terminal] = console.file.getvalue()
+        shown[is_terminal] = console.file.getvalue()
     assert "10/10  loss 1.5  test accuracy 75.0 %" in shown[True]
     assert shown[False] == "lstm: 10 steps in 2.0 s, loss 1.5, test accuracy 75.0 ± 35.4 %\n"
 
 
 def test_bar_tells_the_pace_and_the_time_that_is_left(monkeypatch):
     now = iter([7.0, 100.0, 102.0, 105.0, 500.0])
-    monkeypatch.setattr(report, "time", SimpleNamespace(perf_counter=lambda: next(now)))  # other threads keep theirs
-    display = report.Display(4000, ACCURACY, Console(file=io.StringIO()))
+    monkeypatch.setattr(terminal, "time", SimpleNamespace(perf_counter=lambda: next(now)))  # other threads keep theirs
+    display = terminal.Display(4000, ACCURACY, Console(file=io.StringIO()))
     # 50 steps in 2 seconds after the second point, then 75 in 5. Before it lies compilation, also where the first is
     # what a resumed run has restored; after the last point nothing.
     paces = [display.pace("lstm", step) for step in (20, 50, 100, 125, 4000)]
@@ -144,11 +152,21 @@ def test_curves_show_every_model_and_seed():
 def test_list_and_help_say_how_to_run(capsys):
     assert main(["list"]) == 0
     listed = capsys.readouterr().out
-    assert "digits: handwritten digits" in listed and "python -m experiments run configs/digits.toml" in listed
+    assert "digits: Handwritten digits" in listed and "python -m experiments run configs/digits.toml" in listed
     with pytest.raises(SystemExit) as left:
         main(["--help"])
     assert left.value.code == 0
     assert "configs/digits.toml" in capsys.readouterr().out
+
+
+def test_a_page_without_markers_is_said_before_anything_is_trained(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- digits:begin -->\n<!-- digits:end -->\n")
+    options = ["--out", str(tmp_path / "runs"), "--write", f"{page}#digits-long"]
+    for command in ("run", "sweep"):
+        assert main([command, CONFIG, *options]) == 2
+        assert f"--write: {page}: expected the lines <!-- digits-long:begin -->" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_run_directory_that_cannot_be_made(tmp_path, capsys):

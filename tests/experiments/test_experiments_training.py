@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import config, training
+from experiments.runner import config, training
 from jaxrnn.training import first_nonfinite, loop
 
 

@@ -10,8 +10,8 @@ import pytest
 
 import jaxrnn as jr
 from experiments import flip_flop
-from experiments.__main__ import main
 from experiments.flip_flop import data, points
+from experiments.runner.command import main
 from tests.cases import draw, randomised
 
 CONFIG = str(Path(__file__).parents[2] / "configs/flip_flop.toml")

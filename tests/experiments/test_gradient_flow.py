@@ -9,7 +9,7 @@ import pytest
 
 import jaxrnn as jr
 from experiments import gradient_flow
-from experiments.__main__ import main
+from experiments.runner.command import main
 
 
 def config(**model):

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import config, predict, report, training
-from experiments.__main__ import main, schema_of
+from experiments.runner import config, directories, predict, training
+from experiments.runner.command import main, schema_of
 from tests.experiments.tiny import ROOT, STEPS, TINY, run
 
 
@@ -36,7 +36,7 @@ def trained(experiment, out):
     """A run's directory with its checkpoint, without what a run concludes."""
     overrides = [*TINY[experiment], *STEPS]
     settings = config.load(ROOT / f"configs/{experiment}.toml", overrides, schema_of)
-    directory = report.new_directory(out, experiment, config.dump(settings))
+    directory = directories.new_directory(out, experiment, config.dump(settings))
     study = importlib.import_module(f"experiments.{experiment}").STUDY
     (model,) = study.models(settings)
     training.fit(model, study.task(settings, model), study.settings(settings, model), directory=directory)

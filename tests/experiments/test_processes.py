@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments.__main__ import main
+from experiments.runner.command import main
 from tests.experiments.tiny import ROOT, TINY, options
 
 SECONDS = 120  # a process that takes so long hangs

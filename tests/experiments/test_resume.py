@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from experiments import report
-from experiments.__main__ import main
+from experiments.runner import directories, terminal
+from experiments.runner.command import main
 from tests.experiments.tiny import ROOT, copied, options, run
 
 
@@ -78,7 +78,7 @@ def test_what_cannot_be_resumed_is_told(tmp_path, whole, capsys):
     assert capsys.readouterr().err == "run: expected a CONFIG, or --resume RUN\n"
 
     directory = shutil.copytree(whole[0], tmp_path / "run")
-    with report.alone(directory):
+    with directories.alone(directory):
         assert main(["run", "--resume", str(directory)]) == 1
     hint = f"to go on: python -m experiments run --resume {directory}\n"
     busy = f"{directory}: another process is at work in it; wait for its end, or stop it\n"
@@ -96,20 +96,20 @@ def test_what_cannot_be_resumed_is_told(tmp_path, whole, capsys):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, whole, monkeypatch, capsys):
-    update = report.Display.update
+    update = terminal.Display.update
 
     def pressed(display, model, point):
         update(display, model, point)
         if (model, point.step) == ("gru", 6):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(report.Display, "update", pressed)
+    monkeypatch.setattr(terminal.Display, "update", pressed)
     assert run("digits", tmp_path, "train.save_every=2") == 130
     directory = tmp_path / "digits-001"
     assert capsys.readouterr().err == (
         f"stopped after step 6, which is saved\nto go on: python -m experiments run --resume {directory}\n"
     )
-    monkeypatch.setattr(report.Display, "update", update)
+    monkeypatch.setattr(terminal.Display, "update", update)
     assert main(["run", "--resume", str(directory)]) == 0
     assert (directory / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.__main__ import main
+from experiments.runner.command import main
 from tests.experiments.tiny import ROOT, STEPS, TINY, copied, options, run
 
 GRID = ["--grid", "model.hidden_size=2,3", "--grid", "train.lr=1e-3,3e-2", "--seeds", "2"]

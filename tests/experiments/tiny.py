@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import report
-from experiments.__main__ import main
+from experiments.runner import terminal
+from experiments.runner.command import main
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -34,7 +34,7 @@ def run(experiment, out, *settings):
 @contextlib.contextmanager
 def copied(directory, *moments):
     """Copies of a run directory as a kill at some moments, (model, step), would leave it: a list that fills."""
-    copies, update = [], report.Display.update
+    copies, update = [], terminal.Display.update
 
     def watched(display, model, point):
         update(display, model, point)
@@ -42,5 +42,5 @@ def copied(directory, *moments):
             copies.append(shutil.copytree(directory, directory.with_name(f"killed-{len(copies)}")))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report.Display, "update", watched)
+        patch.setattr(terminal.Display, "update", watched)
         yield copies

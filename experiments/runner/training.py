@@ -13,8 +13,8 @@ import optax
 from jax.sharding import PartitionSpec, SingleDeviceSharding
 
 import jaxrnn as jr
-from experiments import config, report
-from experiments.config import Train
+from experiments.runner import config, directories, report
+from experiments.runner.config import Train
 from jaxrnn import training
 from jaxrnn.training import checkpoints
 
@@ -148,9 +148,9 @@ def fit(
         states,
         steps=settings.steps,
         block_steps=settings.block,
-        records=None if directory is None else report.records(directory, settings.tensorboard),
+        records=None if directory is None else directories.records(directory, settings.tensorboard),
         labels=[member.label for member in among],
-        checkpoint=None if directory is None else report.checkpoint(directory, name),
+        checkpoint=None if directory is None else directories.checkpoint(directory, name),
         save_every=settings.save_every,
         nonfinite="stop" if settings.nonfinite == "stop" else "record",
         enough=lambda points: task.enough(points[-1]) or (stop is not None and stop(points)),
@@ -167,15 +167,15 @@ def stored(name: str, task: Task, settings: Train, directory: Path) -> tuple[int
     """What the newest checkpoint of a run holds of a model: the step, the parameters, the best ones; by seed.
 
     Raises:
-        report.RunError: there is none. checkpoints.CheckpointError: it cannot be read.
+        directories.RunError: there is none. checkpoints.CheckpointError: it cannot be read.
     """
     hyper = hyperparameters(members(settings, name))
     shapes = jax.eval_shape(jax.vmap(functools.partial(start, task, settings), in_axes=(0, None)), hyper, task.shared)
     here = SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
-    restored = checkpoints.restore(report.checkpoint(directory, name), like)
+    restored = checkpoints.restore(directories.checkpoint(directory, name), like)
     if restored is None:
-        raise report.RunError(
+        raise directories.RunError(
             f"{directory}: no checkpoint of {name} yet; train it first, with run --resume {directory}"
         )
     return restored.step, restored.state.train.params, restored.state.best

@@ -27,9 +27,9 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from experiments import report, training
-from experiments.config import ConfigError, flat
-from experiments.study import Study, made_by
+from experiments.runner import report, terminal, training
+from experiments.runner.config import ConfigError, flat
+from experiments.runner.study import Study, made_by
 from jaxrnn import plotting
 
 # What differs between members of one program: numbers that are traced, and what says which models there are.
@@ -154,7 +154,7 @@ def run(study: Study, configs: Sequence[tuple[Setting, Any]], directory: Path) -
     everything = groups(study, configs)
     columns = study.columns(configs[0][1])
     outcomes = []
-    with report.Display(configs[0][1].train.steps, columns[0]) as display:
+    with terminal.Display(configs[0][1].train.steps, columns[0]) as display:
         for group in everything:
             display.start(group.title)
             task = study.task(group.config, group.model)
@@ -177,7 +177,7 @@ def run(study: Study, configs: Sequence[tuple[Setting, Any]], directory: Path) -
     if jax.process_index() == 0:
         score = next(column for column in columns if column.name == task.score)
         write(directory, ranked, score)
-        report.show_table(rows(ranked, score), [*notes(ranked), f"written to {directory}"])
+        terminal.show_table(rows(ranked, score), [*notes(ranked), f"written to {directory}"])
     return ranked
 
 

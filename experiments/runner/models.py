@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxrnn as jr
-from experiments.config import Train
+from experiments.runner.config import Train
 
 PyTree = Any
 Name = Literal["elman", "irnn", "gru", "lstm", "peephole_lstm", "chrono_lstm"]

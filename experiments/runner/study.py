@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxrnn as jr
-from experiments import report, training
-from experiments.config import Train, flat
+from experiments.runner import report, terminal, training
+from experiments.runner.config import Train, flat
 
 
 class Conclusion(NamedTuple):
@@ -51,7 +51,7 @@ def run(study: Study, config: Any, directory: Path) -> None:
     """Train every model, then conclude; what the directory holds of an earlier, stopped run is gone on from."""
     columns = study.columns(config)
     fits = {}
-    with report.Display(config.train.steps, columns[0]) as display:
+    with terminal.Display(config.train.steps, columns[0]) as display:
         for name in study.models(config):
             display.start(name)
             fits[name] = training.fit(
@@ -67,7 +67,7 @@ def run(study: Study, config: Any, directory: Path) -> None:
     if jax.process_index() == 0:
         results, notes, figures, more = study.conclude(config, fits)
         report.write(directory, results, columns, notes, figures, **more)
-        report.show(results, columns, notes, directory)
+        terminal.show(results, columns, notes, directory)
 
 
 def made_by(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run leaves behind, a directory of its own, and what the terminal shows.
+"""What a run leaves behind, in a directory of its own.
 
 runs/digits-001/
   config.toml     the whole configuration, which `run` accepts again
@@ -12,34 +12,21 @@ runs/digits-001/
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import itertools
-import re
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from experiments import markdown
 from experiments.environment import environment, sentence
 from jaxrnn import plotting
 from jaxrnn.training import Point
-from jaxrnn.training.records import Records, to_json
+from jaxrnn.training.records import to_json
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
-
-
-class RunError(Exception):
-    """Why a run directory cannot be used."""
 
 
 class Result(NamedTuple):
@@ -96,60 +83,6 @@ class Clock:
 
     def seconds(self) -> float:
         return time.perf_counter() - self.start
-
-
-def new_directory(out: Path, name: str, config: str | None = None) -> Path:
-    """Make ``out/name-001``, or the next number that is free, and put the config there; no older run is touched.
-
-    Of several processes the first makes it, and tells the others.
-    """
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        made = _new_directory(out, name, config) if jax.process_index() == 0 else None
-        number = multihost_utils.broadcast_one_to_all(np.int32(made.name.rsplit("-", 1)[1] if made else 0))
-        return out / f"{name}-{int(number):03d}"
-    return _new_directory(out, name, config)
-
-
-def _new_directory(out: Path, name: str, config: str | None) -> Path:
-    for number in itertools.count(1):
-        directory = out / f"{name}-{number:03d}"
-        try:
-            directory.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        if config is not None:
-            (directory / "config.toml").write_text(config, encoding="utf-8")
-        return directory
-    raise AssertionError("unreachable")
-
-
-@contextlib.contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory; a process that is killed lets go of it."""
-    if jax.process_index() > 0:  # the first of several keeps it for all of them
-        yield
-        return
-    with (directory / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{directory}: another process is at work in it; wait for its end, or stop it") from None
-        yield
-
-
-def records(directory: Path, tensorboard: bool) -> Records:
-    """The metrics of a run; of several processes the first writes them."""
-    events = directory / "tensorboard" if tensorboard else None
-    return Records(directory / "metrics.jsonl", tensorboard=events, write=jax.process_index() == 0)
-
-
-def checkpoint(directory: Path, model: str) -> Path:
-    """Where the checkpoints of a model lie."""
-    plain = re.sub(r"[^\w.=-]+", "_", model)[:80]
-    # Two names may look alike without their commas and blanks.
-    return directory / "checkpoints" / (plain if plain == model else f"{plain}-{zlib.crc32(model.encode()):08x}")
 
 
 def write(
@@ -253,84 +186,6 @@ def draw(
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(f"{title} ({seeds} seed{'s' * (seeds > 1)}: mean, and from the lowest to the highest)", fontsize=11)
     return figure
-
-
-class Display:
-    """A progress bar for each model, or a line for each when stdout is not a terminal."""
-
-    def __init__(self, steps: int, column: Column, console: Console | None = None) -> None:
-        self.console = console or Console(quiet=jax.process_index() > 0)
-        self.steps = steps
-        self.column = column  # shown beside the loss
-        self.tasks: dict[str, TaskID] = {}
-        self.shown: dict[str, list[tuple[int, float]]] = {}  # the first two points of each model, and when
-        self.bars = Progress(
-            TextColumn("{task.description:<18}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}  {task.fields[measured]}"),
-            TimeElapsedColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-
-    def __enter__(self) -> Display:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bars.stop()
-
-    def start(self, model: str) -> None:
-        self.tasks[model] = self.bars.add_task(model, total=self.steps, measured="compiling")
-
-    def update(self, model: str, point: Point) -> None:
-        value = self.column.shown(point.values[self.column.name].mean(keepdims=True))
-        measured = f"loss {point.values['loss'].mean():.4g}  {self.column.title} {value}{self.pace(model, point.step)}"
-        self.bars.update(self.tasks[model], completed=point.step, measured=measured)
-
-    def pace(self, model: str, step: int) -> str:
-        """Steps a second, and the time that is left; from the second point on, as compilation comes before it."""
-        now, shown = time.perf_counter(), self.shown.setdefault(model, [])
-        if len(shown) < 2:
-            shown.append((step, now))
-        first, then = shown[-1]
-        if step == first or step == self.steps:
-            return ""
-        rate = (step - first) / (now - then)
-        left = round((self.steps - step) / rate)
-        return f"  {rate:.3g} steps/s  {left // 60}:{left % 60:02d} left"
-
-    def finish(self, result: Result) -> None:
-        if not self.console.is_terminal:
-            _say(
-                self.console,
-                f"{result.model}: {result.points[-1].step} steps in {result.seconds:.1f} s, "
-                f"loss {result.last('loss').mean():.4g}, {self.column.title} "
-                f"{self.column.shown(result.last(self.column.name))}",
-            )
-
-
-def show(results: Sequence[Result], columns: Sequence[Column], notes: Sequence[str], directory: Path) -> None:
-    """The table and its notes, on the terminal."""
-    show_table(rows(results, columns), [*notes, *diverged(results), *skipped(results), f"written to {directory}"])
-
-
-def show_table(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
-    console = Console()
-    header, *body = rows
-    table = Table()
-    table.add_column(header[0], no_wrap=True)
-    for name in header[1:]:
-        table.add_column(name, justify="right")
-    for row in body:
-        table.add_row(*row)
-    console.print(table)
-    for note in notes:
-        _say(console, note)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _summary(result: Result, columns: Sequence[Column]) -> dict[str, Any]:

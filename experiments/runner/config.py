@@ -8,11 +8,10 @@ An experiment declares its tables as pydantic models; what is wrong is said befo
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
@@ -29,6 +28,7 @@ from pydantic import (
 )
 
 from experiments import EXPERIMENTS
+from jaxrnn._checks import nearest
 
 SHORT = {"train.lr": "train.learning_rate"}  # on the command line
 
@@ -308,11 +308,6 @@ def _table_at(schema: type[Table], tables: Sequence[str]) -> type[Table]:
         assert isinstance(annotation, type) and issubclass(annotation, Table)
         schema = annotation
     return schema
-
-
-def nearest(name: Any, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _toml(value: Any) -> str:

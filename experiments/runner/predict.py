@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn as jr
-from experiments import report, training
-from experiments.config import ConfigError, nearest
-from experiments.study import Predictor, Study
+from experiments.runner import directories, training
+from experiments.runner.config import ConfigError
+from experiments.runner.study import Predictor, Study
+from jaxrnn._checks import nearest
 
 
 def choose(study: Study, config: Any, directory: Path, model: str | None, seed: int | None, best: bool) -> Any:
@@ -22,7 +23,7 @@ def choose(study: Study, config: Any, directory: Path, model: str | None, seed: 
 
     Raises:
         ConfigError: the run has no such model or seed.
-        report.RunError, checkpoints.CheckpointError: there is no checkpoint of it, or no readable one.
+        directories.RunError, checkpoints.CheckpointError: there is no checkpoint of it, or no readable one.
     """
     models = list(study.models(config))
     model = models[0] if model is None else model
@@ -38,7 +39,9 @@ def choose(study: Study, config: Any, directory: Path, model: str | None, seed: 
     if best:
         step, params = int(kept.step[place]), kept.params
         if not step:
-            raise report.RunError(f"{directory}: no score of {model}, seed {seed}, was measured yet; leave out --best")
+            raise directories.RunError(
+                f"{directory}: no score of {model}, seed {seed}, was measured yet; leave out --best"
+            )
     one = jax.tree.map(lambda a: a[place], params)
     return study.predictor(config, model), one, f"{model}, seed {seed}, after step {step}"
 

@@ -1,0 +1,210 @@
+"""The command line: ``python -m experiments run``, ``sweep``, ``predict`` and ``list``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments import EXPERIMENTS
+from experiments.markdown import MarkerError, parts_of, write_between_markers
+from experiments.runner.options import listing, parser
+from jaxrnn.devices import join_processes, use_cpu_devices
+
+# What the experiments import beyond jaxrnn's own dependencies, and the name that pip knows it by.
+TRAIN_EXTRA = {
+    "matplotlib": "matplotlib",
+    "orbax": "orbax-checkpoint",
+    "pydantic": "pydantic",
+    "rich": "rich",
+    "sklearn": "scikit-learn",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Exit status: 0, 1 (could not run), 2 (was asked wrongly), 130 (was stopped)."""
+    arguments = parser().parse_args(argv)
+    if arguments.command == "list":
+        print(listing())
+        return 0
+    missing = [pip for module, pip in TRAIN_EXTRA.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        print(f"experiments need {', '.join(missing)}: pip install 'jaxrnn[train]'", file=sys.stderr)
+        return 1
+    with contextlib.suppress(RuntimeError):  # where this process has used JAX before
+        if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # not said by the environment
+            use_cpu_devices(os.cpu_count() or 1)  # the seeds of a model are divided among them
+    try:
+        join_processes()
+    except (RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    status = guarded(arguments)
+    if status not in (0, 2) and getattr(arguments, "resume", None) is not None:
+        print(f"to go on: python -m experiments {arguments.command} --resume {arguments.resume}", file=sys.stderr)
+    return status
+
+
+def guarded(arguments: argparse.Namespace) -> int:
+    """Run the command; what can go wrong without a fault in the program becomes a message and a status."""
+    from experiments.runner.config import ConfigError  # here, after the check that the extra is installed
+    from experiments.runner.directories import RunError
+    from jaxrnn.training import Interrupted, NonFiniteError
+    from jaxrnn.training.checkpoints import CheckpointError
+
+    try:
+        COMMANDS[arguments.command](arguments)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except MarkerError as error:
+        print(f"--write: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteError as error:
+        print(error, file=sys.stderr)
+        print(
+            "A new run with a smaller train.learning_rate or train.clip_at may stay finite; train.nonfinite='skip' "
+            "leaves such steps out, 'record' goes on.",
+            file=sys.stderr,
+        )
+        arguments.resume = None  # it would come to the same end
+        return 1
+    except (RunError, CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:  # a run directory that cannot be made, a full disk
+        print(f"{error.filename}: {error.strerror}" if error.filename else error.strerror, file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 130
+    except ValueError as error:
+        if "Gloo" not in str(error):
+            raise
+        # An ordinary end of this process would wait for the one that is gone, until JAX gives it up.
+        print(f"another process has died: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        os._exit(1)
+    except KeyboardInterrupt:
+        print("stopped at once; what came after the last checkpoint has to be done again", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from experiments.runner import config, directories, study, training
+
+    if arguments.resume is None:
+        if arguments.config is None:
+            raise config.ConfigError("run: expected a CONFIG, or --resume RUN")
+        settings = config.load(arguments.config, arguments.set, schema_of)
+        if hasattr(settings, "mesh"):  # what is wrong with it is said before a directory is made
+            training.device_mesh(settings.mesh, len(settings.train.seeds))
+        check_pages(arguments.write, settings.experiment)
+        directory = directories.new_directory(arguments.out, settings.experiment, config.dump(settings))
+    else:
+        directory = arguments.resume
+        if (directory / "sweep.json").exists():
+            raise config.ConfigError(f"{directory}: is a sweep; go on with it by sweep --resume {directory}")
+        settings = config.load_again(directory, arguments.config, arguments.set, schema_of)
+        check_pages(arguments.write, settings.experiment)
+    arguments.resume = directory
+    module = importlib.import_module(EXPERIMENTS[settings.experiment].module)
+    with directories.alone(directory):
+        if hasattr(module, "STUDY"):
+            study.run(module.STUDY, settings, directory)
+        else:
+            module.run(settings, directory)
+        write_pages(arguments.write, settings.experiment, directory)
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    from experiments.runner import config, directories, training
+    from experiments.runner import sweep as sweeps
+    from experiments.runner.study import Study
+
+    if arguments.resume is None:
+        if arguments.config is None:
+            raise config.ConfigError("sweep: expected a CONFIG, or --resume SWEEP")
+        grid, overrides = config.grid_of(arguments.grid), list(arguments.set)
+        if arguments.seeds is not None:
+            overrides.append(f"train.seeds={list(range(arguments.seeds))}")
+        path = arguments.config
+    else:
+        if arguments.config is not None or arguments.grid or arguments.seeds is not None:
+            raise config.ConfigError("sweep: --resume takes no CONFIG, --grid or --seeds: the sweep has its own")
+        path, overrides, grid = arguments.resume / "config.toml", arguments.set, sweeps.stored_grid(arguments.resume)
+    settings = sweeps.settings_of(grid)
+    configs = [(setting, config.load(path, overrides, schema_of, grid=setting)) for setting in settings]
+    shared = config.load(path, overrides, schema_of)
+    module = importlib.import_module(EXPERIMENTS[shared.experiment].module)
+    if not hasattr(module, "STUDY"):
+        raise config.ConfigError(f"{path}: {shared.experiment} trains nothing, so there is nothing to sweep")
+    study: Study = module.STUDY
+    for group in sweeps.groups(study, configs):  # what is wrong with the grid is said before a directory is made
+        training.device_mesh(shared.mesh, len(group.members))
+    part = f"{shared.experiment}-sweep"
+    check_pages(arguments.write, part)
+    if arguments.resume is None:
+        directory = directories.new_directory(arguments.out, part, config.dump(shared))
+        sweeps.store_grid(directory, grid)
+    else:
+        directory = arguments.resume
+        config.load_again(directory, None, overrides, schema_of)
+    arguments.resume = directory
+    with directories.alone(directory):
+        sweeps.run(study, configs, directory)
+        write_pages(arguments.write, part, directory)
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    from experiments.runner import config
+    from experiments.runner import predict as predictions
+
+    if (arguments.run / "sweep.json").exists():
+        raise config.ConfigError(f"{arguments.run}: is a sweep; run the setting that you choose, then ask that run")
+    settings = config.load_again(arguments.run, None, [], schema_of)
+    module = importlib.import_module(EXPERIMENTS[settings.experiment].module)
+    if not hasattr(module, "STUDY"):
+        raise config.ConfigError(f"{arguments.run}: {settings.experiment} trains nothing that could be asked")
+    predictor, params, title = predictions.choose(
+        module.STUDY, settings, arguments.run, arguments.model, arguments.seed, arguments.best
+    )
+    if arguments.output is not None and arguments.input is None:
+        raise config.ConfigError("--output: expected with --input")
+    print(title, file=sys.stderr)
+    if arguments.steps:
+        lines = predictions.step_by_step(predictor, params, sys.stdin)
+    elif arguments.input is not None:
+        lines = predictions.of_file(predictor, params, arguments.input, arguments.output)
+    else:
+        lines = predictions.held_out(predictor, params, arguments.count)
+    for line in lines:
+        print(line, flush=True)
+
+
+def check_pages(pages: Sequence[tuple[Path, str]], part: str) -> None:
+    """Before anything is trained: each page has markers, of its own name or of this part."""
+    for page, name in pages:
+        parts_of(page, [name or part])
+
+
+def write_pages(pages: Sequence[tuple[Path, str]], part: str, directory: Path) -> None:
+    """The table of a run between the markers of the pages; of several processes the first has it."""
+    if jax.process_index() == 0:
+        for page, name in pages:
+            write_between_markers(page, name or part, (directory / "table.md").read_text(encoding="utf-8"))
+
+
+COMMANDS = {"run": run, "sweep": sweep, "predict": predict}
+
+
+def schema_of(experiment: str) -> Any:
+    return importlib.import_module(EXPERIMENTS[experiment].module).Config

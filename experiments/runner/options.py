@@ -1,0 +1,138 @@
+"""The options of ``python -m experiments``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from experiments import EXPERIMENTS
+
+
+def listing() -> str:
+    lines = []
+    for name, experiment in EXPERIMENTS.items():
+        lines += [
+            f"{name}: {experiment.summary}",
+            f"    python -m experiments run {experiment.config}    ({experiment.takes})",
+        ]
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description="Train the models of one experiment and write what came of it to a directory of its own.",
+        epilog="experiments:\n" + listing(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="{run,sweep,predict,list}")
+    run = commands.add_parser(
+        "run",
+        help="run the experiment that a config file describes, or go on with a run that was stopped",
+        description="Run the experiment that a config file describes. The file holds only what differs from\n"
+        "the defaults; the run directory gets the whole config, the metrics, checkpoints, a table and a figure.\n"
+        "A run that was stopped, by Ctrl-C, a crash or a full disk, goes on with --resume where it was.",
+        epilog="examples:\n  python -m experiments run configs/digits.toml --set train.steps=200 "
+        "--set 'model.cells=[\"gru\"]'\n  python -m experiments run --resume runs/digits-001",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a TOML file, such as configs/digits.toml")
+    add_settings(run)
+    run.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with this run directory; its config is used, [mesh] may be set anew",
+    )
+    sweep = commands.add_parser(
+        "sweep",
+        help="train every combination of some settings from many seeds, and rank them",
+        description="Train every combination of the values of a grid, each from many seeds. Members whose models have\n"
+        "equal shapes (they differ in seed, train.learning_rate or train.clip_at) train as one program, over all\n"
+        "devices. All take all steps: patience and nonfinite='stop' do not hold in a sweep.\n"
+        "The directory gets the metrics, results.csv and members.csv, a table and figures.",
+        epilog="examples:\n  python -m experiments sweep configs/digits.toml --set 'model.cells=[\"gru\"]' "
+        "--grid model.hidden_size=32,64 \\\n      --grid train.learning_rate=1e-3,3e-3 --seeds 8\n"
+        "  python -m experiments sweep --resume runs/digits-sweep-001",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sweep.add_argument(
+        "config", type=Path, nargs="?", metavar="CONFIG", help="a TOML file, such as configs/digits.toml"
+    )
+    sweep.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,VALUE,…",
+        help="the values of one key: train.learning_rate=1e-3,3e-3 (may be repeated: every combination is trained)",
+    )
+    sweep.add_argument("--seeds", type=positive, metavar="N", help="seeds 0 … N-1 (default: train.seeds of the config)")
+    add_settings(sweep)
+    sweep.add_argument(
+        "--resume", type=Path, metavar="SWEEP", help="go on with this sweep's directory, from the member not yet done"
+    )
+    predict = commands.add_parser(
+        "predict",
+        help="ask a trained model of a run",
+        description="Ask a trained model of a run: for some held-out examples, beside the truth; for the sequences of\n"
+        "a file; or step by step, where the model answers at every step.",
+        epilog="examples:\n  python -m experiments predict runs/digits-001 --model gru\n"
+        "  python -m experiments predict runs/flip_flop-001 --steps    then lines such as [1, 0, -1]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    predict.add_argument("run", type=Path, metavar="RUN", help="a run directory, such as runs/digits-001")
+    predict.add_argument("--model", metavar="NAME", help="which of its models (default: the first)")
+    predict.add_argument("--seed", type=int, metavar="N", help="which of its seeds (default: the first)")
+    predict.add_argument(
+        "--best", action="store_true", help="the parameters with the best held-out score, not the last"
+    )
+    asked = predict.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--count", type=positive, default=10, metavar="N", help="how many held-out examples (default: 10)"
+    )
+    asked.add_argument("--input", type=Path, metavar="FILE", help="a .npy array (T, N, …), as the model was trained on")
+    asked.add_argument("--steps", action="store_true", help="read a step a line, in JSON, and answer each at once")
+    predict.add_argument(
+        "--output", type=Path, metavar="FILE", help="with --input: a .npy file for the answers, (N, …)"
+    )
+    commands.add_parser("list", help="list the experiments, how to run them and how long they take")
+    return top
+
+
+def positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return number
+
+
+def page_and_part(text: str) -> tuple[Path, str]:
+    """``docs/results/adding.md#adding-long``, or the page alone."""
+    page, _, part = text.partition("#")
+    return Path(page), part
+
+
+def add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key, its value written as in TOML: train.steps=200 (may be repeated)",
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where run directories such as digits-001 are made (default: runs); none is overwritten",
+    )
+    command.add_argument(
+        "--write",
+        type=page_and_part,
+        action="append",
+        default=[],
+        metavar="PAGE[#NAME]",
+        help="write the table into a Markdown page too, between <!-- NAME:begin --> and <!-- NAME:end --> "
+        "(may be repeated; NAME: the experiment's, such as digits, or digits-sweep)",
+    )
