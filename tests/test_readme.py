@@ -2,41 +2,49 @@
 
 import doctest
 import importlib
-import pathlib
 import pkgutil
-import re
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-import jaxrnn
+import jaxrnn as jr
+from tests.documents import ROOT, sections
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-README = pathlib.Path(__file__).parents[1] / "README.md"
 MODULES = [
     module.name
-    for module in pkgutil.walk_packages(jaxrnn.__path__, "jaxrnn.")
+    for module in pkgutil.walk_packages(jr.__path__, "jaxrnn.")
     if not module.name.endswith("__main__") and not module.name.startswith("jaxrnn.interop")  # those: tests/interop
 ]
 
 
 def test_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
-    assert len(blocks) == 8
-    names: dict = {}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
-    ys, lengths = names["ys"], names["lengths"]
-    assert ys.shape == (7, 2, 8) and bool((ys[4:, 1] == 0).all()) and bool(jnp.abs(ys[:, 0]).max() > 0)
-    assert names["gradients"].W_hh.shape == (8, 8, 32) and bool(jnp.abs(names["gradient"].W_hh).max() > 0)
-    assert names["gates"].f.shape == (7, 2, 8) and lengths.tolist() == [7, 4]
-    assert names["spectrum"].exponents.shape == (2, 4) and names["products"].shape == (10, 2, 16)
-    assert 0 < float(names["radius"]) < 1
-    assert names["metadata"] == {"step": 100} and (tmp_path / "model.safetensors").exists()
-    assert bool(names["around"].stable.all()) and len(names["figure"].axes) == 1
-    losses = [float(point.values["loss"]) for point in names["fitted"].points]
-    assert len(losses) == 5 and losses[-1] < losses[0] / 2 and (tmp_path / "runs/sines/100").is_dir()
+    before = {}
+    for title, _, names in sections("README.md"):
+        before[title] = dict(names)
+    lengths = names["lengths"]
+    assert lengths.tolist() == [7, 4]
+    first = before["Fifteen lines"]
+    loss, key = first["loss"], jax.random.key(1)
+    assert loss(first["params"], key) < loss(first["model"].init(jax.random.key(0)), key)  # one step of descent
+    assert all(leaf.any() for leaf in jax.tree.leaves(first["gradient"]))
+    cells = before["Cells and layers"]
+    assert cells["gates"].f.shape == (7, 2, 8) and not cells["ys"][4:, 1].any()
+    own, params = names["integrator"], names["integrator"].init(jax.random.key(0))
+    carry = own.initial_carry(params, (2,))
+    by_hand = [None] * 7
+    for t in range(7):
+        carry, by_hand[t] = own.step(params, carry, names["xs"][t])
+    ys = jr.scan(own).apply(params, names["xs"])[1]
+    np.testing.assert_allclose(ys, jnp.stack(by_hand), rtol=1e-5, atol=1e-6)  # float32, another order of sums
+    assert names["ys"].shape == (7, 2, 8) and not names["ys"][4:, 1].any()
+
+
+def test_readme_stays_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -45,9 +53,9 @@ def test_docstring_examples(name):
 
 
 def test_every_public_name_is_documented_and_exported():
-    for name in jaxrnn.__all__:
-        assert getattr(jaxrnn, name).__doc__, name
-    functions = [getattr(jaxrnn, n) for n in jaxrnn.__all__ if n.islower()]
+    for name in jr.__all__:
+        assert getattr(jr, name).__doc__, name
+    functions = [getattr(jr, n) for n in jr.__all__ if n.islower()]
     without_example = [f.__name__ for f in functions if ">>>" not in f.__doc__]
     assert without_example == []
 

@@ -1,13 +1,11 @@
 """docs/migrating.md runs from top to bottom, and what it calls expected is what jaxrnn gives."""
 
 import os
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-GUIDE = Path(__file__).parents[2] / "docs" / "migrating.md"
+from tests.documents import sections
 
 
 def test_the_guide_runs(tmp_path, monkeypatch):
@@ -15,18 +13,15 @@ def test_the_guide_runs(tmp_path, monkeypatch):
     for library in ("torch", "keras", "haiku", "equinox", "onnx"):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
     compared = []
-    for section in re.split(r"^## ", GUIDE.read_text(), flags=re.M):
-        for block in re.findall(r"^```python\n(.*?)^```", section, re.M | re.S):
-            exec(compile(block, str(GUIDE), "exec"), names)
-        if "expected =" in section:
+    for title, text, names in sections("docs/migrating.md"):
+        if "expected =" in text:
             expected, ys, lengths = (np.asarray(names[name]) for name in ("expected", "ys", "lengths"))
-            padded = "lengths=lengths" in section
+            padded = "lengths=lengths" in text
             on = (np.arange(7)[:, None] < (lengths if padded else 7))[..., None]
             # float32; each library rounds some ten operations a step in its own order
             np.testing.assert_allclose(ys * on, np.where(on, expected, 0), rtol=0, atol=2e-6)
             assert np.abs(expected).max() > 0.05
-            compared.append(section.split("\n")[0])
+            compared.append(title)
     assert compared == ["PyTorch", "Keras", "Flax", "Haiku", "Equinox", "ONNX"]
     assert names["metadata"] == {"step": 100}

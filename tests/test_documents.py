@@ -1,0 +1,95 @@
+"""The pages of docs/ run from top to bottom, and do what they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn as jr
+from jaxrnn.training import checkpoints
+from tests.documents import pages, run, sections
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+# float32, a few tens of operations a step in another order
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_page_with_blocks_is_run():
+    tested = {
+        *("README.md", "docs/conventions.md", "docs/gradients.md", "docs/migrating.md", "docs/plans.md"),
+        *("docs/reinforcement_learning.md", "docs/training.md"),
+    }
+    assert set(pages()) == tested, "run the page in a test, with values that matter, and name it here"
+
+
+def test_conventions():
+    names = run("docs/conventions.md")
+    np.testing.assert_allclose(names["by_hand"], names["gates"].c, **CLOSE)
+    np.testing.assert_allclose(names["h_by_hand"], names["gates"].h, **CLOSE)
+    ys = names["ys"]
+    np.testing.assert_allclose(ys[3:, 0], names["alone"], **CLOSE)
+    assert not ys[4:, 1].any() and jnp.isfinite(ys).all()
+    assert all(jnp.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(names["gradient"]))
+    np.testing.assert_allclose(names["of_padded"][:4, 1], names["of_short"], **CLOSE)
+    whole = names["layer"].apply(names["params"], names["xs"], lengths=names["lengths"])[1]
+    np.testing.assert_allclose(jnp.concatenate([names["ys_first"], names["ys_rest"]]), whole, **CLOSE)
+
+
+def test_gradients(capsys):
+    pytest.importorskip("matplotlib")
+    names = run("docs/gradients.md")
+    said = "vanishing: leading Lyapunov exponent -0.149"  # what the page prints
+    assert capsys.readouterr().out.startswith(said)
+    assert names["flow"].states.c.mean.shape == (100,) and names["flow"].states.c.mean[0] < 1e-3
+    assert names["spectrum"].exponents.shape == (2, 4) and names["products"].shape == (10, 2, 16)
+    assert 0 < float(names["radius"]) < 1
+    assert bool(names["around"].stable.all()) and len(names["figure"].axes) == 1
+    assert bool(jnp.abs(names["gradient"].W_hh).max() > 0)
+
+
+def test_plans():
+    names = run("docs/plans.md")
+    xs, params = names["xs"], names["params"]
+    (scan,) = names["explanation"].scans
+    assert len(scan.saved) == 6  # i, f, g, o, c and h of an LSTM
+    expected = names["plain"].apply(params, xs)[1]
+    for name in ("layer", "by_hand", "long", "fitted", "truncated"):
+        np.testing.assert_allclose(names[name].apply(params, xs)[1], expected, **CLOSE)
+    gradient = jax.grad(lambda params: (names["plain"].apply(params, xs)[1] ** 2).sum())(params)
+    for ours, theirs in zip(jax.tree.leaves(names["gradient"]), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)  # sums over 42 steps and rows
+    assert names["gradients"].W_hh.shape == (4, 8, 32) and names["gradients"].W_hh.any()
+
+
+def test_reinforcement_learning():
+    names = run("docs/reinforcement_learning.md")
+    np.testing.assert_allclose(names["logits"][4:, 0], names["second_episode"], **CLOSE)
+    np.testing.assert_allclose(names["acted"], names["logits"], **CLOSE)
+
+
+def test_training(tmp_path):
+    seen = {}
+    for title, _, names in sections("docs/training.md"):
+        seen[title] = names.get("fitted")
+    first, again = seen["Blocks that lose nothing"], names["again"]
+    losses = [point.values["loss"] for point in first.points]
+    assert len(losses) == 10 and losses[-1] < losses[0] / 5
+    jax.tree.map(np.testing.assert_array_equal, again.state.params, first.state.params)
+    assert again.seconds == checkpoints.note(tmp_path / "waves/checkpoints")["seconds"]
+    assert (tmp_path / "waves/metrics.jsonl").read_text().count("\n") == 10
+
+    by_length = [point.values["loss"] for point in seen["Sequences of many lengths"].points]
+    assert len(by_length) == 4 and by_length[-1] < by_length[0] / 2
+    assert names["batches"].padding < 0.4 and len(names["batches"].shapes) == 2
+    assert names["losses"].shape == (4,) and np.isfinite(names["losses"]).all()
+
+    x = np.array([0.1, 0.2, 0.3], np.float32)
+    alone = names["model"].apply(names["state"].params, x[None])[1][0]
+    np.testing.assert_allclose(names["y"][names["slots"]["ann"]], alone, **CLOSE)
+    assert not names["y"][1:].any()
