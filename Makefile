@@ -23,12 +23,13 @@ DEMO := $(VENV)/installed-$(PYVER)-train
 DEV := $(VENV)/installed-$(PYVER)-dev
 INTEROP := $(VENV)/installed-$(PYVER)-interop
 BENCH := $(VENV)/installed-$(PYVER)-bench
+DOCS := $(VENV)/installed-$(PYVER)-docs
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # Two pips must not write into one environment at once.
 .NOTPARALLEL:
-.PHONY: help demo bench parity test test-interop test-full lint format typecheck clean
+.PHONY: help demo bench parity test test-interop test-full docs lint format typecheck clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +52,9 @@ parity: $(INTEROP) ## the table of differences from those libraries, same weight
 test-full: $(DEV) ## the tests of `make test` and the long ones
 	$(PYTEST) tests --ignore=tests/interop --full $(PYTEST_ARGS)
 
+docs: $(DOCS) ## the site, in site/index.html
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 lint: $(DEV) ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -63,7 +67,7 @@ typecheck: $(DEV) ## mypy
 	$(PY) -m mypy
 
 clean: ## remove .venv, caches and build results; runs/ stays
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./.git -prune -o -path ./runs -prune -o -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +
 
 $(MADE):
@@ -86,7 +90,8 @@ $(DEV): EXTRAS = dev
 # torch comes by the exact pin of its extra; to spare gigabytes of GPU libraries, let pip see a CPU wheel (PIP_FIND_LINKS).
 $(INTEROP): EXTRAS = test,parity
 $(BENCH): EXTRAS = train,interop,torch
-$(DEMO) $(DEV) $(INTEROP) $(BENCH): $(MADE) pyproject.toml constraints.txt
+$(DOCS): EXTRAS = docs
+$(DEMO) $(DEV) $(INTEROP) $(BENCH) $(DOCS): $(MADE) pyproject.toml constraints.txt
 	@echo "installing jaxrnn[$(EXTRAS)] into $(VENV); the first time takes minutes"
 	$(INSTALL) -e '.[$(EXTRAS)]'
 	@touch $@

@@ -51,7 +51,17 @@ def gradient_norms(flows: Mapping[str, Any], *, title: str = "Gradient norm by l
 
 
 def draw_gradient_norms(axes: Any, flows: Mapping[str, Any]) -> None:
-    """:func:`gradient_norms` on axes of one's own."""
+    """:func:`gradient_norms` on axes of one's own.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from matplotlib.figure import Figure
+        >>> from jaxrnn import plotting
+        >>> axes = Figure().subplots()
+        >>> plotting.draw_gradient_norms(axes, {"decay": 0.9 ** jnp.arange(50)})
+        >>> axes.get_yscale()
+        'log'
+    """
     styles = itertools.cycle(("-", "--"))  # curves that lie on each other show both
     for colour, style, (name, flow) in zip(_colours(), styles, flows.items(), strict=False):
         if isinstance(flow, Flow):
@@ -183,7 +193,16 @@ def draw_learning_curves(
     yscale: str,
     baselines: Mapping[str, float] | None,
 ) -> None:
-    """:func:`learning_curves`, ``(steps, values)`` each, on axes of one's own."""
+    """:func:`learning_curves`, ``(steps, values)`` each, on axes of one's own.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from jaxrnn import plotting
+        >>> axes, curves = Figure().subplots(), {"gru": ([10, 20], [[0.5, 0.3], [0.6, 0.2]])}
+        >>> plotting.draw_learning_curves(axes, curves, ylabel="loss", yscale="linear", baselines={"chance": 0.7})
+        >>> axes.get_legend_handles_labels()[1]
+        ['gru', 'chance']
+    """
     for colour, (name, (steps, values)) in zip(_colours(), curves.items(), strict=False):
         values = np.atleast_2d(np.asarray(values, float))
         at = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)

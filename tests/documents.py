@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ def sections(page: str) -> Iterator[Section]:
     text = (ROOT / page).read_text(encoding="utf-8")
     starts = [0, *(match.start() for match in re.finditer(r"^## ", text, re.MULTILINE)), len(text)]
     names: dict[str, Any] = {}
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in itertools.pairwise(starts):
         for block in BLOCK.finditer(text, start, end):
             lines_before = text.count("\n", 0, block.start(1))
             exec(compile("\n" * lines_before + block[1], str(ROOT / page), "exec"), names)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxrnn as jr
 from jaxrnn.training import checkpoints
 from tests.documents import pages, run, sections
 

@@ -1,0 +1,87 @@
+"""The reference: every public name stands on a page of docs/api, and its docstring has an example."""
+
+import ast
+import inspect
+import re
+from collections import Counter
+
+import pytest
+
+import jaxrnn as jr
+from tests.documents import ROOT
+
+PAGES = ROOT / "docs" / "api"
+ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
+# Where a name of a face belongs; names of the root by subject, as its __all__ groups them.
+PAGE_OF = {
+    "jaxrnn": "cells.md, wrappers.md, running.md, combining.md, sequences.md or files.md",
+    "jaxrnn.cells": "records.md",
+    "jaxrnn.wrappers": "wrappers.md",
+    "jaxrnn.planning": "planning.md",
+    "jaxrnn.gradients": "gradients.md",
+    "jaxrnn.devices": "devices.md",
+    "jaxrnn.training": "training.md",
+    "jaxrnn.plotting": "plotting.md",
+}
+FACES = [name for name in jr.__all__ if inspect.ismodule(getattr(jr, name))]
+LIBRARIES = ("torch", "keras", "flax", "haiku", "equinox", "onnx")  # none is imported here
+
+
+def names_of(face: str) -> list[str]:
+    """The public names of a face: those of ``__all__``, else its own functions and classes."""
+    module = jr if face == "jaxrnn" else getattr(jr, face.removeprefix("jaxrnn."))
+    if hasattr(module, "__all__"):
+        return [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    return [name for name in own if not name.startswith("_")]
+
+
+def converters(library: str) -> list[str]:
+    """The same of a module of ``jr.interop``, from its source."""
+    folder = ROOT / "jaxrnn" / "interop"
+    path = folder / library / "__init__.py" if (folder / library).is_dir() else folder / f"{library}.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+
+
+def entries() -> Counter[str]:
+    return Counter(name for page in PAGES.glob("*.md") for name in ENTRY.findall(page.read_text(encoding="utf-8")))
+
+
+def test_every_public_name_is_on_a_page():
+    expected = {f"{face}.{name}": page for face, page in PAGE_OF.items() for name in names_of(face)}
+    expected |= {
+        f"jaxrnn.interop.{library}.{name}": "interop.md" for library in LIBRARIES for name in converters(library)
+    }
+    found = entries()
+    missing = [f"add `::: {name}` to docs/api/{page}" for name, page in expected.items() if name not in found]
+    modules = ("jaxrnn.training.checkpoints.", "jaxrnn.training.records.")  # beside the face, by their full names
+    unknown = [name for name in found if name not in expected and not name.startswith(modules)]
+    assert not missing, "\n".join(missing)
+    assert not unknown, f"these entries of docs/api are names of no face, take them out: {unknown}"
+    assert max(found.values()) == 1, f"on two pages: {[name for name, count in found.items() if count > 1]}"
+
+
+def test_every_face_has_a_page():
+    assert {f"jaxrnn.{face}" for face in FACES} == PAGE_OF.keys() - {"jaxrnn"} | {"jaxrnn.interop"}
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in [*PAGES.glob("*.md")]:
+        assert f"api/{page.name}" in nav, f"add {page.name} to `nav` in mkdocs.yml"
+
+
+@pytest.mark.parametrize("face", PAGE_OF)
+def test_every_public_function_has_an_example(face):
+    module = jr if face == "jaxrnn" else getattr(jr, face.removeprefix("jaxrnn."))
+    undocumented, without_example = [], []
+    for name in names_of(face):
+        value = getattr(module, name)
+        home = f"{value.__module__.replace('.', '/')}.py: {name}"
+        if not (value.__doc__ or "").strip():
+            undocumented.append(home)
+        elif inspect.isfunction(value) and ">>>" not in value.__doc__:
+            without_example.append(home)
+    assert not undocumented, f"add a docstring: {undocumented}"
+    assert not without_example, f"add a section `Example:` with lines that begin with >>>: {without_example}"
