@@ -222,7 +222,14 @@ def patience(measure: str, blocks: int, *, lower: bool = True) -> Callable[[Sequ
 
 
 def fetch(tree: PyTree) -> PyTree:
-    """The arrays as NumPy ones, whole on every process."""
+    """The arrays as NumPy ones, whole on every process.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn import training
+        >>> training.fetch({"loss": jnp.array([0.5, 0.25])})
+        {'loss': array([0.5 , 0.25], dtype=float32)}
+    """
     if all(a.is_fully_addressable or a.is_fully_replicated for a in jax.tree.leaves(tree)):
         return jax.tree.map(np.asarray, tree)
     from jax.experimental import multihost_utils

@@ -166,7 +166,14 @@ class Best(NamedTuple):
 
 
 def no_best(params: PyTree, *, lower: bool = True) -> Best:
-    """Before anything was measured; ``lower`` says whether small values are good."""
+    """Before anything was measured; ``lower`` says whether small values are good.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn import training
+        >>> training.no_best({"w": jnp.zeros(2)}).value.item()
+        inf
+    """
     return Best(jnp.asarray(jnp.inf if lower else -jnp.inf, jnp.float32), jnp.zeros((), jnp.int32), params)
 
 
