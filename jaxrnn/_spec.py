@@ -1,4 +1,4 @@
-"""Spec: a frozen, hashable, JSON-able record of how a cell, layer or model was made."""
+"""Spec: a frozen, hashable, JSON-able record of how a cell, layer or model was made; and who makes what it names."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from jaxrnn._checks import nearest
 
 P = ParamSpec("P")
 Made = TypeVar("Made")
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+FACTORIES: dict[str, Callable[..., Any]] = {}  # by kind; ``registered`` enters them
 
 
 class Spec(NamedTuple):
@@ -63,8 +66,33 @@ class Spec(NamedTuple):
         )
 
 
+def registered(factory: Factory) -> Factory:
+    """Enter what makes a kind, under its own name: ``build`` finds it there.
+
+    Factories are entered by :func:`specified`. A record that stands in an option, as a :class:`Plan` does, is entered
+    by this decorator.
+
+    Raises:
+        ValueError: for a kind that another module has entered.
+    """
+    kind = factory.__name__
+    known = FACTORIES.get(kind)
+    if known is not None and known.__module__ != factory.__module__:  # a module that is reloaded enters its own again
+        raise ValueError(
+            f"the kind {kind!r} is registered twice, by {known.__module__} and by {factory.__module__}; give one of "
+            f"them another name."
+        )
+    FACTORIES[kind] = factory
+    return factory
+
+
+def factory_of(kind: str) -> Callable[..., Any]:
+    """What makes a kind: ``jr.lstm`` of ``"lstm"``."""
+    return FACTORIES[kind]
+
+
 def specified(factory: Callable[P, Made]) -> Callable[P, Made]:
-    """Let a factory's result carry the spec of the call that made it."""
+    """Let a factory's result carry the spec of the call that made it, and register the factory."""
     signature = inspect.signature(factory)
 
     @functools.wraps(factory)
@@ -85,7 +113,7 @@ def specified(factory: Callable[P, Made]) -> Callable[P, Made]:
         spec = Spec(factory.__name__, tuple(sorted(options.items())), tuple(child.spec for child in children))
         return made._replace(spec=spec)
 
-    return wrapper
+    return registered(wrapper)
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -101,13 +129,6 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_plain(name, v) for v in value)
     return value.item() if isinstance(value, np.generic) else value
-
-
-def factory_of(kind: str) -> Callable[..., Any]:
-    """The factory of a kind, ``jr.lstm`` of ``"lstm"``."""
-    import jaxrnn
-
-    return getattr(jaxrnn, kind)
 
 
 def build(spec: Spec | dict[str, Any]) -> Any:
@@ -130,10 +151,10 @@ def build(spec: Spec | dict[str, Any]) -> Any:
     """
     if not isinstance(spec, Spec):
         spec = Spec.from_dict(spec)
-    if spec.kind not in KINDS:
+    if spec.kind not in FACTORIES:
         raise ValueError(
-            f"build: no cell, layer or model is called {spec.kind!r}{nearest(spec.kind, KINDS)}; "
-            f"known kinds: {', '.join(KINDS)}."
+            f"build: no cell, layer or model is called {spec.kind!r}{nearest(spec.kind, FACTORIES)}; "
+            f"known kinds: {', '.join(sorted(FACTORIES, key=str.lower))}."
         )
     factory = factory_of(spec.kind)
     known = inspect.signature(factory).parameters
@@ -142,12 +163,3 @@ def build(spec: Spec | dict[str, Any]) -> Any:
             raise ValueError(f"build: {spec.kind} has no option {name!r}{nearest(name, known)}.")
     options = {name: build(value) if isinstance(value, Spec) else value for name, value in spec.options}
     return factory(*map(build, spec.children), **options)
-
-
-KINDS = (
-    *("elman", "lstm", "gru", "peephole_lstm", "mgu", "cifg_lstm", "conv_lstm"),
-    *("readout", "dropout", "layer_norm", "embedding"),
-    *("leaky", "normalized", "cotangent_clip", "clip_state", "recurrent_dropout", "zoneout"),
-    *("scan", "stack", "chain", "bidirectional", "residual", "tbptt"),
-    *("Plan", "Budget"),
-)

@@ -116,7 +116,10 @@ SPECS = {
     "unknown kind": (
         lambda: jr.build({"kind": "lsmt"}),
         ValueError,
-        ["build: no cell, layer or model is called 'lsmt'; did you mean 'lstm'?", "known kinds: elman"],
+        [
+            "build: no cell, layer or model is called 'lsmt'; did you mean 'lstm'?",
+            "known kinds: bidirectional, Budget, ",
+        ],
     ),
     "unknown option": (
         lambda: jr.build({"kind": "lstm", "options": {"input_size": 3, "hiden_size": 5}}),

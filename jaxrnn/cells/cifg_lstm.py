@@ -8,16 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell
-from jaxrnn._checks import check_sizes
-from jaxrnn.cells._shared import Initializer, built_in, initializer, output, per_gate, plus_bias, project
-from jaxrnn.cells.activations import Activation, activation_of
+from jaxrnn.cells._built_in import built_in
+from jaxrnn.cells._options import Initializer, cell_options, per_gate
+from jaxrnn.cells._products import output, plus_bias, project
+from jaxrnn.cells.activations import Activation
+from jaxrnn.cells.fused import by_gate
 from jaxrnn.cells.lstm_family import LSTMCarry, LSTMGates, forget_bias_of, learned_lstm_carry, lstm_initial_carry
+
+GATES = ("f", "g", "o")  # the blocks of W_xh, W_hh and b, in this order
 
 
 class CIFGParams(NamedTuple):
-    W_xh: jax.Array  # (I, 3H), gate order f, g, o
-    W_hh: jax.Array  # (H, 3H), gate order f, g, o
-    b: jax.Array | None  # (3H,), gate order f, g, o; None without biases
+    W_xh: jax.Array  # (I, 3H)
+    W_hh: jax.Array  # (H, 3H)
+    b: jax.Array | None  # (3H,); None without biases
     initial: LSTMCarry | None = None  # (H,) each, where the initial carry is learned
 
 
@@ -72,31 +76,29 @@ def cifg_lstm(
         Greff, Srivastava, Koutník, Steunebrink & Schmidhuber, "LSTM: a search space odyssey", IEEE Transactions on
         Neural Networks and Learning Systems 28, 2017.
     """
-    check_sizes("cifg_lstm", input_size=input_size, hidden_size=hidden_size)
-    act = activation_of("cifg_lstm", "activation", activation)
-    σ = activation_of("cifg_lstm", "gate_activation", gate_activation)
-    init_x = initializer("cifg_lstm", "input_init", input_init, hidden_size)
-    init_h = initializer("cifg_lstm", "recurrent_init", recurrent_init, hidden_size)
-    init_b = initializer("cifg_lstm", "bias_init", bias_init, hidden_size)
-    add_forget_bias = forget_bias_of("cifg_lstm", hidden_size, forget_bias, T_max, bias, order="fgo")
+    H = hidden_size
+    act, σ, init_x, init_h, init_b = cell_options(
+        "cifg_lstm", input_size, H, (activation, gate_activation), (input_init, recurrent_init, bias_init), bias
+    )
+    add_forget_bias = forget_bias_of("cifg_lstm", GATES, H, bias, forget_bias, T_max)
 
     def init(key):
         k_xh, k_hh, k_b, k_f = jax.random.split(key, 4)
         return CIFGParams(
-            W_xh=per_gate(init_x, k_xh, (input_size, hidden_size), 3, param_dtype),
-            W_hh=per_gate(init_h, k_hh, (hidden_size, hidden_size), 3, param_dtype),
-            b=add_forget_bias(k_f, per_gate(init_b, k_b, (hidden_size,), 3, param_dtype)),
-            initial=learned_lstm_carry(hidden_size, param_dtype) if learned_carry else None,
+            W_xh=per_gate(init_x, k_xh, (input_size, H), GATES, param_dtype),
+            W_hh=per_gate(init_h, k_hh, (H, H), GATES, param_dtype),
+            b=add_forget_bias(k_f, per_gate(init_b, k_b, (H,), GATES, param_dtype)),
+            initial=learned_lstm_carry(H, param_dtype) if learned_carry else None,
         )
 
     def initial_carry(params, batch_shape=()):
-        return lstm_initial_carry(params, batch_shape, hidden_size, dtype)
+        return lstm_initial_carry(params, batch_shape, H, dtype)
 
     def gates(params, carry, x):
         W_xh, W_hh, b, _ = params
         h, c = carry
-        f, g, o = jnp.split(plus_bias(project(h, W_hh, dtype) + project(x, W_xh, dtype), b), 3, axis=-1)
-        f, g, o = σ(f), act(g), σ(o)
+        a = by_gate(GATES, plus_bias(project(h, W_hh, dtype) + project(x, W_xh, dtype), b))
+        f, g, o = σ(a.f), act(a.g), σ(a.o)
         i = 1 - f
         c = f * c + i * g
         h = o * act(c)

@@ -11,24 +11,18 @@ import numpy as np
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_real, check_sizes
-from jaxrnn.cells._shared import (
-    Initializer,
-    accumulator,
-    built_in,
-    carry_dtype,
-    initializer,
-    output,
-    per_gate,
-    plus_bias,
-)
-from jaxrnn.cells.activations import Activation, activation_of
-from jaxrnn.cells.lstm_family import LSTMCarry, LSTMGates, forget_bias_of
+from jaxrnn.cells._built_in import built_in
+from jaxrnn.cells._options import Initializer, cell_options, per_gate
+from jaxrnn.cells._products import accumulator, carry_dtype, output, plus_bias
+from jaxrnn.cells.activations import Activation
+from jaxrnn.cells.fused import by_gate
+from jaxrnn.cells.lstm_family import GATES, LSTMCarry, LSTMGates, forget_bias_of
 
 
 class ConvLSTMParams(NamedTuple):
-    W_xh: jax.Array  # (*K, I, 4H), gate order i, f, g, o
-    W_hh: jax.Array  # (*K, H, 4H), gate order i, f, g, o
-    b: jax.Array | None  # (4H,), gate order i, f, g, o; None without biases
+    W_xh: jax.Array  # (*K, I, 4H), blocks i, f, g, o: GATES
+    W_hh: jax.Array  # (*K, H, 4H), so too
+    b: jax.Array | None  # (4H,), so too; None without biases
     U_i: jax.Array | None = None  # (*S, H) each, with peepholes
     U_f: jax.Array | None = None
     U_o: jax.Array | None = None
@@ -116,6 +110,7 @@ def conv_lstm(
         Shi et al., "Convolutional LSTM network: a machine learning approach for precipitation nowcasting", NeurIPS
         2015.
     """
+    H = hidden_size
     S = tuple(np.atleast_1d(spatial_shape).tolist())
     K = tuple(np.atleast_1d(kernel_size).tolist()) * (len(S) if np.ndim(kernel_size) == 0 else 1)
     if not 1 <= len(S) <= 3:
@@ -128,26 +123,24 @@ def conv_lstm(
     sizes = {f"spatial_shape[{n}]": size for n, size in enumerate(S)} | {
         f"kernel_size[{n}]": k for n, k in enumerate(K)
     }
-    check_sizes("conv_lstm", input_size=input_size, hidden_size=hidden_size, **sizes)
-    act = activation_of("conv_lstm", "activation", activation)
-    σ = activation_of("conv_lstm", "gate_activation", gate_activation)
-    init_x = initializer("conv_lstm", "input_init", input_init, hidden_size)
-    init_h = initializer("conv_lstm", "recurrent_init", recurrent_init, hidden_size)
-    init_b = initializer("conv_lstm", "bias_init", bias_init, hidden_size)
-    add_forget_bias = forget_bias_of("conv_lstm", hidden_size, forget_bias, None, bias)
+    check_sizes("conv_lstm", **sizes)
+    act, σ, init_x, init_h, init_b = cell_options(
+        "conv_lstm", input_size, H, (activation, gate_activation), (input_init, recurrent_init, bias_init), bias
+    )
+    add_forget_bias = forget_bias_of("conv_lstm", GATES, H, bias, forget_bias)
 
     def init(key):
         k_xh, k_hh, k_b, k_f, *k_U = jax.random.split(key, 7)
-        U = (jax.random.normal(k, (*S, hidden_size), param_dtype) * hidden_size**-0.5 for k in k_U)
+        U = (jax.random.normal(k, (*S, H), param_dtype) * H**-0.5 for k in k_U)
         return ConvLSTMParams(
-            per_gate(init_x, k_xh, (*K, input_size, hidden_size), 4, param_dtype),
-            per_gate(init_h, k_hh, (*K, hidden_size, hidden_size), 4, param_dtype),
-            add_forget_bias(k_f, per_gate(init_b, k_b, (hidden_size,), 4, param_dtype)),
+            per_gate(init_x, k_xh, (*K, input_size, H), GATES, param_dtype),
+            per_gate(init_h, k_hh, (*K, H, H), GATES, param_dtype),
+            add_forget_bias(k_f, per_gate(init_b, k_b, (H,), GATES, param_dtype)),
             *(U if peephole else ()),
         )
 
     def initial_carry(params, batch_shape=()):
-        zeros = jnp.zeros((*batch_shape, *S, hidden_size), carry_dtype(params.W_hh, dtype))
+        zeros = jnp.zeros((*batch_shape, *S, H), carry_dtype(params.W_hh, dtype))
         return LSTMCarry(zeros, zeros)
 
     def check_field(x, weights):
@@ -166,10 +159,10 @@ def conv_lstm(
         W_xh, W_hh, b, U_i, U_f, U_o = params
         check_field(x, W_xh.dtype)
         h, c = carry
-        i, f, g, o = jnp.split(plus_bias(convolve(h, W_hh, dtype) + convolve(x, W_xh, dtype), b), 4, axis=-1)
-        i, f, g = σ(i + peep(c, U_i)), σ(f + peep(c, U_f)), act(g)
+        a = by_gate(GATES, plus_bias(convolve(h, W_hh, dtype) + convolve(x, W_xh, dtype), b))
+        i, f, g = σ(a.i + peep(c, U_i)), σ(a.f + peep(c, U_f)), act(a.g)
         c = f * c + i * g
-        o = σ(o + peep(c, U_o))
+        o = σ(a.o + peep(c, U_o))
         h = o * act(c)
         return LSTMGates(i, f, g, o, c, h)
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, draw_each_step
-from jaxrnn.cells._shared import built_in, empty_carry
+from jaxrnn.cells._built_in import built_in
+from jaxrnn.cells._products import empty_carry
 
 
 @built_in

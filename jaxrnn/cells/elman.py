@@ -9,18 +9,10 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_sizes
-from jaxrnn.cells._shared import (
-    Initializer,
-    built_in,
-    carry_dtype,
-    check_bias,
-    initial_state,
-    initializer,
-    output,
-    plus_bias,
-    project,
-)
-from jaxrnn.cells.activations import Activation, activation_of
+from jaxrnn.cells._built_in import built_in
+from jaxrnn.cells._options import Initializer, cell_options
+from jaxrnn.cells._products import carry_dtype, initial_state, output, plus_bias, project
+from jaxrnn.cells.activations import Activation
 
 
 class ElmanParams(NamedTuple):
@@ -88,27 +80,25 @@ def elman(
         Elman, "Finding structure in time", Cognitive Science 14, 1990.
         Le, Jaitly & Hinton, "A simple way to initialize recurrent networks of rectified linear units", 2015 (IRNN).
     """
-    out_size = hidden_size if output_size is None else output_size
-    check_sizes("elman", input_size=input_size, hidden_size=hidden_size, output_size=out_size)
-    check_bias("elman", bias)
-    act = activation_of("elman", "activation", activation)
-    init_x = initializer("elman", "input_init", input_init, hidden_size)
-    init_h = initializer("elman", "recurrent_init", recurrent_init, hidden_size)
-    init_b = initializer("elman", "bias_init", bias_init, hidden_size)
+    H, O = hidden_size, hidden_size if output_size is None else output_size
+    act, init_x, init_h, init_b = cell_options(
+        "elman", input_size, H, (activation,), (input_init, recurrent_init, bias_init), bias
+    )
+    check_sizes("elman", output_size=O)
 
     def init(key):
         k_xh, k_hh, k_b, k_hy, k_by = jax.random.split(key, 5)
         return ElmanParams(
-            W_xh=init_x(k_xh, (input_size, hidden_size), param_dtype),
-            W_hh=init_h(k_hh, (hidden_size, hidden_size), param_dtype),
-            b=init_b(k_b, (hidden_size,), param_dtype) if bias else None,
-            W_hy=None if output_size is None else init_x(k_hy, (hidden_size, out_size), param_dtype),
-            b_y=None if output_size is None or not bias else init_b(k_by, (out_size,), param_dtype),
-            h0=jnp.zeros((hidden_size,), param_dtype) if learned_carry else None,
+            W_xh=init_x(k_xh, (input_size, H), param_dtype),
+            W_hh=init_h(k_hh, (H, H), param_dtype),
+            b=init_b(k_b, (H,), param_dtype) if bias else None,
+            W_hy=None if output_size is None else init_x(k_hy, (H, O), param_dtype),
+            b_y=None if output_size is None or not bias else init_b(k_by, (O,), param_dtype),
+            h0=jnp.zeros((H,), param_dtype) if learned_carry else None,
         )
 
     def initial_carry(params, batch_shape=()):
-        return initial_state(params.h0, batch_shape, hidden_size, carry_dtype(params.W_hh, dtype))
+        return initial_state(params.h0, batch_shape, H, carry_dtype(params.W_hh, dtype))
 
     def step(params, h, x):
         W_xh, W_hh, b, W_hy, b_y, _ = params
@@ -116,4 +106,4 @@ def elman(
         y = h if W_hy is None else plus_bias(project(h, W_hy, dtype), b_y)
         return h, output(y, W_hh, dtype)
 
-    return Cell(init, initial_carry, step, input_size=input_size, output_size=out_size)
+    return Cell(init, initial_carry, step, input_size=input_size, output_size=O)

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_sizes
-from jaxrnn.cells._shared import Initializer, built_in, empty_carry, initializer, output
+from jaxrnn.cells._built_in import built_in
+from jaxrnn.cells._options import Initializer, initializer
+from jaxrnn.cells._products import empty_carry, output
 
 
 class EmbeddingParams(NamedTuple):

@@ -8,28 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell
-from jaxrnn._checks import check_choice, check_sizes
-from jaxrnn.cells._shared import (
-    Initializer,
-    built_in,
-    carry_dtype,
-    check_bias,
-    check_T_max,
-    chrono_bias,
-    initial_state,
-    initializer,
-    output,
-    per_gate,
-    plus_bias,
-    project,
-)
-from jaxrnn.cells.activations import Activation, activation_of
+from jaxrnn._checks import check_choice
+from jaxrnn.cells._built_in import built_in
+from jaxrnn.cells._options import Initializer, cell_options, check_gate_bias, chrono_bias, per_gate
+from jaxrnn.cells._products import carry_dtype, initial_state, output, plus_bias, project
+from jaxrnn.cells.activations import Activation
+from jaxrnn.cells.fused import block, by_gate
+
+GATES = ("r", "z", "n")  # the blocks of W_xh, W_hh and b, in this order; n last, whose product may read r * h
 
 
 class GRUParams(NamedTuple):
-    W_xh: jax.Array  # (I, 3H), gate order r, z, n
-    W_hh: jax.Array  # (H, 3H), gate order r, z, n
-    b: jax.Array | None  # (3H,), gate order r, z, n; None without biases
+    W_xh: jax.Array  # (I, 3H)
+    W_hh: jax.Array  # (H, 3H)
+    b: jax.Array | None  # (3H,); None without biases
     b_hh: jax.Array | None = None  # (H,), inside the reset product, for reset="after"
     h0: jax.Array | None = None  # (H,), where the initial carry is learned
 
@@ -101,25 +93,22 @@ def gru(
         Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine
         translation", EMNLP 2014.
     """
-    check_sizes("gru", input_size=input_size, hidden_size=hidden_size)
-    check_choice("gru", "reset", reset, ("before", "after"))
-    check_bias("gru", bias)
-    check_T_max("gru", T_max)
-    if not bias and T_max is not None:
-        raise ValueError(f"gru: T_max={T_max!r} sets the update gate's bias, but bias=False; give one of them.")
-    act, σ = activation_of("gru", "activation", activation), activation_of("gru", "gate_activation", gate_activation)
-    init_x = initializer("gru", "input_init", input_init, hidden_size)
-    init_h = initializer("gru", "recurrent_init", recurrent_init, hidden_size)
-    init_b = initializer("gru", "bias_init", bias_init, hidden_size)
     H = hidden_size
+    check_choice("gru", "reset", reset, ("before", "after"))
+    act, σ, init_x, init_h, init_b = cell_options(
+        "gru", input_size, H, (activation, gate_activation), (input_init, recurrent_init, bias_init), bias
+    )
+    check_gate_bias("gru", "update", bias, T_max=T_max)
 
     def init(key):
         k_xh, k_hh, k_b, k_z, k_bhh = jax.random.split(key, 5)
-        b = per_gate(init_b, k_b, (H,), 3, param_dtype) if bias else None
+        b = per_gate(init_b, k_b, (H,), GATES, param_dtype) if bias else None
+        if b is not None and T_max is not None:
+            b = b.at[block(GATES, "z", H)].add(-chrono_bias(T_max, k_z, H, param_dtype))
         return GRUParams(
-            W_xh=per_gate(init_x, k_xh, (input_size, H), 3, param_dtype),
-            W_hh=per_gate(init_h, k_hh, (H, H), 3, param_dtype),
-            b=b if b is None or T_max is None else b.at[H : 2 * H].add(-chrono_bias(T_max, k_z, H, param_dtype)),
+            W_xh=per_gate(init_x, k_xh, (input_size, H), GATES, param_dtype),
+            W_hh=per_gate(init_h, k_hh, (H, H), GATES, param_dtype),
+            b=b,
             b_hh=init_b(k_bhh, (H,), param_dtype) if bias and reset == "after" else None,
             h0=jnp.zeros((H,), param_dtype) if learned_carry else None,
         )
@@ -129,15 +118,15 @@ def gru(
 
     def gates(params, h, x):
         W_xh, W_hh, b, b_hh, _ = params
-        a_r, a_z, a_n = jnp.split(plus_bias(project(x, W_xh, dtype), b), 3, axis=-1)
+        a = by_gate(GATES, plus_bias(project(x, W_xh, dtype), b))
         if reset == "before":
-            u_r, u_z = jnp.split(project(h, W_hh[:, : 2 * H], dtype), 2, axis=-1)
-            r, z = σ(u_r + a_r), σ(u_z + a_z)
-            n = act(project(r * h, W_hh[:, 2 * H :], dtype) + a_n)
+            u = by_gate(GATES[:-1], project(h, W_hh[:, :-H], dtype))
+            r, z = σ(u.r + a.r), σ(u.z + a.z)
+            n = act(project(r * h, W_hh[:, -H:], dtype) + a.n)
         else:
-            u_r, u_z, u_n = jnp.split(project(h, W_hh, dtype), 3, axis=-1)
-            r, z = σ(u_r + a_r), σ(u_z + a_z)
-            n = act(a_n + r * plus_bias(u_n, b_hh))
+            u = by_gate(GATES, project(h, W_hh, dtype))
+            r, z = σ(u.r + a.r), σ(u.z + a.z)
+            n = act(a.n + r * plus_bias(u.n, b_hh))
         h = (1 - z) * h + z * n
         return GRUGates(r, z, n, h)
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_sizes
-from jaxrnn.cells._shared import accumulator, built_in, empty_carry, output
+from jaxrnn.cells._built_in import built_in
+from jaxrnn.cells._products import accumulator, empty_carry, output
 
 
 class LayerNormParams(NamedTuple):

@@ -9,15 +9,25 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_sizes
-from jaxrnn.cells._shared import Initializer, built_in, initializer, output, per_gate, plus_bias, project
-from jaxrnn.cells.activations import Activation, activation_of
-from jaxrnn.cells.lstm_family import LSTMCarry, LSTMGates, forget_bias_of, learned_lstm_carry, lstm_initial_carry
+from jaxrnn.cells._built_in import built_in
+from jaxrnn.cells._options import Initializer, cell_options, per_gate
+from jaxrnn.cells._products import output, plus_bias, project
+from jaxrnn.cells.activations import Activation
+from jaxrnn.cells.fused import by_gate
+from jaxrnn.cells.lstm_family import (
+    GATES,
+    LSTMCarry,
+    LSTMGates,
+    forget_bias_of,
+    learned_lstm_carry,
+    lstm_initial_carry,
+)
 
 
 class LSTMParams(NamedTuple):
-    W_xh: jax.Array  # (I, 4H), gate order i, f, g, o
-    W_hh: jax.Array  # (H, 4H), or (R, 4H), gate order i, f, g, o
-    b: jax.Array | None  # (4H,), gate order i, f, g, o; None without biases
+    W_xh: jax.Array  # (I, 4H), blocks i, f, g, o: GATES
+    W_hh: jax.Array  # (H, 4H), or (R, 4H), so too
+    b: jax.Array | None  # (4H,), so too; None without biases
     W_hr: jax.Array | None = None  # (H, R), where projection_size is given
     initial: LSTMCarry | None = None  # (H,) each, h (R,) where it is projected, where the initial carry is learned
 
@@ -89,32 +99,31 @@ def lstm(
         Sak, Senior & Beaufays, "Long short-term memory recurrent neural network architectures for large scale
         acoustic modeling", Interspeech 2014 (projection_size).
     """
-    R = hidden_size if projection_size is None else projection_size
-    check_sizes("lstm", input_size=input_size, hidden_size=hidden_size, projection_size=R)
-    act, σ = activation_of("lstm", "activation", activation), activation_of("lstm", "gate_activation", gate_activation)
-    init_x = initializer("lstm", "input_init", input_init, hidden_size)
-    init_h = initializer("lstm", "recurrent_init", recurrent_init, hidden_size)
-    init_b = initializer("lstm", "bias_init", bias_init, hidden_size)
-    add_forget_bias = forget_bias_of("lstm", hidden_size, forget_bias, T_max, bias)
+    H, R = hidden_size, hidden_size if projection_size is None else projection_size
+    act, σ, init_x, init_h, init_b = cell_options(
+        "lstm", input_size, H, (activation, gate_activation), (input_init, recurrent_init, bias_init), bias
+    )
+    check_sizes("lstm", projection_size=R)
+    add_forget_bias = forget_bias_of("lstm", GATES, H, bias, forget_bias, T_max)
 
     def init(key):
         k_xh, k_hh, k_b, k_f, k_hr = jax.random.split(key, 5)
         return LSTMParams(
-            W_xh=per_gate(init_x, k_xh, (input_size, hidden_size), 4, param_dtype),
-            W_hh=per_gate(init_h, k_hh, (R, hidden_size), 4, param_dtype),
-            b=add_forget_bias(k_f, per_gate(init_b, k_b, (hidden_size,), 4, param_dtype)),
-            W_hr=None if projection_size is None else init_h(k_hr, (hidden_size, R), param_dtype),
-            initial=learned_lstm_carry(hidden_size, param_dtype, R) if learned_carry else None,
+            W_xh=per_gate(init_x, k_xh, (input_size, H), GATES, param_dtype),
+            W_hh=per_gate(init_h, k_hh, (R, H), GATES, param_dtype),
+            b=add_forget_bias(k_f, per_gate(init_b, k_b, (H,), GATES, param_dtype)),
+            W_hr=None if projection_size is None else init_h(k_hr, (H, R), param_dtype),
+            initial=learned_lstm_carry(H, param_dtype, R) if learned_carry else None,
         )
 
     def initial_carry(params, batch_shape=()):
-        return lstm_initial_carry(params, batch_shape, hidden_size, dtype, R)
+        return lstm_initial_carry(params, batch_shape, H, dtype, R)
 
     def gates(params, carry, x):
         W_xh, W_hh, b, W_hr, _ = params
         h, c = carry
-        i, f, g, o = jnp.split(plus_bias(project(h, W_hh, dtype) + project(x, W_xh, dtype), b), 4, axis=-1)
-        i, f, g, o = σ(i), σ(f), act(g), σ(o)
+        a = by_gate(GATES, plus_bias(project(h, W_hh, dtype) + project(x, W_xh, dtype), b))
+        i, f, g, o = σ(a.i), σ(a.f), act(a.g), σ(a.o)
         c = f * c + i * g
         h = o * act(c)
         h = h if W_hr is None else project(h, W_hr, dtype)

@@ -1,4 +1,4 @@
-"""What the LSTMs share: their carry, their gates, how their forget gate starts."""
+"""What the LSTMs share: their gate order, carry and gates, how their forget gate starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.cells._shared import carry_dtype, check_bias, check_T_max, chrono_bias, initial_state
+from jaxrnn.cells._options import check_gate_bias, chrono_bias
+from jaxrnn.cells._products import carry_dtype, initial_state
+from jaxrnn.cells.fused import GateOrder, block
+
+GATES = ("i", "f", "g", "o")  # the blocks of W_xh, W_hh and b of those with four
 
 
 class LSTMCarry(NamedTuple):
@@ -42,31 +46,19 @@ def learned_lstm_carry(hidden_size: int, dtype: Any, output_size: int | None = N
 
 
 def forget_bias_of(
-    who: str, hidden_size: int, forget_bias: float | None, T_max: float | None, bias: bool, order: str = "ifgo"
+    who: str, order: GateOrder, hidden_size: int, bias: bool, forget_bias: float | None, T_max: float | None = None
 ) -> Callable[[jax.Array, jax.Array], jax.Array | None]:
     """``(key, b) -> b``, its gates in the given order, with the forget gate's bias added; None without biases."""
-    check_bias(who, bias)
-    check_T_max(who, T_max)
-    given = {"forget_bias": forget_bias, "T_max": T_max}
-    given = {name: value for name, value in given.items() if value is not None}
-    if not bias and given:
-        (name, value), *_ = given.items()
-        raise ValueError(f"{who}: {name}={value!r} sets the forget gate's bias, but bias=False; give one of them.")
-    if len(given) == 2:
-        raise ValueError(
-            f"{who}: forget_bias={forget_bias!r} and T_max={T_max!r} both set the forget gate's bias; give one of them."
-        )
-
-    def block(gate):
-        return slice(order.index(gate) * hidden_size, (order.index(gate) + 1) * hidden_size)
+    check_gate_bias(who, "forget", bias, forget_bias=forget_bias, T_max=T_max)
 
     def add(key, b):
         if not bias:
             return None
+        f = block(order, "f", hidden_size)
         if T_max is None:
-            return b.at[block("f")].add(1.0 if forget_bias is None else forget_bias)
+            return b.at[f].add(1.0 if forget_bias is None else forget_bias)
         chrono = chrono_bias(T_max, key, hidden_size, b.dtype)
-        b = b.at[block("f")].add(chrono)
-        return b.at[block("i")].add(-chrono) if "i" in order else b
+        b = b.at[f].add(chrono)
+        return b.at[block(order, "i", hidden_size)].add(-chrono) if "i" in order else b
 
     return add

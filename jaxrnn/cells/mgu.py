@@ -8,26 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell
-from jaxrnn._checks import check_choice, check_sizes
-from jaxrnn.cells._shared import (
-    Initializer,
-    built_in,
-    carry_dtype,
-    check_bias,
-    initial_state,
-    initializer,
-    output,
-    per_gate,
-    plus_bias,
-    project,
-)
-from jaxrnn.cells.activations import Activation, activation_of
+from jaxrnn._checks import check_choice
+from jaxrnn.cells._built_in import built_in
+from jaxrnn.cells._options import Initializer, cell_options, per_gate
+from jaxrnn.cells._products import carry_dtype, initial_state, output, plus_bias, project
+from jaxrnn.cells.activations import Activation
+from jaxrnn.cells.fused import block, by_gate
+
+GATES = ("f", "n")  # the blocks of W_xh, W_hh and b, in this order
 
 
 class MGUParams(NamedTuple):
-    W_xh: jax.Array  # (I, 2H), gate order f, n
-    W_hh: jax.Array  # (H, 2H), gate order f, n
-    b: jax.Array | None  # (2H,), gate order f, n; None without biases
+    W_xh: jax.Array  # (I, 2H)
+    W_hh: jax.Array  # (H, 2H)
+    b: jax.Array | None  # (2H,); None without biases
     b_hh: jax.Array | None = None  # (H,), inside the product with f, for reset="after"
     h0: jax.Array | None = None  # (H,), where the initial carry is learned
 
@@ -92,22 +86,20 @@ def mgu(
         Zhou, Wu, Zhang & Zhou, "Minimal gated unit for recurrent neural networks", International Journal of
         Automation and Computing 13, 2016.
     """
-    check_sizes("mgu", input_size=input_size, hidden_size=hidden_size)
+    H = hidden_size
     check_choice("mgu", "reset", reset, ("before", "after", "none"))
     check_choice("mgu", "keep", keep, ("candidate", "state"))
-    check_bias("mgu", bias)
-    act, σ = activation_of("mgu", "activation", activation), activation_of("mgu", "gate_activation", gate_activation)
-    init_x = initializer("mgu", "input_init", input_init, hidden_size)
-    init_h = initializer("mgu", "recurrent_init", recurrent_init, hidden_size)
-    init_b = initializer("mgu", "bias_init", bias_init, hidden_size)
-    H = hidden_size
+    act, σ, init_x, init_h, init_b = cell_options(
+        "mgu", input_size, H, (activation, gate_activation), (input_init, recurrent_init, bias_init), bias
+    )
+    at_f, at_n = block(GATES, "f", H), block(GATES, "n", H)
 
     def init(key):
         k_xh, k_hh, k_b, k_bhh = jax.random.split(key, 4)
         return MGUParams(
-            W_xh=per_gate(init_x, k_xh, (input_size, H), 2, param_dtype),
-            W_hh=per_gate(init_h, k_hh, (H, H), 2, param_dtype),
-            b=per_gate(init_b, k_b, (H,), 2, param_dtype) if bias else None,
+            W_xh=per_gate(init_x, k_xh, (input_size, H), GATES, param_dtype),
+            W_hh=per_gate(init_h, k_hh, (H, H), GATES, param_dtype),
+            b=per_gate(init_b, k_b, (H,), GATES, param_dtype) if bias else None,
             b_hh=init_b(k_bhh, (H,), param_dtype) if bias and reset == "after" else None,
             h0=jnp.zeros((H,), param_dtype) if learned_carry else None,
         )
@@ -117,14 +109,14 @@ def mgu(
 
     def gates(params, h, x):
         W_xh, W_hh, b, b_hh, _ = params
-        a_f, a_n = jnp.split(plus_bias(project(x, W_xh, dtype), b), 2, axis=-1)
+        a = by_gate(GATES, plus_bias(project(x, W_xh, dtype), b))
         if reset == "before":
-            f = σ(project(h, W_hh[:, :H], dtype) + a_f)
-            n = act(project(f * h, W_hh[:, H:], dtype) + a_n)
+            f = σ(project(h, W_hh[:, at_f], dtype) + a.f)
+            n = act(project(f * h, W_hh[:, at_n], dtype) + a.n)
         else:
-            u_f, u_n = jnp.split(project(h, W_hh, dtype), 2, axis=-1)
-            f = σ(u_f + a_f)
-            n = act(a_n + (f * plus_bias(u_n, b_hh) if reset == "after" else u_n))
+            u = by_gate(GATES, project(h, W_hh, dtype))
+            f = σ(u.f + a.f)
+            n = act(a.n + (f * plus_bias(u.n, b_hh) if reset == "after" else u.n))
         h = (1 - f) * h + f * n if keep == "candidate" else f * h + (1 - f) * n
         return MGUGates(f, n, h)
 

@@ -8,16 +8,26 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell
-from jaxrnn._checks import check_choice, check_sizes
-from jaxrnn.cells._shared import Initializer, built_in, initializer, output, per_gate, plus_bias, project
-from jaxrnn.cells.activations import Activation, activation_of
-from jaxrnn.cells.lstm_family import LSTMCarry, LSTMGates, forget_bias_of, learned_lstm_carry, lstm_initial_carry
+from jaxrnn._checks import check_choice
+from jaxrnn.cells._built_in import built_in
+from jaxrnn.cells._options import Initializer, cell_options, per_gate
+from jaxrnn.cells._products import output, plus_bias, project
+from jaxrnn.cells.activations import Activation
+from jaxrnn.cells.fused import by_gate
+from jaxrnn.cells.lstm_family import (
+    GATES,
+    LSTMCarry,
+    LSTMGates,
+    forget_bias_of,
+    learned_lstm_carry,
+    lstm_initial_carry,
+)
 
 
 class PeepholeLSTMParams(NamedTuple):
-    W_xh: jax.Array  # (I, 4H), gate order i, f, g, o
-    W_hh: jax.Array  # (H, 4H), gate order i, f, g, o
-    b: jax.Array | None  # (4H,), gate order i, f, g, o; None without biases
+    W_xh: jax.Array  # (I, 4H), blocks i, f, g, o: GATES
+    W_hh: jax.Array  # (H, 4H), so too
+    b: jax.Array | None  # (4H,), so too; None without biases
     U_i: jax.Array  # (H,) diagonal, or (H, H) full (c @ U); so are the next two
     U_f: jax.Array
     U_o: jax.Array
@@ -76,35 +86,33 @@ def peephole_lstm(
     Reference:
         Gers & Schmidhuber, "Recurrent nets that time and count", IJCNN 2000.
     """
-    check_sizes("peephole_lstm", input_size=input_size, hidden_size=hidden_size)
+    H = hidden_size
     check_choice("peephole_lstm", "peephole", peephole, ("diagonal", "full"))
-    act = activation_of("peephole_lstm", "activation", activation)
-    σ = activation_of("peephole_lstm", "gate_activation", gate_activation)
-    init_x = initializer("peephole_lstm", "input_init", input_init, hidden_size)
-    init_h = initializer("peephole_lstm", "recurrent_init", recurrent_init, hidden_size)
-    init_b = initializer("peephole_lstm", "bias_init", bias_init, hidden_size)
-    add_forget_bias = forget_bias_of("peephole_lstm", hidden_size, forget_bias, T_max, bias)
+    act, σ, init_x, init_h, init_b = cell_options(
+        "peephole_lstm", input_size, H, (activation, gate_activation), (input_init, recurrent_init, bias_init), bias
+    )
+    add_forget_bias = forget_bias_of("peephole_lstm", GATES, H, bias, forget_bias, T_max)
 
     def init_U(key):
         if peephole == "full":
-            return init_h(key, (hidden_size, hidden_size), param_dtype)
-        return jax.random.normal(key, (hidden_size,), param_dtype) * hidden_size**-0.5
+            return init_h(key, (H, H), param_dtype)
+        return jax.random.normal(key, (H,), param_dtype) * H**-0.5
 
     def init(key):
         k_xh, k_hh, k_b, k_f, k_U = jax.random.split(key, 5)
         U_i, U_f, U_o = map(init_U, jax.random.split(k_U, 3))
         return PeepholeLSTMParams(
-            W_xh=per_gate(init_x, k_xh, (input_size, hidden_size), 4, param_dtype),
-            W_hh=per_gate(init_h, k_hh, (hidden_size, hidden_size), 4, param_dtype),
-            b=add_forget_bias(k_f, per_gate(init_b, k_b, (hidden_size,), 4, param_dtype)),
+            W_xh=per_gate(init_x, k_xh, (input_size, H), GATES, param_dtype),
+            W_hh=per_gate(init_h, k_hh, (H, H), GATES, param_dtype),
+            b=add_forget_bias(k_f, per_gate(init_b, k_b, (H,), GATES, param_dtype)),
             U_i=U_i,
             U_f=U_f,
             U_o=U_o,
-            initial=learned_lstm_carry(hidden_size, param_dtype) if learned_carry else None,
+            initial=learned_lstm_carry(H, param_dtype) if learned_carry else None,
         )
 
     def initial_carry(params, batch_shape=()):
-        return lstm_initial_carry(params, batch_shape, hidden_size, dtype)
+        return lstm_initial_carry(params, batch_shape, H, dtype)
 
     def peep(c, U):
         return c * U if peephole == "diagonal" else project(c, U, dtype)
@@ -112,10 +120,10 @@ def peephole_lstm(
     def gates(params, carry, x):
         W_xh, W_hh, b, U_i, U_f, U_o, _ = params
         h, c = carry
-        i, f, g, o = jnp.split(plus_bias(project(h, W_hh, dtype) + project(x, W_xh, dtype), b), 4, axis=-1)
-        i, f, g = σ(i + peep(c, U_i)), σ(f + peep(c, U_f)), act(g)
+        a = by_gate(GATES, plus_bias(project(h, W_hh, dtype) + project(x, W_xh, dtype), b))
+        i, f, g = σ(a.i + peep(c, U_i)), σ(a.f + peep(c, U_f)), act(a.g)
         c = f * c + i * g
-        o = σ(o + peep(c, U_o))
+        o = σ(a.o + peep(c, U_o))
         h = o * act(c)
         return LSTMGates(i, f, g, o, c, h)
 

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxrnn._spec import registered
 
+
+@registered
 class Plan(NamedTuple):
     """How a run over time is executed. All plans compute the same, up to the order of sums.
 

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_sizes
+from jaxrnn._spec import registered
 
 
+@registered
 class Budget(NamedTuple):
     """``checkpoint=Budget(steps)``: segments nested as deep as it takes to hold at most that many steps in memory.
 

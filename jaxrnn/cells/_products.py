@@ -1,0 +1,51 @@
+"""Products in the compute dtype, states in the carry's, outputs in their own; carries of zeros, or learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import PyTree
+
+
+def accumulator(dtype: Any) -> Any:
+    """The dtype in which sums, gates and carries are kept: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def project(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
+    """``x @ W`` with both sides in the compute dtype (None: that of W), summed in at least float32.
+
+    The cast of W stands here, inside the step, so that its gradient accumulates in the dtype of W.
+    """
+    dtype = W.dtype if dtype is None else dtype
+    return jnp.dot(x.astype(dtype), W.astype(dtype), preferred_element_type=accumulator(dtype))
+
+
+def carry_dtype(W: jax.Array, dtype: Any) -> Any:
+    """What a cell carries its state in: at least float32, and as wide as its weights and its compute dtype."""
+    return accumulator(W.dtype if dtype is None else jnp.promote_types(W.dtype, dtype))
+
+
+def plus_bias(a: jax.Array, b: jax.Array | None) -> jax.Array:
+    """``a + b``; without a bias ``a``."""
+    return a if b is None else a + b
+
+
+def output(h: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
+    """``h`` in the declared output dtype: the compute dtype, or that of the weights."""
+    return h.astype(W.dtype if dtype is None else dtype)
+
+
+def initial_state(learned: jax.Array | None, batch_shape: tuple[int, ...], size: int, dtype: Any) -> jax.Array:
+    """(*B, size): zeros, or the learned initial state for every sequence of the batch."""
+    if learned is None:
+        return jnp.zeros((*batch_shape, size), dtype)
+    return jnp.broadcast_to(learned.astype(dtype), (*batch_shape, size))
+
+
+def empty_carry(params: PyTree, batch_shape: tuple[int, ...] = ()) -> tuple[()]:
+    """The carry of a cell that remembers nothing."""
+    return ()
