@@ -11,14 +11,20 @@ import griffe
 HEADER = re.compile(r"(?P<title>[A-Z][\w ,]*[^:]*):")
 LISTS = ("Args", "Raises", "Fields", "Methods", "Attributes")
 ENTRY = re.compile(r"(?P<names>[\w.*]+(?:\[\w+\])?(?:\([^)]*\))?(?: -> [^:]+)?(?:, [\w.]+)*): ?(?P<text>.*)")
+FIELD = re.compile(r"^    ([A-Za-z]\w*: .*)$", re.MULTILINE)
 
 
 class Shown(griffe.Extension):
     """A filter between the source and the page."""
 
     def on_object(self, *, obj, **kwargs):
-        if not obj.is_alias and obj.docstring:
-            obj.docstring.value = shown(obj.docstring.value)
+        if obj.is_alias or obj.is_private:
+            return
+        text = shown(obj.docstring.value) if obj.docstring else ""
+        if obj.is_class and "**Fields**" not in text and (fields := FIELD.findall(obj.source)):
+            text += "\n".join(["", "", "```python", *fields, "```"])  # with the comments that give their shapes
+        if text:
+            obj.docstring = griffe.Docstring(text.strip(), parent=obj)
 
 
 def shown(docstring: str) -> str:
