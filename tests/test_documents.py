@@ -21,6 +21,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 def test_every_page_with_blocks_is_run():
     tested = {
+        "CONTRIBUTING.md",  # in tests/test_contributing.py
         *("README.md", "docs/conventions.md", "docs/gradients.md", "docs/migrating.md", "docs/plans.md"),
         *("docs/reinforcement_learning.md", "docs/training.md"),
     }

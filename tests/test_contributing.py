@@ -1,0 +1,77 @@
+"""CONTRIBUTING.md's recipes, followed block by block in a copy of the repository."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.documents import ROOT
+
+FILE = re.compile(r"^New, `(?P<file>[^`\n]+)`:\n\n```\w+\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINE = re.compile(r"^- `(?P<file>[^`\n]+)`, after `(?P<after>[^`\n]+)`: `(?P<line>[^`\n]+)`$", re.MULTILINE)
+COPIED = ("configs", "docs", "experiments", "jaxrnn", "tests")
+LEFT = shutil.ignore_patterns("__pycache__", "*.png", "fixtures", "faults")
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory) -> Path:
+    """A copy of the repository in which every recipe was followed."""
+    copy = tmp_path_factory.mktemp("followed")
+    for folder in COPIED:
+        shutil.copytree(ROOT / folder, copy / folder, ignore=LEFT)
+    for file in ROOT.glob("*.*"):
+        if file.is_file():
+            shutil.copy(file, copy)
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for step in FILE.finditer(page):
+        file = copy / step["file"]
+        assert not file.exists(), f"CONTRIBUTING.md: {step['file']} is there already"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(step["code"], encoding="utf-8")
+    for step in LINE.finditer(page):
+        lines = (copy / step["file"]).read_text(encoding="utf-8").splitlines()
+        at = [number for number, line in enumerate(lines) if line.strip() == step["after"]]
+        assert at, f"CONTRIBUTING.md: {step['file']} has no line {step['after']!r}"
+        indent = lines[at[0]][: -len(lines[at[0]].lstrip())] if lines[at[0]].startswith(" ") else ""
+        lines.insert(at[0] + 1, indent + step["line"])
+        (copy / step["file"]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return copy
+
+
+def in_copy(copy: Path, *command: str) -> str:
+    """What a Python command prints, run where the recipes were followed."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, *command], cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def passed(copy: Path, files: str, chosen: str) -> int:
+    """How many of the chosen tests passed; no other outcome."""
+    said = in_copy(copy, *"-m pytest -q -n 0 -p no:cacheprovider".split(), *files.split(), "-k", chosen)
+    counts = re.findall(r"(\d+) (\w+)", said.splitlines()[-1].partition(" in ")[0])
+    assert {outcome for _, outcome in counts} <= {"passed", "deselected"}, said
+    return int(counts[0][0])
+
+
+def test_the_cell_and_the_wrapper_pass_the_contract(followed):
+    some = "equals_the_plain_loop or padding_never_leaks"
+    assert passed(followed, "tests/test_contract.py", f"(ugrnn or input_gain) and ({some})") >= 4
+
+
+def test_the_experiment_runs_and_writes_its_page(followed):
+    pytest.importorskip("pydantic")
+    assert "forgetting" in in_copy(followed, "-m", "experiments", "list")
+    small = ["--set", "steps=20", "--set", "model.hidden_size=8", "--set", "model.cells=['elman']"]
+    page = followed / "docs/results/forgetting.md"
+    in_copy(followed, "-m", "experiments", "run", "configs/forgetting.toml", *small, "--write", str(page))
+    assert re.search(r"\| elman \| \d+\.\d \|\n\nTime constant: in steps, from 20 steps", page.read_text())
+    assert (followed / "runs/forgetting-001/config.toml").exists()
+
+
+def test_nothing_is_missing_in_a_list(followed):
+    assert passed(followed, "tests/test_api_pages.py tests/test_readme.py", "test_every or ugrnn or input_gain") >= 10
