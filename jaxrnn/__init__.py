@@ -148,6 +148,7 @@ _moved = moved_names(
         },
         "Division": "jaxrnn.devices.EnsembleLayout",
     },
+    stacklevel=4,
 )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 REMOVED_IN = "0.3"
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
@@ -16,14 +18,36 @@ def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
     warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
 
 
-def moved_names(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's ``__getattr__`` for names that moved; ``homes`` gives the new dotted name of each old one."""
+def moved_names(module: str, homes: Mapping[str, str], *, stacklevel: int = 3) -> Callable[[str], Any]:
+    """A module's ``__getattr__`` for names that moved; ``homes`` gives the new dotted name of each old one.
+
+    ``stacklevel`` is 4 where the module has a ``__getattr__`` of its own that calls this one.
+    """
 
     def getattr_of_module(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         home, _, new = homes[name].rpartition(".")
-        warn_renamed(f"{module}.{name}", homes[name], stacklevel=3)
+        warn_renamed(f"{module}.{name}", homes[name], stacklevel=stacklevel)
         return getattr(importlib.import_module(home), new)
 
     return getattr_of_module
+
+
+def renamed_keywords(**renamed: str) -> Callable[[Function], Function]:
+    """A decorator: arguments by their old keywords still work; ``renamed`` gives the new keyword of each old one."""
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def accepting(*arguments: Any, **keywords: Any) -> Any:
+            for old in renamed.keys() & keywords.keys():
+                new = renamed[old]
+                if new in keywords:
+                    raise TypeError(f"{function.__name__}: got {new} and its old name {old}; give {new} alone.")
+                warn_renamed(f"{function.__name__}({old}=…)", f"{new}=…")
+                keywords[new] = keywords.pop(old)
+            return function(*arguments, **keywords)
+
+        return cast(Function, accepting)
+
+    return decorate

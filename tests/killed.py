@@ -15,7 +15,7 @@ from jaxrnn.training.records import Records
 STEPS = 2  # of a block
 
 
-def fit(directory, blocks, *, save=True, on_point=lambda point: None):
+def fit(directory, blocks, *, save=True, on_block=lambda result: None):
     """Two seeds; noise, batches, Adam's moments and the learning rate of a step all depend on what was before."""
     model = jr.stack(jr.gru(2, 3), jr.dropout(0.3), jr.readout(3, 1))
 
@@ -28,15 +28,18 @@ def fit(directory, blocks, *, save=True, on_point=lambda point: None):
 
     def block(member, _):
         state, best = member
-        batch = lambda key, n: jax.random.normal(jax.random.fold_in(key, n), (4, 2, 2))  # noqa: E731
+
+        def batch(key, n):
+            return jax.random.normal(jax.random.fold_in(key, n), (4, 2, 2))
+
         state, measures = learn.run(state, batch, STEPS)
-        best = training.better(best, measures["loss"][-1], state.step, state.params)
-        lost = {"loss": training.first_nonfinite(measures["loss"])}
-        return (state, best), {name: values[-1] for name, values in measures.items()}, lost
+        best = training.update_best(best, measures["loss"][-1], state.step, state.params)
+        nonfinite = {"loss": training.first_nonfinite(measures["loss"])}
+        return (state, best), {name: values[-1] for name, values in measures.items()}, nonfinite
 
     def start(key):
         state = learn.init(key)
-        return state, training.no_best(state.params)
+        return state, training.init_best(state.params)
 
     run = jr.devices.ensemble(block)
     return training.fit(
@@ -48,14 +51,17 @@ def fit(directory, blocks, *, save=True, on_point=lambda point: None):
         labels=[{"seed": 0}, {"seed": 1}],
         checkpoint=directory / "checkpoints" if save else None,
         save_every=1,
-        on_point=on_point,
+        on_block=on_block,
     )
 
 
 def numbers(fitted):
     """Every number of the final state, by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(fitted.state)
-    numeric = lambda a: jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a  # noqa: E731
+
+    def numeric(a):
+        return jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+
     return {jax.tree_util.keystr(path): np.asarray(numeric(leaf)) for path, leaf in leaves}
 
 

@@ -1,15 +1,18 @@
 """Checkpoints come back bit by bit, or are refused with a reason; what went wrong leaves the older ones alone."""
 
 import contextlib
+import logging
 import os
 import resource
 import shutil
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -33,7 +36,9 @@ def state(seed=0, hidden=3):
 
 
 def bits(tree):
-    numeric = lambda a: jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a  # noqa: E731
+    def numeric(a):
+        return jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+
     return jax.tree.map(lambda a: np.asarray(numeric(a)), tree)
 
 
@@ -129,8 +134,6 @@ def test_another_model_is_refused(tmp_path):
 
 
 def test_foreign_checkpoints_are_refused(tmp_path):
-    import orbax.checkpoint as ocp
-
     with ocp.CheckpointManager(tmp_path / "theirs") as manager:
         manager.save(3, args=ocp.args.StandardSave({"w": jnp.ones(3)}))
     with pytest.raises(CheckpointError, match="3: damaged, or not a checkpoint of jaxrnn"):
@@ -197,6 +200,47 @@ def test_a_reader_leaves_the_writer_alone(tmp_path, monkeypatch):
     step, restored, _ = checkpoints.restore(tmp_path, state())
     assert step == 2
     assert_same(restored, state(2))
+
+
+def test_what_is_not_orbaxs_own_gets_through_during_a_save(tmp_path, monkeypatch, caplog):
+    """Another thread's records, though it works with orbax too, and errors in destructors."""
+    saving, done, unraisable = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: unraisable.append(str(raised.exc_value)))
+    log, all_steps = logging.getLogger("absl"), ocp.CheckpointManager.all_steps
+
+    def log_as_orbax(message):
+        log.handle(log.makeRecord("absl", logging.ERROR, ocp.__file__, 1, message, (), None))
+
+    def work():
+        saving.wait()
+        log_as_orbax("of another thread")
+        done.set()
+
+    class Broken:
+        def __del__(self):
+            raise OSError("of somebody's object")
+
+    def in_the_middle(manager):
+        monkeypatch.setattr(ocp.CheckpointManager, "all_steps", all_steps)
+        log_as_orbax("of the save")
+        log.error("of somebody else in this thread")
+        saving.set()
+        assert done.wait(timeout=60)
+        Broken()
+        return all_steps(manager)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "all_steps", in_the_middle)
+    other = threading.Thread(target=work)
+    other.start()
+    hook = sys.unraisablehook
+    checkpoints.save(tmp_path, 1, {"a": jnp.ones(3)})
+    other.join()
+    assert sys.unraisablehook is hook and unraisable == ["of somebody's object"]
+    assert checkpoints.restore(tmp_path, {"a": jnp.ones(3)}).step == 1  # of which orbax warns
+    said = [record.getMessage() for record in caplog.records if record.name == "absl"]
+    assert said == ["of somebody else in this thread", "of another thread"]
+    log_as_orbax("afterwards")
+    assert caplog.records[-1].getMessage() == "afterwards"
 
 
 def test_leaves_are_arrays_with_paths_of_their_own(tmp_path):

@@ -78,13 +78,13 @@ def test_training(tmp_path):
     for title, _, names in sections("docs/training.md"):
         seen[title] = names.get("fitted")
     first, again = seen["Blocks that lose nothing"], names["again"]
-    losses = [point.values["loss"] for point in first.points]
+    losses = [result.values["loss"] for result in first.history]
     assert len(losses) == 10 and losses[-1] < losses[0] / 5
     jax.tree.map(np.testing.assert_array_equal, again.state.params, first.state.params)
     assert again.seconds == checkpoints.note(tmp_path / "waves/checkpoints")["seconds"]
     assert (tmp_path / "waves/metrics.jsonl").read_text().count("\n") == 10
 
-    by_length = [point.values["loss"] for point in seen["Sequences of many lengths"].points]
+    by_length = [result.values["loss"] for result in seen["Sequences of many lengths"].history]
     assert len(by_length) == 4 and by_length[-1] < by_length[0] / 2
     assert names["batches"].padding < 0.4 and len(names["batches"].shapes) == 2
     assert names["losses"].shape == (4,) and np.isfinite(names["losses"]).all()

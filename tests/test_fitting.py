@@ -32,8 +32,8 @@ def assert_same(fitted, directory, whole):
     assert (directory / "metrics.jsonl").read_bytes() == lines
     for name, values in numbers(expected).items():
         np.testing.assert_array_equal(numbers(fitted)[name], values, err_msg=name)
-    assert len(fitted.points) == len(expected.points) == 8
-    for a, b in zip(fitted.points, expected.points, strict=True):
+    assert len(fitted.history) == len(expected.history) == 8
+    for a, b in zip(fitted.history, expected.history, strict=True):
         assert a.step == b.step
         jax.tree.map(np.testing.assert_array_equal, a.values, b.values)
         assert {name: values.dtype for name, values in a.values.items()} == dict.fromkeys(a.values, np.dtype("float32"))
@@ -44,29 +44,29 @@ class Crash(Exception):
 
 
 def crash_at(step):
-    def on_point(point):
-        if point.step == step:
+    def on_block(result):
+        if result.step == step:
             raise Crash
 
-    return on_point
+    return on_block
 
 
 def test_a_crash_loses_nothing(tmp_path, whole):
     """Before the first block, between a line and its checkpoint, twice in a row."""
     for step in (STEPS, 3 * STEPS, 4 * STEPS):
         with pytest.raises(Crash):
-            killed.fit(tmp_path, 8, on_point=crash_at(step))
+            killed.fit(tmp_path, 8, on_block=crash_at(step))
         saved = checkpoints.note(tmp_path / "checkpoints")
         assert checkpoints.latest(tmp_path / "checkpoints") == step - STEPS and not saved["finished"]
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write('{"seed": 0, "st')  # as a killed process leaves it
     seen = []
-    fitted = killed.fit(tmp_path, 8, on_point=lambda point: seen.append(point.step))
+    fitted = killed.fit(tmp_path, 8, on_block=lambda result: seen.append(result.step))
     assert seen == [STEPS * n for n in range(3, 9)]  # the last of those restored, and the new ones
     assert_same(fitted, tmp_path, whole)
 
     # Once it has ended, all is read and nothing computed.
-    again = killed.fit(tmp_path, 8, on_point=lambda point: seen.append(point.step))
+    again = killed.fit(tmp_path, 8, on_block=lambda result: seen.append(result.step))
     assert seen[6:] == [16] and again.seconds == checkpoints.note(tmp_path / "checkpoints")["seconds"]
     assert_same(again, tmp_path, whole)
 
@@ -75,29 +75,29 @@ def test_a_crash_loses_nothing(tmp_path, whole):
 def test_asked_to_stop_it_saves_and_leaves(tmp_path, whole, number):
     before = signal.getsignal(number)
 
-    def on_point(point):
-        if point.step == 3 * STEPS:
+    def on_block(result):
+        if result.step == 3 * STEPS:
             os.kill(os.getpid(), number)
 
     with pytest.raises(training.Interrupted, match=r"^stopped after step 6, which is saved$"):
-        killed.fit(tmp_path, 8, on_point=on_point)
+        killed.fit(tmp_path, 8, on_block=on_block)
     assert checkpoints.latest(tmp_path / "checkpoints") == 6 and signal.getsignal(number) is before
     assert_same(killed.fit(tmp_path, 8), tmp_path, whole)
 
 
 def test_asked_twice_it_leaves_at_once(tmp_path):
-    def on_point(point):
+    def on_block(result):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        killed.fit(tmp_path, 8, on_point=on_point)
+        killed.fit(tmp_path, 8, on_block=on_block)
     assert checkpoints.latest(tmp_path / "checkpoints") == 0
 
 
 def test_lines_taken_from_the_records_are_missed(tmp_path):
     with pytest.raises(Crash):
-        killed.fit(tmp_path, 8, on_point=crash_at(3 * STEPS))
+        killed.fit(tmp_path, 8, on_block=crash_at(3 * STEPS))
     path = tmp_path / "metrics.jsonl"
     kept = path.read_bytes()
     path.write_bytes(kept[:100])
@@ -127,12 +127,12 @@ def test_trainings_that_share_a_file_leave_each_others_rows_alone(tmp_path):
     rows = list(records.rows())
     shutil.rmtree(tmp_path / "a/15")
     again = fit("a")
-    assert [point.step for point in again.points] == [5, 10, 15]
+    assert [result.step for result in again.history] == [5, 10, 15]
     assert list(records.rows()) == [*rows[:2], *rows[3:], rows[2]]
     shutil.rmtree(tmp_path / "b")
     fit("b")
     assert list(records.rows()) == [*rows[:2], rows[2], *rows[3:]]
-    assert [point.step for point in fit("b").points] == [5, 10, 15]
+    assert [result.step for result in fit("b").history] == [5, 10, 15]
 
 
 def test_rows_without_labels_are_not_written_over(tmp_path):
@@ -161,9 +161,12 @@ def test_other_settings_are_another_training(tmp_path):
 
 def test_asked_to_stop_in_the_last_block_it_leaves(tmp_path):
     block, state, calls = counting()
-    pressed = lambda point: os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+
+    def pressed(result):
+        return os.kill(os.getpid(), signal.SIGINT)
+
     with pytest.raises(training.Interrupted, match="step 5, which is saved"):
-        training.fit(block, state, steps=5, block_steps=5, checkpoint=tmp_path, on_point=pressed)
+        training.fit(block, state, steps=5, block_steps=5, checkpoint=tmp_path, on_block=pressed)
     fitted = training.fit(block, state, steps=5, block_steps=5, checkpoint=tmp_path)
     assert int(fitted.state) == 5 and len(calls) == 1
 
@@ -182,31 +185,34 @@ def test_names_that_are_taken_are_refused(tmp_path):
     records = Records(tmp_path / "m.jsonl")
     for name, labels in [("step", None), ("not_finite", None), ("seed", [{"seed": 1}])]:
         values = {name: jnp.zeros(() if labels is None else 1)}
-        block = lambda state, values=values: (state, values, {})  # noqa: E731
+
+        def block(state, values=values):
+            return (state, values, {})
+
         with pytest.raises(ValueError, match=f"'{name}' cannot be the name of a measure"):
             training.fit(block, jnp.zeros(()), steps=1, block_steps=1, records=records, labels=labels)
     with pytest.raises(ValueError, match=r"there is no measure 'los'; did you mean 'loss'\?; the block gives loss"):
-        training.patience("los", 2)([training.Point(1, {"loss": np.array(1.0)})])
+        training.patience("los", 2)([training.BlockResult(1, {"loss": np.array(1.0)})])
 
 
 def counting(breaks_at=None, members=None):
-    """A block that counts; its loss is lost at one step. Returns the block, the state before, and how often it ran."""
+    """A block that counts, its loss not finite at one step; the state before it, and a list of its calls."""
     shape = () if members is None else (members,)
     calls = []
 
     def block(state):
         calls.append(state)
         steps = state[..., None] + jnp.arange(1, 6)
-        lost = jnp.zeros(shape, jnp.int32)
+        place = jnp.zeros(shape, jnp.int32)
         if breaks_at is not None:
-            lost = jax.vmap(training.first_nonfinite)(jnp.where(steps == breaks_at, jnp.nan, 1.0).reshape(-1, 5))
-            lost = lost.reshape(shape)
-        return state + 5, {"loss": jnp.where(lost > 0, jnp.nan, 1.0 / (state + 5))}, {"loss": lost}
+            place = jax.vmap(training.first_nonfinite)(jnp.where(steps == breaks_at, jnp.nan, 1.0).reshape(-1, 5))
+            place = place.reshape(shape)
+        return state + 5, {"loss": jnp.where(place > 0, jnp.nan, 1.0 / (state + 5))}, {"loss": place}
 
     return block, jnp.zeros(shape, jnp.int32), calls
 
 
-def test_a_lost_number_stops_and_says_where(tmp_path):
+def test_a_number_that_is_not_finite_stops_and_says_where(tmp_path):
     block, state, calls = counting(breaks_at=13)
     options = {"steps": 50, "block_steps": 5, "checkpoint": tmp_path / "c", "save_every": 9}
     options["records"] = Records(tmp_path / "r.jsonl")
@@ -229,59 +235,63 @@ def test_a_lost_number_stops_and_says_where(tmp_path):
         training.fit(block, state, **options)
     records = Records(tmp_path / "all.jsonl")
     fitted = training.fit(block, state, **options, nonfinite="record", records=records, checkpoint=tmp_path / "d")
-    assert [point.lost["loss"].tolist() for point in fitted.points] == [[0, 0], [0, 0], [13, 13], [0, 0]]
+    assert [result.nonfinite["loss"].tolist() for result in fitted.history] == [[0, 0], [0, 0], [13, 13], [0, 0]]
     rows = list(records.rows())
     assert rows[4] == {"model": "gru", "seed": 4, "step": 15, "loss": None, "not_finite": {"loss": 13}}
     again = training.fit(block, state, **options, nonfinite="record", records=records, checkpoint=tmp_path / "d")
-    assert [point.lost.get("loss", np.zeros(2)).tolist() for point in again.points] == [
+    assert [result.nonfinite.get("loss", np.zeros(2)).tolist() for result in again.history] == [
         [0, 0],
         [0, 0],
         [13, 13],
         [0, 0],
     ]
     assert (
-        np.isnan(again.points[2].values["loss"]).all()
-        and again.points[3].values["loss"].tolist() == [np.float32(1 / 20)] * 2
+        np.isnan(again.history[2].values["loss"]).all()
+        and again.history[3].values["loss"].tolist() == [np.float32(1 / 20)] * 2
     )
 
 
-def test_enough_is_asked_after_each_block_with_all_points(tmp_path):
+def test_stop_when_is_asked_after_each_block_with_the_whole_history(tmp_path):
     block, state, calls = counting()
-    ends = lambda points: len(points) == 3 and points[0].step == 5  # noqa: E731
-    options = {"steps": 50, "block_steps": 5, "enough": ends, "checkpoint": tmp_path}
+
+    def ends(points):
+        return len(points) == 3 and points[0].step == 5
+
+    options = {"steps": 50, "block_steps": 5, "stop_when": ends, "checkpoint": tmp_path}
     with pytest.raises(Crash):
-        training.fit(block, state, **options, on_point=crash_at(10), save_every=1)
-    fitted = training.fit(block, state, **options)  # of the first point it knows from the records
-    assert int(fitted.state) == 15 and len(calls) == 4 and [point.step for point in fitted.points] == [5, 10, 15]
+        training.fit(block, state, **options, on_block=crash_at(10), save_every=1)
+    fitted = training.fit(block, state, **options)  # of the first result it knows from the records
+    assert int(fitted.state) == 15 and len(calls) == 4 and [result.step for result in fitted.history] == [5, 10, 15]
     again = training.fit(block, state, **options)
-    assert int(again.state) == 15 and len(calls) == 4 and len(again.points) == 3  # it had ended
+    assert int(again.state) == 15 and len(calls) == 4 and len(again.history) == 3  # it had ended
     assert sorted(path.name for path in tmp_path.iterdir()) == ["15", "5", "metrics.jsonl"]
 
 
 def test_patience_is_over_when_no_member_gets_better():
-    def points(*losses):
-        return [training.Point(n, {"loss": np.array(loss)}) for n, loss in enumerate(losses)]
+    def history(*losses):
+        return [training.BlockResult(n, {"loss": np.array(loss)}) for n, loss in enumerate(losses)]
 
-    enough = training.patience("loss", 2)
-    assert not enough(points((3, 1), (2, 2), (1, 3)))  # the first still does
-    assert enough(points((3, 1), (2, 2), (3, 3), (2, 4)))  # equal is not better
-    assert not enough(points((np.nan, 1), (-np.inf, 2)))
-    assert enough(points((np.nan, 1), (np.nan, 2), (np.nan, 3)))  # NaN is never better
-    assert training.patience("loss", 2, lower=False)(points(3, 1, 2)) and not training.patience("loss", 2)(points(3, 1))
+    stop_when = training.patience("loss", 2)
+    assert not stop_when(history((3, 1), (2, 2), (1, 3)))  # the first still does
+    assert stop_when(history((3, 1), (2, 2), (3, 3), (2, 4)))  # equal is not better
+    assert not stop_when(history((np.nan, 1), (-np.inf, 2)))
+    assert stop_when(history((np.nan, 1), (np.nan, 2), (np.nan, 3)))  # NaN is never better
+    assert training.patience("loss", 2, lower=False)(history(3, 1, 2))
+    assert not training.patience("loss", 2)(history(3, 1))
 
 
 def test_measures_of_every_kind_come_back(tmp_path):
     def block(state):
-        return state + 1, {"whole": state, "flag": state > 0, "float": state / 3, "lost": state * jnp.inf}, {}
+        return state + 1, {"whole": state, "flag": state > 0, "float": state / 3, "infinite": state * jnp.inf}, {}
 
     options = {"steps": 3, "block_steps": 1, "checkpoint": tmp_path / "c", "nonfinite": "record"}
     records = Records(tmp_path / "r.jsonl")
     first = training.fit(block, jnp.zeros((), jnp.int32), **options, records=records)
     again = training.fit(block, jnp.zeros((), jnp.int32), **options, records=records)
-    for a, b in zip(first.points, again.points, strict=True):
+    for a, b in zip(first.history, again.history, strict=True):
         for name in ("whole", "flag", "float"):
             np.testing.assert_array_equal(a.values[name], b.values[name])
-        assert np.isnan(b.values["lost"])  # JSON has no infinity
+        assert np.isnan(b.values["infinite"])  # JSON has no infinity
 
 
 def test_bad_arguments_are_told():
@@ -291,7 +301,7 @@ def test_bad_arguments_are_told():
     with pytest.raises(ValueError, match="nonfinite"):
         training.fit(block, state, steps=10, block_steps=5, nonfinite="ignore")
     for wrong, said in [(lambda state: (state, {}), "a tuple of 2"), (lambda state: [state], "list")]:
-        with pytest.raises(TypeError, match=rf"to return \(state, measures, lost\), got {said}; with nothing to watch"):
+        with pytest.raises(TypeError, match=rf"to return \(state, measures, nonfinite\), got {said}; with nothing to"):
             training.fit(wrong, state, steps=5, block_steps=5)
 
 
@@ -337,9 +347,14 @@ def test_gradients_of_half_precision_accumulate_in_float32():
 
 
 def test_noise_and_batches_have_keys_of_their_own():
-    seen = lambda w, batch, key: (w * 0.0, {"batch": batch, "noise": jax.random.uniform(key)})  # noqa: E731
+    def seen(w, batch, key):
+        return (w * 0.0, {"batch": batch, "noise": jax.random.uniform(key)})
+
     learn = training.loop(lambda key: jnp.asarray(1.0), seen, optax.sgd(1.0), accumulate=2)
-    batch = lambda key, n: jax.random.uniform(jax.random.fold_in(key, n))  # noqa: E731
+
+    def batch(key, n):
+        return jax.random.uniform(jax.random.fold_in(key, n))
+
     _, measures = jax.jit(lambda state: learn.run(state, batch, 8))(learn.init(jax.random.key(0)))
     assert len(set(np.concatenate([measures["batch"], measures["noise"]]).tolist())) == 16
     assert len(jax.tree.leaves(learn.init(jax.random.key(0)))) == 4
@@ -347,7 +362,10 @@ def test_noise_and_batches_have_keys_of_their_own():
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted():
     learn = training.loop(lambda key: jnp.asarray(3.0), half, optax.adam(0.5), nonfinite="skip")
-    bad = lambda key, n: jnp.where(n == 1, jnp.inf, jnp.where(n == 3, jnp.nan, 0.0))  # noqa: E731
+
+    def bad(key, n):
+        return jnp.where(n == 1, jnp.inf, jnp.where(n == 3, jnp.nan, 0.0))
+
     state, measures = jax.jit(lambda state: learn.run(state, bad, 5))(learn.init(jax.random.key(0)))
     plain = training.loop(lambda key: jnp.asarray(3.0), half, optax.adam(0.5))
     expected, _ = jax.jit(lambda state: plain.run(state, lambda key, n: 0.0 * n, 3))(plain.init(jax.random.key(0)))
@@ -365,9 +383,9 @@ def test_a_loss_that_is_no_scalar_is_refused():
 
 
 def test_best_is_kept_where_it_is_strictly_better():
-    best = training.no_best(jnp.asarray(0.0), lower=False)
+    best = training.init_best(jnp.asarray(0.0), lower=False)
     for step, value in enumerate([jnp.nan, 1.0, 3.0, 3.0, jnp.inf, 2.0], start=1):
-        best = training.better(best, jnp.asarray(value), jnp.asarray(step), jnp.asarray(10.0 * step), lower=False)
+        best = training.update_best(best, jnp.asarray(value), jnp.asarray(step), jnp.asarray(10.0 * step), lower=False)
     assert (float(best.value), int(best.step), float(best.params)) == (3.0, 3, 30.0)
 
 

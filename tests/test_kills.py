@@ -47,7 +47,10 @@ def killed(directory, blocks, moment):
     """Start the training and kill it. Returns whether a checkpoint was being written."""
     before, began = recorded(directory), time.monotonic()
     process = start(directory, blocks)
-    writing = lambda: list(directory.glob("checkpoints/*tmp*"))  # noqa: E731
+
+    def writing():
+        return list(directory.glob("checkpoints/*tmp*"))
+
     while process.poll() is None and time.monotonic() < began + SECONDS:
         ran = time.monotonic() - began
         trains = recorded(directory) != before

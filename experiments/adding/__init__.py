@@ -80,7 +80,7 @@ def task(config: Config, model: str) -> training.Task:
         score=ERROR.name,
         shared=held_out(config, model),
         batch_axis=data.Sums(1, 0),  # type: ignore[arg-type]  # axes where the arrays are
-        enough=lambda point: bool((point.values[ERROR.name] < config.task.stop_below).all()),
+        stop_when=lambda block: bool((block.values[ERROR.name] < config.task.stop_below).all()),
     )
 
 
@@ -116,9 +116,9 @@ def title(name: Name, length: int) -> str:
 
 def solved_at(result: report.Result, below: float) -> dict[int, int | None]:
     """For each seed the step after which its held-out error was first below the mark; None where it never was."""
-    errors = np.array([point.values[ERROR.name] for point in result.points])
+    errors = np.array([block.values[ERROR.name] for block in result.history])
     return {
-        seed: next((point.step for point, error in zip(result.points, of_seed, strict=True) if error < below), None)
+        seed: next((block.step for block, error in zip(result.history, of_seed, strict=True) if error < below), None)
         for seed, of_seed in zip(result.seeds, errors.T, strict=True)
     }
 

@@ -113,7 +113,7 @@ def task(config: Config, variant: Variant) -> training.Task:
         evaluate=lambda params, shared: {ERROR.name: error(params, shared)},
         score=ERROR.name,
         shared=held_out(config.task),
-        enough=lambda point: not np.isfinite(point.values["loss"]).any(),
+        stop_when=lambda block: not np.isfinite(block.values["loss"]).any(),
     )
 
 

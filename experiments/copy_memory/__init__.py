@@ -88,7 +88,7 @@ def task(config: Config, name: Name) -> training.Task:
         evaluate,
         score="held_out_loss",
         shared=held_out(config),
-        enough=lambda point: bool((point.values["held_out_loss"] < below).all()),
+        stop_when=lambda block: bool((block.values["held_out_loss"] < below).all()),
     )
 
 

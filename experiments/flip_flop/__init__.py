@@ -129,7 +129,10 @@ def search(config: Config, name: Name, params: Any) -> list[Found]:
     exact = config.train.model_copy(update={"precision": "float32"})
     cell, readout = parts(config.model_copy(update={"train": exact}), name)
     pulses = held_out(config.task).pulses
-    one = lambda n: jax.tree.map(lambda a: jax.device_get(a[n]), params)  # noqa: E731
+
+    def one(n):
+        return jax.tree.map(lambda a: jax.device_get(a[n]), params)
+
     return [find(cell, readout, one(n), pulses, config.search) for n in range(len(config.train.seeds))]
 
 

@@ -23,36 +23,36 @@ from matplotlib.figure import Figure
 from experiments import markdown
 from experiments.environment import environment, sentence
 from jaxrnn import plotting
-from jaxrnn.training import Point
+from jaxrnn.training import BlockResult
 from jaxrnn.training.records import to_json
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "scikit-learn")
 
 
 class Result(NamedTuple):
-    """One trained model; the values of its points are means over a block's batches, and what was held out, after it."""
+    """One trained model. The values of its history are means over a block's batches, or held out, measured after it."""
 
     model: str
     seeds: tuple[int, ...]
     parameters: int
-    points: list[Point]  # each value (seeds,)
+    history: list[BlockResult]  # each value (seeds,)
     seconds: float  # all of it, compilation included
 
     def last(self, name: str) -> np.ndarray:
         """(seeds,): a measure after the last block."""
-        return self.points[-1].values[name]
+        return self.history[-1].values[name]
 
     def add(self, measures: Mapping[str, np.ndarray]) -> Result:
         """With measures (seeds,) that were made once training was over."""
-        *before, last = self.points
-        return self._replace(points=[*before, last._replace(values={**last.values, **measures})])
+        *before, last = self.history
+        return self._replace(history=[*before, last._replace(values={**last.values, **measures})])
 
     def diverged(self) -> dict[int, tuple[str, int]]:
         """The seeds that left the finite numbers, each with the quantity that did so first, and its step (from 1)."""
         first: dict[int, tuple[str, int]] = {}
-        for point in self.points:
+        for block in self.history:
             for index, seed in enumerate(self.seeds):
-                steps = [(int(at[index]), name) for name, at in point.lost.items() if at[index]]
+                steps = [(int(at[index]), name) for name, at in block.nonfinite.items() if at[index]]
                 if steps and seed not in first:
                     step, name = min(steps)
                     first[seed] = (name, step)
@@ -113,7 +113,7 @@ def rows(results: Sequence[Result], columns: Sequence[Column]) -> list[tuple[str
             result.model,
             f"{result.parameters:,}",
             *(column.shown(result.last(column.name)) for column in columns),
-            f"{result.points[-1].step:,}",
+            f"{result.history[-1].step:,}",
             f"{result.seconds:.0f}",
         )
         for result in results
@@ -141,7 +141,7 @@ def skipped(results: Sequence[Result]) -> list[str]:
     return [
         f"{result.model}, seed {seed}: {int(count)} steps were skipped, whose loss or gradient was not finite."
         for result in results
-        for seed, count in zip(result.seeds, result.points[-1].values.get("skipped", []), strict=False)
+        for seed, count in zip(result.seeds, result.history[-1].values.get("skipped", []), strict=False)
         if count
     ]
 
@@ -167,7 +167,7 @@ def curves(
 
 def curve(result: Result, of: Callable[[dict[str, np.ndarray]], np.ndarray]) -> Curve:
     """A measure after each block."""
-    return [point.step for point in result.points], np.array([of(point.values) for point in result.points]).T
+    return [block.step for block in result.history], np.array([of(block.values) for block in result.history]).T
 
 
 def draw(
@@ -192,7 +192,7 @@ def _summary(result: Result, columns: Sequence[Column]) -> dict[str, Any]:
     return {
         "model": result.model,
         "parameters": result.parameters,
-        "steps": result.points[-1].step,
+        "steps": result.history[-1].step,
         "seeds": list(result.seeds),
         **{name: _statistics(result.last(name)) for name in ("loss", *(column.name for column in columns))},
         "diverged": result.diverged(),

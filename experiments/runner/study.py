@@ -60,7 +60,7 @@ def run(study: Study, config: Any, directory: Path) -> None:
                 study.settings(config, name),
                 mesh=config.mesh,
                 directory=directory,
-                on_point=functools.partial(display.update, name),
+                on_block=functools.partial(display.update, name),
                 made_by=made_by(config),
             )
             display.finish(fits[name].result)

@@ -161,14 +161,14 @@ def run(study: Study, configs: Sequence[tuple[Setting, Any]], directory: Path) -
             settings = study.settings(group.config, group.model)
             fit = training.fit(
                 group.title,
-                task._replace(enough=lambda point: False),
+                task._replace(stop_when=lambda block: False),
                 settings.model_copy(
                     update={"patience": 0, "nonfinite": "skip" if settings.nonfinite == "skip" else "record"}
                 ),
                 mesh=group.config.mesh,
                 among=group.members,
                 directory=directory,
-                on_point=functools.partial(display.update, group.title),
+                on_block=functools.partial(display.update, group.title),
                 made_by=made_by(group.config),
             )
             display.finish(fit.result)
@@ -267,8 +267,8 @@ def _outcomes(group: Group, result: report.Result, score: str) -> list[Outcome]:
     """The group's result, a setting at a time."""
     steps, values = report.curve(result, lambda measured: measured[score])  # (members, points)
     values = values.astype(float)
-    for point in result.points:  # an accuracy is finite even where nothing else is
-        for at in point.lost.values():
+    for block in result.history:  # an accuracy is finite even where nothing else is
+        for at in block.nonfinite.values():
             values[at > 0, -1] = np.nan
     found = []
     for setting in group.settings:

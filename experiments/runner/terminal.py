@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from experiments.runner.report import Column, Result, diverged, rows, skipped
-from jaxrnn.training import Point
+from jaxrnn.training import BlockResult
 
 
 class Display:
@@ -43,13 +43,13 @@ class Display:
     def start(self, model: str) -> None:
         self.tasks[model] = self.bars.add_task(model, total=self.steps, measured="compiling")
 
-    def update(self, model: str, point: Point) -> None:
-        value = self.column.shown(point.values[self.column.name].mean(keepdims=True))
-        measured = f"loss {point.values['loss'].mean():.4g}  {self.column.title} {value}{self.pace(model, point.step)}"
-        self.bars.update(self.tasks[model], completed=point.step, measured=measured)
+    def update(self, model: str, block: BlockResult) -> None:
+        value = self.column.shown(block.values[self.column.name].mean(keepdims=True))
+        measured = f"loss {block.values['loss'].mean():.4g}  {self.column.title} {value}{self.pace(model, block.step)}"
+        self.bars.update(self.tasks[model], completed=block.step, measured=measured)
 
     def pace(self, model: str, step: int) -> str:
-        """Steps a second, and the time that is left; from the second point on, as compilation comes before it."""
+        """Steps a second, and the time that is left; from the second block on, as compilation comes before it."""
         now, shown = time.perf_counter(), self.shown.setdefault(model, [])
         if len(shown) < 2:
             shown.append((step, now))
@@ -64,7 +64,7 @@ class Display:
         if not self.console.is_terminal:
             _say(
                 self.console,
-                f"{result.model}: {result.points[-1].step} steps in {result.seconds:.1f} s, "
+                f"{result.model}: {result.history[-1].step} steps in {result.seconds:.1f} s, "
                 f"loss {result.last('loss').mean():.4g}, {self.column.title} "
                 f"{self.column.shown(result.last(self.column.name))}",
             )

@@ -34,7 +34,7 @@ class Task(NamedTuple):
     lower: bool = True  # whether small scores are good
     shared: PyTree = ()  # data, the same for all members
     batch_axis: PyTree = 1  # where a batch is divided among devices: of each array of it, as in jr.devices.shard_batch
-    enough: Callable[[training.Point], bool] = lambda point: False  # whether training may stop before its last step
+    stop_when: Callable[[training.BlockResult], bool] = lambda block: False  # whether training may stop early
 
 
 class Member(NamedTuple):
@@ -97,7 +97,7 @@ def fit(
     mesh: config.Mesh = ALONE,
     among: Sequence[Member] | None = None,
     directory: Path | None = None,
-    on_point: Callable[[training.Point], None] = lambda point: None,
+    on_block: Callable[[training.BlockResult], None] = lambda block: None,
     made_by: Mapping[str, Any] | None = None,
 ) -> Fit:
     """Train all members of a model at once, in blocks of steps, divided among devices (``jr.devices.ensemble``).
@@ -109,7 +109,7 @@ def fit(
         mesh: ``[mesh]``.
         among: the members; None means the seeds of ``settings``.
         directory: of the run: metrics.jsonl, and checkpoints from which a later call goes on. None writes nothing.
-        on_point: called after each block with what was measured.
+        on_block: called after each block with what was measured.
         made_by: the whole config; a run that was begun with another is not gone on with.
     """
     among = members(settings, name) if among is None else among
@@ -123,22 +123,22 @@ def fit(
             return divided(task.batch(key, number, shared), task.batch_axis, mesh.batch)
 
         state, measures = steps_of(task, settings, hyper, shared).run(before, batch_at, settings.block)
-        lost = {"loss": measures["loss"], "gradient": measures["grad_norm"]}
+        watched = {"loss": measures["loss"], "gradient": measures["grad_norm"]}
         held_out = task.evaluate(state.params, shared)
         assert not set(held_out) & {*measures, "skipped"}, "a held-out measure has the name of another"
         if settings.nonfinite == "skip":
-            taken = jnp.isfinite(lost["loss"]) & jnp.isfinite(lost["gradient"])
+            taken = jnp.isfinite(watched["loss"]) & jnp.isfinite(watched["gradient"])
             means = {name: jnp.mean(values, where=taken) for name, values in measures.items()}
             means["skipped"] = state.skipped
-            lost = {}
+            watched = {}
         else:
             means = jax.tree.map(jnp.mean, measures)
-        lost = jax.tree.map(training.first_nonfinite, lost)
+        nonfinite = jax.tree.map(training.first_nonfinite, watched)
         # The last update shows in no loss yet.
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
-        lost["parameters"] = jnp.where(finite, 0, settings.block)
-        best = training.better(best, held_out[task.score], state.step, state.params, lower=task.lower)
-        return State(state, best), {**means, **held_out}, lost
+        nonfinite["parameters"] = jnp.where(finite, 0, settings.block)
+        best = training.update_best(best, held_out[task.score], state.step, state.params, lower=task.lower)
+        return State(state, best), {**means, **held_out}, nonfinite
 
     states = jr.devices.ensemble(functools.partial(start, task, settings), **devices)(hyper, task.shared)
     run = jr.devices.ensemble(block, **devices)
@@ -153,13 +153,13 @@ def fit(
         checkpoint=None if directory is None else directories.checkpoint(directory, name),
         save_every=settings.save_every,
         nonfinite="stop" if settings.nonfinite == "stop" else "record",
-        enough=lambda points: task.enough(points[-1]) or (stop is not None and stop(points)),
-        on_point=on_point,
+        stop_when=lambda history: task.stop_when(history[-1]) or (stop is not None and stop(history)),
+        on_block=on_block,
         config={**(made_by or {}), "members": [member.label for member in among]},
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(states.train.params)) // len(among)
     seeds = tuple(member.seed for member in among)
-    result = report.Result(name, seeds, parameters, fitted.points, fitted.seconds)
+    result = report.Result(name, seeds, parameters, fitted.history, fitted.seconds)
     return Fit(result, training.fetch(fitted.state.train.params), training.fetch(fitted.state.best))
 
 
@@ -204,7 +204,7 @@ def steps_of(task: Task, settings: Train, hyper: Mapping[str, jax.Array], shared
 def start(task: Task, settings: Train, hyper: Mapping[str, jax.Array], shared: PyTree) -> State:
     """A member before its first step."""
     state = steps_of(task, settings, hyper, shared).init(hyper["key"])
-    return State(state, training.no_best(state.params, lower=task.lower))
+    return State(state, training.init_best(state.params, lower=task.lower))
 
 
 def device_mesh(settings: config.Mesh, members: int) -> dict[str, Any]:

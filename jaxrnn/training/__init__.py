@@ -1,25 +1,34 @@
-"""Training: pure steps, a driver that loses nothing, checkpoints, batches, devices, ensembles.
+"""Training: pure steps, many blocks of them that lose nothing, checkpoints, records, batches of many lengths.
 
-steps.py        the loop as pure functions          fitting.py   many blocks of it: records, saves, resumes
-checkpoints.py  save and restore, with orbax        records.py   measures as JSON lines, TensorBoard
-batches.py      sequences of many lengths           devices.py   several devices
-ensemble.py     many members in one program         processes.py several processes
+steps.py         the loop as pure functions          batches.py      which examples make a batch
+fitting.py       many blocks of it                   padding.py      the batches as arrays
+history.py       what the blocks measured            prefetching.py  ready before they are needed
+checkpoints.py   save and restore, with orbax        records.py      measures as JSON lines, TensorBoard
 
-``from jaxrnn import training`` gives the names below, each imported on first use; checkpoints and records are modules
-to import. Checkpoints need orbax: ``pip install 'jaxrnn[train]'``.
+``jaxrnn.training`` has the names below, each imported on first use; checkpoints and records are modules to import.
+Checkpoints need orbax: ``pip install 'jaxrnn[train]'``. Several devices and processes: ``jaxrnn.devices``.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxrnn._deprecated import moved_names
+
 if TYPE_CHECKING:
-    from jaxrnn.training.batches import Batch, Bucketed, Padded, bucketed, padded, prefetch
-    from jaxrnn.training.fitting import Fitted, Interrupted, NonFiniteError, Point, fetch, fit, patience
-    from jaxrnn.training.steps import Best, Loop, TrainState, better, first_nonfinite, loop, no_best
+    from jaxrnn.training.batches import Batch, Bucketed, bucketed
+    from jaxrnn.training.fitting import Fitted, Interrupted, NonFiniteError, fetch, fit
+    from jaxrnn.training.history import BlockResult, patience
+    from jaxrnn.training.padding import Padded, padded
+    from jaxrnn.training.prefetching import prefetch
+    from jaxrnn.training.steps import Best, Loop, TrainState, first_nonfinite, init_best, loop, update_best
 
 _HOMES = {
-    "steps": ("Best", "Loop", "TrainState", "better", "first_nonfinite", "loop", "no_best"),
-    "batches": ("Batch", "Bucketed", "Padded", "bucketed", "padded", "prefetch"),
-    "fitting": ("Fitted", "Interrupted", "NonFiniteError", "Point", "fetch", "fit", "patience"),
+    "steps": ("Best", "Loop", "TrainState", "first_nonfinite", "init_best", "loop", "update_best"),
+    "fitting": ("Fitted", "Interrupted", "NonFiniteError", "fetch", "fit"),
+    "history": ("BlockResult", "patience"),
+    "batches": ("Batch", "Bucketed", "bucketed"),
+    "padding": ("Padded", "padded"),
+    "prefetching": ("prefetch",),
 }
 
 __all__ = [
@@ -28,10 +37,10 @@ __all__ = [
     "loop",
     "first_nonfinite",
     "Best",
-    "no_best",
-    "better",
+    "init_best",
+    "update_best",
     "Fitted",
-    "Point",
+    "BlockResult",
     "fit",
     "patience",
     "fetch",
@@ -45,11 +54,19 @@ __all__ = [
     "prefetch",
 ]
 
+_moved = moved_names(
+    "jaxrnn.training",
+    {
+        "Point": "jaxrnn.training.BlockResult",
+        "no_best": "jaxrnn.training.init_best",
+        "better": "jaxrnn.training.update_best",
+    },
+    stacklevel=4,
+)
+
 
 def __getattr__(name: str) -> Any:
-    import importlib
-
     for module, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"jaxrnn.training.{module}"), name)
-    raise AttributeError(f"module 'jaxrnn.training' has no attribute {name!r}")
+    return _moved(name)

@@ -10,13 +10,9 @@ that it holds.
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
-import logging
 import shutil
-import sys
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxrnn._base import PyTree
+from jaxrnn.training._leaves import checksum, described, differences, leaves_by_path, nonempty, rebuilt
+from jaxrnn.training._quiet import quiet
 
 FORMAT = "jaxrnn-checkpoint-1"
 KEPT = 2  # should the last one turn out unreadable, there is one before it
@@ -67,23 +64,23 @@ def save(directory: Path, step: int, state: PyTree, note: dict[str, Any] | None 
         (100, {'lesson': 1}, True)
     """
     ocp = _orbax()
-    leaves = _leaves(state)
+    leaves = leaves_by_path(state)
     record = {
         "format": FORMAT,
-        "leaves": _described(leaves),
-        "checksum": int(_checksum(leaves)),
+        "leaves": described(leaves),
+        "checksum": int(checksum(leaves)),
         "jax": jax.__version__,
         "note": note or {},
     }
     record["crc"] = _crc(record)
-    args = ocp.args.Composite(state=ocp.args.PyTreeSave(_filled(leaves)), note=ocp.args.JsonSave(record))
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(nonempty(leaves)), note=ocp.args.JsonSave(record))
     try:
         with _manager(directory) as manager:
             if step in manager.all_steps():
                 return
             manager.save(step, args=args)
     except Exception as error:
-        with _quiet():
+        with quiet():
             gc.collect()
         for rest in directory.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(rest, ignore_errors=True)
@@ -128,15 +125,15 @@ def _restore(directory: Path, step: int, like: PyTree) -> Restored:
     older = [number for number in _steps(directory) if number < step]
     fix = f"remove {where} to go on from " + (f"step {max(older)}" if older else "the start")
     record = _record(where, fix)
-    expected = _leaves(like)
-    differing = _differences(record["leaves"], _described(expected))
+    expected = leaves_by_path(like)
+    differing = differences(record["leaves"], described(expected))
     if differing:
         raise CheckpointError(
             f"{where}: holds another state than the one expected: {differing}; it was written by a run with another "
             f"model, optimiser or seeds. Resume with the config that it was started with, or start a new run."
         )
     abstract = {
-        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in _filled(expected).items()
+        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for name, a in nonempty(expected).items()
     }
     try:
         with _manager(directory, read_only=True) as manager:
@@ -146,12 +143,12 @@ def _restore(directory: Path, step: int, like: PyTree) -> Restored:
     except Exception as error:
         damage = _cause(error)
     else:
-        damage = "" if int(_checksum(leaves)) == record["checksum"] else "the checksum of its arrays is another"
+        damage = "" if int(checksum(leaves)) == record["checksum"] else "the checksum of its arrays is another"
     if damage:
-        with _quiet():
+        with quiet():
             gc.collect()
         raise CheckpointError(f"{where}: damaged: {damage}; {fix}.")
-    return Restored(step, _assembled(leaves, like), record["note"])
+    return Restored(step, rebuilt(leaves, like), record["note"])
 
 
 def note(directory: Path) -> dict[str, Any] | None:
@@ -182,20 +179,18 @@ def _crc(record: dict[str, Any]) -> int:
 
 def _steps(directory: Path) -> list[int]:
     """The steps that were written to their end."""
-    from orbax.checkpoint import path as ocp_path
-
     if not directory.is_dir():
         return []
-    _orbax()
-    with _quiet():
-        return sorted(ocp_path.step.checkpoint_steps(directory.resolve()))
+    ocp = _orbax()
+    with quiet():
+        return sorted(ocp.path.step.checkpoint_steps(directory.resolve()))
 
 
 @contextmanager
 def _manager(directory: Path, *, read_only: bool = False) -> Iterator[Any]:
     """Whoever reads must not clean up: another process may be writing."""
     ocp = _orbax()
-    with _quiet():
+    with quiet():
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else KEPT,
             enable_async_checkpointing=False,
@@ -210,109 +205,12 @@ def _manager(directory: Path, *, read_only: bool = False) -> Iterator[Any]:
             manager.close()
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax warns, at every restore, of what is settled here, and logs each error that it raises.
-
-    Reads and writes that it leaves unfinished complain in pages, of a loop that is closed, and when they are collected.
-    """
-    log = logging.getLogger("absl")
-    level, hook = log.level, sys.unraisablehook
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"orbax\..*")
-        log.setLevel(logging.CRITICAL)
-        sys.unraisablehook = lambda _: None
-        try:
-            yield
-        finally:
-            log.setLevel(level)
-            sys.unraisablehook = hook
-
-
 def _orbax() -> Any:
     try:
         import orbax.checkpoint as ocp
     except ImportError:
         raise ImportError("jaxrnn.training.checkpoints needs orbax-checkpoint: pip install 'jaxrnn[train]'") from None
     return ocp
-
-
-def _leaves(state: PyTree) -> dict[str, Any]:
-    """By path; typed keys as the numbers that they hold."""
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        name = jax.tree_util.keystr(path, simple=True, separator=".") or "state"
-        if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-            raise TypeError(f"checkpoints: expected JAX arrays, got {type(leaf).__name__} at {name}; jnp.asarray it.")
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            if isinstance(leaf, jax.Array):
-                leaf = jax.random.key_data(leaf)
-            else:
-                data = jax.eval_shape(jax.random.key_data, leaf)
-                leaf = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
-        if name in leaves:
-            raise ValueError(f"checkpoints: two arrays of the state have the same path {name}; rename one.")
-        leaves[name] = leaf
-    return leaves
-
-
-def _assembled(leaves: dict[str, Any], like: PyTree) -> PyTree:
-    """The state again, keys typed."""
-    flat, treedef = jax.tree.flatten(like)
-    restored = []
-    for (name, shape), expected in zip(_leaves(like).items(), flat, strict=True):
-        leaf = leaves[name] if shape.size else jnp.zeros(shape.shape, shape.dtype, device=shape.sharding)
-        if jnp.issubdtype(expected.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.wrap_key_data(leaf, impl=_impl(expected.dtype))
-        restored.append(leaf)
-    return jax.tree.unflatten(treedef, restored)
-
-
-def _filled(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Without arrays of no numbers, which orbax does not store."""
-    return {name: a for name, a in leaves.items() if a.size}
-
-
-def _impl(dtype: Any) -> str:
-    """The generator of a key's dtype."""
-    known = ("threefry2x32", "rbg", "unsafe_rbg")
-    return next(
-        name for name in known if jax.eval_shape(functools.partial(jax.random.key, 0, impl=name)).dtype == dtype
-    )
-
-
-def _described(leaves: dict[str, Any]) -> dict[str, str]:
-    return {name: f"{a.dtype}{list(a.shape)}" for name, a in leaves.items()}
-
-
-def _differences(saved: dict[str, str], expected: dict[str, str], shown: int = 3) -> str:
-    lines = [
-        f"{name} is {saved.get(name, 'missing')} there and {expected.get(name, 'not expected')} here"
-        for name in dict.fromkeys([*expected, *saved])
-        if saved.get(name) != expected.get(name)
-    ]
-    more = f" and {len(lines) - shown} more" if len(lines) > shown else ""
-    return ", ".join(lines[:shown]) + more
-
-
-@jax.jit
-def _checksum(leaves: dict[str, jax.Array]) -> jax.Array:
-    """32 bits of all bits, the same for any sharding: whole numbers add up to the same in any order."""
-    total = jnp.zeros((), jnp.uint32)
-    for place, (_, a) in enumerate(sorted(_filled(leaves).items())):
-        if a.dtype == bool:
-            a = a.astype(jnp.uint8)
-        if jnp.issubdtype(a.dtype, jnp.complexfloating):
-            a = jnp.stack([a.real, a.imag])
-        width = a.dtype.itemsize
-        bits = jax.lax.bitcast_convert_type(a, {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32)).astype(jnp.uint32)
-        where, stride = jnp.full(bits.shape, place, jnp.uint32), 1
-        for axis, size in enumerate(bits.shape):
-            where = where + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride % 2**32)
-            stride *= size
-        odd = (where * jnp.uint32(2654435761)) ^ (where >> 15) | 1  # so that any change of one entry changes the sum
-        total = total * jnp.uint32(31) + (bits * odd).sum(dtype=jnp.uint32)
-    return total
 
 
 def _cause(error: Exception) -> str:

@@ -10,35 +10,35 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxrnn._base import PyTree
-from jaxrnn._checks import check_choice, check_sizes, nearest
+from jaxrnn._checks import check_choice, check_sizes
+from jaxrnn._deprecated import moved_names, renamed_keywords, warn_renamed
 from jaxrnn.training import checkpoints
+from jaxrnn.training.history import BlockResult, from_rows, to_rows, what_is_not_finite
 from jaxrnn.training.records import Records, to_json
 
 # state -> (state, measures, for each quantity the place in the block, from 1, where it was first not finite, or 0)
 Block = Callable[[PyTree], tuple[PyTree, Mapping[str, jax.Array], Mapping[str, jax.Array]]]
 
 
-class Point(NamedTuple):
-    """What one block measured; each value () or, of an ensemble, (N,)."""
-
-    step: int  # the last of the block
-    values: dict[str, np.ndarray]
-    lost: Mapping[str, np.ndarray] = MappingProxyType({})  # the first step at which it was not finite, or 0
-
-
 class Fitted(NamedTuple):
     """A training that came to its end."""
 
     state: PyTree
-    points: list[Point]
+    history: list[BlockResult]
     seconds: float  # of all its runs, compilation included
+
+    @property
+    def points(self) -> list[BlockResult]:
+        """The old name of ``history``."""
+        warn_renamed("Fitted.points", "Fitted.history")
+        return self.history
 
 
 class NonFiniteError(FloatingPointError):
@@ -52,6 +52,7 @@ class Interrupted(Exception):
         super().__init__(f"stopped after step {step}" + (", which is saved" if saved else "; nothing was to be saved"))
 
 
+@renamed_keywords(enough="stop_when", on_point="on_block")
 def fit(
     block: Block,
     state: PyTree,
@@ -63,8 +64,8 @@ def fit(
     checkpoint: Path | None = None,
     save_every: int = 5,
     nonfinite: str = "stop",
-    enough: Callable[[Sequence[Point]], bool] = lambda points: False,
-    on_point: Callable[[Point], None] = lambda point: None,
+    stop_when: Callable[[Sequence[BlockResult]], bool] | None = None,
+    on_block: Callable[[BlockResult], None] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Run a compiled block of steps again and again until the steps are done, and lose nothing on the way.
@@ -74,22 +75,23 @@ def fit(
     the state. Ctrl-C and SIGTERM end the block that runs, save and raise; a second one leaves without saving.
 
     Args:
-        block: ``state -> (state, measures, lost)``, jitted, without donation: ``block_steps`` steps. Measures are
-            numbers, or (N,) for an ensemble; lost says of each quantity that is watched, such as "loss", the place in
-            the block (from 1) where it was first not finite, or 0.
+        block: ``state -> (state, measures, nonfinite)``, jitted, without donation: ``block_steps`` steps. Measures are
+            numbers, or (N,) for an ensemble. Nonfinite has an entry for each quantity that is watched, such as "loss":
+            the place in the block (from 1) where it was first not finite, or 0, as ``training.first_nonfinite`` gives.
         state: before the first step: a pytree of JAX arrays.
         steps: all steps, a multiple of ``block_steps``.
         block_steps: of one call.
         records: where each block's measures are written, a row for each member. None with a checkpoint means
-            ``metrics.jsonl`` beside the checkpoints: a resumed training has its points from there.
+            ``metrics.jsonl`` beside the checkpoints: a resumed training has its history from there.
         labels: what the rows of a member begin with, ``{"model": "gru", "seed": 3}``, N of them; None where measures
             are plain numbers. They also tell this training's rows from others in the same file.
         checkpoint: the directory of this training's checkpoints; None saves nothing. On several processes the same one.
         save_every: how many blocks lie between two checkpoints; the last block is saved always.
         nonfinite: "stop" raises at the first quantity that is not finite, once the state before that block is saved;
-            "record" goes on, and the points tell.
-        enough: whether to stop before ``steps``, from all points so far: ``training.patience`` makes such a function.
-        on_point: called after each block, and first with the last of the restored points.
+            "record" goes on; the history says where it was.
+        stop_when: whether to stop before ``steps``, given the history so far: ``training.patience`` makes such a
+            function.
+        on_block: called with the result of each block, and before them with the last result that was restored.
         config: JSON that is kept beside the state; a training that was begun with another is not gone on with.
 
     Returns:
@@ -108,7 +110,7 @@ def fit(
         ...     state, measures = learn.run(state, lambda key, n: jnp.array([3.0, 4.0]), 10)
         ...     return state, {"loss": measures["loss"][-1]}, {"loss": training.first_nonfinite(measures["loss"])}
         >>> fitted = training.fit(block, learn.init(jax.random.key(0)), steps=50, block_steps=10)
-        >>> [point.step for point in fitted.points], [round(float(w), 2) for w in fitted.state.params]
+        >>> [result.step for result in fitted.history], [round(float(w), 2) for w in fitted.state.params]
         ([10, 20, 30, 40, 50], [3.0, 4.0])
     """
     check_sizes("training.fit", steps=steps, block_steps=block_steps, save_every=save_every)
@@ -120,7 +122,7 @@ def fit(
     same = json.loads(to_json({"steps": steps, "block_steps": block_steps, **(config or {})}))
 
     with _asked_to_stop() as asked:
-        began, points, step, spent, crc, finished = time.perf_counter(), list[Point](), 0, 0.0, 0, False
+        began, history, step, spent, crc, finished = time.perf_counter(), list[BlockResult](), 0, 0.0, 0, False
         restored = None if checkpoint is None else checkpoints.restore(checkpoint, state)
         saved = -1
         if restored is not None:
@@ -139,9 +141,9 @@ def fit(
                     f"{records.path}: the lines up to step {step}, which is saved in {checkpoint}, are not those that "
                     f"were written: some were changed or removed. Put them back, or start a new run."
                 )
-            points = _points(text, labels)
-            for point in points[-1:]:
-                on_point(point)
+            history = from_rows(text, labels)
+            if history and on_block is not None:
+                on_block(history[-1])
 
         def save() -> None:
             nonlocal saved
@@ -162,63 +164,33 @@ def fit(
             returned = block(state)
             if not isinstance(returned, tuple) or len(returned) != 3:
                 raise TypeError(
-                    f"training.fit: expected the block to return (state, measures, lost), got {_outline(returned)}; "
-                    f"with nothing to watch, lost is {{}}."
+                    f"training.fit: expected the block to return (state, measures, nonfinite), got "
+                    f"{_outline(returned)}; with nothing to watch, nonfinite is {{}}."
                 )
             after, *measured = returned
             if any(a.is_deleted() for a in jax.tree.leaves(state)):
                 raise ValueError(
                     "training.fit: the block has donated its argument, but the state before a block is kept, to be "
-                    "saved should the block be lost; jit it without donate_argnums."
+                    "saved where the block is not finite; jit it without donate_argnums."
                 )
-            values, lost = fetch(measured)
-            point = Point(step + block_steps, values, {name: np.where(at, step + at, 0) for name, at in lost.items()})
-            if nonfinite == "stop" and any(np.any(at) for at in point.lost.values()):
+            values, places = fetch(measured)
+            first = {name: np.where(place, step + place, 0) for name, place in places.items()}
+            result = BlockResult(step + block_steps, values, first)
+            if nonfinite == "stop" and any(np.any(at) for at in first.values()):
                 save()
-                raise NonFiniteError(_what_was_lost(point, labels, saved if checkpoint is not None else None))
-            state, step = after, point.step
-            points.append(point)
+                raise NonFiniteError(what_is_not_finite(result, labels, saved if checkpoint is not None else None))
+            state, step = after, result.step
+            history.append(result)
             if records is not None:
-                crc = zlib.crc32(records.append(_rows(point, labels), labels).encode(), crc)
-            on_point(point)
-            finished = step >= steps or enough(points)
+                crc = zlib.crc32(records.append(to_rows(result, labels), labels).encode(), crc)
+            if on_block is not None:
+                on_block(result)
+            finished = step >= steps or (stop_when is not None and stop_when(history))
             if finished or (step // block_steps) % save_every == 0:
                 save()
         leave_if_asked()
         ended = restored is not None and restored.note["finished"]
-        return Fitted(state, points, spent if ended else spent + time.perf_counter() - began)
-
-
-def patience(measure: str, blocks: int, *, lower: bool = True) -> Callable[[Sequence[Point]], bool]:
-    """Early stopping: enough once the measure has not been better for so many blocks, in any member.
-
-    Args:
-        measure: the name of a measure.
-        blocks: how many blocks without a new best value; what is not finite is none.
-        lower: whether small values are good.
-
-    Example:
-        >>> import numpy as np
-        >>> from jaxrnn import training
-        >>> losses = [3.0, 2.0, 2.5, 2.1]
-        >>> points = [training.Point(10 * n, {"loss": np.array(loss)}) for n, loss in enumerate(losses, start=1)]
-        >>> enough = training.patience("loss", 2)
-        >>> enough(points[:3]), enough(points)
-        (False, True)
-    """
-    check_sizes("training.patience", blocks=blocks)
-
-    def enough(points: Sequence[Point]) -> bool:
-        if measure not in points[-1].values:
-            raise ValueError(
-                f"training.patience: there is no measure {measure!r}{nearest(measure, points[-1].values)}; the block "
-                f"gives {', '.join(points[-1].values)}."
-            )
-        values = np.stack([point.values[measure] for point in points]).astype(float)
-        losses = np.where(np.isfinite(values), values if lower else -values, np.inf)
-        return bool((len(points) - 1 - losses.argmin(0) >= blocks).all())
-
-    return enough
+        return Fitted(state, history, spent if ended else spent + time.perf_counter() - began)
 
 
 def fetch(tree: PyTree) -> PyTree:
@@ -282,63 +254,7 @@ def _check_same(checkpoint: Path | None, before: Mapping[str, Any], now: Mapping
         )
 
 
-def _rows(point: Point, labels: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    taken = {"step", "not_finite", *(name for label in labels or [] for name in label)} & set(point.values)
-    if taken:
-        raise ValueError(
-            f"training.fit: {', '.join(map(repr, sorted(taken)))} cannot be the name of a measure: a row has it "
-            f"already; take another name."
-        )
-    if labels is None:
-        return [{"step": point.step, **point.values, **_lost(point.lost)}]
-    return [
-        {
-            "step": point.step,
-            **{name: values[n] for name, values in point.values.items()},
-            **_lost({name: at[n] for name, at in point.lost.items()}),
-        }
-        for n in range(len(labels))
-    ]
-
-
-def _lost(lost: Mapping[str, Any]) -> dict[str, Any]:
-    first = {name: int(at) for name, at in lost.items() if at}
-    return {"not_finite": first} if first else {}
-
-
-def _points(text: str, labels: Sequence[Mapping[str, Any]] | None) -> list[Point]:
-    """The points that the lines of this training say; each block wrote a row for each member."""
-    rows = [json.loads(line) for line in text.splitlines()]
-    names_of_labels = {name for label in labels or [] for name in label}
-    members, points = len(labels or [{}]), []
-    for of_step in (rows[at : at + members] for at in range(0, len(rows), members)):
-        names = [name for name in of_step[0] if name not in ("step", "not_finite") and name not in names_of_labels]
-        values = {name: _array([row[name] for row in of_step], labels) for name in names}
-        quantities = {name: None for row in of_step for name in row.get("not_finite", {})}
-        lost = {
-            name: _array([row.get("not_finite", {}).get(name, 0) for row in of_step], labels) for name in quantities
-        }
-        points.append(Point(of_step[0]["step"], values, lost))
-    return points
-
-
-def _array(values: list[Any], labels: Sequence[Mapping[str, Any]] | None) -> np.ndarray:
-    """null stands for what was no finite number; JSON's floats are the float32 that they were."""
-    array = np.array([np.nan if value is None else value for value in values])
-    narrow = array.astype(np.float32) if array.dtype == np.float64 else array
-    array = narrow if np.array_equal(narrow, array, equal_nan=True) else array
-    return array if labels is not None else array[0]
-
-
-def _what_was_lost(point: Point, labels: Sequence[Mapping[str, Any]] | None, saved: int | None) -> str:
-    """The first quantity of each member that was lost."""
-    lines = []
-    for n, label in enumerate(labels or [{}]):
-        steps = [(int(np.atleast_1d(at)[n]), name) for name, at in point.lost.items() if np.atleast_1d(at)[n]]
-        if steps:
-            step, name = min(steps)
-            who = ", ".join(str(value) if key == "model" else f"{key} {value}" for key, value in label.items())
-            are = "are" if name.endswith("s") and not name.endswith("ss") else "is"  # parameters, a loss
-            lines.append(f"{who}{': ' if who else ''}the {name} {are} not finite at step {step}")
-    kept = "" if saved is None else f" The state after step {saved} is saved."
-    return "; ".join(lines) + "." + kept
+__getattr__ = moved_names(
+    "jaxrnn.training.fitting",
+    {"Point": "jaxrnn.training.history.BlockResult", "patience": "jaxrnn.training.history.patience"},
+)

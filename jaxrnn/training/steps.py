@@ -11,6 +11,7 @@ import optax
 
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_choice, check_scalar_loss, check_sizes
+from jaxrnn._deprecated import moved_names
 
 Measures = dict[str, jax.Array]  # scalars by name
 NOISE = 0x6E6F6973  # any number that counts no batch: sets the noise apart from the batches, whose key is the same
@@ -165,27 +166,27 @@ class Best(NamedTuple):
     params: PyTree
 
 
-def no_best(params: PyTree, *, lower: bool = True) -> Best:
+def init_best(params: PyTree, *, lower: bool = True) -> Best:
     """Before anything was measured; ``lower`` says whether small values are good.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxrnn import training
-        >>> training.no_best({"w": jnp.zeros(2)}).value.item()
+        >>> training.init_best({"w": jnp.zeros(2)}).value.item()
         inf
     """
     return Best(jnp.asarray(jnp.inf if lower else -jnp.inf, jnp.float32), jnp.zeros((), jnp.int32), params)
 
 
-def better(best: Best, value: jax.Array, step: jax.Array, params: PyTree, *, lower: bool = True) -> Best:
+def update_best(best: Best, value: jax.Array, step: jax.Array, params: PyTree, *, lower: bool = True) -> Best:
     """The new parameters where their measure is strictly better, else those before; what is not finite is never better.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxrnn import training
-        >>> best = training.no_best({"w": jnp.zeros(2)})
+        >>> best = training.init_best({"w": jnp.zeros(2)})
         >>> for step, loss in enumerate([3.0, 1.0, 2.0], start=1):
-        ...     best = training.better(best, jnp.asarray(loss), jnp.asarray(step), {"w": jnp.full(2, loss)})
+        ...     best = training.update_best(best, jnp.asarray(loss), jnp.asarray(step), {"w": jnp.full(2, loss)})
         >>> float(best.value), int(best.step), best.params["w"].tolist()
         (1.0, 2, [1.0, 1.0])
     """
@@ -203,5 +204,11 @@ def first_nonfinite(values: Any) -> jax.Array:
         >>> int(training.first_nonfinite(jnp.array([0.5, jnp.inf, jnp.nan])))
         2
     """
-    lost = ~jnp.isfinite(values)
-    return jnp.where(lost.any(), lost.argmax() + 1, 0)
+    bad = ~jnp.isfinite(values)
+    return jnp.where(bad.any(), bad.argmax() + 1, 0)
+
+
+__getattr__ = moved_names(
+    "jaxrnn.training.steps",
+    {"no_best": "jaxrnn.training.steps.init_best", "better": "jaxrnn.training.steps.update_best"},
+)

@@ -13,6 +13,7 @@ from experiments.adding import Config, data, solved_at
 from experiments.runner import report
 from experiments.runner.command import main
 from experiments.runner.models import RECURRENCES, reader
+from jaxrnn.training import BlockResult
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,7 +86,10 @@ def asked(**task):
 def test_every_cell_is_trained_for_every_length_at_its_own_rate():
     own = {"cells": ["gru", "lstm"], "learning_rates": {"lstm": 0.5}}
     both = Config.model_validate({"experiment": "adding", "model": own, "task": {"lengths": [6, 4], "held_out": 9}})
-    drawn = lambda title: jax.eval_shape(lambda: adding.held_out(both, title))  # noqa: E731
+
+    def drawn(title):
+        return jax.eval_shape(lambda: adding.held_out(both, title))
+
     titles = ["gru, T = 6", "lstm, T = 6", "gru, T = 4", "lstm, T = 4"]
     assert list(adding.STUDY.models(both)) == titles
     assert [adding.STUDY.settings(both, title).learning_rate for title in titles] == [3e-3, 0.5] * 2
@@ -119,15 +123,18 @@ def test_loss_is_the_mean_squared_error():
 
 
 def test_training_ends_when_every_seed_is_below_the_mark():
-    enough = asked(stop_below=0.004).enough
-    point = lambda *errors: report.Point(1, {"held_out_error": np.array(errors)})  # noqa: E731
-    assert enough(point(0.001, 0.003)) is True
-    assert [enough(point(0.001, other)) for other in (0.004, 0.2, np.nan)] == [False] * 3
+    stop_when = asked(stop_below=0.004).stop_when
+
+    def block(*errors):
+        return BlockResult(1, {"held_out_error": np.array(errors)})
+
+    assert stop_when(block(0.001, 0.003)) is True
+    assert [stop_when(block(0.001, other)) for other in (0.004, 0.2, np.nan)] == [False] * 3
 
 
 def test_solved_is_the_first_block_below_the_mark():
     errors = [(0.2, 0.2), (0.009, 0.2), (0.02, np.nan), (0.001, 0.01)]
-    points = [report.Point(50 * (at + 1), {"held_out_error": np.array(e)}) for at, e in enumerate(errors)]
+    points = [BlockResult(50 * (at + 1), {"held_out_error": np.array(e)}) for at, e in enumerate(errors)]
     assert solved_at(report.Result("lstm", (7, 3), 1, points, 1.0), 0.01) == {7: 100, 3: None}
 
 

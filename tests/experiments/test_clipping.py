@@ -39,7 +39,10 @@ def test_waves_have_the_frequency_that_the_input_says():
 
 def test_batches_follow_from_key_and_number():
     task = clipping.task(config(), "none")
-    at = lambda seed, number: task.batch(jax.random.key(seed), jnp.asarray(number), ()).levels  # noqa: E731
+
+    def at(seed, number):
+        return task.batch(jax.random.key(seed), jnp.asarray(number), ()).levels
+
     np.testing.assert_array_equal(at(0, 5), at(0, 5))
     assert (at(0, 5) != at(0, 6)).any() and (at(0, 5) != at(1, 5)).any()
 
@@ -67,7 +70,10 @@ def updates(variant):
 def test_every_variant_clips_what_it_says():
     moved = {variant: updates(variant) for variant in clipping.Clip().variants}
     plain, measures, params, batch = moved["none"]
-    norm = lambda tree: np.sqrt(sum((a**2).sum() for a in jax.tree.leaves(tree)))  # noqa: E731
+
+    def norm(tree):
+        return np.sqrt(sum((a**2).sum() for a in jax.tree.leaves(tree)))
+
     # Differences of parameters near 1 in float32 are right to about 1e-7.
     near = {"rtol": 1e-3, "atol": 1e-6}
     assert norm(plain) == pytest.approx(float(measures["grad_norm"][0]), rel=1e-3) and norm(plain) > 0.1

@@ -11,9 +11,10 @@ import pytest
 
 from experiments import copy_memory
 from experiments.copy_memory import Config, data
-from experiments.runner import report, training
+from experiments.runner import training
 from experiments.runner.command import main
 from experiments.runner.models import RECURRENCES
+from jaxrnn.training import BlockResult
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,11 +89,14 @@ def test_loss_counts_every_step_and_recall_the_last_ten():
 
 
 def test_training_ends_when_every_seed_is_below_a_share_of_the_baseline():
-    enough = asked(stop_below=0.1).enough
+    stop_when = asked(stop_below=0.1).stop_when
     mark = 0.1 * data.baseline(3)
-    point = lambda *losses: report.Point(1, {"held_out_loss": np.array(losses)})  # noqa: E731
-    assert enough(point(0.5 * mark, 0.99 * mark)) is True
-    assert [enough(point(0.5 * mark, other)) for other in (1.01 * mark, np.nan)] == [False] * 2
+
+    def block(*losses):
+        return BlockResult(1, {"held_out_loss": np.array(losses)})
+
+    assert stop_when(block(0.5 * mark, 0.99 * mark)) is True
+    assert [stop_when(block(0.5 * mark, other)) for other in (1.01 * mark, np.nan)] == [False] * 2
 
 
 def test_a_tiny_run_leaves_files_that_agree(tmp_path):

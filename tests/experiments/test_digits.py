@@ -110,7 +110,7 @@ def fit(name, config):
 def numbers(result):
     """(points, measures, seeds)"""
     names = ("loss", "train_accuracy", "grad_norm", "test_accuracy")
-    return np.array([[point.values[name] for name in names] for point in result.points])
+    return np.array([[block.values[name] for name in names] for block in result.history])
 
 
 @pytest.fixture(scope="module")

@@ -32,11 +32,11 @@ def test_accumulated_batches_make_one_step_on_their_mean_gradient():
     # w = 4, batches 0 and 1: loss (8 + 4.5) / 2, gradient (4 + 3) / 2, w = 4 - 0.5 * 3.5 = 2.25.
     # Batches 2 and 3: loss (0.03125 + 0.28125) / 2, gradient (0.25 - 0.75) / 2, w = 2.25 + 0.5 * 0.25.
     assert params.tolist() == [2.375, 2.375]
-    (point,) = result.points
-    assert point.step == 2  # of the optimiser
-    assert point.values["loss"].tolist() == [(6.25 + 0.15625) / 2] * 2
-    assert point.values["grad_norm"].tolist() == [(3.5 + 0.25) / 2] * 2
-    assert point.values["x"].tolist() == [1.5, 1.5]
+    (block,) = result.history
+    assert block.step == 2  # of the optimiser
+    assert block.values["loss"].tolist() == [(6.25 + 0.15625) / 2] * 2
+    assert block.values["grad_norm"].tolist() == [(3.5 + 0.25) / 2] * 2
+    assert block.values["x"].tolist() == [1.5, 1.5]
 
 
 # ---- nonfinite ---------------------------------------------------------------------------------
@@ -68,20 +68,20 @@ def halving(lost_at):
 def test_stop_says_which_model_seed_quantity_and_step(lost_at, quantity, step):
     seen = []
     with pytest.raises(NonFiniteError) as error:
-        training.fit("w", halving(lost_at), settings(steps=8), on_point=seen.append)
+        training.fit("w", halving(lost_at), settings(steps=8), on_block=seen.append)
     assert str(error.value) == f"w, seed 1: the {quantity} is not finite at step {step}."
-    assert [point.step for point in seen] == ([2] if step > 2 else [])  # the blocks before
+    assert [block.step for block in seen] == ([2] if step > 2 else [])  # the blocks before
 
 
 def test_record_goes_on_and_the_points_tell():
     task = halving({2: "loss", 5: "gradient"})._replace(evaluate=lambda w, shared: {"w": jnp.abs(w)})
     result, params, best = training.fit("w", task, settings(steps=8, nonfinite="record"))
-    assert [point.step for point in result.points] == [2, 4, 6, 8]
+    assert [block.step for block in result.history] == [2, 4, 6, 8]
     # From an offset of the loss w knows nothing; after such a gradient it is itself no finite number.
-    assert [point.lost["loss"].tolist() for point in result.points] == [[0, 0], [0, 3], [0, 0], [0, 7]]
-    assert [point.lost["gradient"].tolist() for point in result.points] == [[0, 0], [0, 0], [0, 6], [0, 7]]
+    assert [block.nonfinite["loss"].tolist() for block in result.history] == [[0, 0], [0, 3], [0, 0], [0, 7]]
+    assert [block.nonfinite["gradient"].tolist() for block in result.history] == [[0, 0], [0, 0], [0, 6], [0, 7]]
     assert result.diverged() == {1: ("loss", 3)}
-    assert [point.values["loss"].tolist() for point in result.points[:2]] == [[5.0, 5.0], [0.3125, np.inf]]
+    assert [block.values["loss"].tolist() for block in result.history[:2]] == [[5.0, 5.0], [0.3125, np.inf]]
     assert params[0] == 4 / 2**8 and not np.isfinite(params[1])
     assert best.step.tolist() == [8, 4] and best.params.tolist() == [4 / 2**8, 4 / 2**4]
 
@@ -90,15 +90,15 @@ def test_skip_leaves_parameters_and_optimizer_and_counts():
     task = halving({2: "loss", 3: "gradient", 5: "gradient", 7: "loss"})
     adam = settings(steps=8, nonfinite="skip", optimizer="adam", schedule="cosine")
     result, params, _ = training.fit("w", task, adam)
-    other, skipping = np.array([point.values["w"] for point in result.points]).T
-    loss = np.array([point.values["loss"] for point in result.points])[:, 1]
-    assert np.array([point.values["skipped"] for point in result.points]).T.tolist() == [[0] * 4, [0, 2, 3, 4]]
+    other, skipping = np.array([block.values["w"] for block in result.history]).T
+    loss = np.array([block.values["loss"] for block in result.history])[:, 1]
+    assert np.array([block.values["skipped"] for block in result.history]).T.tolist() == [[0] * 4, [0, 2, 3, 4]]
     assert skipping[0] == other[0] and len(set(other)) == 4
     assert skipping[1] == skipping[0] and np.isnan(loss[1])  # both steps left out: their mean is that of nothing
     assert loss[2] == pytest.approx(skipping[1] ** 2 / 2, rel=1e-6)  # of the one step that was taken
     # Eight steps of which four were skipped are four steps: Adam's moments and the schedule, too, waited.
     assert skipping[3] == other[1] and params.tolist() == [other[3], other[1]]
-    assert result.diverged() == {} and all(list(point.lost) == ["parameters"] for point in result.points)
+    assert result.diverged() == {} and all(list(block.nonfinite) == ["parameters"] for block in result.history)
 
 
 # ---- patience ----------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_patience_waits_for_the_last_member_and_the_best_parameters_are_kept(low
     # At 0.5 w is 2, 1, 0.5, …, at 0.25 it is 3, 2.25, 1.69, 1.27, 0.95, 0.71, 0.53, …: nearest to 1 at steps 2 and 5.
     among = [training.Member(seed=0, learning_rate=rate, clip_at=1.0, label={"rate": rate}) for rate in (0.5, 0.25)]
     result, params, best = training.fit("w", task, settings(steps=20, log_every=1, patience=2), among=among)
-    assert [point.step for point in result.points] == [1, 2, 3, 4, 5, 6, 7]
+    assert [block.step for block in result.history] == [1, 2, 3, 4, 5, 6, 7]
     assert params.tolist() == [4 * 0.5**7, 4 * 0.75**7]
     assert best.step.tolist() == [2, 5] and best.params.tolist() == [1.0, 4 * 0.75**5]
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from experiments.runner import directories, report, terminal
 from experiments.runner.command import main
-from jaxrnn.training import Point
+from jaxrnn.training import BlockResult
 
 CONFIG = str(Path(__file__).parents[2] / "configs/digits.toml")
 
@@ -81,7 +81,7 @@ ACCURACY = report.Column("test accuracy", "test_accuracy", "%")
 
 def result(losses, accuracies=(0.5, 1.0), seeds=(0, 1)):
     points = [
-        Point(
+        BlockResult(
             10 * (index + 1),
             {"loss": np.array(loss), "test_accuracy": np.array(accuracies)},
             {
@@ -97,7 +97,7 @@ def result(losses, accuracies=(0.5, 1.0), seeds=(0, 1)):
 def test_divergence_is_told_in_the_table_and_null_in_json(tmp_path):
     diverged = result([(1.0, 2.0), (0.5, np.nan), (0.4, np.inf)])
     report.write(tmp_path, [diverged], [ACCURACY], ["a note"], {}, task={"lag": 3})
-    losses = diverged.points[1].values["loss"]
+    losses = diverged.history[1].values["loss"]
     rows = [{"seed": seed, "step": 20, "loss": loss} for seed, loss in zip(diverged.seeds, losses, strict=True)]
     directories.records(tmp_path, tensorboard=False).append(rows)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -125,7 +125,7 @@ def test_bar_shows_loss_and_accuracy_on_a_terminal_only():
         run = result([(1.0, 2.0)])
         with terminal.Display(10, ACCURACY, console) as display:
             display.start("lstm")
-            display.update("lstm", run.points[0])
+            display.update("lstm", run.history[0])
             display.finish(run)
         shown[is_terminal] = console.file.getvalue()
     assert "10/10  loss 1.5  test accuracy 75.0 %" in shown[True]
@@ -136,8 +136,8 @@ def test_bar_tells_the_pace_and_the_time_that_is_left(monkeypatch):
     now = iter([7.0, 100.0, 102.0, 105.0, 500.0])
     monkeypatch.setattr(terminal, "time", SimpleNamespace(perf_counter=lambda: next(now)))  # other threads keep theirs
     display = terminal.Display(4000, ACCURACY, Console(file=io.StringIO()))
-    # 50 steps in 2 seconds after the second point, then 75 in 5. Before it lies compilation, also where the first is
-    # what a resumed run has restored; after the last point nothing.
+    # 50 steps in 2 seconds after the second block, then 75 in 5. Before it lies compilation, also where the first is
+    # what a resumed run has restored; after the last block nothing.
     paces = [display.pace("lstm", step) for step in (20, 50, 100, 125, 4000)]
     assert paces == ["", "", "  25 steps/s  2:36 left", "  15 steps/s  4:18 left", ""]
 

@@ -74,14 +74,14 @@ def test_fit_stops_when_it_is_enough():
         evaluate=lambda w, shared: {"w": w},
         score="w",
         shared=jnp.asarray(0.5),
-        enough=lambda point: (point.values["w"] < 0.3).all(),
+        stop_when=lambda block: (block.values["w"] < 0.3).all(),
     )
     settings = config.Train(
         clip="none", optimizer="sgd", schedule="constant", learning_rate=0.5, steps=100, log_every=2, seeds=[3, 1]
     )
     seen = []
-    result, params, best = training.fit("w", task, settings, on_point=seen.append)
-    assert result.points == seen and [point.step for point in seen] == [2, 4]  # w: 4, 2, 1, 0.5, 0.25
+    result, params, best = training.fit("w", task, settings, on_block=seen.append)
+    assert result.history == seen and [block.step for block in seen] == [2, 4]  # w: 4, 2, 1, 0.5, 0.25
     assert params.tolist() == [0.25, 0.25] and result.last("w").tolist() == [0.25, 0.25]
     np.testing.assert_allclose(seen[0].values["loss"], [(8 + 2) / 2] * 2)
     assert result.model == "w" and result.parameters == 1 and result.seeds == (3, 1)

@@ -98,9 +98,9 @@ def test_what_cannot_be_resumed_is_told(tmp_path, whole, capsys):
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, whole, monkeypatch, capsys):
     update = terminal.Display.update
 
-    def pressed(display, model, point):
-        update(display, model, point)
-        if (model, point.step) == ("gru", 6):
+    def pressed(display, model, block):
+        update(display, model, block)
+        if (model, block.step) == ("gru", 6):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(terminal.Display, "update", pressed)

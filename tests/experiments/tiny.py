@@ -36,9 +36,9 @@ def copied(directory, *moments):
     """Copies of a run directory as a kill at some moments, (model, step), would leave it: a list that fills."""
     copies, update = [], terminal.Display.update
 
-    def watched(display, model, point):
-        update(display, model, point)
-        if (model, point.step) in moments:
+    def watched(display, model, block):
+        update(display, model, block)
+        if (model, block.step) in moments:
             copies.append(shutil.copytree(directory, directory.with_name(f"killed-{len(copies)}")))
 
     with pytest.MonkeyPatch.context() as patch:

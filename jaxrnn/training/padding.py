@@ -1,0 +1,151 @@
+"""Batches as arrays: sequences padded to the length of their bucket, of all rows or of those of one process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrnn._base import PyTree
+from jaxrnn._checks import check_sizes
+from jaxrnn.training.batches import Bucketed, check_counts
+
+
+class Padded(NamedTuple):
+    """A batch as arrays, of all rows or of those of one process."""
+
+    data: PyTree  # sequences (T, B, …), padded with 0, and arrays (B, …), 0 in an empty row
+    lengths: np.ndarray  # (B,) int32, 0 in an empty row
+    valid: np.ndarray  # (B,) booleans, False in an empty row
+
+
+def padded(
+    batches: Bucketed, data: PyTree | Callable[[np.ndarray], PyTree], *, process: tuple[int, int] | None = None
+) -> Callable[[int], Padded]:
+    """Batches as arrays: sequences padded to the length of their bucket, time first.
+
+    Args:
+        batches: from :func:`bucketed`, for the lengths of these sequences.
+        data: a list of N arrays (L_n, …), inputs or targets, one sequence each; or an array (N, …), such as labels, an
+            entry each; or a tree of both. Or a function: indices (n,) -> such a list, array or tree, of those n.
+        process: (p, P) for the p-th of P equal parts of the rows; None means this process among those of JAX. From
+            the parts ``jr.devices.shard_batch`` makes one global batch.
+
+    Returns:
+        ``at(step)`` -> :class:`Padded`, in NumPy arrays (in main memory, so that they move but once, to wherever they
+        belong), their dtypes those of the data. For ``jr.devices.shard_batch`` the batch axes are ``Padded(1, 0, 0)``,
+        where all data are sequences. Losses by step take ``lengths``, losses by example ``valid``.
+
+    Raises:
+        ValueError, TypeError: sequences whose lengths are not those of ``batches``, or that differ in dtype or in the
+            shape of a step; too few or too many; a number of processes that does not divide the batch.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxrnn import training
+        >>> xs, label = [np.ones((n, 4), np.float32) for n in (5, 2, 3)], np.array([7, 8, 9])
+        >>> batches = training.bucketed([len(x) for x in xs], batch_size=2, seed=0, buckets=2)
+        >>> at = training.padded(batches, {"xs": xs, "label": label})
+        >>> batch = max((at(step) for step in range(batches.steps_per_epoch)), key=lambda batch: batch.lengths.max())
+        >>> batch.data["xs"].shape, sorted(batch.lengths.tolist()), sorted(batch.data["label"].tolist())
+        ((5, 2, 4), [3, 5], [7, 9])
+    """
+    if not isinstance(batches, Bucketed):
+        raise TypeError(f"padded: batches must come from training.bucketed, got {type(batches).__name__}.")
+    part = _part_of_process(batches.shapes[0][1], process)
+    N = len(batches.lengths)
+    if callable(data):
+        load = data
+    else:
+        _each(functools.partial(_check, indices=np.arange(N), lengths=batches.lengths), data)
+
+        def load(indices: np.ndarray) -> PyTree:
+            def choose(_, leaf):
+                return [leaf[n] for n in indices.tolist()] if isinstance(leaf, list) else np.asarray(leaf)[indices]
+
+            return _each(choose, data)
+
+    def at(step: int) -> Padded:
+        batch = batches.at(step)
+        indices, valid = batch.indices[part], batch.valid[part]
+        # A process without examples needs one all the same, of another process, to know shapes and dtypes.
+        wanted = indices[valid] if valid.any() else batch.indices[batch.valid][:1]
+
+        def place(name, leaf):
+            _check(name, leaf, wanted, batches.lengths)
+            if not isinstance(leaf, list):
+                array = np.asarray(leaf)
+                whole = np.zeros((len(valid), *array.shape[1:]), array.dtype)
+                whole[valid] = array[: valid.sum()]
+                return whole
+            first = np.asarray(leaf[0])
+            whole = np.zeros((batch.length, len(valid), *first.shape[1:]), first.dtype)
+            for row, sequence in zip(np.flatnonzero(valid), leaf, strict=False):
+                whole[: len(sequence), row] = sequence
+            return whole
+
+        lengths = np.where(valid, batches.lengths[indices], 0).astype(np.int32)
+        return Padded(_each(place, load(wanted)), lengths, valid)
+
+    return at
+
+
+def _each(function: Callable[[str, Any], Any], data: PyTree) -> PyTree:
+    """``function(name, leaf)`` of every list and every array of a tree; a list is one leaf."""
+
+    def named(path: Any, leaf: Any) -> Any:
+        return function(f"data{jax.tree_util.keystr(path)}", leaf)
+
+    return jax.tree_util.tree_map_with_path(named, data, is_leaf=lambda node: isinstance(node, list))
+
+
+def _part_of_process(B: int, process: tuple[int, int] | None) -> slice:
+    p, P = (jax.process_index(), jax.process_count()) if process is None else process
+    check_sizes("padded", P=P)
+    check_counts("padded", p=p)
+    if p >= P:
+        raise ValueError(f"padded: process must be (p, P) with 0 ≤ p < P, got ({p}, {P}); the first is (0, {P}).")
+    if B % P:
+        raise ValueError(
+            f"padded: batch_size, {B}, cannot be divided among {P} processes; give bucketed a multiple of {P}, such as "
+            f"{-(-B // P) * P}."
+        )
+    return slice(p * B // P, (p + 1) * B // P)
+
+
+def _check(name: str, leaf: Any, indices: np.ndarray, lengths: np.ndarray) -> None:
+    """A list or an array holds the examples ``indices``, its sequences as long as ``lengths`` says of them."""
+    if not isinstance(leaf, list):
+        if not np.ndim(leaf):
+            raise TypeError(
+                f"padded: {name} must be a list of sequences, or an array with an entry for each example, got {leaf!r}."
+            )
+        leaf = np.asarray(leaf)
+    if len(leaf) != len(indices):
+        raise ValueError(
+            f"padded: {name} must hold {len(indices)} examples, as many as there are lengths or as were to be loaded, "
+            f"got {len(leaf)}."
+        )
+    if not isinstance(leaf, list):
+        return
+    first = np.asarray(leaf[0])
+    for index, sequence in zip(indices.tolist(), leaf, strict=True):
+        array = np.asarray(sequence)
+        if array.ndim == 0:
+            raise ValueError(
+                f"padded: {name} must be a list of sequences (L, …), time first, but example {index} is a scalar; give "
+                f"what is one entry an example as one array, np.array({name})."
+            )
+        if len(array) != lengths[index]:
+            raise ValueError(
+                f"padded: {name} has {len(array)} steps for example {index}, but bucketed was given {lengths[index]}; "
+                f"give it the lengths of these sequences."
+            )
+        if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
+            raise ValueError(
+                f"padded: {name} is {array.dtype} {array.shape} for example {index} but {first.dtype} {first.shape} "
+                f"for example {indices[0]}; all must agree in dtype and in every axis but the first, which is time."
+            )
