@@ -32,7 +32,9 @@ class Cell(NamedTuple):
     ``functools.partial(cell.step, params)`` is the body of a ``jax.lax.scan``.
 
     Fields:
-        gates: ``gates(params, carry, x)`` -> a NamedTuple of named arrays, computed by the code of ``step``.
+        gates: ``gates(params, carry, x)`` -> a NamedTuple of named arrays, computed by the code of ``step``. Entries
+            named as the carry's fields (h where the carry is one array) are the new state; wrappers that change the
+            state need them.
         noise: ``noise(params, key, times, x)`` -> a pytree that ``step`` receives as its fourth argument, drawn
             once for the whole run. ``times`` (T,) are *absolute* time indices, ``x`` describes the input of one
             step (shape and dtype). Each leaf leads with T, or with 1 where one draw serves the whole sequence.

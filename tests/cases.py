@@ -80,8 +80,10 @@ def of_stack(name: str, *members: Case) -> Case:
             ends.append(end)
         return tuple(ends), xs
 
+    def make(**options):
+        return jr.stack(*(member.make(**options) for member in members))
+
     orders = {member.chunks for member in members}
-    make = lambda **options: jr.stack(*(member.make(**options) for member in members))  # noqa: E731
     return Case(name, make, loop, orders.pop() if len(orders) == 1 else "none")
 
 
@@ -99,6 +101,23 @@ def of_pair(name: str, forward: jr.Cell, backward: jr.Cell, merge: str, merged: 
 
     return Case(name, make, loop, "none")
 
+
+# By kind: a Cell -> a Cell, and what it wraps in CELLS.
+WRAPPERS = {
+    "leaky": (functools.partial(jr.leaky, rate=0.3), jr.elman(I, H)),
+    "normalized": (jr.normalized, jr.gru(I, H)),
+    "clip_state": (functools.partial(jr.clip_state, max_value=0.5), jr.lstm(I, H)),
+    "recurrent_dropout": (functools.partial(jr.recurrent_dropout, rate=0.5, input_rate=0.2), jr.gru(I, H)),
+    "zoneout": (functools.partial(jr.zoneout, rate=0.1, c_rate=0.5), jr.lstm(I, H)),
+    "cotangent_clip": (functools.partial(jr.cotangent_clip, max_norm=1.0), jr.lstm(I, H)),
+}
+
+# Kinds that the contract does not run, and where they are tested.
+ELSEWHERE = {
+    "cotangent_clip": "its gradient is that of no loss: tests/test_cotangent_clip.py",
+    "dropout": "the identity in evaluation: tests/test_running.py",
+    "embedding": "its inputs are integers: tests/test_equations.py",
+}
 
 CELLS = {
     "elman": jr.elman(I, H),
@@ -118,11 +137,7 @@ CELLS = {
     "user_textbook_lstm": textbook_lstm(I, H),
     "chain": jr.chain(jr.elman(I, H), jr.layer_norm(H), jr.gru(H, H), jr.readout(H, 2)),
     "residual": jr.residual(jr.lstm(I, I)),
-    "leaky": jr.leaky(jr.elman(I, H), rate=0.3),
-    "normalized": jr.normalized(jr.gru(I, H)),
-    "clip_state": jr.clip_state(jr.lstm(I, H), max_value=0.5),
-    "recurrent_dropout": jr.recurrent_dropout(jr.gru(I, H), rate=0.5, input_rate=0.2),
-    "zoneout": jr.zoneout(jr.lstm(I, H), rate=0.1, c_rate=0.5),
+    **{kind: wrap(cell) for kind, (wrap, cell) in WRAPPERS.items() if kind not in ELSEWHERE},
 }
 
 CASES = [
@@ -193,6 +208,17 @@ def randomised(tree, seed=0, scale=0.6):
         scale * draw(a.shape, (seed, n)) if f else a for n, (a, f) in enumerate(zip(leaves, is_float, strict=True))
     ]
     return treedef.unflatten(drawn)
+
+
+def drawn(cell: jr.Cell):
+    """``(params, carry, x)``, random, for one step of a cell."""
+    params = randomised(cell.init(jax.random.key(0)), 1)
+    return params, randomised(cell.initial_carry(params, (B,)), 2), draw((B, *x_shape(cell)), 3)
+
+
+def masks(shape, rate, key=5):
+    """A mask of dropout as one is drawn: 0 or 1 / (1 - rate)."""
+    return np.where(np.random.default_rng(key).random(shape) < rate, 0, 1 / (1 - rate))
 
 
 def problem(case: Case, flags: Flags | None = None, batch_shape=(B,), seed=0):

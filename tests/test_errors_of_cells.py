@@ -1,5 +1,8 @@
 """What a user's own cell does wrong, and gates that a cell does not have."""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -59,11 +62,22 @@ USER_CELLS = {
     ),
 }
 
+
+class Update(NamedTuple):
+    z: jax.Array
+
+
+# Its gates do not hold the new state.
+HALF_SHOWN = user_cell(lambda p, h, x: (h + x, h), lambda p, b=(): jnp.zeros((*b, 4)), gates=lambda p, h, x: Update(x))
+
 GATES = {
     "elman": (
         lambda: jr.gates(ELMAN, ELMAN.init(KEY), carry_of(ELMAN), xs(B, I)),
         TypeError,
-        ["gates: elman has no gates; gated cells are lstm", "Cell(…, gates=…)"],
+        [
+            "gates: elman has no gates; gated cells are cifg_lstm, conv_lstm, gru, lstm, mgu, peephole_lstm",
+            "Cell(…, gates=…)",
+        ],
     ),
     "trace, elman": (
         lambda: jr.trace_gates(ELMAN, ELMAN.init(KEY), xs()),
@@ -80,6 +94,24 @@ GATES = {
         TypeError,
         ["trace_gates: chain has no gates"],
     ),
+    "a wrapper of a cell without gates": (
+        lambda: jr.gates(jr.leaky(ELMAN, rate=0.5), ELMAN.init(KEY), carry_of(ELMAN), xs(B, I)),
+        TypeError,
+        ["gates: leaky(elman) has no gates", "wrappers of them"],
+    ),
+    "trace, with a key": (
+        lambda: jr.trace_gates(jr.zoneout(LSTM, rate=0.1), LSTM.init(KEY), xs(), key=KEY),
+        ValueError,
+        ["trace_gates: got a key, but the gates of zoneout are those of evaluation", "leave key out"],
+    ),
+    **{
+        f"a state that gates do not hold, {wrap.__name__}": (
+            lambda wrap=wrap, option=option: jr.gates(wrap(HALF_SHOWN, **option), {}, jnp.ones((B, 4)), xs(B, 4)),
+            TypeError,
+            [f"{wrap.__name__}: changes the new state of user cell, which its gates (z) do not hold", "the new h too"],
+        )
+        for wrap, option in ((jr.leaky, {"rate": 0.5}), (jr.zoneout, {"rate": 0.5}), (jr.clip_state, {"max_value": 1}))
+    },
     "Layer": (
         lambda: jr.gates(jr.scan(LSTM), LSTM.init(KEY), carry_of(LSTM), xs(B, I)),
         TypeError,

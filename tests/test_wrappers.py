@@ -1,6 +1,4 @@
-"""Wrappers, by hand: what a leaky, normalized or clipped cell computes at each step."""
-
-import dataclasses
+"""Wrappers, by hand: what a leaky, normalized or clipped cell, or one with zoneout, computes; the gates they show."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +6,8 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
-from tests.cases import B, H, I, T, draw, randomised
+from tests.cases import WRAPPERS, B, H, I, T, draw, drawn, masks, randomised
 from tests.user_cells import clockwork
-
-
-def drawn(cell):
-    params = randomised(cell.init(jax.random.key(0)), 1)
-    return params, randomised(cell.initial_carry(params, (B,)), 2), draw((B, I), 3)
 
 
 @pytest.mark.parametrize(("rate", "keep"), [(0.1, None), (0.5, 1.0), (1.0, None)])
@@ -48,7 +41,10 @@ def test_leaky_gradient_has_a_way_back():
     """With keep = 1 and no weights at all the gradient of a state 200 steps back is 1."""
     cell = jr.leaky(jr.elman(I, H), rate=0.1, keep=1.0)
     params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0)))
-    last = lambda h: jr.scan(cell).apply(params, jnp.ones((200, I)), h)[0].sum()  # noqa: E731
+
+    def last(h):
+        return jr.scan(cell).apply(params, jnp.ones((200, I)), h)[0].sum()
+
     np.testing.assert_array_equal(jax.grad(last)(jnp.zeros(H)), np.ones(H))
 
 
@@ -63,93 +59,6 @@ def test_normalized_reads_its_state_normalized(inner, x64):
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
-def test_normalized_keeps_gates_and_noise():
-    cell = jr.normalized(jr.lstm(I, H))
-    params, carry, x = drawn(cell)
-    gates = jr.gates(cell, params, carry, x)
-    np.testing.assert_allclose(gates.h, cell.step(params, carry, x)[1], rtol=1e-6)
-
-
-def backward_loop(cell, params, xs, carry, d_ys, clip):
-    """∂L/∂(carry at the start, params) by hand: one vjp a step, the carry's gradient clipped before it goes on."""
-    carries = [carry]
-    for x in xs:
-        carries.append(cell.step(params, carries[-1], x)[0])
-    d_carry, d_params = jax.tree.map(jnp.zeros_like, carry), jax.tree.map(jnp.zeros_like, params)
-    for t in reversed(range(len(xs))):
-        back = jax.vjp(lambda p, c, t=t: cell.step(p, c, xs[t]), params, carries[t])[1]
-        d_p, d_carry = back((d_carry, d_ys[t]))
-        d_params = jax.tree.map(jnp.add, d_params, d_p)
-        d_carry = clip(d_carry)
-    return d_carry, d_params
-
-
-def by_norm(limit):
-    def clip(tree):
-        size = jnp.sqrt(sum((a**2).sum(-1, keepdims=True) for a in jax.tree.leaves(tree)))
-        return jax.tree.map(lambda a: a * jnp.minimum(1, limit / size), tree)
-
-    return clip
-
-
-def by_value(limit):
-    return lambda tree: jax.tree.map(lambda a: jnp.clip(a, -limit, limit), tree)
-
-
-@pytest.mark.parametrize("name", ["elman", "lstm"])
-@pytest.mark.parametrize(
-    ("option", "clip"), [({"max_norm": 0.5}, by_norm(0.5)), ({"max_value": 0.2}, by_value(0.2))], ids=["norm", "value"]
-)
-def test_cotangent_clip(name, option, clip, x64):
-    cell = getattr(jr, name)(I, H)
-    params, carry, _ = drawn(cell)
-    xs, d_ys = draw((T, B, I), 4), draw((T, B, H), 5)
-    layer = jr.scan(jr.cotangent_clip(cell, **option))
-    run = lambda carry, params: (layer.apply(params, xs, carry)[1] * d_ys).sum()  # noqa: E731
-    found = jax.grad(run, (0, 1))(carry, params)
-    for a, b in zip(*map(jax.tree.leaves, (found, backward_loop(cell, params, xs, carry, d_ys, clip))), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9)
-    plain = backward_loop(cell, params, xs, carry, d_ys, lambda tree: tree)
-    assert max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (found, plain)), strict=True)) > 1e-2
-    np.testing.assert_array_equal(layer.apply(params, xs, carry)[1], jr.scan(cell).apply(params, xs, carry)[1])
-
-
-def test_cotangent_clip_with_integer_parts_and_masks(x64):
-    """The clock of a user's cell has no gradient; steps that are not valid pass the gradient on as it is."""
-    inner = clockwork(I, H)
-    params = randomised(inner.init(jax.random.key(0)), 1)
-    xs, mask = draw((T, B, I), 4), jnp.asarray(np.random.default_rng(0).random((T, B)) < 0.6)
-
-    def by_h(cell, weight=1.0):
-        def last(h):
-            carry = {"h": h, "clock": jnp.zeros(B, jnp.int32)}
-            return weight * jr.scan(cell).apply(params, xs, carry, mask=mask)[0]["h"].sum()
-
-        return np.asarray(jax.grad(last)(draw((B, H), 6)))
-
-    np.testing.assert_allclose(by_h(jr.cotangent_clip(inner, max_norm=1e6)), by_h(inner), rtol=1e-12)
-    # So large a loss is clipped at the last valid step already; the steps before it shrink what is left.
-    tight = by_h(jr.cotangent_clip(inner, max_norm=1e-3), weight=1e6)
-    assert (np.linalg.norm(tight, axis=-1) <= 1e-3 + 1e-12).all() and (tight != 0).all()
-
-
-WRAPS = {
-    "leaky": lambda cell: jr.leaky(cell, rate=0.5),
-    "normalized": jr.normalized,
-    "cotangent_clip": lambda cell: jr.cotangent_clip(cell, max_norm=1),
-}
-
-
-@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
-def test_spec_rebuilds(wrap):
-    cell = wrap(jr.lstm(I, H))
-    again = jr.build(cell.spec.to_dict())
-    assert again.spec == cell.spec
-    params, carry, x = drawn(cell)
-    for a, b in zip(*(jax.tree.leaves(c.step(params, carry, x)) for c in (cell, again)), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 @pytest.mark.parametrize("max_value", [0.2, 1e6])
 def test_clip_state_of_an_lstm(max_value, x64):
     """The memory is clipped where it is computed: the output sees the clipped one."""
@@ -161,83 +70,6 @@ def test_clip_state_of_an_lstm(max_value, x64):
     np.testing.assert_array_equal(new.c, c)
     np.testing.assert_allclose(new.h, np.clip(gates.o * np.tanh(c), -max_value, max_value), rtol=1e-12)
     np.testing.assert_array_equal(y, new.h)
-
-
-def masks(shape, rate, key=5):
-    """A mask as one is drawn: 0 or 1 / (1 - rate)."""
-    return np.where(np.random.default_rng(key).random(shape) < rate, 0, 1 / (1 - rate))
-
-
-@pytest.mark.parametrize(
-    ("make", "reads"),
-    [
-        (lambda: jr.elman(I, H), lambda p, h, x, m: np.tanh((m * h) @ p.W_hh + x @ p.W_xh + p.b)),
-        (lambda: jr.elman(I, H, output_size=H), lambda p, h, x, m: np.tanh((m * h) @ p.W_hh + x @ p.W_xh + p.b)),
-    ],
-    ids=["elman", "elman with a readout"],
-)
-def test_recurrent_dropout_by_hand(make, reads, x64):
-    inner = make()
-    params, h, x = drawn(inner)
-    keep_h, keep_x = masks((B, H), 0.5) > 0, masks((B, I), 0.2, 6) > 0
-    cell = jr.recurrent_dropout(inner, rate=0.5, input_rate=0.2)
-    new, y = cell.step(params, h, x, ((keep_h, keep_x), None))
-    np.testing.assert_allclose(new, reads(params, h, keep_x / 0.8 * x, keep_h / 0.5), rtol=1e-12)
-    readout = new if params.W_hy is None else new @ params.W_hy + params.b_y
-    np.testing.assert_allclose(y, readout, rtol=1e-12)  # its product reads the new state, whole
-
-
-def test_recurrent_dropout_leaves_what_no_product_reads(x64):
-    """A GRU's (1 - z) * h takes h whole, its r * h goes into a product, through the mask."""
-    inner = jr.gru(I, H)
-    params, h, x = drawn(inner)
-    m = masks((B, H), 0.5)
-    new, _ = jr.recurrent_dropout(inner, rate=0.5).step(params, h, x, ((m > 0, None), None))
-    _, z, n, _ = jr.gates(inner, params, m * h, x)
-    np.testing.assert_allclose(new, (1 - z) * h + z * n, rtol=1e-12)
-
-
-def joined(input_size, hidden_size):
-    """A user's cell with one product, of [h, x]."""
-    W_shape = (hidden_size + input_size, hidden_size)
-
-    def step(W, h, x):
-        h = 0.5 * h + jnp.tanh(jnp.concatenate([h, x], axis=-1) @ W)
-        return h, h
-
-    initial_carry = lambda W, batch_shape=(): jnp.zeros((*batch_shape, hidden_size), W.dtype)  # noqa: E731
-    return jr.Cell(lambda key: jax.random.normal(key, W_shape), initial_carry, step)
-
-
-def test_recurrent_dropout_of_a_users_cell(x64):
-    inner = joined(I, H)
-    W, h, x = drawn(inner)
-    keep_h, keep_x = masks((B, H), 0.5) > 0, masks((B, I), 0.2, 6) > 0
-    cell = jr.recurrent_dropout(inner, rate=0.5, input_rate=0.2)
-    new, _ = cell.step(W, h, x, ((keep_h, keep_x), None))
-    read = np.concatenate([keep_h / 0.5 * h, keep_x / 0.8 * x], axis=-1)
-    np.testing.assert_allclose(new, 0.5 * h + np.tanh(read @ W), rtol=1e-12)
-
-
-@pytest.mark.parametrize("make", [jr.lstm, joined, jr.mgu], ids=["lstm", "user", "mgu"])
-def test_recurrent_dropout_draws_once_for_a_sequence(make, x64):
-    """A run is that of the steps with the masks of one draw, the same for every step; chunks of it agree."""
-    cell = jr.recurrent_dropout(make(I, H), rate=0.5)
-    params, carry, _ = drawn(cell)
-    xs, key = draw((T, B, I), 4), jax.random.key(3)
-    (keep, _), _ = cell.noise(params, key, jnp.arange(T), xs[0])
-    assert keep.shape == (1, B, H) and 0 < keep.sum() < keep.size
-    noise = ((keep[0], None), None)
-    want, held = [], carry
-    for t in range(T):
-        held, y = cell.step(params, held, xs[t], noise)
-        want.append(y)
-    layer = jr.scan(cell)
-    _, ys = jax.jit(layer.apply)(params, xs, carry, key=key)
-    np.testing.assert_allclose(ys, np.stack(want), rtol=1e-12, atol=1e-14)
-    half, first = layer.apply(params, xs[:4], carry, key=key)
-    _, rest = layer.apply(params, xs[4:], half, key=key, start=4)
-    np.testing.assert_allclose(ys, np.concatenate([first, rest]), rtol=1e-12, atol=1e-14)
 
 
 def test_zoneout_keeps_units_at_random(x64):
@@ -295,6 +127,98 @@ def test_noise_of_wrappers_and_of_what_they_wrap_are_two():
     np.testing.assert_array_equal(h, jnp.where(kept[0], 1.0, own))
 
 
+# ---- every wrapper -------------------------------------------------------------------------------
+
+IN_CELLS = {kind: wrap(cell) for kind, (wrap, cell) in WRAPPERS.items()}
+
+
+@pytest.mark.parametrize("kind", IN_CELLS)
+def test_spec_rebuilds(kind):
+    cell = IN_CELLS[kind]
+    again = jr.build(cell.spec.to_dict())
+    assert again.spec == cell.spec and cell.spec.kind == kind
+    params, carry, x = drawn(cell)
+    for a, b in zip(*(jax.tree.leaves(c.step(params, carry, x)) for c in (cell, again)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+GATED = {
+    "lstm": jr.lstm(I, H),
+    "lstm, projected": jr.lstm(I, H, projection_size=2),
+    "peephole_lstm": jr.peephole_lstm(I, H),
+    "lstm in bfloat16": jr.lstm(I, H, dtype="bfloat16"),
+}
+WRAPPED = {f"{kind} of {name}": wrap(cell) for kind, (wrap, _) in WRAPPERS.items() for name, cell in GATED.items()} | {
+    f"{kind} of gru": wrap(jr.gru(I, H)) for kind, (wrap, _) in WRAPPERS.items() if kind != "zoneout"
+}
+WRAPPED["zoneout of gru"] = jr.zoneout(jr.gru(I, H), rate=0.3)
+WRAPPED["zoneout of leaky"] = jr.zoneout(jr.leaky(jr.lstm(I, H), rate=0.3), rate=0.3)
+WRAPPED["clip_state of normalized"] = jr.clip_state(jr.normalized(jr.lstm(I, H)), max_value=0.2)
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_gates_hold_the_state_that_the_step_carries_on(name, x64):
+    cell = WRAPPED[name]
+    params, carry, x = drawn(cell)
+    new, _ = cell.step(params, carry, x)
+    gates = jr.gates(cell, params, carry, x)
+    for field in getattr(new, "_fields", ("h",)):
+        np.testing.assert_array_equal(getattr(gates, field), getattr(new, field, new))
+
+
+@pytest.mark.parametrize("kind", ["leaky", "zoneout", "recurrent_dropout", "cotangent_clip"])
+def test_gates_that_a_wrapper_leaves_are_those_of_the_cell(kind, x64):
+    inner = jr.peephole_lstm(I, H)
+    wrap, _ = WRAPPERS[kind]
+    params, carry, x = drawn(inner)
+    own, wrapped = jr.gates(inner, params, carry, x), jr.gates(wrap(inner), params, carry, x)
+    for gate in ("i", "f", "g", "o"):
+        np.testing.assert_array_equal(getattr(wrapped, gate), getattr(own, gate))
+
+
+def test_gates_of_a_normalized_cell_read_the_state_that_its_step_reads(x64):
+    inner = jr.lstm(I, H)
+    cell = jr.normalized(inner)
+    params, carry, x = drawn(cell)
+    h = carry.h
+    read = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5) * params.scale + params.shift
+    for a, b in zip(
+        jr.gates(cell, params, carry, x), jr.gates(inner, params.cell, carry._replace(h=read), x), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-10)  # float64, the mean summed in another order
+
+
+def test_gates_of_a_clipped_cell_see_the_clipped_memory(x64):
+    """The output gate of a peephole LSTM reads c_t, which is clipped by then; the others read c_{t-1}."""
+    inner = jr.peephole_lstm(I, H)
+    params, carry, x = drawn(inner)
+    own, (i, f, g, o, c, h) = (
+        jr.gates(cell, params, carry, x) for cell in (inner, jr.clip_state(inner, max_value=0.2))
+    )
+    for a, b in ((i, own.i), (f, own.f), (g, own.g)):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(c, np.clip(f * carry.c + i * g, -0.2, 0.2))
+    at_o = slice(3 * H, 4 * H)
+    a_o = carry.h @ params.W_hh[:, at_o] + x @ params.W_xh[:, at_o] + params.b[at_o] + params.U_o * c
+    np.testing.assert_allclose(o, 1 / (1 + np.exp(-a_o)), rtol=1e-12)  # float64
+    assert abs(o - own.o).max() > 1e-2
+    np.testing.assert_allclose(h, np.clip(o * np.tanh(c), -0.2, 0.2), rtol=1e-12)
+
+
+def test_traced_gates_of_a_wrapper_are_those_of_its_run(x64):
+    cell = jr.leaky(jr.lstm(I, H), rate=0.3)
+    params, carry, _ = drawn(cell)
+    xs = draw((T, B, I), 4)
+    lengths = jnp.array([T, 2, 4])
+    traced = jr.trace_gates(cell, params, xs, carry, lengths=lengths)
+    end, ys = jr.scan(cell).apply(params, xs, carry, lengths=lengths)
+    np.testing.assert_allclose(traced.h, ys, rtol=1e-12)  # two programs, float64
+    np.testing.assert_allclose(traced.c[lengths - 1, np.arange(B)], end.c, rtol=1e-12)
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -333,132 +257,3 @@ def test_wrappers_refuse(call, error, words):
 
 def step_of(cell):
     return cell.step(cell.init(jax.random.key(0)), cell.initial_carry(cell.init(jax.random.key(0))), jnp.ones(I))
-
-
-# ---- cells whose steps are written in other ways ---------------------------------------------------
-
-
-def written(step, carry=lambda h: h, dtype=None):
-    """A user's cell of 2 units that starts from ones, the identity its weight."""
-    start = lambda W, batch_shape=(): carry(jnp.ones((*batch_shape, 2), dtype))  # noqa: E731
-    return jr.Cell(lambda key: jnp.eye(2), start, step)
-
-
-@jax.custom_jvp
-def ruled(h, W):
-    return 0.5 * h + jnp.tanh(h @ W)
-
-
-ruled.defjvp(lambda primals, tangents: (ruled(*primals), tangents[0]))
-
-
-def dropped(cell, rate=0.5, **options):
-    xs = jnp.array([[0.5, -0.5], [0.1, 0.2], [-0.3, 0.4]])
-    return jr.scan(jr.recurrent_dropout(cell, rate=rate, **options)).apply(jnp.eye(2), xs, key=jax.random.key(0))
-
-
-@pytest.mark.parametrize(
-    "inside",
-    [
-        lambda W, h, x: jax.lax.cond(x[0] > 0, lambda h: jnp.tanh(h @ W + x), lambda h: h, h),
-        lambda W, h, x: jax.lax.fori_loop(0, 2, lambda _, h: 0.9 * h + 0.1 * jnp.tanh(h @ W), h),
-        lambda W, h, x: ruled(h, W),
-    ],
-    ids=["cond", "loop", "custom_jvp"],
-)
-def test_recurrent_dropout_refuses_products_that_it_cannot_tell_apart(inside):
-    cell = written(lambda W, h, x: (inside(W, h, x),) * 2)
-    with pytest.raises(ValueError, match=r"recurrent_dropout\(user cell\): the step reads its state or input inside"):
-        dropped(cell)
-
-
-def test_recurrent_dropout_allows_elementwise_rules_of_their_own():
-    """relu has a derivative of its own, and no product: it is computed of both."""
-    inline = written(lambda W, h, x: (jnp.maximum(h, 0) @ W + x,) * 2)
-    by_rule = written(lambda W, h, x: (jax.nn.relu(h) @ W + x,) * 2)
-    np.testing.assert_allclose(dropped(inline)[1], dropped(by_rule)[1], rtol=1e-6)  # two programs, float32
-
-
-def test_recurrent_dropout_around_a_clip_is_refused():
-    inner = jr.cotangent_clip(jr.gru(I, H), max_norm=1.0)
-    layer = jr.scan(jr.recurrent_dropout(inner, rate=0.5))
-    with pytest.raises(ValueError, match=r"inside 'custom_vjp.* wrap jr\.cotangent_clip around this"):
-        layer.apply(layer.init(jax.random.key(0)), jnp.ones((T, I)), key=jax.random.key(0))
-
-
-def test_recurrent_dropout_reads_the_new_state_whole():
-    """Whatever is done to the new state before it is carried, the readout's product reads it as it is."""
-
-    def step(W, h, x):
-        new = 0.5 * h + 0.5 * jnp.tanh(h @ W + x)
-        return jnp.clip(new, -5, 5), new @ jnp.eye(2)
-
-    h, ys = dropped(written(step))
-    np.testing.assert_allclose(ys[-1], h, rtol=1e-6)  # float32
-
-
-@pytest.mark.parametrize("options", [{"rate": 0.9}, {"rate": 0.0, "input_rate": 0.9}], ids=["state", "input"])
-def test_recurrent_dropout_without_products_is_refused(options):
-    cell = written(lambda W, h, x: (jnp.tanh(W[0] * h + x),) * 2)
-    with pytest.raises(ValueError, match=r"no product of the step .* reads the state or the input"):
-        dropped(cell, **options)
-
-
-def test_recurrent_dropout_leaves_a_skip_connection_alone():
-    skip = jr.residual(jr.elman(2, 2))
-    params = jax.tree.map(jnp.zeros_like, skip.init(jax.random.key(0)))
-    layer = jr.scan(jr.recurrent_dropout(skip, rate=0.0, input_rate=0.5))
-    _, ys = layer.apply(params, jnp.ones((4, 3, 2)), key=jax.random.key(1))
-    np.testing.assert_array_equal(ys, np.ones((4, 3, 2)))
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [lambda cell: jr.clip_state(cell, max_value=100), lambda cell: jr.zoneout(cell, rate=0.0)],
-    ids=["clip_state", "zoneout"],
-)
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bfloat16], ids=["int32", "bfloat16"])
-def test_a_leaf_that_is_a_cast_of_the_state_does_not_round_it(wrap, dtype):
-    def step(W, carry, x):
-        v = 0.9 * carry["v"] + x @ W
-        return {"cast": v.astype(dtype), "v": v}, v
-
-    cell = written(step, lambda h: {"cast": h.astype(dtype), "v": h})
-    xs = jnp.array([[0.72, 0.1], [1.31, 0.2]])
-    runs = (jax.tree.leaves(jr.scan(c).apply(jnp.eye(2), xs)) for c in (wrap(cell), cell))
-    for a, b in zip(*runs, strict=True):
-        assert a.dtype == b.dtype
-        # Two programs, in float32; a bfloat16 of a number that differs in its last digit may be the next one.
-        np.testing.assert_allclose(*(v.astype(float) for v in (a, b)), rtol=1e-6 if a.dtype == jnp.float32 else 8e-3)
-
-
-def test_states_cast_out_of_an_inner_program_are_refused_too():
-    """A cond that computes both states: what h owes to the clipped c cannot be told, in bfloat16 as in float32."""
-
-    def step(W, carry, x):
-        both = lambda h, c: (jnp.tanh(c + x), c + x)  # noqa: E731
-        h, c = jax.lax.cond(x[0] > 0, both, lambda h, c: (h, c), *(a.astype(jnp.float32) for a in carry))
-        return jr.LSTMCarry(h.astype(jnp.bfloat16), c.astype(jnp.bfloat16)), h
-
-    cell = jr.clip_state(written(step, lambda h: jr.LSTMCarry(h, h), jnp.bfloat16), max_value=0.5)
-    with pytest.raises(ValueError, match="clip_state"):
-        cell.step(jnp.eye(2), cell.initial_carry(jnp.eye(2)), jnp.ones(2))
-
-
-def test_a_record_of_another_class_is_refused():
-    @jax.tree_util.register_dataclass
-    @dataclasses.dataclass
-    class State:
-        c: jax.Array
-        h: jax.Array
-
-    cell = written(lambda W, s, x: (State(s.h @ W, s.c @ W), s.h), lambda h: State(h, h))
-    with pytest.raises(TypeError, match=r"recurrent_dropout: the carry of user cell must be .* or a NamedTuple"):
-        dropped(cell)
-
-
-@pytest.mark.parametrize("x", [{"a": jnp.ones((T, 2))}, jnp.ones((T, 2), int)], ids=["dict", "integers"])
-def test_inputs_that_cannot_be_dropped_are_refused(x):
-    cell = written(lambda W, h, x: (h @ W,) * 2)._replace(x_ndim=jax.tree.map(lambda a: 1, x))
-    with pytest.raises(TypeError, match=r"input_rate=0\.5 needs x to be one array of floats"):
-        jr.scan(jr.recurrent_dropout(cell, rate=0.1, input_rate=0.5)).apply(jnp.eye(2), x, key=jax.random.key(0))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jaxrnn._base import Cell, PyTree, check_cell, name_of
+from jaxrnn._spec import FACTORIES
+from jaxrnn.cells.fused import gate_order
 from jaxrnn.running.scan import scan
 
 
@@ -12,14 +14,16 @@ def gates(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> Any:
     """The gates of a cell at one step, by the code that its ``step`` runs.
 
     Args:
-        cell: a Cell with gates: lstm, gru, peephole_lstm, or a user's with ``Cell(…, gates=…)``.
+        cell: a gated cell, as ``jr.lstm`` and ``jr.gru`` make it, a wrapper of one, or your own with
+            ``Cell(…, gates=…)``.
         params, carry, x: as for ``cell.step``: x (*B, I).
 
     Returns:
-        A NamedTuple of arrays (*B, H), such as ``LSTMGates(i, f, g, o, c, h)``.
+        A NamedTuple of arrays (*B, H), such as ``LSTMGates(i, f, g, o, c, h)``. Of a cell with noise, those of
+        evaluation.
 
     Raises:
-        TypeError: for a cell without gates.
+        TypeError: for a cell without gates, and for a wrapper that changes a state which the gates do not hold.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -44,10 +48,11 @@ def trace_gates(
         options: ``lengths``, ``mask``, ``resets`` and ``start``, as ``jr.scan`` documents them.
 
     Returns:
-        A NamedTuple of arrays (T, *B, H) in input order; 0 at steps that are not valid.
+        A NamedTuple of arrays (T, *B, H) in input order; 0 at steps that are not valid. Of a cell with noise, those of
+        evaluation.
 
     Raises:
-        TypeError: for a cell without gates; otherwise as ``jr.scan``.
+        TypeError: as ``gates``. ValueError: a ``key`` for a cell with noise. Otherwise as ``jr.scan``.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -57,6 +62,11 @@ def trace_gates(
         (7, 2, 5)
     """
     _with_gates("trace_gates", cell)
+    if cell.noise is not None and options.get("key") is not None:
+        raise ValueError(
+            f"trace_gates: got a key, but the gates of {name_of(cell)} are those of evaluation, without its noise; "
+            f"leave key out."
+        )
 
     def step(params, carry, x, *noise):
         return cell.step(params, carry, x, *noise)[0], cell.gates(params, carry, x)  # type: ignore[misc]
@@ -67,8 +77,16 @@ def trace_gates(
 def _with_gates(who: str, cell: Cell) -> Cell:
     check_cell(who, cell)
     if cell.gates is None:
+        gated = ", ".join(sorted(kind for kind in FACTORIES if gate_order(kind)))
         raise TypeError(
-            f"{who}: {name_of(cell)} has no gates; gated cells are lstm, peephole_lstm, cifg_lstm, conv_lstm, gru and "
-            f"mgu, and a cell of your own with Cell(…, gates=…)."
+            f"{who}: {_named(cell)} has no gates; gated cells are {gated}, wrappers of them, and a cell of your own "
+            f"with Cell(…, gates=…)."
         )
     return cell
+
+
+def _named(cell: Cell) -> str:
+    """``leaky(elman)``: whether a wrapper has gates depends on what it wraps."""
+    if cell.spec is None or len(cell.spec.children) != 1:
+        return name_of(cell)
+    return f"{name_of(cell)}({cell.spec.children[0].kind})"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, is_float, name_of
 from jaxrnn._spec import specified
 from jaxrnn.instruments.stepping import step_with_leaves_changed
+from jaxrnn.wrappers._gates import carry_in_gates, with_carry_in_gates
 from jaxrnn.wrappers._shared import check_wrapped
 
 
@@ -23,7 +24,7 @@ def clip_state(cell: Cell, *, max_value: float) -> Cell:
         max_value: the largest absolute value. The gradient of a clipped number is 0.
 
     Returns:
-        A Cell with the params and carry of the one given.
+        A Cell with the params and carry of the one given; its gates are computed from the clipped numbers, as its step.
 
     Raises:
         ValueError, TypeError: a bound that is not positive, something that is no Cell.
@@ -53,4 +54,12 @@ def clip_state(cell: Cell, *, max_value: float) -> Cell:
         own_step = functools.partial(cell.step, params)
         return step_with_leaves_changed(f"clip_state({name_of(cell)})", own_step, clip, carry, x, *noise)
 
-    return cell._replace(step=step, gates=None)
+    def gates(params, carry, x):
+        def own_gates(carry, x):
+            own = cell.gates(params, carry, x)  # type: ignore[misc]
+            return carry_in_gates("clip_state", cell, own, carry), own
+
+        new, own = step_with_leaves_changed(f"clip_state({name_of(cell)})", own_gates, clip, carry, x)
+        return with_carry_in_gates(own, new)
+
+    return cell._replace(step=step, gates=gates if cell.gates else None)

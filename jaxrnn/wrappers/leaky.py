@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, name_of
 from jaxrnn._spec import specified
 from jaxrnn.instruments.stepping import step_with_carry_changed
+from jaxrnn.wrappers._gates import gates_with_carry_changed
 from jaxrnn.wrappers._shared import check_wrapped
 
 
@@ -28,7 +29,7 @@ def leaky(cell: Cell, *, rate: float, keep: float | None = None) -> Cell:
         keep: from 0 to 1; None means 1 - rate.
 
     Returns:
-        A Cell with the params and carry of the one given.
+        A Cell with the params and carry of the one given; of its gates, those that are the new state are leaky.
 
     Raises:
         ValueError, TypeError: rates out of range, something that is no Cell.
@@ -62,10 +63,11 @@ def leaky(cell: Cell, *, rate: float, keep: float | None = None) -> Cell:
     def blend(old, new):
         return (keep * old + rate * new).astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new
 
-    def step(params, carry, x, *noise):
-        change = lambda new: jax.tree.map(blend, carry, new)  # noqa: E731
-        return step_with_carry_changed(
-            f"leaky({name_of(cell)})", functools.partial(cell.step, params), change, carry, x, *noise
-        )
+    def change(carry, new):
+        return jax.tree.map(blend, carry, new)
 
-    return cell._replace(step=step, gates=None)
+    def step(params, carry, x, *noise):
+        who, own_step = f"leaky({name_of(cell)})", functools.partial(cell.step, params)
+        return step_with_carry_changed(who, own_step, functools.partial(change, carry), carry, x, *noise)
+
+    return cell._replace(step=step, gates=gates_with_carry_changed("leaky", cell, change))

@@ -11,6 +11,7 @@ from jaxrnn._base import Cell, draw_each_step, flatten, is_float, name_of
 from jaxrnn._spec import specified
 from jaxrnn.devices.placement import placed_like
 from jaxrnn.instruments.stepping import step_with_carry_changed
+from jaxrnn.wrappers._gates import gates_with_carry_changed
 from jaxrnn.wrappers._shared import carry_shapes, check_rate, check_wrapped, draw_inner, own_and_inner
 
 
@@ -28,7 +29,7 @@ def zoneout(cell: Cell, *, rate: float, c_rate: float | None = None) -> Cell:
 
     Returns:
         A Cell with the params and carry of the one given. ``key=None`` means evaluation: the mean, bitwise
-        deterministic. Steps that are not valid hold the whole state.
+        deterministic. Steps that are not valid hold the whole state. Its gates are those of evaluation.
 
     Raises:
         ValueError, TypeError: rates out of range, a ``c_rate`` without a ``c``, something that is no Cell.
@@ -68,22 +69,20 @@ def zoneout(cell: Cell, *, rate: float, c_rate: float | None = None) -> Cell:
 
         return draw_each_step(draw, jax.random.fold_in(key, 0), times), draw_inner(cell, params, key, times, x)
 
-    def step(params, carry, x, noise=None):
-        kept, inner = own_and_inner(noise)
+    def blend(old, new, rate, keeps):
+        if not is_float(old):
+            return new
+        mixed = rate * old + (1 - rate) * new if keeps is None else jnp.where(placed_like(keeps, old), old, new)
+        return mixed.astype(old.dtype)
+
+    def change(carry, new, kept=None):
         leaves, treedef = flatten(carry)
         kept = [None] * len(leaves) if kept is None else kept
+        return treedef.unflatten(map(blend, leaves, jax.tree.leaves(new), jax.tree.leaves(rates(carry)), kept))
 
-        def blend(old, new, rate, keeps):
-            if not is_float(old):
-                return new
-            mixed = rate * old + (1 - rate) * new if keeps is None else jnp.where(placed_like(keeps, old), old, new)
-            return mixed.astype(old.dtype)
+    def step(params, carry, x, noise=None):
+        kept, inner = own_and_inner(noise)
+        who, own_step = f"zoneout({name_of(cell)})", functools.partial(cell.step, params)
+        return step_with_carry_changed(who, own_step, functools.partial(change, carry, kept=kept), carry, x, *inner)
 
-        def change(new):
-            chances = jax.tree.leaves(rates(carry))
-            return treedef.unflatten(map(blend, leaves, jax.tree.leaves(new), chances, kept))
-
-        own_step = functools.partial(cell.step, params)
-        return step_with_carry_changed(f"zoneout({name_of(cell)})", own_step, change, carry, x, *inner)
-
-    return cell._replace(step=step, noise=noise, gates=None)
+    return cell._replace(step=step, noise=noise, gates=gates_with_carry_changed("zoneout", cell, change))
