@@ -126,17 +126,6 @@ def test_every_cell_and_wrapper_is_in_the_documents():
     )
 
 
-def test_the_command_names_the_gates_of_every_cell():
-    """``python -m jaxrnn inspect`` says in which order the gates of a file stand."""
-    from jaxrnn.interop import command
-
-    for name, cell in CELLS.items():
-        if cell.spec is not None and jr.cells.gate_order(cell.spec.kind):
-            gates = " ".join(jr.cells.gate_order(cell.spec.kind))
-            said = command.conventions(command.Part("", cell.spec, (), {}))
-            assert f"gates {gates}" in said, f"jaxrnn/interop/command.py: {name}: add its gates to GATES"
-
-
 # ---- the registry --------------------------------------------------------------------------------
 
 
