@@ -1,11 +1,14 @@
 """What ``init`` gives: the distributions that the docstrings name, gate by gate, and learned carries."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxrnn as jr
+from tests import cases
 
 # Large enough for statistics: all of 64 uniform draws lie below 0.75 of their bound once in 5000 seeds.
 I, H = 40, 64
@@ -222,10 +225,18 @@ EVERY_FACTORY = {
 }
 
 
+# The built-in cells of tests/cases.py, a new one among them.
+IN_CASES = {
+    f"{name} of the cases": functools.partial(getattr(jr, cell.spec.kind), **dict(cell.spec.options))
+    for name, cell in cases.CELLS.items()
+    if cell.spec is not None and not cell.spec.children
+}
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-@pytest.mark.parametrize("name", EVERY_FACTORY)
+@pytest.mark.parametrize("name", EVERY_FACTORY | IN_CASES)
 def test_param_dtype_is_honoured(name, dtype, x64):
-    params = EVERY_FACTORY[name](param_dtype=dtype).init(KEY)
+    params = (EVERY_FACTORY | IN_CASES)[name](param_dtype=dtype).init(KEY)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
 
