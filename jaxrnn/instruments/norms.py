@@ -23,7 +23,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxrnn._base import PyTree, flatten
-from jaxrnn.programs.program import Op, Program, flat_program, is_call
+from jaxrnn.programs.primitives import CAST, VIEW, has
+from jaxrnn.programs.program import Op, Program
+from jaxrnn.programs.tracing import flat_program, is_call
 
 USES = 4  # products with disjoint parts of a parameter that are told apart; a GRU's W_hh has two
 
@@ -90,9 +92,9 @@ def _products_with(program: Program, number: int) -> list[tuple[int, int]] | Non
         if not hits:
             continue
         part = parts[op.inputs[hits[0]]]
-        if len(hits) == 1 and op.name in ("convert_element_type", "copy"):
+        if len(hits) == 1 and has(op.name, CAST):
             parts[op.outputs[0]] = part
-        elif len(hits) == 1 and op.name in ("slice", "split", "reshape", "squeeze", "transpose"):
+        elif len(hits) == 1 and has(op.name, VIEW):
             with jax.ensure_compile_time_eval():
                 parts.update((n, np.asarray(a)) for n, a in zip(op.outputs, op.run(part), strict=True))
         elif len(hits) == 1 and _is_product_of_rows(program, op, hits[0]):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn._checks import check_pair
-from jaxrnn.planning.hoist import PRODUCTS
-from jaxrnn.programs.program import Program, evaluate, flat_program, inner_programs, is_call, needed_for
+from jaxrnn.programs.primitives import CAST, PRODUCT, has
+from jaxrnn.programs.program import Program, evaluate, needed_for
+from jaxrnn.programs.tracing import flat_program, inner_programs, is_call
 
 
 def step_with_leaves_changed(
@@ -87,7 +88,7 @@ def step_with_products_reading(who: str, step: Callable[..., Any], read: PyTree,
     for op in program.ops:
         of = set().union(*(origins[n] for n in op.inputs if n in seen))
         by_products = [seen.get(number, values[number]) for number in op.inputs]
-        if op.name in PRODUCTS and of:
+        if has(op.name, PRODUCT) and of:
             made = op.run(*by_products)
             unread -= of
             after.update(op.outputs)
@@ -117,7 +118,7 @@ def _elementwise_before(program: Program, numbers: set[int]) -> set[int]:
     """The values from which the given ones are computed without a product in between."""
     found = set(numbers)
     for op in reversed(program.ops):
-        if op.name not in PRODUCTS and found & set(op.outputs):
+        if not has(op.name, PRODUCT) and found & set(op.outputs):
             found.update(op.inputs)
     return found
 
@@ -125,7 +126,7 @@ def _elementwise_before(program: Program, numbers: set[int]) -> set[int]:
 def _multiplies(jaxpr: Any) -> bool:
     """Whether a product stands anywhere in it."""
     return any(
-        eqn.primitive.name in PRODUCTS or any(map(_multiplies, inner_programs(eqn.params))) for eqn in jaxpr.eqns
+        has(eqn.primitive.name, PRODUCT) or any(map(_multiplies, inner_programs(eqn.params))) for eqn in jaxpr.eqns
     )
 
 
@@ -154,7 +155,7 @@ def _sources(program: Program, numbers: Sequence[int]) -> list[int]:
     cast_of = {
         op.outputs[0]: op.inputs[0]
         for op in program.ops
-        if op.name in ("convert_element_type", "copy")
+        if has(op.name, CAST)
         and all(jnp.issubdtype(program.kinds[n].dtype, jnp.floating) for n in (*op.inputs, *op.outputs))
     }
     found = []

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.programs.program import SUMS, Op, Program, Rewriting
+from jaxrnn.programs.primitives import SUM, has
+from jaxrnn.programs.program import Op, Program, Rewriting
 
 
 def fuse_products(program: Program) -> tuple[Program, list[str]]:
@@ -98,7 +99,7 @@ def _sum_before_split(program: Program) -> Program | None:
     uses.update(program.outputs)
     fixed = program.fixed()
     makers = {n: op for op in program.ops for n in op.outputs}
-    adds = {ref: op for op in program.ops if op.name in SUMS and len(op.inputs) == 2 for ref in op.inputs}
+    adds = {ref: op for op in program.ops if has(op.name, SUM) and len(op.inputs) == 2 for ref in op.inputs}
 
     for split in program.ops:
         if split.name != "split" or not all(uses[p] == 1 and p in adds for p in split.outputs):

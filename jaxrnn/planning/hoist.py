@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 
 from jaxrnn._base import is_narrow
-from jaxrnn.instruments.norms import by_rows
-from jaxrnn.programs.program import SUMS, Op, Program, Rewriting, reached_from
-
-PRODUCTS = ("dot_general", "conv_general_dilated")  # what pays for leaving the loop
-NORM = "norm_of_product"  # what _probing.py adds to products, to measure them
-ELEMENTWISE = (*SUMS, "sub", "mul", "div")  # where JAX stretches axes of size 1
-# What may leave the loop: linear operations that batch and transpose as they are. Conditionals, inner loops and
-# checkpoints stay where the user put them.
-LEAVING = (
-    *(*PRODUCTS, NORM, *ELEMENTWISE, "neg", "convert_element_type", "reshape", "broadcast_in_dim", "squeeze"),
-    *("transpose", "concatenate", "slice", "split", "unstack", "pad", "rev", "reduce_sum", "expand_dims", "copy"),
-    "spread",
-)
+from jaxrnn.instruments.norms import by_rows, norm_of_product_p
+from jaxrnn.programs.primitives import CHEAP, MOVABLE, PRODUCT, STRETCHES, SUM, has
+from jaxrnn.programs.program import Op, Program, Rewriting, reached_from
 
 
 def spread_constants(tangent: Program, d_consts: Sequence[int]) -> Program:
@@ -36,11 +26,11 @@ def spread_constants(tangent: Program, d_consts: Sequence[int]) -> Program:
     spread = Rewriting(tangent)
     for op in tangent.ops:
         inputs = list(op.inputs)
-        if op.name in ELEMENTWISE and op.outputs[0] not in from_consts:
+        if has(op.name, STRETCHES) and op.outputs[0] not in from_consts:
             kind = kinds[op.outputs[0]]
             for place, ref in enumerate(op.inputs):
                 if ref in from_consts and kinds[ref].shape != kind.shape and kinds[ref].ndim == kind.ndim:
-                    (inputs[place],) = spread.add("spread", _spreader(kind), (ref,), [kind])
+                    (inputs[place],) = spread.add("broadcast_in_dim", _spreader(kind), (ref,), [kind])
         spread.ops.append(op._replace(inputs=tuple(inputs)))
     return spread.done()
 
@@ -83,13 +73,13 @@ def split_first(program: Program, n_carry: int) -> Program:
         maker = makers.get(ref)
         if ref not in varying:
             return False
-        if maker is None or maker.name not in (*SUMS, "split"):
+        if maker is None or not (has(maker.name, SUM) or maker.name == "split"):
             return maker is not None and maker.name == "dot_general" and ref not in carried
         return any(map(holds_product, maker.inputs))
 
     meeting: set[int] = set()  # values that are added to products that may leave
     for op in program.ops:
-        if op.name in SUMS and len(op.inputs) == 2:
+        if has(op.name, SUM) and len(op.inputs) == 2:
             meeting.update(a for a, b in (op.inputs, op.inputs[::-1]) if holds_product(b))
 
     now: dict[int, int] = {}  # the numbers of the pieces that were made anew
@@ -100,7 +90,7 @@ def split_first(program: Program, n_carry: int) -> Program:
         axis, sizes = split.params["axis"], split.params["sizes"]
         kinds = [kind.update(shape=(*kind.shape[:axis], size, *kind.shape[axis + 1 :])) for size in sizes]
         shapes = {program.kinds[term].shape for term in maker.inputs} if maker else set()
-        if maker and maker.name in SUMS and len(maker.inputs) == 2 and uses[ref] == 1 and shapes == {kind.shape}:
+        if maker and has(maker.name, SUM) and len(maker.inputs) == 2 and uses[ref] == 1 and shapes == {kind.shape}:
             a, b = (pieces(term, split) for term in maker.inputs)
             return [done.add("add", _add, pair, [k])[0] for *pair, k in zip(a, b, kinds, strict=True)]
         if maker is not None and maker.name == "dot_general" and ref not in carried and axis == kind.ndim - 1:
@@ -133,14 +123,13 @@ def leave_the_loop(
     program: Program,
     n_carry: int,
     pays: Callable[[int, int], bool],
-    free: Container[str] = (),
     narrow: Collection[int] = (),
 ) -> tuple[Program, set[int], list[str], list[str]]:
     """The program with its sums regrouped, and the values in it that are computed for all steps at once.
 
     A value leaves the loop where it does not depend on the carry (the first ``n_carry`` inputs) and holds a product
     that pays, by ``pays(weights, outputs)``, both in elements. The other terms of the sum that it enters leave with it,
-    so that one array per sum enters the loop; operations named in ``free`` may leave with them. Last come, for the
+    so that one array per sum enters the loop. Last come, for the
     record, the products that leave and those that could but stay.
     """
     carried = reached_from(program.ops, program.inputs[:n_carry])
@@ -154,17 +143,17 @@ def leave_the_loop(
         if not needs or not able.issuperset(needs):
             continue
         # The sum over time of a narrow constant's gradient is kept wide in the loop alone, but for a product's own sum.
-        stalls = op.name not in PRODUCTS and not set(op.inputs).isdisjoint(narrow)
-        if (op.name in LEAVING or op.name in free) and not stalls and not _outgrows(program, op, needs):
+        stalls = not has(op.name, PRODUCT) and not set(op.inputs).isdisjoint(narrow)
+        if has(op.name, CHEAP | MOVABLE) and not stalls and not _outgrows(program, op, needs):
             able.update(op.outputs)
-            if op.name in PRODUCTS:
+            if has(op.name, PRODUCT):
                 weights = sum(program.size(ref) for ref in op.inputs if ref not in varying)
                 if pays(weights, program.size(op.outputs[0])):
                     left.append(_name(program, op))
                     heavy.update(op.outputs)
                 else:
                     stayed.append(_name(program, op))
-            elif op.name == NORM:
+            elif op.name == norm_of_product_p.name:
                 (R, K), O = program.kinds[op.inputs[0]].shape, op.params["units"]
                 if pays(K * O, R * O) or by_rows(R, K, O):
                     heavy.update(op.outputs)
@@ -180,12 +169,12 @@ def leave_the_loop(
     def is_inner_sum(ref: int) -> bool:
         """A sum that serves only the sum above it."""
         maker = makers.get(ref)
-        return maker is not None and maker.name in SUMS and ref in carried and uses[ref] == 1
+        return maker is not None and has(maker.name, SUM) and ref in carried and uses[ref] == 1
 
     regrouped = Rewriting(program)
     for op in program.ops:
         kind = program.kinds[op.outputs[0]] if op.outputs else None
-        if op.name in SUMS and op.outputs[0] in carried and not is_narrow(kind):
+        if has(op.name, SUM) and op.outputs[0] in carried and not is_narrow(kind):
             terms, todo = [], list(op.inputs)
             while todo:
                 ref = todo.pop()
@@ -213,7 +202,7 @@ def _outgrows(program: Program, op: Op, needs: Sequence[int]) -> bool:
 
     A product with a weight may: its output is of the size of the sums that the loop keeps anyway. So may its norm's.
     """
-    if op.name == NORM or (op.name in PRODUCTS and len(needs) == 1):
+    if op.name == norm_of_product_p.name or (has(op.name, PRODUCT) and len(needs) == 1):
         return False
     return program.size(op.outputs[0]) > sum(map(program.size, needs))
 

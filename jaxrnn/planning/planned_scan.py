@@ -36,9 +36,10 @@ from jaxrnn.planning.explanation import ScanExplanation
 from jaxrnn.planning.fuse import fuse_products
 from jaxrnn.planning.hoist import leave_the_loop, narrow_values, split_first, spread_constants
 from jaxrnn.planning.plan import Plan
-from jaxrnn.planning.save import CHEAP, smallest_to_save
+from jaxrnn.planning.save import smallest_to_save
 from jaxrnn.planning.transpose import ready_to_transpose, weights_on_the_left
-from jaxrnn.programs.program import Program, evaluate, needed_for, reached_from, trace
+from jaxrnn.programs.program import Program, evaluate, needed_for, reached_from
+from jaxrnn.programs.tracing import trace
 
 
 def scan_deferred(
@@ -241,7 +242,7 @@ def _trace_with_tangents(loop: _Loop, moving: _Moving, consts: list, carry: list
 
 
 def _scan_forward(program: Program, carry: Sequence[Any], xs: Sequence[Any], loop: _Loop) -> list[Any]:
-    program, leaving, hoisted, _ = leave_the_loop(program, len(carry), loop.plan.hoists, free=CHEAP)
+    program, leaving, hoisted, _ = leave_the_loop(program, len(carry), loop.plan.hoists)
     loop.said.hoisted = hoisted
     program, loop.said.turned = weights_on_the_left(program, program.kinds.keys() - leaving, loop.plan.turns)
     return _scan_program(program, carry, xs, loop, leaving=leaving)
@@ -260,7 +261,7 @@ def _scan_tangent(
     tangent = ready_to_transpose(tangent, carried, weights)
     in_narrow = narrow_values(tangent, d_consts)
     tangent, leaving, loop.said.contracted, loop.said.added_in_loop = leave_the_loop(
-        tangent, len(d_carry), loop.plan.contracts, free=CHEAP, narrow=in_narrow
+        tangent, len(d_carry), loop.plan.contracts, narrow=in_narrow
     )
     tangent = contracted_once(tangent, leaving)
     remat = loop.plan.recompute

@@ -16,22 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+from jaxrnn.programs.primitives import CHEAP, has
 from jaxrnn.programs.program import Program, needed_for, reached_from
-
-CHEAP = frozenset(
-    (
-        *("add", "add_any", "sub", "mul", "div", "rem", "neg", "sign", "abs", "max", "min", "pow", "integer_pow"),
-        *("square", "one_minus_square", "polynomial", "sqrt", "rsqrt", "cbrt", "exp", "exp2", "expm1", "log", "log1p"),
-        *("log2", "tanh", "logistic", "sin", "cos", "tan", "sinh", "cosh", "asin", "acos", "atan", "atan2", "asinh"),
-        *("acosh", "atanh", "erf", "erfc", "erf_inv", "floor", "ceil", "round", "clamp", "is_finite"),
-        *("not", "and", "or", "xor", "eq", "ne", "lt", "le", "gt", "ge", "select_n"),
-        *("convert_element_type", "stop_gradient", "copy", "iota", "constant", "real", "imag", "conj"),
-        *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "rev"),
-        *("slice", "split", "unstack", "concatenate", "pad"),
-        *("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_prod", "cumsum"),
-        *("argmax", "argmin"),
-    )
-)
 
 
 def smallest_to_save(
@@ -61,7 +47,7 @@ def smallest_to_save(
         for n in op.outputs:
             if n not in place:
                 continue
-            if op.name in CHEAP:
+            if has(op.name, CHEAP):
                 capacity |= {(leave(ref), entry(n)): endless for ref in op.inputs if ref in place}
             else:
                 capacity[source, entry(n)] = endless

@@ -7,7 +7,8 @@ from collections.abc import Callable, Container
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.programs.program import SUMS, Op, Program, Rewriting
+from jaxrnn.programs.primitives import SUM, has
+from jaxrnn.programs.program import Op, Program, Rewriting
 
 
 def weights_on_the_left(
@@ -19,7 +20,7 @@ def weights_on_the_left(
     sums = []
     for op in program.ops:
         kinds = [program.kinds[n] for n in (*op.inputs, *op.outputs)]
-        if op.name in SUMS and all(n in turned for n in op.inputs):
+        if has(op.name, SUM) and all(n in turned for n in op.inputs):
             out = kinds[-1].update(shape=kinds[-1].shape[::-1])
             (total,) = laid.add("add", lambda a, b: [jnp.add(a, b)], [turned[n] for n in op.inputs], [out])
             laid.ops.append(Op("transpose", lambda a: [a.T], (total,), op.outputs))

@@ -1,28 +1,20 @@
-"""A traced step as a flat list of operations, and what each of them depends on.
-
-``jax.make_jaxpr`` gives the step as equations; nested ``jit`` calls are flattened into their callers, everything else
-(``cond``, inner scans, custom derivatives …) stays one operation. The plans in this folder split such a program in
-parts and evaluate each where it costs least.
-"""
+"""A program: a flat list of operations on numbered values. It is printed, evaluated, cut and rewritten here."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
-from jax.extend.core import Literal
-
-SUMS = ("add", "add_any")  # the primitives that are sums of two
+import numpy as np
 
 
 class Op(NamedTuple):
     """``outputs = run(*inputs)``, values by their numbers."""
 
-    name: str
+    name: str  # of the primitive
     run: Callable[..., Sequence[Any]]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -30,6 +22,22 @@ class Op(NamedTuple):
 
 
 class Program(NamedTuple):
+    """A pure function: operations in the order in which they run, each value made once.
+
+    Printed, a value is a letter, which passes that rewrite the program leave as it is:
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn.programs.tracing import trace
+        >>> program, _ = trace(lambda W, h, x: jnp.tanh(h @ W + x), *map(jnp.ones, [(5, 5), (2, 5), (2, 5)]))
+        >>> print(program)
+        in:  a:f32[5,5] b:f32[2,5] c:f32[2,5]
+        d:f32[2,5] = dot_general[1,0] b a
+        e:f32[2,5] = add d c
+        f:f32[2,5] = tanh e
+        out: f
+    """
+
     ops: list[Op]
     consts: dict[int, Any]  # what the traced function closed over, by number
     inputs: list[int]
@@ -43,6 +51,42 @@ class Program(NamedTuple):
     def fixed(self) -> set[int]:
         """The values that depend on no input: the constants and what is made of them alone."""
         return self.kinds.keys() - reached_from(self.ops, self.inputs)
+
+    def declared(self, numbers: Iterable[int]) -> str:
+        """The values with their types, as ``a:f32[2,5] b:f32[5]``."""
+        return " ".join(f"{letters(n)}:{self.kinds[n].str_short(short_dtypes=True)}" for n in numbers)
+
+    def line(self, op: Op) -> str:
+        """The operation, printed."""
+        details = _DETAILS.get(op.name, lambda params: "")(op.params) if op.params else ""
+        return " ".join([self.declared(op.outputs), "=", op.name + details, *map(letters, op.inputs)])
+
+    def __str__(self) -> str:
+        lines = [f"in:  {self.declared(self.inputs)}", *map(self.line, self.ops)]
+        if self.consts:
+            lines.insert(0, f"consts: {self.declared(self.consts)}")
+        return "\n".join([*lines, "out: " + " ".join(map(letters, self.outputs))])
+
+
+def letters(number: int) -> str:
+    """The name of a value where a program is printed: a … z, aa, ab …"""
+    name = ""
+    while number:
+        number, digit = divmod(number - 1, 26)
+        name = chr(ord("a") + digit) + name
+    return name
+
+
+def _contracted(params: Mapping[str, Any]) -> str:
+    return "[" + ",".join(" ".join(map(str, axes)) for axes in params["dimension_numbers"][0]) + "]"
+
+
+# What is printed of a primitive's parameters, beside what the types of its outputs tell.
+_DETAILS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "constant": lambda params: "" if np.ndim(params["value"]) else f"[{params['value']}]",
+    "dot_general": _contracted,  # the axes contracted, of either operand
+    "split": lambda params: f"[axis={params['axis']}]",
+}
 
 
 class Rewriting:
@@ -69,117 +113,8 @@ class Rewriting:
         return list(outputs)
 
     def done(self) -> Program:
+        """The program with the operations that were added, in place of its own."""
         return self.program._replace(ops=self.ops, kinds=self.kinds)
-
-
-# What only the plain scan may run: the user's own backward rules, which autodiff must meet where they stand, and
-# callbacks, whose number and order are the user's.
-INDIVISIBLE = ("custom_vjp_call", "pure_callback", "io_callback", "debug_callback")
-
-
-def indivisible(closed: Any) -> str | None:
-    """What keeps a traced step in one piece, its ``cond``, scans and other inner programs looked through."""
-    if closed.effects:
-        return "an effect: " + ", ".join(sorted(map(str, closed.effects)))
-    todo = [closed.jaxpr]
-    while todo:
-        for eqn in todo.pop().eqns:
-            if eqn.primitive.name.startswith(INDIVISIBLE):
-                return eqn.primitive.name
-            todo += inner_programs(eqn.params)
-    return None
-
-
-def inner_programs(params: Mapping[str, Any]) -> list[Any]:
-    """The jaxprs that a primitive holds: the branches of a ``cond``, the body of a scan …"""
-    values = jax.tree.leaves(list(params.values()), is_leaf=lambda v: hasattr(v, "eqns"))
-    return [getattr(v, "jaxpr", v) for v in values if hasattr(v, "jaxpr") or hasattr(v, "eqns")]
-
-
-def trace(function: Callable[..., Any], *args: Any) -> tuple[Program | None, Any]:
-    """The program of ``function(*args)`` (flat lists in and out) and its output's shapes as a tree.
-
-    Where it must not be taken apart, None and the reason.
-    """
-    program, shapes, closed = flat_program(function, *args)
-    reason = indivisible(closed)
-    return (None, reason) if reason else (program, shapes)
-
-
-def flat_program(
-    function: Callable[..., Any], *args: Any, flattens: Callable[[Any], bool] | None = None
-) -> tuple[Program, Any, Any]:
-    """The program of ``function(*args)``, its output's shapes as a tree, and the jaxpr that it was made of.
-
-    ``flattens(equation)`` says which calls are flattened; None means nested ``jit`` alone.
-    """
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    numbers = itertools.count(1)
-    ops: list[Op] = []
-    inputs = [next(numbers) for _ in closed.jaxpr.invars]
-    constants = [next(numbers) for _ in closed.consts]
-    kinds = {
-        n: v.aval for n, v in zip([*inputs, *constants], [*closed.jaxpr.invars, *closed.jaxpr.constvars], strict=True)
-    }
-    outputs = _flatten(closed.jaxpr, constants, inputs, numbers, ops, kinds, flattens or is_plain_call)
-    return Program(ops, dict(zip(constants, closed.consts, strict=True)), inputs, outputs, kinds), shapes, closed
-
-
-def _flatten(
-    jaxpr: Any,
-    consts: Iterable[int],
-    args: Iterable[int],
-    numbers: Iterator[int],
-    ops: list[Op],
-    kinds: dict[int, Any],
-    flattens: Callable[[Any], bool],
-) -> list[int]:
-    number_of: dict[Any, int] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-
-    def constant(value: Any, kind: Any) -> int:
-        number = next(numbers)
-        kinds[number] = kind
-        ops.append(Op("constant", lambda: [value], (), (number,)))
-        return number
-
-    def read(atom: Any) -> int:
-        return constant(atom.val, atom.aval) if isinstance(atom, Literal) else number_of[atom]
-
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        if flattens(eqn):
-            inner = eqn.params["jaxpr"]
-            inner_consts = [constant(value, jax.typeof(value)) for value in getattr(inner, "consts", ())]
-            outputs = _flatten(getattr(inner, "jaxpr", inner), inner_consts, inputs, numbers, ops, kinds, flattens)
-            number_of.update(zip(eqn.outvars, outputs, strict=True))
-        else:
-            made = [next(numbers) for _ in eqn.outvars]
-            number_of.update(zip(eqn.outvars, made, strict=True))
-            kinds.update((number, var.aval) for number, var in zip(made, eqn.outvars, strict=True))
-            ops.append(Op(eqn.primitive.name, _runner(eqn), tuple(inputs), tuple(made), eqn.params))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def is_call(eqn: Any) -> bool:
-    """What computes no more than the program that it holds: a plain nested ``jit``, a ``jax.checkpoint``."""
-    return is_plain_call(eqn) or eqn.primitive.name in ("checkpoint", "remat", "remat2")
-
-
-def is_plain_call(eqn: Any) -> bool:
-    """A nested ``jit`` that asks for nothing but to be compiled."""
-    if eqn.primitive.name not in ("jit", "pjit"):
-        return False
-    shardings = (*eqn.params["in_shardings"], *eqn.params["out_shardings"])
-    return all(type(sharding).__name__ == "UnspecifiedValue" for sharding in shardings)
-
-
-def _runner(eqn: Any) -> Callable[..., Sequence[Any]]:
-    def run(*values):
-        with eqn.ctx.manager:
-            made = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
-        return made if eqn.primitive.multiple_results else [made]
-
-    return run
 
 
 def evaluate(ops: Iterable[Op], known: Mapping[int, Any], wanted: Sequence[int]) -> list[Any]:

@@ -12,7 +12,7 @@ from jaxrnn._checks import check_sizes, check_start
 from jaxrnn._spec import Spec, specified
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.instruments.marks import OverTime, refuse_marks
-from jaxrnn.programs.program import inner_programs
+from jaxrnn.programs.tracing import inner_programs
 from jaxrnn.running.scan import as_layer, check_inputs
 
 
