@@ -1,12 +1,15 @@
 """The pages of docs/ run from top to bottom, and do what they say."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.markdown import parts_of
 from jaxrnn.training import checkpoints
-from tests.documents import pages, run, sections
+from tests.documents import ROOT, pages, run, sections
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -26,6 +29,23 @@ def test_every_page_with_blocks_is_run():
         *("docs/reinforcement_learning.md", "docs/training.md"),
     }
     assert set(pages()) == tested, "run the page in a test, with values that matter, and name it here"
+
+
+def test_links_lead_somewhere():
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for file in files:
+        prose = re.sub(r"^```.*?^```$", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        prose = re.sub(r"`[^`\n]*`", "", prose)
+        for link in re.findall(r"\]\(([^)#\s]+)", prose):
+            if "://" not in link:
+                assert (file.parent / link).exists(), f"{file.relative_to(ROOT)} links to {link}, which is not there"
+
+
+@pytest.mark.parametrize("page", [*(ROOT / "docs" / "results").glob("[!i]*.md"), ROOT / "docs" / "parity.md"], ids=str)
+def test_what_was_measured_stands_between_markers(page):
+    assert parts_of(page, [page.stem]) == [page.stem]
+    outside = re.sub(r"^<!-- ([\w-]+):begin.*?^<!-- \1:end -->$", "", page.read_text("utf-8"), flags=re.M | re.S)
+    assert not re.search(r"^\| .*\d ± \d", outside, re.M), "a measured table outside of markers"
 
 
 def test_conventions():

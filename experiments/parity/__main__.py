@@ -6,8 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
+
+from experiments import markdown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,7 +19,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", metavar="LIBRARY", action="append", help="torch, keras, linen, nnx …; may be repeated"
     )
+    parser.add_argument(
+        "--write",
+        metavar="PAGE",
+        type=Path,
+        help="write the tables into this page too, between <!-- parity:begin --> and <!-- parity:end -->",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.write is not None:
+        try:
+            markdown.parts_of(arguments.write, ["parity"])
+        except (markdown.MarkerError, OSError) as error:
+            parser.error(f"--write: {error}")
     os.environ.setdefault("KERAS_BACKEND", "jax")
 
     from experiments.parity.compare import compare
@@ -34,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     rows.append(compare(make, dtype))
                 print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    print(summary(rows), table(rows), sep="\n\n")
+    tables = f"{summary(rows)}\n\n{table(rows)}"
+    print(tables)
+    if arguments.write is not None:
+        markdown.write_between_markers(arguments.write, "parity", tables)
     above = [row for row in rows if worst(row) > LIMITS[row.dtype]]
     for row in above:
         print(f"above {LIMITS[row.dtype]:g}: {row.source.library} {row.source.cell} {row.source.options} {row.dtype}")

@@ -1,4 +1,4 @@
-"""The command behind README's table: one model of each library, and that a wrong conversion shows."""
+"""The command behind the tables of docs/parity.md: one model of each library, and that a wrong conversion shows."""
 
 import os
 
@@ -74,11 +74,17 @@ def test_gradients_alone_that_are_wrong_show():
     assert row.outputs <= LIMITS["float64"] < 1e-3 < row.gradients
 
 
-def test_the_command(capsys):
+def test_the_command(capsys, tmp_path):
     pytest.importorskip("equinox")
-    assert main(["--only", "equinox"]) == 0
+    page = tmp_path / "parity.md"
+    page.write_text("# Parity\n\n<!-- parity:begin -->\nold\n<!-- parity:end -->\n")
+    assert main(["--only", "equinox", "--write", str(page)]) == 0
     said = capsys.readouterr().out
     assert said.count("| Equinox | ") == 3 and "nan" not in said
+    assert page.read_text() == f"# Parity\n\n<!-- parity:begin -->\n{said}<!-- parity:end -->\n"
+    with pytest.raises(SystemExit):
+        main(["--write", str(tmp_path / "none.md")])
+    assert "none.md" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--only", "caffe"])
     assert "unknown library caffe; known are torch, keras" in capsys.readouterr().err
