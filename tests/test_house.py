@@ -3,6 +3,7 @@
 import ast
 import itertools
 import pathlib
+import re
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "jaxrnn").rglob("*.py"))
@@ -50,6 +51,24 @@ def test_private_modules_are_private_to_their_folder():
             if private and name not in GROUND_FLOOR and home != folder:
                 wrong.append(f"{module} imports {name}, which is private to {home}")
     assert not wrong, "use what public modules offer, or move what both need to one:\n" + "\n".join(wrong)
+
+
+def test_rooms_import_what_the_table_allows():
+    """CONTRIBUTING.md says which room of the library may import which; what only type checkers see does not count."""
+    table = re.findall(r"^\| (`.+`) \| .* \| (.*)\|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
+    may = {room: re.findall(r"`(\w+)`", cell) for rooms, cell in table for room in re.findall(r"`(\w+)`", rooms)}
+    root = {room for rooms, cell in table if "the root" in cell for room in re.findall(r"`(\w+)`", rooms)}
+    wrong = []
+    for module, path in MODULES.items():
+        if not module.startswith("jaxrnn.") or (room := module.split(".")[1]).startswith("_"):
+            continue
+        assert room in may, f"CONTRIBUTING.md: add {room} to the table of rooms"
+        for name in imports_of(path):
+            other = name.split(".")[1] if "." in name else ""
+            allowed = room in root if not other else other.startswith("_") or other in (room, *may[room])
+            if name.startswith("jaxrnn") and not allowed:
+                wrong.append(f"{module} imports {name}; by the table in CONTRIBUTING.md {room} may import {may[room]}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_circles():
