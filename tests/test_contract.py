@@ -1,4 +1,4 @@
-"""One definition, every way: what DESIGN promises of every cell, by comparison with the plain loops of cases.py."""
+"""One definition, every way: each cell, by comparison with the plain loops of cases.py."""
 
 import functools
 import itertools

@@ -79,7 +79,7 @@ def test_the_cases_cover_what_they_promise():
         for whole in (False, True)
         for dtype in ("float32", "float64")
     }
-    # The GRU that jaxlib 0.10.2 gets wrong under lax.scan (DESIGN.md, section 4).
+    # The GRU that jaxlib 0.10.2 gets wrong under lax.scan.
     assert doctor.Case("gru", T=9, B=4, I=3, H=5, plan="plain", dtype="float64") in doctor.CASES
     assert {case.plan for case in doctor.CASES} == {"auto", "plain"}
 

@@ -327,7 +327,7 @@ def test_a_carry_of_python_numbers():
 @pytest.mark.parametrize("carried", [True, False], ids=["carried", "without a carry"])
 @pytest.mark.parametrize("combine", [jnp.add, jnp.multiply])
 def test_narrow_biases_and_gains_add_up_beside_products(carried, combine):
-    """In bfloat16 a sum over 4096 steps stalls unless it is kept in float32: within 1 % (DESIGN), also under "auto"."""
+    """In bfloat16 a sum over 4096 steps stalls unless it is kept in float32: within 1 %, also under "auto"."""
     xs = jnp.full((4096, 1, 8), 0.7, jnp.bfloat16)
     params = {"W": 0.5 * draw((8, 4)).astype(jnp.bfloat16), "b": jnp.ones(4, jnp.bfloat16)}
 

@@ -26,6 +26,7 @@ TRAIN_EXTRA = {
     "pydantic": "pydantic",
     "rich": "rich",
     "sklearn": "scikit-learn",
+    "tomli_w": "tomli-w",
 }
 
 

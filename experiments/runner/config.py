@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
+import tomli_w
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -194,19 +195,7 @@ def flat(table: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 def dump(config: Table) -> str:
     """The whole config as TOML, which ``load`` reads again."""
-    content = config.model_dump()
-    tables = {key: value for key, value in content.items() if isinstance(value, dict)}
-    lines = [f"{key} = {_written(value)}" for key, value in content.items() if key not in tables]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {_written(value)}" for key, value in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _written(value: Any) -> str:
-    """A value in TOML: numbers, strings and lists look as in JSON, a table within a table stands on one line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_written(entry)}" for key, entry in value.items()) + "}"
-    return json.dumps(value)
+    return tomli_w.dumps(config.model_dump())
 
 
 def _read(path: Path) -> dict[str, Any]:

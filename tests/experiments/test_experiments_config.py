@@ -160,6 +160,35 @@ def test_dumped_config_loads_to_the_same(tmp_path):
     )
     path.write_text(config.dump(written))
     assert config.load(path, [], lambda name: digits.Config) == written
+    path.write_text(WRITTEN_BY_0_1_0)
+    assert config.load(path, [], lambda name: digits.Config) == written
+
+
+# Of a run that was begun before tomli-w wrote these files.
+WRITTEN_BY_0_1_0 = """experiment = "digits"
+
+[train]
+log_every = 50
+steps = 2000
+learning_rate = 1e-05
+seeds = [7, 3]
+nonfinite = "skip"
+tensorboard = true
+
+[mesh]
+members = 0
+batch = 4
+
+[model]
+cells = ["elman", "gru", "lstm", "peephole_lstm", "bidirectional_lstm"]
+hidden_size = 64
+learning_rates = {gru = 0.002, elman = 1e-06}
+
+[data]
+test_fraction = 0.2
+seed = 4294967295
+held_out = "test"
+"""
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
