@@ -113,9 +113,9 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
         ratios = ratio(own(2, cell, "forward"), peers(2, cell, "forward"))
         lines.append(judged(f"{cell} forward / best JAX peer, both on two devices", ratios, 0.85))
     lines.append(judged('plan "auto" / "plain", any shape, any cell', auto_over_plain(rows), 1.05, every=True))
-    for devices, said in ((1, "one device"), (2, "two devices")):
+    for devices, where in ((1, "one device"), (2, "two devices")):
         textbook = ratio(figures(rows, TEXTBOOK, devices), own(devices))
-        lines.append(judged(f"textbook LSTM / our lstm, {step}, {said}", textbook, 1.25))
+        lines.append(judged(f"textbook LSTM / our lstm, {step}, {where}", textbook, 1.25))
     loop = figures(rows, TORCH, 1, suite="ensemble", quantity="gradient")
     together = {
         key: value

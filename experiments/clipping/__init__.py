@@ -26,7 +26,7 @@ from jaxrnn import plotting
 Variant = Literal["none", "global_norm", "value", "adaptive", "cotangent"]
 ERROR = report.Column("held-out MSE", "held_out_error")
 COLUMNS = (ERROR, report.Column("diverged", "not_finite", "of"), report.Column("learned", "learned", "of"))
-HIGHEST = (1e2, 1e6)  # the top of the figure: a loss and a gradient norm beyond are as good as lost
+HIGHEST = (1e2, 1e6)  # the top of the figure: a loss or gradient norm beyond it has exploded
 
 
 class Model(Table):
@@ -189,9 +189,11 @@ def curves(results: Sequence[report.Result], zero: float) -> Figure:
             for seed, colour, of_seed in zip(result.seeds, plotting.COLOURS, values, strict=False):
                 shown = np.where(np.isfinite(of_seed), of_seed, np.nan)
                 axes.plot(steps, shown, color=colour, linewidth=1, label=f"seed {seed}")
-                lost = [step for step, finite in zip(steps, np.isfinite(of_seed), strict=True) if not finite]
-                if lost:  # at the top, where the last numbers went
-                    axes.plot(lost[0], 0.97, "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
+                after = [step for step, finite in zip(steps, np.isfinite(of_seed), strict=True) if not finite]
+                if after:  # at the top, where the last numbers went
+                    axes.plot(
+                        nonfinite[0], 0.97, "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False
+                    )
             axes.set_yscale("log")
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)

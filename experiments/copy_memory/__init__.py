@@ -71,10 +71,10 @@ def task(config: Config, name: Name) -> training.Task:
         return data.draw(jax.random.fold_in(key, number), delay, config.train.batch_size)
 
     def evaluate(params, shared):
-        said = logits(model, params, shared.tokens)
+        predicted = logits(model, params, shared.tokens)
         return {
-            "held_out_loss": training.cross_entropy(said, shared.targets),
-            "recalled": training.accuracy(said[-data.COPIED :], shared.targets[-data.COPIED :]),
+            "held_out_loss": training.cross_entropy(predicted, shared.targets),
+            "recalled": training.accuracy(predicted[-data.COPIED :], shared.targets[-data.COPIED :]),
         }
 
     def loss(params, batch, key, shared):

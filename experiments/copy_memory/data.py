@@ -13,7 +13,7 @@ BLANK = 0
 DELIMITER = 9  # says that the answer is due; never a target
 COPIED = 10  # symbols in a sequence
 TOKENS = 10  # that are read
-CLASSES = 9  # that are said: the blank and the symbols
+CLASSES = 9  # that can be answered: the blank and the symbols
 
 
 class Copies(NamedTuple):

@@ -48,7 +48,7 @@ class Study(NamedTuple):
 
 
 def run(study: Study, config: Any, directory: Path) -> None:
-    """Train every model, then conclude; what the directory holds of an earlier, stopped run is gone on from."""
+    """Train every model, then conclude; a run that was stopped in this directory is resumed."""
     columns = study.columns(config)
     fits = {}
     with terminal.Display(config.train.steps, columns[0]) as display:

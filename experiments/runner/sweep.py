@@ -147,7 +147,7 @@ def groups(study: Study, configs: Sequence[tuple[Setting, Any]]) -> list[Group]:
 
 
 def run(study: Study, configs: Sequence[tuple[Setting, Any]], directory: Path) -> list[Outcome]:
-    """Train every group, then rank; what the directory holds of an earlier, stopped sweep is gone on from.
+    """Train every group, then rank; a sweep that was stopped in this directory is resumed.
 
     All members take all steps: none stops early, and one that leaves the finite numbers does not stop the others.
     """

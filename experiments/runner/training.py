@@ -110,7 +110,7 @@ def fit(
         among: the members; None means the seeds of ``settings``.
         directory: of the run: metrics.jsonl, and checkpoints from which a later call goes on. None writes nothing.
         on_block: called after each block with what was measured.
-        made_by: the whole config; a run that was begun with another is not gone on with.
+        made_by: the whole config; a run that was started with another is not resumed.
     """
     among = members(settings, name) if among is None else among
     hyper = hyperparameters(among)

@@ -92,7 +92,7 @@ def fit(
         stop_when: whether to stop before ``steps``, given the history so far: ``training.patience`` makes such a
             function.
         on_block: called with the result of each block, and before them with the last result that was restored.
-        config: JSON that is kept beside the state; a training that was begun with another is not gone on with.
+        config: JSON that is kept beside the state; a training that was started with another is not resumed.
 
     Returns:
         A Fitted. Of a training that had ended already, what is stored.

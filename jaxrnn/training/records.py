@@ -31,7 +31,7 @@ class Records:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     records, gru = Records(pathlib.Path(folder) / "metrics.jsonl"), [{"model": "gru"}]
         ...     written = records.append([{"step": 10, "loss": 0.5}], gru)
-        ...     lost = records.append([{"step": 20, "loss": float("nan")}], gru)
+        ...     written_later = records.append([{"step": 20, "loss": float("nan")}], gru)
         ...     records.rewind(gru, 10) == written, list(records.rows())
         (True, [{'model': 'gru', 'step': 10, 'loss': 0.5}])
     """
@@ -116,7 +116,7 @@ class _Events:
                 (self.directory / curve).mkdir(parents=True, exist_ok=True)
                 started = f".{time.time_ns()}"  # the name has seconds only: one run must not write over another
                 self.writers[curve] = self.writer(str(self.directory / curve / "events"), started)
-                # START: what a run before, which went further than its checkpoint, said of this step and later is void.
+                # START: voids what an earlier run, which went beyond its checkpoint, wrote of this step and later.
                 self.writers[curve].write_event(self.event(step=row["step"], session_log={"status": 1}))
             scalars = {
                 name: float(value)

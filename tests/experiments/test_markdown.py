@@ -1,11 +1,14 @@
 """Markdown tables, and what commands write into pages."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from experiments import markdown
 
+ROOT = Path(__file__).parents[2]
+PAGES = [path for path in sorted((ROOT / "docs/results").glob("*.md")) if path.stem != "index"]
 PAGE = """# Title
 
 <!-- error:begin, by `a command` -->
@@ -66,3 +69,9 @@ def test_missing_markers_are_named(tmp_path, text, came):
     with pytest.raises(markdown.MarkerError, match=expected):
         markdown.write_parts(page, {"error": "new"})
     assert page.read_text() == text
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_markers_of_the_results_are_pairs(path):
+    begun = re.findall(r"^<!-- ([\w-]+):begin", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert markdown.parts_of(path, begun) == begun
