@@ -221,8 +221,6 @@ def gradient_of(model: Model) -> Callable[..., PyTree]:
 
 
 def library_ensemble(problem: Problem, members: int, devices: int, placed: Placed) -> Program:
-    if not hasattr(jr, "ensemble"):
-        raise NotOffered(f"jaxrnn {jr.__version__} has no jr.devices.ensemble")
     model = ours.model()(problem)
     xs, cotangent, _ = data(problem)
     stacked = jax.tree.map(lambda a: place(a, 0, devices, placed), members_of(model, problem, members))

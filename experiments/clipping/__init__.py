@@ -191,9 +191,7 @@ def curves(results: Sequence[report.Result], zero: float) -> Figure:
                 axes.plot(steps, shown, color=colour, linewidth=1, label=f"seed {seed}")
                 after = [step for step, finite in zip(steps, np.isfinite(of_seed), strict=True) if not finite]
                 if after:  # at the top, where the last numbers went
-                    axes.plot(
-                        nonfinite[0], 0.97, "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False
-                    )
+                    axes.plot(after[0], 0.97, "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
             axes.set_yscale("log")
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
