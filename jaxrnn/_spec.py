@@ -131,6 +131,12 @@ def _plain(name: str, value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def defaults_of(kind: str) -> dict[str, Any]:
+    """The arguments of a kind's factory that have a default, with it."""
+    parameters = inspect.signature(factory_of(kind)).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+
+
 def build(spec: Spec | dict[str, Any]) -> Any:
     """Rebuild the cell, layer or model that a spec describes.
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import inspect
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -15,16 +12,8 @@ import numpy as np
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree, check_model
 from jaxrnn._checks import check_params
-from jaxrnn._spec import Spec
+from jaxrnn._spec import Spec, defaults_of, factory_of
 from jaxrnn.cells.activations import ACTIVATIONS
-
-
-def needs(library: str, extra: str, module: str | None = None) -> ModuleType:
-    """The library, imported; where it is not installed, an ImportError that names the extra."""
-    try:
-        return importlib.import_module(module or library)
-    except ImportError as error:
-        raise ImportError(f"jaxrnn.interop needs {library}: pip install 'jaxrnn[{extra}]'") from error
 
 
 class Run(NamedTuple):
@@ -122,7 +111,7 @@ def model_of(levels: Sequence[Level]) -> tuple[Layer, PyTree]:
 def spec_of(kind: str, input_size: int, hidden_size: int, **options: Any) -> Spec:
     """The spec of a built-in cell; options that are None or the factory's default are left to it."""
     given = {name: value for name, value in options.items() if value is not None}
-    return getattr(jr, kind)(input_size, hidden_size, **given).spec
+    return factory_of(kind)(input_size, hidden_size, **given).spec
 
 
 def param_dtype(W: Any) -> str | None:
@@ -169,9 +158,9 @@ def named(function: Any) -> Any:
 
 def requires(who: str, run: Run, theirs: str, **wanted: Any) -> None:
     """Refuse a cell with an option that differs from what their cell has built in."""
-    parameters = inspect.signature(getattr(jr, run.cell.kind)).parameters
+    defaults = defaults_of(run.cell.kind)
     for name, want in wanted.items():
-        got = named(run.option(name, parameters[name].default))
+        got = named(run.option(name, defaults[name]))
         if got != want:
             refuse(who, f"{run.cell.kind} with {name}={got!r}", f"{theirs} has {want!r}")
 

@@ -12,7 +12,6 @@ from jaxrnn._base import Cell, PyTree
 from jaxrnn.interop.conversion import (
     check_options,
     levels_of,
-    needs,
     negated,
     no_learned_carry,
     own_dtype,
@@ -21,7 +20,12 @@ from jaxrnn.interop.conversion import (
     requires,
     spec_of,
 )
+from jaxrnn.interop.registry import Library
 from jaxrnn.saving.parameters import as_jax
+
+__all__ = ["from_equinox", "to_equinox"]
+
+LIBRARY = Library("Equinox", "equinox", extra="interop")
 
 
 def from_equinox(module: Any) -> tuple[Cell, PyTree]:
@@ -50,7 +54,7 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
 
     Differs: Equinox's cells take one sequence's vectors and return the new state alone.
     """
-    eqx = needs("equinox", "interop")
+    eqx = LIBRARY.load()
     if type(module) not in (eqx.nn.LSTMCell, eqx.nn.GRUCell):
         refuse("from_equinox", f"a {type(module).__name__}", "known are eqx.nn.LSTMCell and eqx.nn.GRUCell")
     I, H = module.input_size, module.hidden_size
@@ -102,7 +106,7 @@ def to_equinox(cell: Cell, params: PyTree) -> Any:
 
     Differs: see :func:`from_equinox`.
     """
-    eqx = needs("equinox", "interop")
+    eqx = LIBRARY.load()
     who = "to_equinox"
     if not isinstance(cell, Cell):
         refuse(who, f"a {type(cell).__name__}", "Equinox has cells alone; convert the cells that it is made of")

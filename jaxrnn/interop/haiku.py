@@ -21,7 +21,12 @@ from jaxrnn.interop.conversion import (
     requires,
     spec_of,
 )
+from jaxrnn.interop.registry import Library
 from jaxrnn.saving.parameters import as_jax
+
+__all__ = ["from_haiku", "to_haiku"]
+
+LIBRARY = Library("Haiku", "haiku", package="dm-haiku", extra="interop")
 
 # The name that Haiku gives a core's module, and what stands below it.
 CORES = {

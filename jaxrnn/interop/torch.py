@@ -26,6 +26,7 @@ import numpy as np
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._checks import check_choice
+from jaxrnn._spec import Spec
 from jaxrnn.interop.conversion import (
     Level,
     Run,
@@ -33,7 +34,6 @@ from jaxrnn.interop.conversion import (
     levels_of,
     model_of,
     named,
-    needs,
     negated,
     no_learned_carry,
     own_dtype,
@@ -41,7 +41,14 @@ from jaxrnn.interop.conversion import (
     refuse,
     spec_of,
 )
+from jaxrnn.interop.registry import Format, Library, Loaded, Option
+from jaxrnn.saving.files import read_header, read_tensors
 from jaxrnn.saving.parameters import as_jax
+from jaxrnn.saving.records import kept_in
+
+__all__ = ["from_torch", "to_torch"]
+
+LIBRARY = Library("PyTorch", "torch", extra="torch")
 
 KEY = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l(\d+)(_reverse)?)?")
 KINDS = {1: "elman", 3: "gru", 4: "lstm"}  # by the number of gates
@@ -88,7 +95,7 @@ def from_torch(
     if isinstance(source, Mapping):
         weights = {name[len(prefix) :]: w for name, w in source.items() if name.startswith(prefix)}
     else:
-        torch = needs("torch", "torch")
+        torch = LIBRARY.load()
         nn = torch.nn
         if type(source) not in (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell):
             raise TypeError(
@@ -151,7 +158,7 @@ def to_torch(model: Cell | Layer, params: PyTree) -> dict[str, Any]:
         >>> module.load_state_dict(to_torch(layer, layer.init(jax.random.key(0))))
         <All keys matched successfully>
     """
-    torch = needs("torch", "torch")
+    torch = LIBRARY.load()
     levels = levels_of("to_torch", model, params)
     is_cell = isinstance(model, Cell)
     _check_one_module(levels, is_cell)
@@ -303,7 +310,7 @@ def _numpy(a: Any) -> np.ndarray:
     if hasattr(a, "detach"):
         a = a.detach().cpu()
         if str(a.dtype) == "torch.bfloat16":  # which Tensor.numpy() does not know
-            return a.view(needs("torch", "torch").int16).numpy().view(jnp.bfloat16)
+            return a.view(LIBRARY.load().int16).numpy().view(jnp.bfloat16)
         a = a.numpy()
     return np.asarray(a)
 
@@ -314,3 +321,55 @@ def _tensor(torch: ModuleType, a: Any) -> Any:
     if a.dtype == jnp.bfloat16:
         return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(a)
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def _read(path: str, *, prefix: str | None, nonlinearity: str | None) -> Loaded:
+    """The recurrent module of a state dict in a safetensors file."""
+    who = "convert"
+    header = read_header(who, path)
+    found = [re.fullmatch(r"(|.*\.)weight_ih(_l0)?", name) for name in header.tensors]
+    modules = sorted({match[1] for match in found if match})
+    if not modules:
+        kept_in(who, path, header)  # says what the file is
+    if prefix is None and len(modules) > 1:
+        raise ValueError(
+            f"{who}: {path!r} holds {len(modules)} recurrent modules; choose one with --prefix: {', '.join(modules)}."
+        )
+    prefix = modules[0] if prefix is None else prefix
+    if prefix not in modules:
+        raise ValueError(f"{who}: {path!r} has no {prefix}weight_ih_l0; --prefix may be {', '.join(modules)}.")
+    state = read_tensors(who, path)
+    own = {name: a for name, a in state.items() if name.startswith(prefix)}
+    model, params = from_torch(own, prefix=prefix, nonlinearity=nonlinearity)
+    if nonlinearity is None and "elman" in _kinds(model.spec):
+        raise ValueError(
+            f"{who}: {path!r} is the state dict of an nn.RNN, which does not say its nonlinearity; give "
+            f"--nonlinearity tanh or relu, as the module had it."
+        )
+    rest = [name for name in state if name not in own]
+    left_out = f"left out, as no part of {prefix or 'the recurrent module'}: {', '.join(rest)}"
+    return Loaded(model, params, [left_out] if rest else [])
+
+
+def _kinds(spec: Spec | None) -> set[str]:
+    return set() if spec is None else {spec.kind}.union(*map(_kinds, spec.children))
+
+
+FORMATS = {
+    ".safetensors": Format(
+        "torch state dicts",
+        _read,
+        options={
+            "prefix": Option("read the recurrent module whose keys start so, as encoder.rnn."),
+            "nonlinearity": Option("of an nn.RNN, which does not say it", choices=("tanh", "relu")),
+        },
+    )
+}
+REFUSED = dict.fromkeys(
+    (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"),
+    "it is a pickle, which can run code when it is opened; in Python, read what you trust with torch.load(…, "
+    "weights_only=True), then use jaxrnn.interop.torch.from_torch and jr.save",
+)

@@ -5,14 +5,13 @@ One text, as the safetensors library writes several in any order, and the same m
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from jaxrnn._base import Cell, Layer, PyTree, check_model, name_of
-from jaxrnn._spec import Spec, build, factory_of
+from jaxrnn._spec import Spec, build, defaults_of
 from jaxrnn._version import __version__
 from jaxrnn.saving.files import Header, few
 from jaxrnn.saving.parameters import expected_params, outline
@@ -121,11 +120,11 @@ NO_VALUE = {"tbptt", "cotangent_clip"}
 
 def _equations(spec: Spec) -> Any:
     """What two specs share that compute the same values, without noise, from the same parameters."""
-    defaults = inspect.signature(factory_of(spec.kind)).parameters
+    defaults = defaults_of(spec.kind)
     options = {
         name: value
         for name, value in spec.options
-        if name not in NO_EQUATION and not name.endswith("_init") and value != defaults[name].default
+        if name not in NO_EQUATION and not name.endswith("_init") and value != defaults.get(name, ...)
     }
     if spec.kind in NO_VALUE or (spec.kind == "scan" and not options):
         return _equations(spec.children[0])

@@ -14,18 +14,16 @@ import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn.combine import MERGES
 from jaxrnn.interop.conversion import refuse
-from jaxrnn.interop.flax._options import (
+from jaxrnn.interop.flax._cells import (
     FlaxCell,
     check_weights,
-    feature_axes,
     from_flax,
     merge_name,
     names_of,
-    nested,
     one_level,
-    params_like,
     to_flax,
 )
+from jaxrnn.interop.flax._names import feature_axes, nested, params_like
 from jaxrnn.saving.parameters import as_jax
 
 KINDS = {

@@ -15,20 +15,18 @@ from jaxrnn._base import Cell, Layer, PyTree, name_of
 from jaxrnn._spec import Spec
 from jaxrnn.combine import MERGES
 from jaxrnn.interop.conversion import refuse
-from jaxrnn.interop.flax._options import (
+from jaxrnn.interop.flax._cells import (
     GATES,
     FlaxCell,
     Weights,
     check_weights,
-    feature_axes,
     from_flax,
     merge_name,
     names_of,
-    nested,
     one_level,
-    params_like,
     to_flax,
 )
+from jaxrnn.interop.flax._names import feature_axes, nested, params_like
 from jaxrnn.saving.parameters import as_jax
 
 KINDS = {nnx.SimpleCell: "simple", nnx.LSTMCell: "lstm", nnx.OptimizedLSTMCell: "lstm", nnx.GRUCell: "gru"}

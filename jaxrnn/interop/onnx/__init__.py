@@ -21,7 +21,9 @@ length 0 is its initial state; onnxruntime gives zeros.
 """
 
 from jaxrnn.interop.onnx._exporting import export
+from jaxrnn.interop.onnx._files import FORMATS as FORMATS
 from jaxrnn.interop.onnx._loading import load
+from jaxrnn.interop.onnx._reading import LIBRARY as LIBRARY
 from jaxrnn.interop.onnx._running import run
 
 __all__ = ["export", "load", "run"]

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from jaxrnn._base import Cell, Layer, PyTree
-from jaxrnn.interop.conversion import Level, Run, check_options, levels_of, needs, negated, refuse, reordered
+from jaxrnn.interop.conversion import Level, Run, check_options, levels_of, negated, refuse, reordered
 from jaxrnn.interop.onnx._loading import ACTIVATIONS, FLOAT32_ALONE, MERGES, SYMMETRIC
 from jaxrnn.interop.onnx._operators import KINDS
-from jaxrnn.interop.onnx._reading import OLDEST
+from jaxrnn.interop.onnx._reading import LIBRARY, OLDEST
 
 WHO = "onnx.export"
 OPTIONS = (
@@ -66,8 +66,8 @@ def export(
     Differs on sequences of length 0: onnxruntime gives zeros as their final states, the layer the initial ones. It runs
     the operators in float32 alone.
     """
-    onnx = needs("onnx", "interop")
-    defs, helper = needs("onnx", "interop", "onnx.defs"), needs("onnx", "interop", "onnx.helper")
+    onnx = LIBRARY.load()
+    defs, helper = LIBRARY.load("onnx.defs"), LIBRARY.load("onnx.helper")
     newest = defs.onnx_opset_version()
     if isinstance(opset, bool) or not isinstance(opset, int) or not OLDEST <= opset <= newest:
         raise ValueError(f"{WHO}: opset must be a whole number from {OLDEST} to {newest}, got {opset!r}.")
@@ -91,7 +91,7 @@ def export(
     graph.nodes[-1].output[0] = "Y"
     graph.output("Y", ("T", "B", size), first=True)
     model = graph.model(helper)
-    needs("onnx", "interop", "onnx.checker").check_model(model, full_check=True)
+    LIBRARY.load("onnx.checker").check_model(model, full_check=True)
     if path is not None:
         onnx.save_model(model, os.fspath(path))
     return model
@@ -141,8 +141,8 @@ class _Graph:
 
     def __init__(self, dtype: Any, opset: int, lengths: bool, carry: bool) -> None:
         self.dtype, self.opset, self.lengths, self.carry = dtype, opset, lengths, carry
-        self.helper = needs("onnx", "interop", "onnx.helper")
-        self.numpy_helper = needs("onnx", "interop", "onnx.numpy_helper")
+        self.helper = LIBRARY.load("onnx.helper")
+        self.numpy_helper = LIBRARY.load("onnx.numpy_helper")
         self.nodes: list[Any] = []
         self.stored: list[Any] = []
         self.inputs: list[Any] = []

@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from jaxrnn.interop.conversion import needs
+from jaxrnn.interop.registry import Library
 
+LIBRARY = Library("ONNX", "onnx", extra="interop")
 OLDEST = 7  # the operator set in which RNN, LSTM and GRU took the form that they still have
 VERSIONS = (OLDEST, 14, 22)  # in which they changed: 14 added layout, 22 a dtype
 
@@ -25,8 +26,8 @@ def read(who: str, model: Any) -> Any:
         TypeError: something else. ValueError: what is not a model, a model that breaks ONNX's rules, an operator set
             before 7.
     """
-    onnx = needs("onnx", "interop")
-    checker = needs("onnx", "interop", "onnx.checker")
+    onnx = LIBRARY.load()
+    checker = LIBRARY.load("onnx.checker")
     if isinstance(model, bytes):
         proto = _parsed(who, onnx, onnx.load_model_from_string, model, f"{len(model)} bytes")
     elif isinstance(model, str | os.PathLike):
@@ -42,7 +43,7 @@ def read(who: str, model: Any) -> Any:
     if opset_of(proto) < OLDEST:
         fail(who, f"the model's operator set is {opset_of(proto)}; convert it to {OLDEST} or a later one")
     for kind in ("RNN", "LSTM", "GRU"):
-        version = needs("onnx", "interop", "onnx.defs").get_schema(kind, opset_of(proto), "").since_version
+        version = LIBRARY.load("onnx.defs").get_schema(kind, opset_of(proto), "").since_version
         if version not in VERSIONS:
             fail(who, f"version {version} of {kind} is newer than this library; convert the model to operator set 22")
     return proto
@@ -70,8 +71,8 @@ def name_of(who: str, node: Any) -> str:
 
 def attributes_of(node: Any) -> dict[str, Any]:
     """The attributes by name; texts as str, tensors as NumPy arrays."""
-    helper = needs("onnx", "interop", "onnx.helper")
-    numpy_helper = needs("onnx", "interop", "onnx.numpy_helper")
+    helper = LIBRARY.load("onnx.helper")
+    numpy_helper = LIBRARY.load("onnx.numpy_helper")
 
     def plain(value):
         if isinstance(value, bytes):
@@ -85,7 +86,7 @@ def attributes_of(node: Any) -> dict[str, Any]:
 
 def initializers_of(who: str, proto: Any) -> dict[str, np.ndarray]:
     """The arrays that the model stores, by name."""
-    numpy_helper = needs("onnx", "interop", "onnx.numpy_helper")
+    numpy_helper = LIBRARY.load("onnx.numpy_helper")
     if proto.graph.sparse_initializer:
         fail(who, "the model stores sparse arrays; write them as dense ones")
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}

@@ -13,9 +13,8 @@ import numpy as np
 import jaxrnn as jr
 from jaxrnn._checks import nearest
 from jaxrnn.cells.lstm_family import LSTMCarry
-from jaxrnn.interop.conversion import needs
 from jaxrnn.interop.onnx._operators import GATES, Operator, cell_of, operator_of, weights_of
-from jaxrnn.interop.onnx._reading import attributes_of, fail, initializers_of, name_of, read
+from jaxrnn.interop.onnx._reading import LIBRARY, attributes_of, fail, initializers_of, name_of, read
 from jaxrnn.saving.parameters import as_jax
 
 
@@ -77,7 +76,7 @@ def _arriving(a: Any) -> Any:
 
 def _inputs(who: str, proto: Any, stored: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What was passed, checked against what the graph declares."""
-    helper = needs("onnx", "interop", "onnx.helper")
+    helper = LIBRARY.load("onnx.helper")
     declared = {entry.name: entry.type.tensor_type for entry in proto.graph.input}
     for name in inputs:
         if name not in declared:
@@ -197,7 +196,7 @@ def _constant_of_shape(xp, attributes, shape):
 
 
 def _cast(xp, attributes, x):
-    dtype = needs("onnx", "interop", "onnx.helper").tensor_dtype_to_np_dtype(attributes["to"])
+    dtype = LIBRARY.load("onnx.helper").tensor_dtype_to_np_dtype(attributes["to"])
     if xp is jnp and dtype == np.float64 and jnp.result_type(float) != np.float64:
         raise TypeError("float64 needs jax.config.update('jax_enable_x64', True)")
     if xp is jnp and dtype == np.int64 and x.dtype == np.int32:

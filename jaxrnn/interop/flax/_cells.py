@@ -1,4 +1,4 @@
-"""What the conversions of Flax's linen and nnx cells share: their equations in terms of jaxrnn's.
+"""Flax's cells apart from linen and nnx: their equations in terms of jaxrnn's, both ways.
 
 The weights stand as linen names them, a kernel (and bias) for each gate: ``{"ii": {"kernel": …}, "hi": {"kernel": …,
 "bias": …} …}`` for an LSTM; nnx's fused kernels are cut into these and put together again.
@@ -6,11 +6,9 @@ The weights stand as linen names them, a kernel (and bias) for each gate: ``{"ii
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 import jaxrnn as jr
@@ -183,44 +181,6 @@ def one_level(who: str, model: Cell | Layer, params: PyTree) -> Level:
     if above or level.dropout:
         refuse(who, f"a {name_of(model)}", "Flax's RNN is one layer; convert the members of a stack one by one")
     return level
-
-
-def nested(tree: PyTree) -> dict[str, Any]:
-    """Any pytree of arrays as dicts in dicts under the names of its paths; a bare array under ``value``."""
-    out: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        *way, last = names_on(path)
-        at = out
-        for name in way:
-            at = at.setdefault(name, {})
-        at[last] = leaf
-    return out
-
-
-def names_on(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The names of the keys on the path to a leaf: of attributes, dict entries, places in a tuple."""
-    names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-    return names or ("value",)
-
-
-def params_like(who: str, like: PyTree, names: Any) -> PyTree:
-    """The inverse of :func:`nested`: a tree of the structure of ``like``, with the arrays of these names."""
-    paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    try:
-        leaves = [functools.reduce(lambda at, name: at[name], names_on(path), names) for path, _ in paths]
-    except KeyError as error:
-        expected = ", ".join(".".join(names_on(path)) for path, _ in paths)
-        raise ValueError(f"{who}: expected the parameters {expected}, but {error} is not among those given.") from error
-    return jax.tree.unflatten(structure, leaves)
-
-
-def feature_axes(who: str, cell: Cell) -> int:
-    """What Flax's RNN asks of a cell: the number of axes of one input that are not batch axes."""
-    if cell.noise is not None:
-        refuse(who, f"the noise of {name_of(cell)}", "it is drawn for a whole run, and Flax's RNN goes step by step")
-    if not isinstance(cell.x_ndim, int) or cell.x_ndim < 1:
-        refuse(who, f"x_ndim={cell.x_ndim!r} of {name_of(cell)}", "Flax's RNN takes one array with feature axes")
-    return cell.x_ndim
 
 
 def merge_name(merge: Any, default: Any) -> Any:

@@ -1,0 +1,1 @@
+"""The subcommands of ``python -m jaxrnn`` that read and write files of weights, one a module."""

@@ -1,0 +1,50 @@
+"""What the commands share: one line for an error, text that cannot steer the terminal, the suffix of a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import TextIO
+
+import jax
+
+from jaxrnn.interop.registry import refused
+
+STATUS = "The exit status is 0 where all went well, 1 for an error, 2 for wrong arguments."
+
+
+def guarded(who: str, command: Callable[[], None]) -> int:
+    """The exit status of a command; an error becomes one line."""
+    try:
+        with jax.enable_x64(True):  # weights keep their dtype
+            command()
+    except Exception as error:  # readers of other libraries raise anything
+        known = isinstance(error, OSError) and error.strerror and error.filename
+        text = f"{error.strerror}: {error.filename!r}" if known else str(error)  # type: ignore[attr-defined]
+        text = " ".join(text.split()) or type(error).__name__
+        say(text if text.startswith(f"{who}: ") else f"{who}: {text}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print lines; what a file says cannot steer the terminal."""
+    print("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text), file=file)
+
+
+def suffix_of(who: str, path: str, known: Iterable[str]) -> str:
+    """The suffix of a path, one of those known.
+
+    Raises:
+        ValueError: another one, with the way round where there is one.
+    """
+    name = os.path.basename(path).lower()
+    not_taken = refused()
+    for suffix in sorted(not_taken, key=len, reverse=True):
+        if name.endswith(suffix):
+            raise ValueError(f"{who}: {path!r} is not taken: {not_taken[suffix]}.")
+    suffix = os.path.splitext(name)[1]
+    if suffix not in known:
+        raise ValueError(f"{who}: {path!r} should end with one of {', '.join(known)}, which say the format.")
+    return suffix

@@ -1,0 +1,213 @@
+"""``from_keras``: Keras' layers and models as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import jaxrnn as jr
+from jaxrnn._base import Cell, Layer, PyTree
+from jaxrnn.interop.conversion import param_dtype, refuse, spec_of
+from jaxrnn.interop.keras._names import ACTIVATIONS, LIBRARY, MERGES, NAMES, refuse_activation, swapped
+from jaxrnn.saving.parameters import as_jax
+
+
+def from_keras(source: Any) -> tuple[Cell | Layer, PyTree]:
+    """The layer and the parameters of a built Keras layer or model.
+
+    A Keras model that returns one step alone (``return_sequences=False``) is the last step of these outputs, ``ys[-1]``
+    or ``jr.last(ys, lengths)``; with ``go_backwards`` it is ``ys[0]``, and of a Bidirectional the two final carries.
+
+    Args:
+        source: one of
+
+            SimpleRNN, LSTM, GRU, or RNN of their cells or of StackedRNNCells of them: gives ``jr.scan(cell)``, of a
+                ``jr.chain`` where they are stacked, wrapped in ``jr.recurrent_dropout`` where the cell drops out;
+            Bidirectional of such layers, merged: gives ``jr.bidirectional``;
+            Dropout, Dense without activation (``jr.readout``), also inside TimeDistributed;
+            a Sequential or a list of these: gives a ``jr.stack`` (inputs count for nothing);
+            a cell, SimpleRNNCell, LSTMCell, GRUCell, StackedRNNCells: gives a Cell.
+
+    Returns:
+        ``(layer, params)``, the parameters in the dtype of the variables; under a mixed policy the cell computes in
+        the policy's dtype. A layer after one with ``go_backwards`` reads its outputs last step first, as Keras hands
+        them on: that one runs in reverse too.
+
+    Raises:
+        ValueError: layers that are not built, and layers, options or activations with no counterpart, by name.
+        TypeError: float64 weights while JAX's 64 bits are off.
+
+    Example:
+        >>> import keras
+        >>> from jaxrnn.interop.keras import from_keras
+        >>> theirs = keras.Sequential([keras.Input((7, 3)), keras.layers.GRU(5), keras.layers.Dense(2)])
+        >>> model, params = from_keras(theirs)
+        >>> [part.kind for part in model.spec.children], params[0].W_hh.shape
+        (['gru', 'readout'], (5, 15))
+
+    Differs: stateful and unroll concern how Keras runs, initialisers, regularisers and constraints how it trains: none
+    of them comes along. Where Keras' cells drop out they may draw a mask for each gate; ours is one for all gates.
+    Under a mixed policy Keras keeps its states in the narrow dtype, we keep them in float32. On its JAX backend Keras
+    rounds tanh to float32 in float64 layers too; ours is float64.
+    """
+    keras = LIBRARY.load()
+    if isinstance(source, keras.Sequential | list | tuple):
+        return _stack(keras, [source] if isinstance(source, keras.Sequential) else source)
+    if isinstance(source, keras.Model):
+        refuse(
+            "from_keras",
+            f"the graph of {type(source).__name__} {source.name!r}",
+            "only chains of layers are read here; where it is one, pass the list model.layers",
+        )
+    if type(source) in (*_cells(keras), keras.layers.StackedRNNCells):
+        cell, params = _cell(keras, source)
+        return cell, as_jax(params)
+    member, params, _ = _member(keras, source, False)
+    return (jr.scan(member) if isinstance(member, Cell) else member), as_jax(params)
+
+
+def _stack(keras: ModuleType, sources: Iterable[Any]) -> tuple[Layer, PyTree]:
+    layers = list(_flat(keras, sources))
+    members: list[Any] = []
+    params: list[PyTree] = []
+    flipped = False  # whether Keras hands the outputs on last step first
+    for place, layer in enumerate(layers):
+        member, own, flipped = _member(keras, layer, flipped)
+        if isinstance(layer, keras.layers.Bidirectional) and not layer.return_sequences and place + 1 < len(layers):
+            refuse(
+                "from_keras",
+                f"{layer.name}, a Bidirectional with return_sequences=False below {layers[place + 1].name},",
+                "the two last outputs are of different steps; convert the two parts apart, and hand on the carries",
+            )
+        members.append(member)
+        params.append(own)
+    return jr.stack(*members), as_jax(tuple(params))
+
+
+def _flat(keras: ModuleType, sources: Iterable[Any]) -> Iterator[Any]:
+    """Layers one by one, those of a Sequential among them, inputs left out."""
+    for layer in sources:
+        if isinstance(layer, keras.Sequential):
+            yield from _flat(keras, layer.layers)
+        elif not isinstance(layer, keras.layers.InputLayer):
+            yield layer
+
+
+def _member(keras: ModuleType, layer: Any, flipped: bool) -> tuple[Cell | Layer, PyTree, bool]:
+    """A layer as ours, its params, and whether Keras' outputs stand last step first."""
+    who, kinds = "from_keras", keras.layers
+    if isinstance(layer, kinds.Bidirectional):
+        if layer.merge_mode is None:
+            refuse(who, f"{layer.name}'s merge_mode=None", "jr.bidirectional merges; convert the two layers apart")
+        for one in (layer.forward_layer, layer.backward_layer):
+            if type(one) not in (kinds.SimpleRNN, kinds.LSTM, kinds.GRU, kinds.RNN):
+                refuse(who, f"{layer.name} of a {type(one).__name__}", "recurrent layers alone are read in it")
+        if flipped or layer.forward_layer.go_backwards:
+            refuse(who, f"{layer.name}, whose forward layer runs backwards,", "jr.bidirectional's first runs forward")
+        ahead, own_ahead = _cell(keras, layer.forward_layer.cell)
+        back, own_back = _cell(keras, layer.backward_layer.cell)
+        (merge,) = (ours for ours, theirs in MERGES.items() if theirs == layer.merge_mode)
+        return jr.bidirectional(ahead, back, merge=merge), jr.BiParams(own_ahead, own_back), False
+    if type(layer) in (kinds.SimpleRNN, kinds.LSTM, kinds.GRU, kinds.RNN):  # a subclass may compute something else
+        cell, params = _cell(keras, layer.cell)
+        reverse = flipped != layer.go_backwards
+        return (jr.scan(cell, reverse=True) if reverse else cell), params, reverse
+    if isinstance(layer, kinds.TimeDistributed):
+        layer = layer.layer
+    if type(layer) is kinds.Dense:
+        return *_readout(keras, layer), flipped
+    if type(layer) is kinds.Dropout:
+        if layer.noise_shape is not None:
+            refuse(who, f"{layer.name}'s noise_shape={layer.noise_shape}", "jr.dropout draws for each feature and step")
+        return jr.dropout(layer.rate), (), flipped
+    if isinstance(layer, kinds.Masking):
+        refuse(who, f"{layer.name} (Masking)", "take it out and pass lengths or mask to apply")
+    known = "SimpleRNN, LSTM, GRU, RNN, Bidirectional, Dense, Dropout and Sequential are read; convert the rest apart"
+    refuse(who, f"{getattr(layer, 'name', layer)!s} ({type(layer).__name__})", known)
+
+
+def _readout(keras: ModuleType, layer: Any) -> tuple[Cell, PyTree]:
+    who = "from_keras"
+    if (activation := _name(keras, layer.activation)) != "linear":
+        refuse(who, f"{layer.name}'s activation={activation!r}", "jr.readout is linear; apply it to the outputs")
+    if not layer.use_bias:
+        refuse(who, f"{layer.name} (Dense) with use_bias=False", "jr.readout has a bias")
+    W, b = _arrays(keras, layer, "kernel", "bias")
+    cell = jr.build(spec_of("readout", *W.shape, param_dtype=param_dtype(W), dtype=_compute_dtype(layer)))
+    return cell, jr.cells.ReadoutParams(W, b)
+
+
+def _cells(keras: ModuleType) -> dict[type, str]:
+    return {getattr(keras.layers, f"{name}Cell"): kind for kind, name in NAMES.items()}
+
+
+def _cell(keras: ModuleType, cell: Any) -> tuple[Cell, PyTree]:
+    """A Keras cell as ours, and its params."""
+    if isinstance(cell, keras.layers.StackedRNNCells):
+        ours = [_cell(keras, one) for one in cell.cells]
+        return jr.chain(*(one for one, _ in ours)), tuple(params for _, params in ours)
+    kind = _cells(keras).get(type(cell))  # the type itself: what a subclass computes is not known
+    if kind is None:
+        refuse("from_keras", f"the cell {type(cell).__name__}", f"its equations are not those of {', '.join(NAMES)}")
+    W_xh, W_hh, b = _arrays(keras, cell, "kernel", "recurrent_kernel", "bias")
+    options = {
+        "activation": _ours(keras, cell, "activation", "tanh"),
+        "bias": None if cell.use_bias else False,
+        "param_dtype": param_dtype(W_xh),
+        "dtype": _compute_dtype(cell),
+    }
+    if kind != "elman":
+        options["gate_activation"] = _ours(keras, cell, "recurrent_activation", "sigmoid")
+    if kind == "gru":
+        options["reset"] = "after" if cell.reset_after else None
+        W_xh, W_hh = swapped(W_xh, "zrn", "rzn"), swapped(W_hh, "zrn", "rzn")
+        b_hh = None
+        if b is not None and cell.reset_after:
+            b, u = swapped(b[0], "zrn", "rzn"), swapped(b[1], "zrn", "rzn")
+            gates = 2 * cell.units
+            b, b_hh = np.concatenate([b[:gates] + u[:gates], b[gates:]]), u[gates:]
+        elif b is not None:
+            b = swapped(b, "zrn", "rzn")
+        params: PyTree = jr.cells.GRUParams(W_xh, W_hh, b, b_hh)
+    else:
+        params = (jr.cells.LSTMParams if kind == "lstm" else jr.cells.ElmanParams)(W_xh, W_hh, b)
+    made = jr.build(spec_of(kind, W_xh.shape[0], cell.units, **options))
+    if cell.dropout or cell.recurrent_dropout:
+        made = jr.recurrent_dropout(made, rate=cell.recurrent_dropout, input_rate=cell.dropout)
+    return made, params
+
+
+def _arrays(keras: ModuleType, layer: Any, *names: str) -> list[Any]:
+    """The variables of a layer as NumPy arrays, None for those that it does without."""
+    if not layer.built:
+        raise ValueError(
+            f"from_keras: {layer.name} ({type(layer).__name__}) has no weights yet: it does not know the size of its "
+            f"inputs. Call it once, or build it: layer.build((None, None, input_size))."
+        )
+    if getattr(layer, "quantization_mode", None):
+        refuse("from_keras", f"{layer.name}'s quantization {layer.quantization_mode!r}", "our weights are floats")
+    variables = (getattr(layer, name) for name in names)
+    return [None if v is None else np.asarray(keras.ops.convert_to_numpy(v)) for v in variables]
+
+
+def _compute_dtype(layer: Any) -> str | None:
+    """What a mixed policy computes in; None for the dtype of the weights."""
+    return None if layer.compute_dtype == layer.variable_dtype else layer.compute_dtype
+
+
+def _name(keras: ModuleType, activation: Any) -> str:
+    """A built-in activation's name, which names the same thing again; else a description of the function."""
+    name = getattr(activation, "__name__", type(activation).__name__)
+    return name if getattr(keras.activations, name, None) is activation else f"{name}, a function or layer"
+
+
+def _ours(keras: ModuleType, cell: Any, option: str, default: str) -> str | None:
+    """The name of our activation; None for the default."""
+    theirs = _name(keras, getattr(cell, option))
+    ours = next((ours for ours, name in ACTIVATIONS.items() if name == theirs), None)
+    if ours is None:
+        refuse_activation("from_keras", f"{cell.name}'s {option}={theirs!r}", theirs)
+    return None if ours == default else ours
