@@ -159,20 +159,11 @@ def _sizes(spec: Spec) -> str:
     return " -> ".join(str(size) for size in sizes if isinstance(size, int)) or "-"
 
 
-GATES = {
-    "lstm": "i f g o",
-    "peephole_lstm": "i f g o",
-    "conv_lstm": "i f g o",
-    "cifg_lstm": "f g o",
-    "gru": "r z n",
-    "mgu": "f n",
-}
-
-
 def conventions(part: Part) -> str:
     """What libraries do in different ways, in words: gate order, carry, reset, biases. Empty for what has none."""
     spec, own = part.spec, {name.rpartition(".")[2] for name in part.tensors}
-    words = [f"gates {GATES[spec.kind]}"] if spec.kind in GATES else []
+    order = jr.cells.gate_order(spec.kind)
+    words = [f"gates {' '.join(order)}"] if order else []
     cell = jr.build(spec)
     carry = jax.eval_shape(lambda: cell.initial_carry(cell.init(jax.random.key(0)), ()))
     if not jax.tree.leaves(carry):

@@ -1,4 +1,4 @@
-"""What the conversions share: a model read as levels of runs, blocks of gates put in another order, errors."""
+"""What converters share: a model as levels of runs, gates in another order, refusals of what has no counterpart."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jaxrnn._base import Cell, Layer, PyTree, check_model
 from jaxrnn._checks import check_params
 from jaxrnn._spec import Spec, defaults_of, factory_of
 from jaxrnn.cells.activations import ACTIVATIONS
+from jaxrnn.cells.fused import GateOrder
 
 
 class Run(NamedTuple):
@@ -133,17 +134,13 @@ def check_options(who: str, run: Run, *known: str) -> None:
             refuse(who, f"{run.cell.kind}'s {name}={value!r}", "the other library's layer has no such option")
 
 
-def reordered(a: Any, theirs: str, ours: str, axis: int = -1) -> Any:
-    """The blocks of an axis put in another order: ``reordered(W, "iofc", "ifco")``."""
-    blocks = dict(zip(theirs, np.split(np.asarray(a), len(theirs), axis=axis), strict=True))
-    return np.concatenate([blocks[gate] for gate in ours], axis=axis)
+def reordered(a: Any, old: GateOrder, new: GateOrder, *, negate: GateOrder = (), axis: int = -1) -> Any:
+    """The blocks of a fused array in another order of gates, some of them negated.
 
-
-def negated(a: Any, block: int, blocks: int, axis: int = -1) -> Any:
-    """One of the blocks of an axis negated: 1 - σ(a) = σ(-a), for libraries whose z keeps the old state."""
-    parts = np.split(np.asarray(a), blocks, axis=axis)
-    parts[block] = -parts[block]
-    return np.concatenate(parts, axis=axis)
+    A gate that one library gives to the old state and the other to the candidate is negated: 1 - σ(a) = σ(-a).
+    """
+    blocks = dict(zip(old, np.split(np.asarray(a), len(old), axis=axis), strict=True))
+    return np.concatenate([-blocks[gate] if gate in negate else blocks[gate] for gate in new], axis=axis)
 
 
 def refuse(who: str, what: str, why: str) -> NoReturn:

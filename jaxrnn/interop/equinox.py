@@ -9,14 +9,15 @@ import numpy as np
 
 import jaxrnn as jr
 from jaxrnn._base import Cell, PyTree
+from jaxrnn.cells.fused import GateOrder, gate_order
 from jaxrnn.interop.conversion import (
     check_options,
     levels_of,
-    negated,
     no_learned_carry,
     own_dtype,
     param_dtype,
     refuse,
+    reordered,
     requires,
     spec_of,
 )
@@ -26,6 +27,8 @@ from jaxrnn.saving.parameters import as_jax
 __all__ = ["from_equinox", "to_equinox"]
 
 LIBRARY = Library("Equinox", "equinox", extra="interop")
+
+GATES: dict[str, GateOrder] = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}  # in Equinox's fused arrays
 
 
 def from_equinox(module: Any) -> tuple[Cell, PyTree]:
@@ -72,13 +75,19 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
     W_xh, W_hh, b, b_n = w["weight_ih"].T, w["weight_hh"].T, w["bias"], w["bias_n"]
     options: dict[str, Any] = {"bias": None if module.use_bias else False, "param_dtype": param_dtype(W_xh)}
     params: PyTree
-    if blocks == 4:
-        kind, params = "lstm", jr.cells.LSTMParams(W_xh, W_hh, b)
+    kind = "lstm" if blocks == 4 else "gru"
+    W_xh, W_hh, b = (_turned(kind, a, GATES[kind], gate_order(kind)) for a in (W_xh, W_hh, b))
+    if kind == "lstm":
+        params = jr.cells.LSTMParams(W_xh, W_hh, b)
     else:
-        W_xh, W_hh = negated(W_xh, 1, 3), negated(W_hh, 1, 3)
-        kind, params = "gru", jr.cells.GRUParams(W_xh, W_hh, None if b is None else negated(b, 1, 3), b_n)
+        params = jr.cells.GRUParams(W_xh, W_hh, b, b_n)
         options["reset"] = "after"
     return jr.build(spec_of(kind, I, H, **options)), as_jax(params)
+
+
+def _turned(kind: str, a: Any, old: GateOrder, new: GateOrder) -> Any:
+    """A fused array in the other library's order, a GRU's z the share of the other state."""
+    return None if a is None else reordered(a, old, new, negate=("z",) if kind == "gru" else ())
 
 
 def to_equinox(cell: Cell, params: PyTree) -> Any:
@@ -122,8 +131,8 @@ def to_equinox(cell: Cell, params: PyTree) -> Any:
     b = None if params.b is None else np.asarray(params.b)
     own_dtype(who, run, W_xh.dtype, "Equinox")
     I, H = W_xh.shape[0], W_hh.shape[0]
-    if run.cell.kind == "gru":
-        W_xh, W_hh, b = negated(W_xh, 1, 3), negated(W_hh, 1, 3), None if b is None else negated(b, 1, 3)
+    kind = run.cell.kind
+    W_xh, W_hh, b = (_turned(kind, a, gate_order(kind), GATES[kind]) for a in (W_xh, W_hh, b))
     weights = {"weight_ih": W_xh.T, "weight_hh": W_hh.T, "bias": b}
     if run.cell.kind == "gru":
         weights["bias_n"] = params.b_hh

@@ -9,6 +9,7 @@ import numpy as np
 
 import jaxrnn as jr
 from jaxrnn._base import Cell, PyTree
+from jaxrnn.cells.fused import GateOrder, block, gate_order
 from jaxrnn.interop.conversion import (
     Run,
     check_options,
@@ -27,6 +28,9 @@ from jaxrnn.saving.parameters import as_jax
 __all__ = ["from_haiku", "to_haiku"]
 
 LIBRARY = Library("Haiku", "haiku", package="dm-haiku", extra="interop")
+
+GATES: dict[str, GateOrder] = {"lstm": ("i", "g", "f", "o"), "gru": ("z", "r", "n")}  # in Haiku's fused arrays
+GATES["conv_lstm"] = GATES["lstm"]
 
 # The name that Haiku gives a core's module, and what stands below it.
 CORES = {
@@ -102,18 +106,18 @@ def from_haiku(
         weights = jr.cells.ElmanParams(W_xh, W_hh, sum(b_h, start=b))
         options["activation"] = "relu"
     elif kind == "GRU":
-        weights = jr.cells.GRUParams(*(reordered(a, "zrn", "rzn") for a in module("", "w_i", "w_h", "b")))
+        weights = jr.cells.GRUParams(*(_reordered("gru", a) for a in module("", "w_i", "w_h", "b")))
     elif kind == "LSTM":
         w, b = module("/linear", "w", "b")
-        w, b = (reordered(a, "igfo", "ifgo") for a in (w, b))
+        w, b = (_reordered("lstm", a) for a in (w, b))
         split = len(w) - len(b) // 4
-        weights = jr.cells.LSTMParams(w[:split], w[split:], _forget(b, 1))
+        weights = jr.cells.LSTMParams(w[:split], w[split:], _forget("lstm", b, 1))
     else:
         if spatial_shape is None:
             raise ValueError(f"from_haiku: {kind} needs spatial_shape, its input_shape; the weights do not tell it.")
         (W_xh, b), (W_hh, b_h) = (module(f"/{part}_to_hidden", "w", "b") for part in ("input", "hidden"))
-        W_xh, W_hh, b = (reordered(a, "igfo", "ifgo") for a in (W_xh, W_hh, b + b_h))
-        weights = jr.cells.ConvLSTMParams(W_xh, W_hh, _forget(b, 1))
+        W_xh, W_hh, b = (_reordered("conv_lstm", a) for a in (W_xh, W_hh, b + b_h))
+        weights = jr.cells.ConvLSTMParams(W_xh, W_hh, _forget("conv_lstm", b, 1))
         options |= {"spatial_shape": tuple(spatial_shape), "kernel_size": W_xh.shape[:-2]}
     made = {"VanillaRNN": "elman", "LSTM": "lstm", "GRU": "gru"}.get(kind, "conv_lstm")
     I, H = weights.W_xh.shape[-2], weights.W_hh.shape[-2]
@@ -135,10 +139,16 @@ def _unique(cores: Sequence[str]) -> list[str]:
     return [CORES[core] + (f"_{n}" if n else "") for core, n in zip(cores, before, strict=True)]
 
 
-def _forget(b: Any, plus: int) -> Any:
-    """A bias, gate order i, f, g, o, with so much added in the forget gate's block."""
-    i, f, g, o = np.split(b, 4)
-    return np.concatenate([i, f + np.asarray(plus, f.dtype), g, o])
+def _reordered(kind: str, a: Any) -> Any:
+    """A fused array of Haiku's in our order."""
+    return reordered(a, GATES[kind], gate_order(kind))
+
+
+def _forget(kind: str, b: Any, plus: int) -> Any:
+    """A bias of ours with so much added in the forget gate's block."""
+    order, b = gate_order(kind), np.array(b)
+    b[block(order, "f", len(b) // len(order))] += np.asarray(plus, b.dtype)
+    return b
 
 
 def to_haiku(cell: Cell, params: PyTree, *, name: Any = None, double_bias: bool = True) -> dict[str, dict[str, Any]]:
@@ -219,9 +229,10 @@ def _written(run: Run, core: str, double_bias: bool) -> dict[str, dict[str, Any]
         second = {"b": np.zeros_like(b)} if double_bias else {}
         return {"/linear": {"w": W_xh, "b": b}, "/linear_1": {"w": W_hh, **second}}
     if core == "GRU":
-        W_xh, W_hh, b = (reordered(a, "rzn", "zrn") for a in (W_xh, W_hh, b))
+        W_xh, W_hh, b = (reordered(a, gate_order("gru"), GATES["gru"]) for a in (W_xh, W_hh, b))
         return {"": {"w_i": W_xh, "w_h": W_hh, "b": b}}
-    W_xh, W_hh, b = (reordered(a, "ifgo", "igfo") for a in (W_xh, W_hh, _forget(b, -1)))
+    kind, b = run.cell.kind, _forget(run.cell.kind, b, -1)
+    W_xh, W_hh, b = (reordered(a, gate_order(kind), GATES[kind]) for a in (W_xh, W_hh, b))
     if core == "LSTM":
         return {"/linear": {"w": np.concatenate([W_xh, W_hh]), "b": b}}
     return {"/input_to_hidden": {"w": W_xh, "b": b}, "/hidden_to_hidden": {"w": W_hh, "b": np.zeros_like(b)}}

@@ -27,6 +27,7 @@ import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._checks import check_choice
 from jaxrnn._spec import Spec
+from jaxrnn.cells.fused import GateOrder, block, gate_order
 from jaxrnn.interop.conversion import (
     Level,
     Run,
@@ -34,11 +35,11 @@ from jaxrnn.interop.conversion import (
     levels_of,
     model_of,
     named,
-    negated,
     no_learned_carry,
     own_dtype,
     param_dtype,
     refuse,
+    reordered,
     spec_of,
 )
 from jaxrnn.interop.registry import Format, Library, Loaded, Option
@@ -52,6 +53,7 @@ LIBRARY = Library("PyTorch", "torch", extra="torch")
 
 KEY = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l(\d+)(_reverse)?)?")
 KINDS = {1: "elman", 3: "gru", 4: "lstm"}  # by the number of gates
+GATES: dict[str, GateOrder] = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}  # in torch's fused arrays
 
 
 def from_torch(
@@ -234,17 +236,24 @@ def _run(w: dict[str, Any], reverse: bool, nonlinearity: str | None) -> Run:
     b: Any = None
     b_hh: Any = None
     if kind == "gru":
-        W_xh, W_hh = negated(W_xh, 1, 3), negated(W_hh, 1, 3)
         if "bias_ih" in w:
-            b_r, b_z, b_n = np.split(w["bias_ih"], 3)
-            u_r, u_z, b_hh = np.split(w["bias_hh"], 3)
-            b = np.concatenate([b_r + u_r, -(b_z + u_z), b_n])
+            n, u = block(GATES["gru"], "n", H), w["bias_hh"].copy()
+            b_hh, u[n] = w["bias_hh"][n], 0  # the candidate's stays apart, inside the reset product
+            b = _turned(w["bias_ih"] + u, GATES["gru"], gate_order("gru"))
+        W_xh, W_hh = (_turned(a, GATES["gru"], gate_order("gru")) for a in (W_xh, W_hh))
         return Run(cell, jr.cells.GRUParams(W_xh, W_hh, b, b_hh), reverse)
     if "bias_ih" in w:
         b = w["bias_ih"] + w["bias_hh"]
     if kind == "lstm":
+        W_xh, W_hh = (reordered(a, GATES["lstm"], gate_order("lstm")) for a in (W_xh, W_hh))
+        b = None if b is None else reordered(b, GATES["lstm"], gate_order("lstm"))
         return Run(cell, jr.cells.LSTMParams(W_xh, W_hh, b, w["weight_hr"].T if "weight_hr" in w else None), reverse)
     return Run(cell, jr.cells.ElmanParams(W_xh, W_hh, b), reverse)
+
+
+def _turned(a: Any, old: GateOrder, new: GateOrder) -> Any:
+    """The blocks of a GRU in the other library's order, z the share of the other state."""
+    return reordered(a, old, new, negate=("z",))
 
 
 def _theirs(run: Run) -> dict[str, Any]:
@@ -252,10 +261,14 @@ def _theirs(run: Run) -> dict[str, Any]:
     W_xh, W_hh, b, *_ = run.params
     b_hh = None if b is None else np.zeros_like(b)
     if run.cell.kind == "gru":
-        W_xh, W_hh = negated(W_xh, 1, 3), negated(W_hh, 1, 3)
+        W_xh, W_hh = (_turned(a, gate_order("gru"), GATES["gru"]) for a in (W_xh, W_hh))
         if b is not None:
-            b = negated(b, 1, 3)
-            b_hh = np.concatenate([np.zeros_like(b[: 2 * len(b) // 3]), run.params.b_hh])
+            b = _turned(b, gate_order("gru"), GATES["gru"])
+            b_hh = np.zeros_like(b)
+            b_hh[block(GATES["gru"], "n", len(b) // 3)] = run.params.b_hh
+    if run.cell.kind == "lstm":
+        W_xh, W_hh = (reordered(a, gate_order("lstm"), GATES["lstm"]) for a in (W_xh, W_hh))
+        b = None if b is None else reordered(b, gate_order("lstm"), GATES["lstm"])
     w = {"weight_ih": W_xh.T, "weight_hh": W_hh.T}
     if b is not None:
         w |= {"bias_ih": b, "bias_hh": b_hh}

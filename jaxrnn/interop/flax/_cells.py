@@ -14,6 +14,7 @@ import numpy as np
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree, name_of
 from jaxrnn.cells.activations import ACTIVATIONS
+from jaxrnn.cells.fused import GateOrder, gate_order
 from jaxrnn.combine import MERGES
 from jaxrnn.interop.conversion import (
     Level,
@@ -21,10 +22,10 @@ from jaxrnn.interop.conversion import (
     check_options,
     levels_of,
     named,
-    negated,
     no_learned_carry,
     param_dtype,
     refuse,
+    reordered,
     requires,
     spec_of,
 )
@@ -40,7 +41,7 @@ BIASED = {
     "mgu": ("if", "in", "hn"),
     "mgu without reset": ("if", "in"),
 }
-GATES = {"lstm": "ifgo", "gru": "rzn", "mgu": "fn", "mgu without reset": "fn"}
+GATED = {"lstm": "lstm", "gru": "gru", "mgu": "mgu", "mgu without reset": "mgu"}  # here, by the kind there
 OPTIONS = (
     *("activation", "gate_activation", "bias", "reset", "keep"),
     *("output_size", "projection_size", "learned_carry"),  # looked at, and refused
@@ -61,7 +62,12 @@ class FlaxCell(NamedTuple):
 
 def names_of(kind: str) -> tuple[str, ...]:
     """The names of a cell's dense parts in linen: for an LSTM ii, if, ig, io, hi, hf, hg, ho."""
-    return tuple(side + gate for side in "ih" for gate in GATES[kind]) if kind in GATES else ("i", "h")
+    return tuple(side + gate for side in "ih" for gate in gates_of(kind)) if kind in GATED else ("i", "h")
+
+
+def gates_of(kind: str) -> GateOrder:
+    """The letters of a cell's gates, which are Flax's and ours; in our order."""
+    return gate_order(GATED[kind])
 
 
 def check_weights(who: str, kind: str, weights: Mapping[str, Any], hidden_size: int) -> Weights:
@@ -92,12 +98,12 @@ def from_flax(who: str, cell: FlaxCell) -> tuple[Cell, PyTree]:
     kind, w = cell.kind, cell.weights
 
     def fused(side: str, part: str = "kernel") -> Any:
-        return np.concatenate([w[side + gate][part] for gate in GATES[kind]], axis=-1)
+        return np.concatenate([w[side + gate][part] for gate in gates_of(kind)], axis=-1)
 
     b_hh = w.get("hn", {}).get("bias")
     activation, gate = named(cell.activation), named(cell.gate)
     options = {"activation": None if activation == "tanh" else activation}
-    if kind in GATES:
+    if kind in GATED:
         options["gate_activation"] = None if gate == "sigmoid" else gate
     params: PyTree
     if kind == "simple":
@@ -110,7 +116,7 @@ def from_flax(who: str, cell: FlaxCell) -> tuple[Cell, PyTree]:
     elif kind == "gru":
         if gate not in SYMMETRIC:
             refuse(who, f"a GRU with gate_fn={gate!r}", _SHARE)
-        W_xh, W_hh, b = (negated(a, 1, 3) for a in (fused("i"), fused("h"), fused("i", "bias")))
+        W_xh, W_hh, b = (_turned(kind, "z", a) for a in (fused("i"), fused("h"), fused("i", "bias")))
         made, params = "gru", jr.cells.GRUParams(W_xh, W_hh, b, b_hh)
         options["reset"] = "after"
     else:
@@ -121,6 +127,11 @@ def from_flax(who: str, cell: FlaxCell) -> tuple[Cell, PyTree]:
     I, H = w[names_of(kind)[0]]["kernel"].shape
     spec = spec_of(made, I, H, param_dtype=param_dtype(params.W_xh), **options)
     return jr.build(spec), as_jax(params)
+
+
+def _turned(kind: str, gate: str, a: Any) -> Any:
+    """A fused array with the block of a gate negated: the share of the old state in place of that of the new one."""
+    return reordered(a, gates_of(kind), gates_of(kind), negate=(gate,))
 
 
 _SHARE = "z is the share of the old state there and of the new one here, and 1 - gate_fn(a) = gate_fn(-a) does not hold"
@@ -145,15 +156,14 @@ def to_flax(who: str, run: Run) -> FlaxCell:
     if kind == "gru" or (kind == "mgu" and run.option("keep", "candidate") == "candidate"):
         if named(gate) not in SYMMETRIC:
             refuse(who, f"{kind} with gate_activation={gate!r}", _SHARE)
-        block, blocks = (1, 3) if kind == "gru" else (0, 2)
-        W_xh, W_hh, b = (negated(a, block, blocks) for a in (W_xh, W_hh, b))
-    n = len(GATES[theirs])
+        W_xh, W_hh, b = (_turned(theirs, "z" if kind == "gru" else "f", a) for a in (W_xh, W_hh, b))
+    n = len(gates_of(theirs))
     parts = {"i": np.split(W_xh, n, axis=-1), "h": np.split(W_hh, n, axis=-1)}
     weights: Weights = {
-        side + letter: {"kernel": W} for side in "ih" for letter, W in zip(GATES[theirs], parts[side], strict=True)
+        side + gate: {"kernel": W} for side in "ih" for gate, W in zip(gates_of(theirs), parts[side], strict=True)
     }
-    for name, own in zip(BIASED[theirs], np.split(b, n), strict=False):  # that of hn follows them
-        weights[name]["bias"] = own
+    for gate, own in zip(gates_of(theirs), np.split(b, n), strict=True):
+        weights[("h" if kind == "lstm" else "i") + gate]["bias"] = own
     if "hn" in BIASED[theirs]:
         weights["hn"]["bias"] = np.zeros(W_hh.shape[:1], b.dtype) if p.b_hh is None else np.asarray(p.b_hh)
     return FlaxCell(theirs, weights, functions[0], functions[1], dtype=dtype)

@@ -16,7 +16,6 @@ from jaxrnn._spec import Spec
 from jaxrnn.combine import MERGES
 from jaxrnn.interop.conversion import refuse
 from jaxrnn.interop.flax._cells import (
-    GATES,
     FlaxCell,
     Weights,
     check_weights,
@@ -29,6 +28,7 @@ from jaxrnn.interop.flax._cells import (
 from jaxrnn.interop.flax._names import feature_axes, nested, params_like
 from jaxrnn.saving.parameters import as_jax
 
+GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}  # in nnx's fused kernels
 KINDS = {nnx.SimpleCell: "simple", nnx.LSTMCell: "lstm", nnx.OptimizedLSTMCell: "lstm", nnx.GRUCell: "gru"}
 
 
@@ -190,7 +190,7 @@ def _write(cell: FlaxCell, rngs: nnx.Rngs) -> nnx.Module:
     zeros = jax.nn.initializers.zeros  # nothing is drawn: each Param is set below
     module = made(*kernel.shape, kernel_init=zeros, recurrent_kernel_init=zeros, rngs=rngs, **options)
     for side, linear in (("i", module.dense_i), ("h", module.dense_h)):
-        own = [w[name] for name in names_of(kind) if name.startswith(side)]
+        own = [w[side + gate] for gate in GATES.get(kind, ("",))]
         for part in ("kernel", "bias") if linear.use_bias else ("kernel",):
             setattr(linear, part, nnx.Param(as_jax(np.concatenate([parts[part] for parts in own], axis=-1))))
     return module

@@ -10,8 +10,9 @@ import numpy as np
 
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
+from jaxrnn.cells.fused import block, gate_order
 from jaxrnn.interop.conversion import param_dtype, refuse, spec_of
-from jaxrnn.interop.keras._names import ACTIVATIONS, LIBRARY, MERGES, NAMES, refuse_activation, swapped
+from jaxrnn.interop.keras._names import ACTIVATIONS, LIBRARY, MERGES, NAMES, from_their_gates, refuse_activation
 from jaxrnn.saving.parameters import as_jax
 
 
@@ -153,6 +154,7 @@ def _cell(keras: ModuleType, cell: Any) -> tuple[Cell, PyTree]:
     if kind is None:
         refuse("from_keras", f"the cell {type(cell).__name__}", f"its equations are not those of {', '.join(NAMES)}")
     W_xh, W_hh, b = _arrays(keras, cell, "kernel", "recurrent_kernel", "bias")
+    W_xh, W_hh = from_their_gates(kind, W_xh), from_their_gates(kind, W_hh)
     options = {
         "activation": _ours(keras, cell, "activation", "tanh"),
         "bias": None if cell.use_bias else False,
@@ -163,16 +165,17 @@ def _cell(keras: ModuleType, cell: Any) -> tuple[Cell, PyTree]:
         options["gate_activation"] = _ours(keras, cell, "recurrent_activation", "sigmoid")
     if kind == "gru":
         options["reset"] = "after" if cell.reset_after else None
-        W_xh, W_hh = swapped(W_xh, "zrn", "rzn"), swapped(W_hh, "zrn", "rzn")
         b_hh = None
         if b is not None and cell.reset_after:
-            b, u = swapped(b[0], "zrn", "rzn"), swapped(b[1], "zrn", "rzn")
-            gates = 2 * cell.units
-            b, b_hh = np.concatenate([b[:gates] + u[:gates], b[gates:]]), u[gates:]
+            b, u = (from_their_gates(kind, a) for a in b)
+            n = block(gate_order(kind), "n", cell.units)
+            b_hh, u[n] = u[n].copy(), 0  # the candidate's stays apart, inside the reset product
+            b = b + u
         elif b is not None:
-            b = swapped(b, "zrn", "rzn")
+            b = from_their_gates(kind, b)
         params: PyTree = jr.cells.GRUParams(W_xh, W_hh, b, b_hh)
     else:
+        b = None if b is None else from_their_gates(kind, b)
         params = (jr.cells.LSTMParams if kind == "lstm" else jr.cells.ElmanParams)(W_xh, W_hh, b)
     made = jr.build(spec_of(kind, W_xh.shape[0], cell.units, **options))
     if cell.dropout or cell.recurrent_dropout:

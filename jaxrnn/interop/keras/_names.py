@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from jaxrnn.interop.conversion import negated, refuse, reordered
+from jaxrnn.cells.fused import GateOrder, gate_order
+from jaxrnn.interop.conversion import refuse, reordered
 from jaxrnn.interop.registry import Library
 
 LIBRARY = Library("Keras", "keras", extra="interop")
 
 NAMES = {"elman": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}
+GATES: dict[str, GateOrder] = {"lstm": ("i", "f", "g", "o"), "gru": ("z", "r", "n")}  # in Keras' fused arrays
 MERGES = {"concat": "concat", "sum": "sum", "mean": "ave", "product": "mul"}
 ACTIVATIONS = {
     **{name: name for name in ("tanh", "relu", "sigmoid", "hard_sigmoid", "softplus", "softsign", "elu", "silu")},
@@ -17,9 +19,17 @@ ACTIVATIONS = {
 }
 
 
-def swapped(a: Any, theirs: str, ours: str) -> Any:
-    """GRU blocks in the other library's order, z negated: its own inverse but for the order."""
-    return negated(reordered(a, theirs, ours), ours.index("z"), 3)
+def from_their_gates(kind: str, a: Any) -> Any:
+    """A fused array of Keras' in our order of gates, a GRU's z turned into the share of the candidate."""
+    return reordered(a, GATES[kind], gate_order(kind), negate=_TURNED) if kind in GATES else a
+
+
+def to_their_gates(kind: str, a: Any) -> Any:
+    """The inverse of :func:`from_their_gates`."""
+    return reordered(a, gate_order(kind), GATES[kind], negate=_TURNED) if kind in GATES else a
+
+
+_TURNED = ("z",)
 
 
 def refuse_activation(who: str, what: str, name: Any) -> NoReturn:

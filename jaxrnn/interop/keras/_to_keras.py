@@ -11,8 +11,9 @@ import numpy as np
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._spec import Spec
+from jaxrnn.cells.fused import block
 from jaxrnn.interop.conversion import Run, check_options, check_run, checked_spec, named, no_learned_carry, refuse
-from jaxrnn.interop.keras._names import ACTIVATIONS, LIBRARY, MERGES, NAMES, refuse_activation, swapped
+from jaxrnn.interop.keras._names import ACTIVATIONS, GATES, LIBRARY, MERGES, NAMES, refuse_activation, to_their_gates
 
 
 def to_keras(model: Cell | Layer, params: PyTree) -> Any:
@@ -197,15 +198,11 @@ def _flat_parts(cell: Any, spec: Spec, params: PyTree) -> Iterator[Part]:
 
 def _fill(cell: Any, spec: Spec, params: PyTree) -> None:
     """Assign the weights of a built cell."""
-    W_xh, W_hh, b = (None if a is None else np.asarray(a) for a in params[:3])
-    if spec.kind == "gru":
-        W_xh, W_hh = swapped(W_xh, "rzn", "zrn"), swapped(W_hh, "rzn", "zrn")
-        if b is not None:
-            b = swapped(b, "rzn", "zrn")
-        if b is not None and cell.reset_after:
-            u = np.zeros_like(b)
-            u[2 * cell.units :] = params.b_hh
-            b = np.stack([b, u])
+    W_xh, W_hh, b = (None if a is None else to_their_gates(spec.kind, np.asarray(a)) for a in params[:3])
+    if spec.kind == "gru" and b is not None and cell.reset_after:
+        u = np.zeros_like(b)
+        u[block(GATES["gru"], "n", cell.units)] = params.b_hh
+        b = np.stack([b, u])
     cell.kernel.assign(W_xh)
     cell.recurrent_kernel.assign(W_hh)
     if b is not None:

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from jaxrnn._base import Cell, Layer, PyTree
-from jaxrnn.interop.conversion import Level, Run, check_options, levels_of, negated, refuse, reordered
+from jaxrnn.cells.fused import block, gate_order
+from jaxrnn.interop.conversion import Level, Run, check_options, levels_of, refuse, reordered
 from jaxrnn.interop.onnx._loading import ACTIVATIONS, FLOAT32_ALONE, MERGES, SYMMETRIC
-from jaxrnn.interop.onnx._operators import KINDS
+from jaxrnn.interop.onnx._operators import GATES, KINDS, PEEPHOLES
 from jaxrnn.interop.onnx._reading import LIBRARY, OLDEST
 
 WHO = "onnx.export"
@@ -323,10 +324,13 @@ def _elman_parts(run: Run) -> dict[str, Any]:
 def _gru_parts(run: Run) -> dict[str, Any]:
     p = run.params
 
-    def theirs(a):  # columns in the order z, r, h, z negated
-        return None if a is None else reordered(negated(a, 1, 3), "rzn", "zrn")
+    def theirs(a):
+        return None if a is None else reordered(a, gate_order("gru"), GATES["GRU"], negate=("z",))
 
-    b_n = None if p.b_hh is None else np.concatenate([np.zeros_like(p.b[: 2 * len(p.b_hh)]), p.b_hh])
+    b_n = None
+    if p.b_hh is not None:
+        b_n = np.zeros(p.b.shape, p.b.dtype)
+        b_n[block(GATES["GRU"], "n", len(p.b_hh))] = p.b_hh
     return _parts(theirs(p.W_xh), theirs(p.W_hh), theirs(p.b), b_n, None, p.h0)
 
 
@@ -341,11 +345,12 @@ def _lstm_parts(run: Run) -> dict[str, Any]:
         if a is None:
             return None
         if kind == "cifg_lstm":  # i = 1 - f has the block of f negated; f's own is what input_forget leaves unread
-            f, g, o = np.split(np.asarray(a), 3, axis=-1)
-            return np.concatenate([-f, o, f, g], axis=-1)
-        return reordered(a, "ifgo", "iofg")
+            order = gate_order(kind)
+            i = reordered(a, order, ("f",), negate=("f",))
+            return reordered(np.concatenate([i, a], axis=-1), ("i", *order), GATES["LSTM"])
+        return reordered(a, gate_order(kind), GATES["LSTM"])
 
-    P = np.concatenate([p.U_i, p.U_o, p.U_f]) if kind == "peephole_lstm" else None
+    P = np.concatenate([getattr(p, f"U_{gate}") for gate in PEEPHOLES]) if kind == "peephole_lstm" else None
     h, c = p.initial or (None, None)
     return _parts(theirs(p.W_xh), theirs(p.W_hh), theirs(p.b), None, P, h, c)
 

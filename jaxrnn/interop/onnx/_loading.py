@@ -9,8 +9,9 @@ import numpy as np
 
 import jaxrnn as jr
 from jaxrnn._base import Layer, PyTree
-from jaxrnn.interop.conversion import Level, Run, model_of, negated, param_dtype, refuse, reordered, spec_of
-from jaxrnn.interop.onnx._operators import GATES, Activation, Operator, Weights, operator_of, weights_of
+from jaxrnn.cells.fused import block, gate_order
+from jaxrnn.interop.conversion import Level, Run, model_of, param_dtype, refuse, reordered, spec_of
+from jaxrnn.interop.onnx._operators import GATES, PEEPHOLES, Activation, Operator, Weights, operator_of, weights_of
 from jaxrnn.interop.onnx._reading import attributes_of, fail, initializers_of, name_of, read
 from jaxrnn.interop.onnx._running import OPERATORS, evaluate
 from jaxrnn.saving.parameters import as_jax
@@ -343,15 +344,16 @@ def _gru(op, activations, own, h, c):
     _symmetric(op, gate, "the share z of the old state becomes that of the new one")
     H = own.R.shape[-1]
 
-    def ours(a):  # rows in the order r, z, n, z negated
-        return negated(reordered(a, "zrh", "rzh", axis=0), 1, 3, axis=0)
+    def ours(a):  # rows, a block for each gate
+        return reordered(a, GATES["GRU"], gate_order("gru"), negate=("z",), axis=0)
 
     reset = "after" if op.linear_before_reset else "before"
     b = b_hh = None
     if own.Wb is not None:
-        apart = np.arange(3 * H) >= 2 * H if op.linear_before_reset else np.zeros(3 * H, bool)
-        b = ours(own.Wb + np.where(apart, 0, own.Rb))
-        b_hh = own.Rb[2 * H :] if op.linear_before_reset else None
+        n, Rb = block(GATES["GRU"], "n", H), np.array(own.Rb)
+        if op.linear_before_reset:  # the candidate's stays apart, inside the reset product
+            b_hh, Rb[n] = own.Rb[n], 0
+        b = ours(own.Wb + Rb)
     options = _options(own, h, activation=activation, gate_activation=gate, reset=_unless(reset, "before"))
     return Run(spec_of("gru", *_sizes(own), **options), jr.cells.GRUParams(ours(own.W).T, ours(own.R).T, b, b_hh, h))
 
@@ -370,22 +372,20 @@ def _lstm(op, activations, own, h, c):
             refuse(op.where, "input_forget with peepholes", f"jr.cifg_lstm has no peepholes; {RUN}")
         _symmetric(op, gate, "the share i of the candidate becomes the f of the memory")
 
-        def coupled(a):  # rows in the order f, g, o; f = 1 - i, so the block is that of i negated
-            if a is None:
-                return None
-            i, o, _, g = np.split(a, 4)
-            return np.concatenate([-i, g, o])
+        def coupled(a):  # f = 1 - i, so that its rows are those of i negated; their own f is not read
+            theirs = tuple({"i": "f", "f": "not read"}.get(gate, gate) for gate in GATES["LSTM"])
+            return None if a is None else reordered(a, theirs, gate_order("cifg_lstm"), negate=("f",), axis=0)
 
         params = jr.cells.CIFGParams(coupled(own.W).T, coupled(own.R).T, coupled(b), initial=initial)
         return Run(spec_of("cifg_lstm", *_sizes(own), **options), params)
 
     def ours(a):
-        return None if a is None else reordered(a, "iofg", "ifgo", axis=0)
+        return None if a is None else reordered(a, GATES["LSTM"], gate_order("lstm"), axis=0)
 
     W_xh, W_hh, b = ours(own.W).T, ours(own.R).T, ours(b)
     if own.P is not None:
-        U: list[Any] = np.split(own.P, 3)  # of i, o, f
-        peepholes = jr.cells.PeepholeLSTMParams(W_xh, W_hh, b, U[0], U[2], U[1], initial=initial)
+        U: dict[str, Any] = dict(zip(PEEPHOLES, np.split(own.P, 3), strict=True))
+        peepholes = jr.cells.PeepholeLSTMParams(W_xh, W_hh, b, U["i"], U["f"], U["o"], initial=initial)
         return Run(spec_of("peephole_lstm", *_sizes(own), **options), peepholes)
     return Run(spec_of("lstm", *_sizes(own), **options), jr.cells.LSTMParams(W_xh, W_hh, b, initial=initial))
 

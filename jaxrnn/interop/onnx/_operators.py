@@ -14,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._base import Cell
+from jaxrnn.cells.fused import GateOrder
 from jaxrnn.cells.lstm_family import LSTMCarry
 from jaxrnn.interop.onnx._reading import fail
 
-GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+# The order of the gates in W, R and B, in our letters: ONNX's c is g, the h of its GRU is n.
+GATES: dict[str, GateOrder] = {"RNN": ("h",), "LSTM": ("i", "o", "f", "g"), "GRU": ("z", "r", "n")}
+PEEPHOLES: GateOrder = ("i", "o", "f")
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 DEFAULTS = {"RNN": ("Tanh",), "LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh")}
 
@@ -151,7 +154,7 @@ def _activations(
 
 def weights_of(op: Operator, W: Any, R: Any, B: Any = None, P: Any = None) -> list[Weights]:
     """The weights of each direction, their shapes checked."""
-    D, G = len(op.reversed), GATES[op.kind]
+    D, G = len(op.reversed), len(GATES[op.kind])
     for name, array in (("W", W), ("R", R)):
         if array is None:
             fail(op.where, f"the input {name} is missing")

@@ -137,7 +137,7 @@ def _check(op: Operator, X: Any, W: Any, lens: Any, h0: Any, c0: Any) -> None:
     if X is None or X.ndim != 3 or X.shape[-1] != W.shape[-1]:
         came = "nothing" if X is None else f"the shape {X.shape}"
         fail(op.where, f"X must have 3 axes, the last of {W.shape[-1]} features as W has, got {came}")
-    B, H, D = X.shape[0 if op.layout else 1], W.shape[1] // GATES[op.kind], len(op.reversed)
+    B, H, D = X.shape[0 if op.layout else 1], W.shape[1] // len(GATES[op.kind]), len(op.reversed)
     state = (B, D, H) if op.layout else (D, B, H)
     for name, array, want in (("sequence_lens", lens, (B,)), ("initial_h", h0, state), ("initial_c", c0, state)):
         if array is not None and array.shape != want:
