@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree
-from jaxrnn.instruments.marks import OverTime
+from jaxrnn.instruments.marks import PerStep
 from jaxrnn.running.scan import as_layer
 
 
@@ -58,6 +58,6 @@ def bptt_contributions(
     params_over_time = jax.tree.map(lambda a: jnp.broadcast_to(a, (T, *jnp.shape(a))), params)
 
     def loss_of(params_over_time):
-        return loss(*layer.apply(jax.tree.map(OverTime, params_over_time), xs, carry, **options))
+        return loss(*layer.apply(jax.tree.map(PerStep, params_over_time), xs, carry, **options))
 
     return jax.grad(loss_of, allow_int=True)(params_over_time)

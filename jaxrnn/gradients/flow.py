@@ -12,8 +12,8 @@ from jaxrnn._base import Cell, Layer, PyTree, flatten, is_float
 from jaxrnn._checks import check_finite, check_lengths, check_scalar_loss
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import check_not_explicit
-from jaxrnn.instruments.marks import Perturbed
-from jaxrnn.instruments.norms import Probed, no_contributions, norm
+from jaxrnn.instruments.marks import NormProbe, PerturbedState, probe_zeros
+from jaxrnn.instruments.norms import norm
 from jaxrnn.running.scan import as_layer, check_inputs, valid_steps
 
 
@@ -102,13 +102,13 @@ def gradient_flow(
     leaves, params_tree = flatten(params)
     check_not_explicit("gradient_flow", xs, params, carry)
     to_states = [jnp.zeros((T, *a.shape), a.dtype) if is_float(a) else None for a in states]
-    to_params = [no_contributions(T, jnp.result_type(a)) if is_float(a) else None for a in leaves]
+    to_params = [probe_zeros(T, jnp.result_type(a)) if is_float(a) else None for a in leaves]
     # Without this shard_map would add the gradients of all devices, each by its own sequences, where the zeros spread.
     to_states, to_params, *_ = vary_alike(to_states, to_params, xs, params)
 
     def loss_of(to_states, to_params):
-        perturbed = [Perturbed(None if carry is None else a, z) for a, z in zip(states, to_states, strict=True)]
-        probed = [a if z is None else Probed(a, z) for a, z in zip(leaves, to_params, strict=True)]
+        perturbed = [PerturbedState(None if carry is None else a, z) for a, z in zip(states, to_states, strict=True)]
+        probed = [a if z is None else NormProbe(a, z) for a, z in zip(leaves, to_params, strict=True)]
         end, ys = layer.apply(params_tree.unflatten(probed), xs, states_tree.unflatten(perturbed), **options)
         value = loss(end, ys)
         check_scalar_loss("gradient_flow", value)

@@ -1,75 +1,85 @@
-"""What a gradient may be taken by at each step of a run: markers around the leaves of params and carry.
+"""Marks around leaves of params and carry, which ask a run for gradients step by step.
 
-A layer hands its params and its carry down to the runs that it is made of, leaf by leaf, so a marked leaf arrives at
-the right loop whatever stands in between (stack, bidirectional, residual …), and the result has the tree of what was
-marked.
+A layer hands its params and its carry down to the runs that it is made of, leaf by leaf. So a marked leaf arrives at
+the right run whatever stands in between (stack, bidirectional, residual …), and the gradient has the tree of what was
+marked. ``running/_loop.py`` reads the marks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxrnn._base import PyTree
-from jaxrnn.instruments.norms import Probed
+
+USES = 4  # products with disjoint parts of a parameter that are told apart; a GRU's W_hh has two
 
 
-class OverTime(NamedTuple):
-    """A parameter with a value of its own for each time step; the gradient by it is each step's contribution."""
+class PerStep(NamedTuple):
+    """A parameter with a value of its own for each time step: the gradient by it is each step's contribution."""
 
     array: jax.Array  # (T, …)
 
 
-class Perturbed(NamedTuple):
+class NormProbe(NamedTuple):
+    """A parameter with a probe: the norm of the gradient by ``zeros[t]`` is that of step t's contribution."""
+
+    array: jax.Array
+    zeros: jax.Array  # (T, USES), made by ``probe_zeros``
+    dtype: Any = None  # the one in which a step sees the array; None: its own
+
+
+class PerturbedState(NamedTuple):
     """A leaf of the carry, ``zeros[t]`` added where step t computes it: the gradient by them is ∂L/∂h_t."""
 
     array: jax.Array | None  # where the run starts; None in every leaf of a run that starts from its initial carry
     zeros: jax.Array  # (T, *B, …)
 
 
+def probe_zeros(T: int, dtype: Any) -> jax.Array:
+    """The zeros of a :class:`NormProbe`, (T, USES), for a parameter of that dtype."""
+    return jnp.zeros((T, USES), jnp.promote_types(dtype, jnp.float32))
+
+
 def is_marked(a: Any) -> bool:
-    return isinstance(a, OverTime | Probed | Perturbed)
+    return isinstance(a, PerStep | NormProbe | PerturbedState)
 
 
-def is_over_time(a: Any) -> bool:
+def is_per_step(a: Any) -> bool:
     """Whether a parameter comes with something of its own for each step."""
-    return isinstance(a, OverTime | Probed)
+    return isinstance(a, PerStep | NormProbe)
 
 
-def unmarked(tree: PyTree) -> PyTree:
+def without_marks(tree: PyTree) -> PyTree:
     """The tree with the arrays of marked leaves in their place."""
 
-    def bare(a):
-        if isinstance(a, Probed) and a.dtype is not None:
+    def array_of(a):
+        if isinstance(a, NormProbe) and a.dtype is not None:
             return a.array.astype(a.dtype)
         return a.array if is_marked(a) else a
 
-    return jax.tree.map(bare, tree, is_leaf=is_marked)
+    return jax.tree.map(array_of, tree, is_leaf=is_marked)
 
 
-def start_of(carry: PyTree) -> PyTree:
+def carry_without_marks(carry: PyTree) -> PyTree:
     """The carry without its marks; None where it has nothing but marks."""
-    if not any(isinstance(a, Perturbed) for a in jax.tree.leaves(carry, is_leaf=is_marked)):
+    if not any(isinstance(a, PerturbedState) for a in jax.tree.leaves(carry, is_leaf=is_marked)):
         return carry
-    bare = unmarked(carry)
-    return bare if jax.tree.leaves(bare) else None
+    arrays = without_marks(carry)
+    return arrays if jax.tree.leaves(arrays) else None
 
 
 def perturbations_of(carry: PyTree) -> list[jax.Array | None]:
-    """What is added to each leaf of the carry, (T, *B, …); nothing at all where no leaf is marked."""
+    """What is added to each leaf of the carry, (T, *B, …); an empty list where no leaf is marked."""
     leaves = jax.tree.leaves(carry, is_leaf=is_marked)
-    if not any(isinstance(a, Perturbed) for a in leaves):
+    if not any(isinstance(a, PerturbedState) for a in leaves):
         return []
-    return [a.zeros if isinstance(a, Perturbed) else None for a in leaves]
+    return [a.zeros if isinstance(a, PerturbedState) else None for a in leaves]
 
 
-def plus(a: jax.Array, zeros: jax.Array | None) -> jax.Array:
-    return a if zeros is None else a + zeros
-
-
-def refuse_marks(who: str, fix: str, *trees: Sequence[PyTree]) -> None:
+def refuse_marks(who: str, fix: str, *trees: PyTree) -> None:
     """Raise where any leaf carries a mark that measures gradients."""
-    if any(isinstance(a, Probed | Perturbed) for a in jax.tree.leaves(trees, is_leaf=is_marked)):
+    if any(isinstance(a, NormProbe | PerturbedState) for a in jax.tree.leaves(trees, is_leaf=is_marked)):
         raise ValueError(f"{who}: {fix}")

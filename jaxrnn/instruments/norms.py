@@ -7,14 +7,14 @@ are computed from x and d of all steps. With a batch of B rows ‖xᵀ d‖² = 
 where B is small.
 
 A vector is measured where it enters the step. What is used in any other way (inside a ``cond``, in an einsum with a
-batch of weights, twice in the same places) is measured by a rule of its own, ``probe``, which makes its gradient at
-every step and keeps no more than the norm; the plan is then the plain scan.
+batch of weights, twice in the same places) is measured by ``with_cotangent_norm``, whose rule makes its gradient at
+every step and keeps no more than the norm; the run is then a plain scan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,30 +23,19 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxrnn._base import PyTree, flatten
+from jaxrnn.instruments.marks import USES, NormProbe
 from jaxrnn.programs.primitives import CAST, VIEW, has
 from jaxrnn.programs.program import Op, Program
 from jaxrnn.programs.tracing import flat_program, is_call
 
-USES = 4  # products with disjoint parts of a parameter that are told apart; a GRU's W_hh has two
 
+def call_with_norm_probes(function: Callable[..., PyTree], params: PyTree, *args: PyTree) -> PyTree:
+    """``function(params, *args)``, in which the leaves of params that are a :class:`NormProbe` are measured.
 
-class Probed(NamedTuple):
-    """A parameter whose contributions are measured: of the gradient by ``zeros[t]`` the norm is that of step t's."""
-
-    array: jax.Array
-    zeros: jax.Array  # (T, USES)
-    dtype: Any = None  # in which a step sees it
-
-
-def no_contributions(T: int, dtype: Any) -> jax.Array:
-    """The zeros of a parameter."""
-    return jnp.zeros((T, USES), jnp.promote_types(dtype, jnp.float32))
-
-
-def probed(function: Callable[..., PyTree], params: PyTree, *args: PyTree) -> PyTree:
-    """``function(params, *args)``, its leaves of params that are :class:`Probed`, with one step's zeros, measured."""
-    leaves, treedef = flatten(params, lambda a: isinstance(a, Probed))
-    marked = [a for a in leaves if isinstance(a, Probed)]
+    Each comes with the zeros of this one step, (USES,); the gradient by them is the norm of what the call contributes.
+    """
+    leaves, treedef = flatten(params, lambda a: isinstance(a, NormProbe))
+    marked = [a for a in leaves if isinstance(a, NormProbe)]
     if not marked:
         return function(params, *args)
     others, args_tree = flatten(args)
@@ -54,7 +43,9 @@ def probed(function: Callable[..., PyTree], params: PyTree, *args: PyTree) -> Py
 
     def flat(*values):
         arrays = iter(values[: len(marked)])
-        own = [next(arrays).astype(a.dtype or jnp.result_type(a.array)) if isinstance(a, Probed) else a for a in leaves]
+        own = [
+            next(arrays).astype(a.dtype or jnp.result_type(a.array)) if isinstance(a, NormProbe) else a for a in leaves
+        ]
         out, out_tree = flatten(function(treedef.unflatten(own), *args_tree.unflatten(values[len(marked) :])))
         trees.append(out_tree)
         return [jnp.asarray(a) for a in out]
@@ -69,7 +60,7 @@ def probed(function: Callable[..., PyTree], params: PyTree, *args: PyTree) -> Py
             one = jnp.ones((1, 1), a.dtype)
             values[number] += norm_of_product(one, zeros[0], a.size, a.dtype).reshape(a.shape)
         elif (products := _products_with(program, number)) is None:
-            values[number] = probe(a, zeros[0])
+            values[number] = with_cotangent_norm(a, zeros[0])
         else:
             for use, (place, operand) in enumerate(products):
                 added.setdefault(place, []).append((operand, zeros[use]))
@@ -233,9 +224,11 @@ batching.primitive_batchers[norm_of_product_p] = _batch
 
 
 @jax.custom_vjp
-def probe(a: jax.Array, zero: jax.Array) -> jax.Array:
+def with_cotangent_norm(a: jax.Array, zero: jax.Array) -> jax.Array:
     """``a``; the norm of the gradient that comes back for it is the gradient by ``zero``."""
     return a
 
 
-probe.defvjp(lambda a, zero: (a, zero), lambda zero, cotangent: (cotangent, norm(cotangent).astype(zero.dtype)))
+with_cotangent_norm.defvjp(
+    lambda a, zero: (a, zero), lambda zero, cotangent: (cotangent, norm(cotangent).astype(zero.dtype))
+)

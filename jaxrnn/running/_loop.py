@@ -1,124 +1,180 @@
-"""The loop over time itself: its inputs are checked, its padding is clean."""
+"""The loop over time itself: one run as one record, already checked and clean of padding."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import PyTree, flatten, is_narrow, select
+from jaxrnn._base import Cell, PyTree, flatten, is_narrow, select
 from jaxrnn._checks import check_carry_kept, check_leads_with_batch, check_pair
 from jaxrnn.devices.placement import shard_like_batch, vary_alike
 from jaxrnn.instruments.marks import (
-    OverTime,
+    NormProbe,
+    PerStep,
+    carry_without_marks,
     is_marked,
-    is_over_time,
+    is_per_step,
     perturbations_of,
-    plus,
-    start_of,
-    unmarked,
+    without_marks,
 )
-from jaxrnn.instruments.norms import Probed, probed
+from jaxrnn.instruments.norms import call_with_norm_probes
 from jaxrnn.instruments.stepping import step_with_leaves_changed
 from jaxrnn.planning.explanation import report
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_scan import map_over_time, scan_deferred
-from jaxrnn.running.segments import run_in_segments, segment_lengths
+from jaxrnn.running.segments import Budget, run_in_segments, segment_lengths
+
+
+class Run(NamedTuple):
+    """One run of a cell over time: what it reads, where it starts, and how it is executed."""
+
+    who: str  # for error messages
+    cell: Cell
+    params: PyTree  # of the cell; leaves may carry marks (instruments/marks.py)
+    xs: PyTree  # (T, *B, …); zeros at steps that are not valid
+    carry: PyTree  # (*B, …), where the run starts; None: at the cell's initial carry. Leaves may carry marks
+    batch_shape: tuple[int, ...]  # *B
+    valid: jax.Array | None  # (T, *B) booleans, False where the carry is held; None: every step is valid
+    resets: jax.Array | None  # (T, *B) booleans, True where the carry is reset before xs[t] is read; None: nowhere
+    noise: PyTree  # the cell's, each leaf (T, …), or (1, …) where one draw serves all steps; None: evaluation
+    reverse: bool
+    unroll: int
+    plan: str | Plan
+    checkpoint: bool | int | Budget
+
+
+class StepInputs(NamedTuple):
+    """What the loop reads, each leaf (T, …); in the body of the loop, what its step reads. None is nothing to read."""
+
+    x: PyTree  # (*B, …) at each step
+    valid: jax.Array | None  # (*B)
+    starts: jax.Array | None  # (): whether the run starts here, and the step has to make the initial carry
+    resets: jax.Array | None  # (*B)
+    params: list[jax.Array]  # the parts of the parameters that each step has for itself
+    noise: list[jax.Array]  # the parts of the noise that each step has for itself
+    perturbations: list[jax.Array | None]  # what is added to each leaf of the new carry; empty: nothing
+
+
+def run_over_time(run: Run) -> tuple[PyTree, PyTree]:
+    """``(carry, ys)``: the carry after the run, and the outputs (T, *B, …) in input order."""
+    run = _vary_alike(run)
+    T = jax.tree.leaves(run.xs)[0].shape[0]
+    params, noise = _split_params(run.params), _split_noise(run.noise, T)
+    initial = _initial_carry(run, params_at_start(run.params, run.reverse))
+    given = carry_without_marks(run.carry)
+    # The gradient norms of params count what the initial carry adds as part of the step that reads it: that step
+    # then makes the initial carry itself.
+    probed = any(isinstance(a, NormProbe) for a in jax.tree.leaves(run.params, is_leaf=is_marked))
+    starts = jnp.arange(T) == (T - 1 if run.reverse else 0) if given is None and probed else None
+    carry = initial if given is None else shard_like_batch(given, run.xs, len(run.batch_shape))
+    inputs = StepInputs(
+        run.xs, run.valid, starts, run.resets, params.per_step, noise.per_step, perturbations_of(run.carry)
+    )
+    body = _body(run, params, noise, initial)
+    segments = segment_lengths(run.who, run.checkpoint, T)
+    explanation = report(run.who, T, run.plan, segments)
+
+    def run_segment(carry, inputs):
+        if run.plan == "plain":
+            return jax.lax.scan(body, carry, inputs, reverse=run.reverse, unroll=run.unroll)
+        planned = scan_deferred if jax.tree.leaves(carry) else map_over_time
+        plan = run.plan if isinstance(run.plan, Plan) else Plan()
+        return planned(body, carry, inputs, reverse=run.reverse, unroll=run.unroll, plan=plan, said=explanation)
+
+    return run_in_segments(run_segment, carry, inputs, segments, run.reverse)
 
 
 def params_at_start(params: PyTree, reverse: bool) -> PyTree:
-    """The parameters without marks, those given over time as they stand at the first step of the run."""
-    own, join = _split_params(params)
-    return unmarked(join([a[-1 if reverse else 0] for a in own]))
+    """The parameters without marks; those that are given step by step, as they are at the first step of the run."""
+    split = _split_params(params)
+    return without_marks(split.join([a[-1 if reverse else 0] for a in split.per_step]))
 
 
-def loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll, plan, checkpoint):
-    """``(carry, ys)`` of the cell over xs (T, *B, …); ``on`` and ``resets`` are (T, *B) or None."""
-    params, xs, carry, on, resets, noise = vary_alike(params, xs, carry, on, resets, noise)
-    T = jax.tree.leaves(xs)[0].shape[0]
-    own_params, join_params = _split_params(params)
-    own_noise, join_noise = _split_noise(noise, T)
+class _Split(NamedTuple):
+    """A tree in two: what each step has for itself, and what all steps share."""
 
-    def initial(params):
-        carry = cell.initial_carry(params, batch_shape)
-        carry = jax.tree.map(lambda a: vary_alike(a, xs)[0], carry)
-        return shard_like_batch(carry, xs, len(batch_shape))
+    per_step: list[jax.Array]  # each (T, …)
+    join: Callable[[list[jax.Array]], PyTree]  # of one step's share of ``per_step``, the tree that this step sees
 
-    fresh = initial(params_at_start(params, reverse))
-    perturbations, carry = perturbations_of(carry), start_of(carry)
-    measured = any(isinstance(a, Probed) for a in jax.tree.leaves(params, is_leaf=is_marked))
-    # What the initial carry adds to a gradient is measured with what its step adds: it is made again in that step.
-    first = None if carry is not None or not measured else jnp.arange(T) == (T - 1 if reverse else 0)
-    carry = fresh if carry is None else shard_like_batch(carry, xs, len(batch_shape))
 
-    def reset_and_step(params, carry, x, first_t, reset_t, *drawn):
-        if first_t is not None:
-            carry = jax.tree.map(functools.partial(jnp.where, first_t), initial(params), carry)
-        if reset_t is not None:
-            carry = select(reset_t, initial(params) if own_params else fresh, carry)
-        new, y = check_pair(who, cell.step(params, carry, x, *drawn))
-        check_carry_kept(who, carry, new)
+def _vary_alike(run: Run) -> Run:
+    """Everything that enters the loop varies over the same mesh axes (in ``shard_map``)."""
+    params, xs, carry, valid, resets, noise = vary_alike(
+        run.params, run.xs, run.carry, run.valid, run.resets, run.noise
+    )
+    return run._replace(params=params, xs=xs, carry=carry, valid=valid, resets=resets, noise=noise)
+
+
+def _initial_carry(run: Run, params: PyTree) -> PyTree:
+    """The cell's initial carry, placed on the mesh as the batch is."""
+    carry = run.cell.initial_carry(params, run.batch_shape)
+    carry = jax.tree.map(lambda a: vary_alike(a, run.xs)[0], carry)
+    return shard_like_batch(carry, run.xs, len(run.batch_shape))
+
+
+def _body(run: Run, params: _Split, noise: _Split, initial: PyTree) -> Callable[..., tuple[PyTree, PyTree]]:
+    """The body of the loop, ``(carry, StepInputs of one step) -> (carry, y)``: reset, step, hold."""
+
+    def reset_and_step(params_t, carry, x, starts, resets, *noise_t):
+        if starts is not None:
+            carry = jax.tree.map(functools.partial(jnp.where, starts), _initial_carry(run, params_t), carry)
+        if resets is not None:
+            carry = select(resets, _initial_carry(run, params_t) if params.per_step else initial, carry)
+        new, y = check_pair(run.who, run.cell.step(params_t, carry, x, *noise_t))
+        check_carry_kept(run.who, carry, new)
         return new, (y, carry)
 
     def body(carry, inputs):
-        x, on_t, first_t, reset_t, own_params_t, own_noise_t, added_t = inputs
-        drawn = () if noise is None else (join_noise(own_noise_t),)
-        step = functools.partial(probed, reset_and_step, join_params(own_params_t))
-        if added_t:
-            step = functools.partial(step_with_leaves_changed, who, step, lambda i, a: plus(a, added_t[i]))
-        new, (y, held) = step(carry, x, first_t, reset_t, *drawn)
-        if on_t is not None:
-            check_leads_with_batch(who, "the output of step", y, batch_shape)
-            new, y = select(on_t, new, held), select(on_t, y, jax.tree.map(jnp.zeros_like, y))
-        return new, y
+        step = functools.partial(call_with_norm_probes, reset_and_step, params.join(inputs.params))
+        if inputs.perturbations:
 
-    inputs = (xs, on, first, resets, own_params, own_noise, perturbations)
-    lengths = segment_lengths(who, checkpoint, T)
-    said = report(who, T, plan, lengths)
+            def perturb(index, leaf):
+                added = inputs.perturbations[index]
+                return leaf if added is None else leaf + added
 
-    def run(carry, inputs):
-        if plan == "plain":
-            return jax.lax.scan(body, carry, inputs, reverse=reverse, unroll=unroll)
-        planned = scan_deferred if jax.tree.leaves(carry) else map_over_time
-        chosen = Plan() if plan == "auto" else plan
-        return planned(body, carry, inputs, reverse=reverse, unroll=unroll, plan=chosen, said=said)
+            step = functools.partial(step_with_leaves_changed, run.who, step, perturb)
+        noise_t = () if run.noise is None else (noise.join(inputs.noise),)
+        new, (y, before) = step(carry, inputs.x, inputs.starts, inputs.resets, *noise_t)
+        if inputs.valid is None:
+            return new, y
+        check_leads_with_batch(run.who, "the output of step", y, run.batch_shape)
+        return select(inputs.valid, new, before), select(inputs.valid, y, jax.tree.map(jnp.zeros_like, y))
 
-    return run_in_segments(run, carry, inputs, lengths, reverse)
+    return body
 
 
-Split = tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]
-
-
-def _split_params(params: PyTree) -> Split:
-    """What parameters have for each step alone, and ``join``, which makes the parameters of one step.
+def _split_params(params: PyTree) -> _Split:
+    """The parts of the parameters that a mark gives each step for itself.
 
     Floats of less than 32 bits stand in float32 outside the loop and are cast back inside the step, so that the
     gradients that autodiff adds up over the steps are added in float32: in bfloat16 a sum of ones stops at 256.
     """
-    leaves, treedef = flatten(params, is_over_time)
-    arrays = [a.array if is_over_time(a) else a for a in leaves]
+    leaves, treedef = flatten(params, is_per_step)
+    arrays = [a.array if is_per_step(a) else a for a in leaves]
     narrow = [is_narrow(a) for a in arrays]
     wide = [a.astype(jnp.float32) if n else a for a, n in zip(arrays, narrow, strict=True)]
 
     def at_this_step(leaf, a, dtype, rest):
-        if isinstance(leaf, Probed):
-            return Probed(a, next(rest), dtype)
-        a = next(rest) if isinstance(leaf, OverTime) else a
+        if isinstance(leaf, NormProbe):
+            return NormProbe(a, next(rest), dtype)
+        a = next(rest) if isinstance(leaf, PerStep) else a
         return a if dtype is None else a.astype(dtype)
 
-    def join(own_t):
-        rest = iter(own_t)
+    def join(per_step):
+        rest = iter(per_step)
         dtypes = [a.dtype if n else None for a, n in zip(arrays, narrow, strict=True)]
         return treedef.unflatten([at_this_step(*of, rest) for of in zip(leaves, wide, dtypes, strict=True)])
 
-    own = [a.zeros if isinstance(a, Probed) else w for a, w in zip(leaves, wide, strict=True) if is_over_time(a)]
-    return own, join
+    per_step = [a.zeros if isinstance(a, NormProbe) else w for a, w in zip(leaves, wide, strict=True) if is_per_step(a)]
+    return _Split(per_step, join)
 
 
-def _split_noise(noise: PyTree, T: int) -> Split:
-    """The noise drawn for each step, and ``join``, which adds what was drawn once for the sequence."""
+def _split_noise(noise: PyTree, T: int) -> _Split:
+    """The leaves of the noise that lead with T; the others were drawn once for all steps."""
     leaves, treedef = flatten(noise)
     for a in leaves:
         if a.shape[:1] not in ((T,), (1,)):
@@ -128,8 +184,8 @@ def _split_noise(noise: PyTree, T: int) -> Split:
             )
     own = [a.shape[0] == T for a in leaves]
 
-    def join(own_t):
-        rest = iter(own_t)
+    def join(per_step):
+        rest = iter(per_step)
         return treedef.unflatten([next(rest) if o else a[0] for a, o in zip(leaves, own, strict=True)])
 
-    return [a for a, o in zip(leaves, own, strict=True) if o], join
+    return _Split([a for a, o in zip(leaves, own, strict=True) if o], join)

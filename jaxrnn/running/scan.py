@@ -22,9 +22,9 @@ from jaxrnn._checks import (
     sequence_shape,
 )
 from jaxrnn._spec import specified
-from jaxrnn.instruments.marks import start_of
+from jaxrnn.instruments.marks import carry_without_marks
 from jaxrnn.planning.plan import Plan, check_plan
-from jaxrnn.running._loop import loop, params_at_start
+from jaxrnn.running._loop import Run, params_at_start, run_over_time
 from jaxrnn.running.segments import Budget, check_checkpoint
 
 
@@ -111,19 +111,34 @@ def scan(
         check_params(who, now, shapes_of_params(cell))
         expected = jax.eval_shape(lambda: cell.initial_carry(now, batch_shape))
         check_leads_with_batch(who, "initial_carry()", expected, batch_shape)
-        if (start_carry := start_of(carry)) is not None:
+        if (start_carry := carry_without_marks(carry)) is not None:
             check_carry(who, start_carry, expected, batch_shape)
 
         times = start + jnp.arange(T, dtype=jnp.int32)
-        on = valid_steps(times, lengths, mask)
-        if on is not None:
-            xs = select(on, xs, jax.tree.map(jnp.zeros_like, xs))
+        valid = valid_steps(times, lengths, mask)
+        if valid is not None:
+            xs = select(valid, xs, jax.tree.map(jnp.zeros_like, xs))
         noise = None
         if cell.noise is not None and key is not None:
             x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
             noise = cell.noise(now, key, times, x)
-        resets = resets_before_reading(resets, T, reverse)
-        return loop(who, cell, params, xs, carry, batch_shape, on, resets, noise, reverse, unroll, plan, checkpoint)
+        return run_over_time(
+            Run(
+                who=who,
+                cell=cell,
+                params=params,
+                xs=xs,
+                carry=carry,
+                batch_shape=batch_shape,
+                valid=valid,
+                resets=resets_before_reading(resets, T, reverse),
+                noise=noise,
+                reverse=reverse,
+                unroll=unroll,
+                plan=plan,
+                checkpoint=checkpoint,
+            )
+        )
 
     return Layer(cell.init, cell.initial_carry, apply, cell.x_ndim, cell.input_size, cell.output_size)
 

@@ -11,7 +11,7 @@ from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
 from jaxrnn._checks import check_sizes, check_start
 from jaxrnn._spec import Spec, specified
 from jaxrnn.devices.placement import vary_alike
-from jaxrnn.instruments.marks import OverTime, refuse_marks
+from jaxrnn.instruments.marks import PerStep, refuse_marks
 from jaxrnn.programs.tracing import inner_programs
 from jaxrnn.running.scan import as_layer, check_inputs
 
@@ -92,8 +92,8 @@ def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkp
             carry,
         )
         params, xs = vary_alike(params, xs)  # here, or shard_map would sum gradients over devices at every block
-        over_time = any(isinstance(a, OverTime) for a in flatten(params, lambda a: isinstance(a, OverTime))[0])
-        sequence = (params if over_time else None, xs, mask, None if resets is None else resets[:T])
+        per_step = any(isinstance(a, PerStep) for a in flatten(params, lambda a: isinstance(a, PerStep))[0])
+        sequence = (params if per_step else None, xs, mask, None if resets is None else resets[:T])
 
         def run(carry, part, start):
             own, xs, mask, resets = part
