@@ -3,6 +3,9 @@
 import ast
 import inspect
 import re
+import runpy
+import sys
+import types
 from collections import Counter
 
 import pytest
@@ -85,3 +88,28 @@ def test_every_public_function_has_an_example(face):
             without_example.append(home)
     assert not undocumented, f"add a docstring: {undocumented}"
     assert not without_example, f"add a section `Example:` with lines that begin with >>>: {without_example}"
+
+
+def test_docstrings_are_shown_as_lists_and_code(monkeypatch):
+    """What docs/building/docstrings.py makes of ours, without the packages that build the site."""
+    monkeypatch.setitem(sys.modules, "griffe", types.SimpleNamespace(Extension=object))
+    shown = runpy.run_path(str(ROOT / "docs/building/docstrings.py"))["shown"]
+    text = """One line.
+
+    h_t = F(h_{t-1}, x_t)
+
+Args:
+    params, xs: as for ``apply``; xs (T, *B, I) and
+        more (*B).
+
+Example:
+    >>> 1 + 1
+    2
+
+Differs from: Keras.
+"""
+    assert shown(text) == (
+        "One line.\n\n    h_t = F(h_{t-1}, x_t)\n\n\n**Args**\n\n\n"
+        "- `params, xs`: as for ``apply``; xs (T, \\*B, I) and\n  more (\\*B).\n\n\n"
+        "**Example**\n\n```pycon\n>>> 1 + 1\n2\n```\n\n**Differs from** Keras."
+    )

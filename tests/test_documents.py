@@ -41,6 +41,16 @@ def test_links_lead_somewhere():
                 assert (file.parent / link).exists(), f"{file.relative_to(ROOT)} links to {link}, which is not there"
 
 
+def test_the_walk_names_what_is_there():
+    walk = re.findall(
+        r"^\d+\. `(.+?)`, `(\w+)`: ", (ROOT / "docs" / "plans.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(walk) > 10
+    for file, name in walk:
+        defined = re.search(rf"^(def|class) {name}\b", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+        assert defined, f"docs/plans.md: {file} does not define {name}"
+
+
 @pytest.mark.parametrize("page", [*(ROOT / "docs" / "results").glob("[!i]*.md"), ROOT / "docs" / "parity.md"], ids=str)
 def test_what_was_measured_stands_between_markers(page):
     assert parts_of(page, [page.stem]) == [page.stem]
