@@ -64,7 +64,8 @@ def test_the_cell_and_the_wrapper_pass_the_contract(followed):
 
 
 def test_the_experiment_runs_and_writes_its_page(followed):
-    pytest.importorskip("pydantic")
+    for needed in ("pydantic", "tomli_w"):
+        pytest.importorskip(needed)
     assert "forgetting" in in_copy(followed, "-m", "experiments", "list")
     small = ["--set", "steps=20", "--set", "model.hidden_size=8", "--set", "model.cells=['elman']"]
     page = followed / "docs/results/forgetting.md"
