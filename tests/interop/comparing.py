@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 I, H, T, B = 3, 4, 5, 3
+LENGTHS = np.array([3, T, 1], np.int32)
 
 # Relative to the largest entry. float32: some 30 units of the last place (6e-8), as each gradient is a sum over steps
 # and sequences of products that each library rounds in its own order.
@@ -23,11 +24,12 @@ def drawn(tree, dtype, seed=0):
     return jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.5, a.shape).astype(dtype)), tree)
 
 
-def assert_close(got, want, dtype):
+def assert_close(got, want, dtype="float32"):
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.dtype == b.dtype == (dtype if jnp.issubdtype(b.dtype, jnp.floating) else b.dtype)
-        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE[dtype] * np.abs(b).max())
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE[dtype] * np.abs(b).max(initial=0))
 
 
 def assert_same(got, want):
@@ -65,8 +67,16 @@ def compare(ours, theirs, params, weights, xs, start, convert, dtype):
     assert_close((by_params, by_rest), (mapped, by_their_rest), dtype)
 
 
-def draw_params(layer, seed):
-    """Random values, biases too, in the dtypes of ``init``."""
+def drawn_params(member, dtype=None, seed=0):
+    """Random parameters of a cell or layer, in its own dtypes where none is given; ``init`` would compile first."""
+    shapes = jax.eval_shape(member.init, jax.random.key(0))
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0)))
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.5, a.shape).astype(dtype or a.dtype)), shapes)
+
+
+def start_of(layer, params, dtype):
+    return drawn(jax.eval_shape(lambda params: layer.initial_carry(params, (B,)), params), dtype, seed=2)
+
+
+def xs_of(dtype):
+    return drawn(np.zeros((T, B, I)), dtype, seed=1)

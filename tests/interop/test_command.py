@@ -14,15 +14,9 @@ import jaxrnn as jr
 from jaxrnn import load, save
 from jaxrnn.__main__ import main
 from jaxrnn.saving.records import described
-from tests.interop.comparing import assert_same
+from tests.interop.comparing import assert_same, drawn_params
 
 T, B, I, H = 5, 2, 3, 4
-
-
-def randomised(model, dtype="float32", seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), dtype), shapes)
 
 
 @pytest.fixture
@@ -61,7 +55,7 @@ MODEL = jr.stack(
 
 def test_inspect_a_model_of_ours(run, tmp_path):
     path = tmp_path / "m.safetensors"
-    params = randomised(MODEL)
+    params = drawn_params(MODEL)
     params = (*params[:-1], jax.tree.map(lambda a: a.astype("bfloat16"), params[-1]))
     save(path, MODEL, params, {"epoch": 3, "data": "ü"})
     status, report, errors = run("inspect", path)
@@ -107,7 +101,7 @@ def test_inspect_a_model_of_ours(run, tmp_path):
 )
 def test_inspect_says_the_conventions_of_every_cell(cell, said, run, tmp_path):
     path = tmp_path / "m.safetensors"
-    save(path, cell, randomised(cell))
+    save(path, cell, drawn_params(cell))
     status, report, _ = run("inspect", path)
     assert status == 0 and any(line.startswith("  " + said) for line in report.splitlines())
     assert words_of(report, "- ")[0] == "-"  # the model is the cell, and has no name
@@ -116,7 +110,7 @@ def test_inspect_says_the_conventions_of_every_cell(cell, said, run, tmp_path):
 def test_inspect_a_model_without_a_spec(run, tmp_path):
     path = tmp_path / "m.safetensors"
     cell = jr.elman(I, H, activation=jnp.arctan)
-    save(path, cell, randomised(cell))
+    save(path, cell, drawn_params(cell))
     status, report, _ = run("inspect", path)
     assert status == 0
     assert words_of(report, "no model:")[2:5] == ["Spec.to_dict:", "elman's", "option"]
@@ -139,7 +133,7 @@ def test_inspect_onnx(run, tmp_path):
 
     layer = jr.bidirectional(jr.lstm(I, H), jr.lstm(I, H))
     path = tmp_path / "m.onnx"
-    onnx.save(export(layer, randomised(layer)), path)
+    onnx.save(export(layer, drawn_params(layer)), path)
     status, report, errors = run("inspect", path)
     assert (status, errors) == (0, [])
     assert report.startswith(f"{path}: ONNX, ")
@@ -160,7 +154,7 @@ SIZE = 4 * H * (I + H + 1) + 4 * H * (H + H + 1)  # the numbers in two LSTMs
 def test_to_onnx_and_back(learned, run, tmp_path):
     pytest.importorskip("onnx")
     model = jr.stack(jr.lstm(I, H, learned_carry=learned), jr.lstm(H, H, learned_carry=learned))
-    params = randomised(model, "float64")  # bitwise, also where the test's own 64 bits would be off
+    params = drawn_params(model, "float64")  # bitwise, also where the test's own 64 bits would be off
     source, middle, target = (tmp_path / name for name in ("a.safetensors", "b.onnx", "c.safetensors"))
     save(source, model, params)
     with jax.enable_x64(False):
@@ -254,7 +248,7 @@ def test_from_keras(run, tmp_path):
 
 def test_a_copy_of_ours_keeps_metadata(run, tmp_path):
     source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    save(source, MODEL, randomised(MODEL), {"epoch": 3})
+    save(source, MODEL, drawn_params(MODEL), {"epoch": 3})
     assert run("convert", source, target)[0] == 0
     assert target.read_bytes() == source.read_bytes()
 
@@ -264,7 +258,7 @@ def test_a_copy_of_ours_keeps_metadata(run, tmp_path):
 
 def test_overwriting_takes_force(run, tmp_path):
     source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    save(source, jr.lstm(I, H), randomised(jr.lstm(I, H)))
+    save(source, jr.lstm(I, H), drawn_params(jr.lstm(I, H)))
     target.write_text("old")
     status, _, errors = run("convert", source, target)
     assert (status, errors) == (
@@ -306,7 +300,7 @@ def test_one_line_for_what_cannot_be_converted(source, target, message, run, tmp
         (tmp_path / name).write_bytes(b"\x80\x04nothing\nof the kind")
     write(tmp_path / "foreign.safetensors", {"a": np.ones(2)})
     for name, cell in (("own", jr.elman(I, H, activation=jnp.arctan)), ("mgu", jr.mgu(I, H))):
-        save(f"{name}.safetensors", cell, randomised(cell))
+        save(f"{name}.safetensors", cell, drawn_params(cell))
     before = sorted(os.listdir())
     status, said, errors = run("convert", source, target)
     assert (status, said, len(errors)) == (1, "", 1)
@@ -316,7 +310,7 @@ def test_one_line_for_what_cannot_be_converted(source, target, message, run, tmp
 
 def test_options_of_torch_for_what_is_not_torchs(run, tmp_path):
     source = tmp_path / "a.safetensors"
-    save(source, jr.lstm(I, H), randomised(jr.lstm(I, H)))
+    save(source, jr.lstm(I, H), drawn_params(jr.lstm(I, H)))
     status, _, errors = run("convert", source, tmp_path / "b.safetensors", "--prefix", "x.")
     assert status == 1 and errors[0].startswith("convert: --prefix are for torch state dicts, which ")
 

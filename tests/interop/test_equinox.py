@@ -1,6 +1,5 @@
 """jaxrnn.interop.equinox against Equinox: values, gradients, round trips, refusals."""
 
-import doctest
 import re
 
 import jax
@@ -15,15 +14,10 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from jaxrnn.interop import equinox as interop  # noqa: E402
 from jaxrnn.interop.equinox import from_equinox, to_equinox  # noqa: E402
-from tests.interop.comparing import B, H, I, T, assert_same, compare, drawn  # noqa: E402
+from tests.interop.comparing import B, H, I, T, assert_same, compare, drawn, drawn_params  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("x64")
-
-
-def shaped(cell, dtype, seed=0):
-    return drawn(jax.eval_shape(cell.init, jax.random.key(0)), dtype, seed)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +60,7 @@ def test_round_trip(kind, sizes, options, seed):
     """jaxrnn -> Equinox -> jaxrnn, and then -> Equinox, changes nothing."""
     with jax.enable_x64(True):
         cell = kind(*sizes, **options)
-        params = shaped(cell, options.get("param_dtype", "float32"), seed)
+        params = drawn_params(cell, options.get("param_dtype", "float32"), seed)
         module = to_equinox(cell, params)
         again, own = from_equinox(module)
         assert again.spec == cell.spec
@@ -92,7 +86,7 @@ def test_round_trip(kind, sizes, options, seed):
 )
 def test_not_to_equinox(model, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        to_equinox(model, shaped(model, "float32"))
+        to_equinox(model, drawn_params(model, "float32"))
 
 
 def test_not_from_equinox():
@@ -105,10 +99,4 @@ def test_not_from_equinox():
 
 def test_functions_given_as_such_pass():
     cell = jr.lstm(I, H, activation=jnp.tanh, gate_activation=jax.nn.sigmoid)
-    assert from_equinox(to_equinox(cell, shaped(cell, "float32")))[0].spec == jr.lstm(I, H).spec
-
-
-def test_examples():
-    with jax.enable_x64(False):
-        result = doctest.testmod(interop)
-    assert result.attempted and not result.failed
+    assert from_equinox(to_equinox(cell, drawn_params(cell, "float32")))[0].spec == jr.lstm(I, H).spec

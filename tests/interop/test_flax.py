@@ -1,13 +1,11 @@
-"""jaxrnn.interop.flax against Flax's linen and nnx: values, gradients, lengths, round trips, refusals, modules."""
+"""jaxrnn.interop.flax against Flax's linen and nnx: values, gradients, lengths, round trips, refusals."""
 
 import dataclasses
-import doctest
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import jaxrnn as jr
@@ -19,22 +17,22 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrnn.interop.flax import (
-    from_linen,
-    from_nnx,
-    linen_cell,
-    linen_variables,
-    nnx_cell,
-    nnx_layer,
-    to_linen,
-    to_nnx,
+from jaxrnn.interop.flax import from_linen, from_nnx, to_linen, to_nnx
+from tests.interop.comparing import (
+    LENGTHS,
+    B,
+    H,
+    I,
+    T,
+    assert_close,
+    assert_same,
+    compare,
+    drawn,
+    drawn_params,
+    start_of,
+    xs_of,
 )
-from jaxrnn.interop.flax import linen as flax_linen
-from jaxrnn.interop.flax import nnx as flax_nnx
-from tests.interop.comparing import B, H, I, T, assert_close, assert_same, compare, drawn, quick_jit
 from tests.user_cells import clockwork
-
-LENGTHS = np.array([3, T, 1])
 
 LINEN = {
     "simple": nn.SimpleCell(H),
@@ -64,19 +62,6 @@ def swapped(carry):
 
 def theirs_of(carry):
     return (carry.c, carry.h) if isinstance(carry, jr.LSTMCarry) else carry
-
-
-def shaped(member, dtype, seed=0):
-    """Random parameters; drawing them by init compiles each orthogonal matrix."""
-    return drawn(jax.eval_shape(member.init, jax.random.key(0)), dtype, seed)
-
-
-def start_of(layer, params, dtype):
-    return drawn(jax.eval_shape(lambda params: layer.initial_carry(params, (B,)), params), dtype, seed=2)
-
-
-def xs_of(dtype):
-    return drawn(np.zeros((T, B, I)), dtype, seed=1)
 
 
 def linen_rnn(cell, dtype, **options):
@@ -166,7 +151,7 @@ def test_lengths(library, reverse):
 @pytest.mark.parametrize("merge", ["sum", "mean", "product", jnp.hypot])
 def test_merges_keep_their_names(merge):
     layer = jr.bidirectional(jr.elman(I, H), jr.elman(I, H), merge=merge if isinstance(merge, str) else "sum")
-    params = shaped(layer, "float32")
+    params = drawn_params(layer, "float32")
     module, variables = to_linen(layer, params)
     both = to_nnx(layer, params)
     if not isinstance(merge, str):
@@ -177,7 +162,7 @@ def test_merges_keep_their_names(merge):
 
 def test_bidirectional_both_ways():
     layer = jr.bidirectional(jr.lstm(I, H), jr.gru(I, H, reset="after"))
-    params = shaped(layer, "float64")
+    params = drawn_params(layer, "float64")
     params = params._replace(backward=params.backward._replace(b_hh=jnp.zeros(H)))  # nnx has none
     xs = xs_of("float64")
     start = start_of(layer, params, "float64")
@@ -208,7 +193,7 @@ def test_compute_dtype_goes_over():
 def test_narrow_dtype():
     """Flax rounds every sum to bfloat16, jaxrnn the operands of its products alone: they differ by its few digits."""
     cell = jr.lstm(I, H, dtype="bfloat16")
-    params, x = shaped(cell, "float32"), xs_of("float32")[0]
+    params, x = drawn_params(cell, "float32"), xs_of("float32")[0]
     carry = drawn(jax.eval_shape(lambda: cell.initial_carry(params, (B,))), "float32", seed=2)
     y = cell.step(params, carry, x)[1]
     module, variables = to_linen(cell, params)
@@ -251,7 +236,7 @@ LINEN_ALONE = [
 def test_linen_round_trip(cell, seed):
     """jaxrnn -> linen -> jaxrnn, and then -> linen, changes nothing."""
     with jax.enable_x64(True):
-        params = shaped(cell, dict(cell.spec.options).get("param_dtype", "float32"), seed)
+        params = drawn_params(cell, dict(cell.spec.options).get("param_dtype", "float32"), seed)
         module, variables = to_linen(cell, params)
         again, own = from_linen(module, variables)
         assert again.spec == cell.spec
@@ -263,7 +248,7 @@ def test_linen_round_trip(cell, seed):
 @given(cell=cells(kinds=BOTH), seed=st.integers(0, 9))
 def test_nnx_round_trip(cell, seed):
     with jax.enable_x64(True):
-        params = shaped(cell, dict(cell.spec.options).get("param_dtype", "float32"), seed)
+        params = drawn_params(cell, dict(cell.spec.options).get("param_dtype", "float32"), seed)
         params = params._replace(b_hh=jnp.zeros_like(params.b_hh)) if cell.spec.kind == "gru" else params
         module = to_nnx(cell, params)
         again, own = from_nnx(module)
@@ -284,7 +269,7 @@ def test_residual_comes_back_as_a_matrix():
 def test_without_biases(reset):
     """Flax always has biases: zeros compute the same."""
     cell = jr.mgu(I, H, reset="none", bias=False) if reset == "none" else jr.gru(I, H, reset="after", bias=False)
-    params = shaped(cell, "float32")
+    params = drawn_params(cell, "float32")
     module, variables = to_linen(cell, params)
     h, x = drawn(jnp.zeros((B, H)), "float32"), drawn(jnp.zeros((B, I)), "float32")
     assert_close(cell.step(params, h, x)[1], module.apply(variables, h, x)[1], "float32")
@@ -296,7 +281,7 @@ def test_without_biases(reset):
 
 
 def to_both(model, params=None):
-    params = shaped(model, "float32") if params is None else params
+    params = drawn_params(model, "float32") if params is None else params
     for to in (to_linen, to_nnx):
         yield lambda to=to: to(model, params)
 
@@ -326,12 +311,12 @@ def test_not_to_flax(model, message):
 
 def test_not_to_nnx():
     cell = jr.gru(I, H, reset="after")
-    params = shaped(cell, "float32")
+    params = drawn_params(cell, "float32")
     with pytest.raises(ValueError, match="a b_hh other than 0 has no counterpart: nnx's GRU has no bias inside"):
         to_nnx(cell, params._replace(b_hh=jnp.ones(H)))
     cell = jr.mgu(I, H, reset="none")
     with pytest.raises(ValueError, match="an MGU has no counterpart: nnx has no such cell; linen has one"):
-        to_nnx(cell, shaped(cell, "float32"))
+        to_nnx(cell, drawn_params(cell, "float32"))
 
 
 def test_not_from_linen():
@@ -339,7 +324,7 @@ def test_not_from_linen():
         with pytest.raises(ValueError, match=re.escape(message)):
             from_linen(module, params)
 
-    gru = to_linen(jr.gru(I, H, reset="after"), shaped(jr.gru(I, H, reset="after"), "float32"))[1]
+    gru = to_linen(jr.gru(I, H, reset="after"), drawn_params(jr.gru(I, H, reset="after"), "float32"))[1]
     ones = jax.nn.initializers.ones
     refused(nn.SimpleCell(H, carry_init=ones), {}, "from_linen: a carry_init other than zeros has no counterpart")
     refused(nn.GRUCell(H, gate_fn=nn.softplus), gru, "from_linen: a GRU with gate_fn='softplus' has no counterpart: z")
@@ -377,192 +362,3 @@ def test_float64_weights_need_x64():
     weights = {"i": {"kernel": np.zeros((I, H)), "bias": np.zeros(H)}, "h": {"kernel": np.zeros((H, H))}}
     with jax.enable_x64(False), pytest.raises(TypeError, match="the weights are float64 but JAX would make them"):
         from_linen(cell, weights)
-
-
-# ---- modules ------------------------------------------------------------------------------------
-
-
-def own_cell():
-    """A user's cell: parameters as a dict with a None and a list in it, a learned initial state."""
-
-    def init(key):
-        return {"W": [jax.random.normal(key, (I, H)), None], "start": jnp.full(H, 0.5)}
-
-    def initial_carry(params, batch_shape=()):
-        return (jnp.broadcast_to(params["start"], (*batch_shape, H)),)
-
-    def step(params, carry, x):
-        h = jnp.tanh(carry[0] + x @ params["W"][0])
-        return (h,), (h, h.sum(-1))
-
-    return jr.Cell(init, initial_carry, step)
-
-
-MODULES = {"peephole lstm": jr.peephole_lstm(I, H, learned_carry=True), "own": own_cell(), "clockwork": clockwork(I, H)}
-
-
-@pytest.mark.parametrize("library", ["linen", "nnx"])
-@pytest.mark.parametrize(("name", "reverse"), [("peephole lstm", True), ("own", False), ("clockwork", False)])
-def test_cells_in_their_rnn(name, library, reverse):
-    """nn.RNN and nnx.RNN of any cell run as jr.scan does: values, final carry, gradients."""
-    cell = MODULES[name]
-    params = shaped(cell, "float32")
-    xs = xs_of("float32")
-    options = {"time_major": True, "return_carry": True, "reverse": reverse, "keep_order": True}
-    layer = jr.scan(cell, reverse=reverse, plan="plain")
-    valid = np.arange(T)[:, None] < LENGTHS
-
-    def theirs(params, xs):
-        if library == "linen":
-            rnn = nn.RNN(linen_cell(cell), **options)
-            variables = {"params": {"cell": linen_variables(params)["params"]}}
-            return rnn.apply(variables, xs, seq_lengths=LENGTHS)
-        return nnx.RNN(nnx_cell(cell, params), **options)(xs, seq_lengths=LENGTHS)
-
-    def loss(run, params, xs):
-        carry, ys = run(params, xs)
-        ys = jax.tree.map(lambda a: jnp.where(valid.reshape(valid.shape + (1,) * (a.ndim - 2)), a, 0), ys)
-        return sum(jnp.sin(a).sum() for a in jax.tree.leaves((carry, ys))), (carry, ys)
-
-    def grad(run):
-        return quick_jit(jax.grad(lambda *inputs: loss(run, *inputs), argnums=(0, 1), has_aux=True))(params, xs)
-
-    def ours(params, xs):
-        return layer.apply(params, xs, lengths=LENGTHS)
-
-    assert_close(grad(theirs), grad(ours), "float32")
-
-
-def test_linen_cell_draws_as_init_does():
-    """Shapes, names and laws of the cell's own init; from_linen takes them back."""
-    cell = jr.lstm(I, H, forget_bias=3.0)
-    rnn = nn.RNN(linen_cell(cell))
-    variables = rnn.init(jax.random.key(0), jnp.ones((B, T, I), "float32"))
-    own = variables["params"]["cell"]
-    back, params = from_linen(rnn.cell, own)
-    assert back is cell
-    np.testing.assert_array_equal(params.b, np.repeat([0.0, 3.0, 0.0, 0.0], H))
-    np.testing.assert_allclose(params.W_hh[:, :H] @ params.W_hh[:, :H].T, np.eye(H), atol=1e-6)  # orthogonal
-    assert_same(linen_variables(params)["params"], own)
-    with pytest.raises(ValueError, match="expected the parameters W_xh, W_hh, b, but 'b' is not among those given"):
-        from_linen(rnn.cell, {name: own[name] for name in ("W_xh", "W_hh")})
-
-
-def test_bare_arrays_and_none_survive():
-    cell = own_cell()
-    module = nnx_cell(cell, rngs=nnx.Rngs(0))
-    assert sorted(".".join(map(str, path)) for path in nnx.to_flat_state(nnx.state(module)).paths) == [
-        "params.W.0",
-        "params.start",
-    ]
-    back, params = from_nnx(module)
-    assert back is cell
-    assert params["W"][1] is None
-    bare = jr.Cell(lambda key: jnp.ones(()), lambda p, b=(): jnp.zeros((*b, I)), lambda p, c, x: (c + p * x, c))
-    assert from_nnx(nnx_cell(bare, jnp.asarray(2.0)))[1] == 2.0
-
-
-MODEL = jr.stack(
-    jr.bidirectional(jr.gru(I, H, learned_carry=True), jr.lstm(I, H), merge="sum"), jr.dropout(0.5), jr.readout(H, 2)
-)
-
-
-def test_layer_trains_as_the_functional_step():
-    """One step of nnx.Optimizer under nnx.jit gives the parameters of the functional step."""
-    model = jr.stack(jr.elman(I, H, learned_carry=True), jr.readout(H, 2))
-    params = shaped(model, "float32")
-    xs = xs_of("float32")
-
-    def loss(ys):
-        return jnp.square(ys).mean()
-
-    module = nnx_layer(model, params)
-    optimizer = nnx.Optimizer(module, optax.sgd(0.5), wrt=nnx.Param)
-
-    @nnx.jit
-    def train(module, optimizer, xs):
-        optimizer.update(module, nnx.grad(lambda module: loss(module(xs, lengths=LENGTHS)[1]))(module))
-
-    train(module, optimizer, xs)
-
-    @jax.jit
-    def functional(params, xs):
-        gradient = jax.grad(lambda params: loss(model.apply(params, xs, lengths=LENGTHS)[1]))(params)
-        updates, _ = optax.sgd(0.5).update(gradient, optax.sgd(0.5).init(params))
-        return optax.apply_updates(params, updates)
-
-    assert_close(module.jaxrnn_params(), functional(params, xs), "float32")
-
-
-def test_layer_state_goes_round():
-    module = nnx_layer(MODEL, rngs=nnx.Rngs(0, dropout=1))
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
-    paths = {".".join(map(str, path)) for path in nnx.to_flat_state(params).paths}
-    assert {"params.0.forward.W_xh", "params.0.forward.h0", "params.0.backward.b", "params.2.W_hy"} <= paths
-    assert_same(from_nnx(nnx.merge(graph, params, rest))[1], module.jaxrnn_params())
-    other = nnx_layer(MODEL, rngs=nnx.Rngs(7))
-    nnx.update(other, params)
-    assert_same(other.jaxrnn_params(), module.jaxrnn_params())
-
-
-def test_layer_options_reach_apply():
-    layer = jr.scan(jr.lstm(I, H))
-    module = nnx_layer(jr.lstm(I, H), rngs=nnx.Rngs(0))
-    params, xs = module.jaxrnn_params(), xs_of("float32")
-    start = start_of(layer, params, "float32")
-    options = {
-        "lengths": LENGTHS,
-        "mask": np.arange(T)[:, None] != [2, 0, 9],
-        "resets": np.arange(T)[:, None] == [1, 3, 2],
-    }
-    want = jax.jit(layer.apply)(params, xs, start, **options)
-    assert_close(nnx.jit(lambda module, xs, start: module(xs, start, **options))(module, xs, start), want, "float32")
-
-
-def test_layer_noise():
-    """A stream's keys in train mode, none in evaluation, the caller's where given."""
-    model = jr.stack(jr.elman(I, H), jr.dropout(0.5))
-    params, xs, key = shaped(model, "float32"), xs_of("float32"), jax.random.key(5)
-    module = nnx_layer(model, params, rngs=nnx.Rngs(0))
-    run = nnx.jit(lambda module, xs, key=None: module(xs, key=key)[1])
-    apply = jax.jit(lambda key=None: model.apply(params, xs, key=key)[1])
-    first, second = run(module, xs), run(module, xs)
-    assert (first != second).any()
-    assert_close(run(module, xs, key), apply(key), "float32")
-    module.eval()
-    assert_close(run(module, xs), apply(), "float32")
-    module.train()
-    third = run(module, xs)
-    assert (third != first).any() and (third != second).any()
-
-
-def test_layer_holds_a_stream_only_for_noise():
-    assert not nnx.state(nnx_layer(jr.lstm(I, H), rngs=nnx.Rngs(0)), nnx.RngState)
-    assert nnx.state(nnx_layer(clockwork(I, H), rngs=nnx.Rngs(0)), nnx.RngState)  # its step may be anything
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: nnx_cell(jr.lstm(I, H)), "nnx_cell: expected params, or rngs to draw them from, got neither"),
-        (lambda: nnx_layer(jr.lstm(I, H)), "nnx_layer: expected params, or rngs to draw them from, got neither"),
-        (lambda: nnx_cell(jr.dropout(0.5), rngs=nnx.Rngs(0)), "nnx_cell: the noise of dropout has no counterpart"),
-        (lambda: linen_cell(jr.dropout(0.5)), "linen_cell: the noise of dropout has no counterpart: it is drawn for a"),
-        (lambda: linen_cell(jr.embedding(5, H)), "linen_cell: x_ndim=0 of embedding has no counterpart"),
-        (
-            lambda: nnx_layer(MODEL, shaped(MODEL, "float32"))(jnp.zeros((T, I), "float32")),
-            "nnx_layer: stack in train mode draws from a stream, but was made without rngs",
-        ),
-    ],
-    ids=["no params", "layer without params", "noise", "linen noise", "tokens", "no stream"],
-)
-def test_refused_modules(make, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        make()
-
-
-@pytest.mark.parametrize("module", [flax_linen, flax_nnx])
-def test_examples(module):
-    with jax.enable_x64(False):
-        result = doctest.testmod(module)
-    assert result.attempted and not result.failed

@@ -1,6 +1,5 @@
 """from_torch and to_torch against torch.nn: outputs, final states, every gradient; round trips; what is refused."""
 
-import doctest
 import functools
 import re
 
@@ -12,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxrnn as jr
-from tests.interop.comparing import B, H, I, T, assert_close, assert_same, draw_params, quick_jit
+from tests.interop.comparing import B, H, I, T, assert_close, assert_same, drawn_params, quick_jit
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
 
-import jaxrnn.interop.torch as interop  # noqa: E402
 from jaxrnn.interop.torch import from_torch, to_torch  # noqa: E402
 
 LENGTHS = np.array([3, T, 1])
@@ -218,7 +216,7 @@ def test_round_trip_from_jaxrnn_is_bitwise(configuration, dtype):
     module_class, options = configuration
     theirs = made(module_class, options, dtype)
     layer, _ = from_torch(theirs)
-    params = draw_params(layer, seed=3)
+    params = drawn_params(layer, seed=3)
     theirs.load_state_dict(to_torch(layer, params), strict=True)
     again, came = from_torch(theirs)
     assert again.spec == layer.spec
@@ -240,7 +238,7 @@ def test_round_trip_from_torch_computes_the_same(configuration):
 def test_round_trip_of_cells(name):
     theirs = made(*CELLS[name])
     cell, _ = from_torch(theirs)
-    params = draw_params(cell, seed=4)
+    params = drawn_params(cell, seed=4)
     theirs.load_state_dict(to_torch(cell, params), strict=True)
     again, came = from_torch(theirs)
     assert again.spec == cell.spec
@@ -289,12 +287,12 @@ REFUSED = {
 def test_refused(message):
     model = REFUSED[message]
     with pytest.raises(ValueError, match=re.escape(message)):
-        to_torch(model, draw_params(model, seed=0))
+        to_torch(model, drawn_params(model, seed=0))
 
 
 def test_params_of_another_layer():
     with pytest.raises(ValueError, match=r"to_torch: params should be GRUParams\("):
-        to_torch(jr.scan(GRU), draw_params(jr.lstm(I, H), seed=0))
+        to_torch(jr.scan(GRU), drawn_params(jr.lstm(I, H), seed=0))
 
 
 def state_of(module_class, options=None, drop=(), **more):
@@ -343,7 +341,7 @@ def test_misread(message):
 def test_a_planned_run_of_both_directions():
     run = functools.partial(jr.scan, plan="plain", checkpoint=2)
     model = jr.bidirectional(jr.lstm(I, H), jr.lstm(I, H), run=run)
-    assert len(to_torch(model, draw_params(model, seed=0))) == 8
+    assert len(to_torch(model, drawn_params(model, seed=0))) == 8
 
 
 def test_other_modules():
@@ -359,8 +357,3 @@ def test_other_modules():
 def test_float64_without_64_bits():
     with jax.enable_x64(False), pytest.raises(TypeError, match="the weights are float64 but JAX would make them"):
         from_torch(made(nn.GRU, {}))
-
-
-def test_examples():
-    with jax.enable_x64(False):
-        assert doctest.testmod(interop).failed == 0

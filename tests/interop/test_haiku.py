@@ -1,6 +1,5 @@
 """jaxrnn.interop.haiku against Haiku: values, gradients, round trips, refusals."""
 
-import doctest
 import re
 
 import jax
@@ -14,9 +13,8 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from jaxrnn.interop import haiku as interop  # noqa: E402
 from jaxrnn.interop.haiku import from_haiku, to_haiku  # noqa: E402
-from tests.interop.comparing import B, H, I, T, assert_close, assert_same, compare, drawn  # noqa: E402
+from tests.interop.comparing import B, H, I, T, assert_close, assert_same, compare, drawn, drawn_params  # noqa: E402
 
 S = {"Conv1DLSTM": (5,), "Conv2DLSTM": (4, 3), "Conv3DLSTM": (3, 2, 2)}
 
@@ -32,10 +30,6 @@ CORES = {
 }
 
 pytestmark = pytest.mark.usefixtures("x64")
-
-
-def shaped(cell, dtype, seed=0):
-    return drawn(jax.eval_shape(cell.init, jax.random.key(0)), dtype, seed)
 
 
 def unroll(make):
@@ -81,7 +75,7 @@ def test_from_haiku(name, dtype):
 def test_deep_rnn_both_ways():
     """A chain of cells; the second LSTM is Haiku's lstm_1."""
     cell = jr.chain(jr.lstm(I, H), jr.gru(H, 2), jr.lstm(2, H, bias=False))
-    params = shaped(cell, "float64")
+    params = drawn_params(cell, "float64")
     weights = to_haiku(cell, params)
     assert sorted(weights) == ["gru", "lstm/linear", "lstm_1/linear"]
     theirs = unroll(lambda: hk.DeepRNN([hk.LSTM(H), hk.GRU(2), hk.LSTM(H)]))
@@ -117,7 +111,7 @@ def test_round_trip(kind, options, name, double_bias, seed):
     with jax.enable_x64(True):
         dtype = options.get("param_dtype", "float32")
         cell = CELLS[kind](**options)
-        params = shaped(cell, dtype, seed)
+        params = drawn_params(cell, dtype, seed)
         weights = to_haiku(cell, params, name=name, double_bias=double_bias)
         core = {"elman": hk.VanillaRNN, "lstm": hk.LSTM, "gru": hk.GRU, "conv": hk.Conv2DLSTM}[kind]
         again, own = from_haiku(core, weights, name=name, spatial_shape=(4, 3))
@@ -133,7 +127,7 @@ def test_round_trip(kind, options, name, double_bias, seed):
 def test_without_biases(kind):
     """Haiku has a bias everywhere: its forget gate's takes the 1 away that is added at every step."""
     cell = CELLS[kind](bias=False)
-    params = shaped(cell, "float32")
+    params = drawn_params(cell, "float32")
     core = {"elman": "VanillaRNN", "lstm": "LSTM", "gru": "GRU", "conv": "Conv2DLSTM"}[kind]
     _, own = from_haiku(core, to_haiku(cell, params), spatial_shape=(4, 3))
     np.testing.assert_array_equal(own.b, np.zeros_like(own.b))
@@ -157,11 +151,11 @@ def test_without_biases(kind):
 )
 def test_not_to_haiku(model, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        to_haiku(model, shaped(model, "float32"))
+        to_haiku(model, drawn_params(model, "float32"))
 
 
 def test_not_from_haiku():
-    weights = to_haiku(jr.gru(I, H), shaped(jr.gru(I, H), "float32"), name="net/~/gru")
+    weights = to_haiku(jr.gru(I, H), drawn_params(jr.gru(I, H), "float32"), name="net/~/gru")
     with pytest.raises(ValueError, match=re.escape("from_haiku: the core IdentityCore has no counterpart")):
         from_haiku(hk.IdentityCore, weights)
     with pytest.raises(
@@ -173,9 +167,3 @@ def test_not_from_haiku():
     broken = {"gru": weights["net/~/gru"] | {"b": np.zeros(3, "float32")}}
     with pytest.raises(ValueError, match=re.escape("params.b")):
         from_haiku("GRU", broken)
-
-
-def test_examples():
-    with jax.enable_x64(False):
-        result = doctest.testmod(interop)
-    assert result.attempted and not result.failed

@@ -1,6 +1,5 @@
 """from_keras and to_keras against Keras 3: outputs, final states, every gradient; files; round trips; refusals."""
 
-import doctest
 import functools
 import os
 import re
@@ -13,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxrnn as jr
-from tests.interop.comparing import B, H, I, T, assert_close, assert_same, draw_params, quick_jit
+from tests.interop.comparing import B, H, I, T, assert_close, assert_same, drawn_params, quick_jit
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras")
 from keras import layers as kl  # noqa: E402
 
-import jaxrnn.interop.keras as interop  # noqa: E402
 from jaxrnn.interop.keras import from_keras, to_keras  # noqa: E402
 
 LENGTHS = np.array([3, T, 1])
@@ -239,12 +237,12 @@ def test_weights_files(tmp_path):
     theirs.save_weights(tmp_path / "theirs.weights.h5")
     want_model, want = from_keras(theirs)
 
-    mine = to_keras(want_model, draw_params(want_model, seed=4))
+    mine = to_keras(want_model, drawn_params(want_model, seed=4))
     mine.load_weights(tmp_path / "theirs.weights.h5")
     _, came = from_keras(mine)
     assert_same(came, want)
 
-    params = draw_params(want_model, seed=5)
+    params = drawn_params(want_model, seed=5)
     to_keras(want_model, params).save_weights(tmp_path / "ours.weights.h5")
     other.load_weights(tmp_path / "ours.weights.h5")
     assert_same(from_keras(other)[1], params)
@@ -253,7 +251,7 @@ def test_weights_files(tmp_path):
 def test_lists_of_arrays():
     theirs = built(GRU())
     layer, want = from_keras(theirs)
-    mine = to_keras(layer, draw_params(layer, seed=0))
+    mine = to_keras(layer, drawn_params(layer, seed=0))
     mine.set_weights(theirs.get_weights())
     assert_same(from_keras(mine)[1], want)
 
@@ -308,7 +306,7 @@ def models(draw):
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(models())
 def test_round_trip_from_jaxrnn_is_bitwise(model):
-    params = draw_params(model, seed=3)
+    params = drawn_params(model, seed=3)
     again, came = from_keras(to_keras(model, params))
     assert again.spec == model.spec
     assert_same(came, params)
@@ -420,21 +418,16 @@ REFUSED = {
 def test_refused(message):
     model = REFUSED[message]
     with pytest.raises(ValueError, match=re.escape(message)):
-        to_keras(model, draw_params(model, seed=0))
+        to_keras(model, drawn_params(model, seed=0))
 
 
 def test_a_merge_that_is_a_function():
     model = jr.bidirectional(jr.gru(I, H), jr.gru(I, H), merge=jnp.maximum)
     with pytest.raises(ValueError, match="to_keras: a merge that is a function has no counterpart: Keras has concat"):
-        to_keras(model, draw_params(model, seed=0))
+        to_keras(model, drawn_params(model, seed=0))
 
 
 def test_float64_without_64_bits():
     theirs = built(GRU(dtype="float64"))
     with jax.enable_x64(False), pytest.raises(TypeError, match="the weights are float64 but JAX would make them"):
         from_keras(theirs)
-
-
-def test_examples():
-    with jax.enable_x64(False):
-        assert doctest.testmod(interop).failed == 0

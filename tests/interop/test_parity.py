@@ -63,9 +63,10 @@ def test_gradients_alone_that_are_wrong_show():
 
         def read(weights):
             model, params = source.read(weights)
-            apply = lambda params, *args, **options: model.apply(  # noqa: E731
-                params._replace(W_xh=halved(params.W_xh)), *args, **options
-            )
+
+            def apply(params, *args, **options):
+                return model.apply(params._replace(W_xh=halved(params.W_xh)), *args, **options)
+
             return model._replace(apply=apply), params
 
         return source._replace(read=read)
@@ -91,7 +92,9 @@ def test_the_command(capsys, tmp_path):
 
 
 def test_every_source_of_the_table_is_told_apart():
-    drawn = lambda *shape: np.zeros(shape, np.float32)  # noqa: E731
+    def drawn(*shape):
+        return np.zeros(shape, np.float32)
+
     pytest.importorskip("torch")
     names = [(s.library, s.cell, s.options) for s in (make(drawn) for library, make in ALL if library == "torch")]
     assert len(set(names)) == len(names) == 17
