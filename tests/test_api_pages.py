@@ -27,7 +27,6 @@ PAGE_OF = {
     "jaxrnn.plotting": "plotting.md",
 }
 FACES = [name for name in jr.__all__ if inspect.ismodule(getattr(jr, name))]
-LIBRARIES = ("torch", "keras", "flax", "haiku", "equinox", "onnx")  # none is imported here
 
 
 def names_of(face: str) -> list[str]:
@@ -39,15 +38,17 @@ def names_of(face: str) -> list[str]:
     return [name for name in own if not name.startswith("_")]
 
 
-def converters(library: str) -> list[str]:
-    """The same of a module of ``jr.interop``, from its source."""
-    folder = ROOT / "jaxrnn" / "interop"
-    path = folder / library / "__init__.py" if (folder / library).is_dir() else folder / f"{library}.py"
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return ast.literal_eval(node.value)
-    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+def names_of_converters() -> dict[str, list[str]]:
+    """The public names of each module or folder of ``jr.interop`` that is a converter. None is imported here."""
+    found = {}
+    for path in [*(ROOT / "jaxrnn" / "interop").glob("*.py"), *(ROOT / "jaxrnn" / "interop").glob("*/__init__.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        values = {ast.unparse(n.targets[0]): n.value for n in tree.body if isinstance(n, ast.Assign)}
+        imported = {alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names}
+        if "LIBRARY" in values.keys() | imported and "__all__" in values:
+            name = path.parent.name if path.name == "__init__.py" else path.stem
+            found[name] = ast.literal_eval(values["__all__"])
+    return found
 
 
 def entries() -> Counter[str]:
@@ -56,9 +57,9 @@ def entries() -> Counter[str]:
 
 def test_every_public_name_is_on_a_page():
     expected = {f"{face}.{name}": page for face, page in PAGE_OF.items() for name in names_of(face)}
-    expected |= {
-        f"jaxrnn.interop.{library}.{name}": "interop.md" for library in LIBRARIES for name in converters(library)
-    }
+    libraries = names_of_converters()
+    assert libraries.keys() >= set(jr.interop.__all__)
+    expected |= {f"jaxrnn.interop.{lib}.{name}": "interop.md" for lib, names in libraries.items() for name in names}
     found = entries()
     missing = [f"add `::: {name}` to docs/api/{page}" for name, page in expected.items() if name not in found]
     modules = ("jaxrnn.training.checkpoints.", "jaxrnn.training.records.")  # beside the face, by their full names

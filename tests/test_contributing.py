@@ -76,3 +76,7 @@ def test_the_experiment_runs_and_writes_its_page(followed):
 
 def test_nothing_is_missing_in_a_list(followed):
     assert passed(followed, ["tests/test_api_pages.py", "tests/test_readme.py"], "every or ugrnn or input_gain") >= 10
+
+
+def test_the_converter_passes_its_test(followed):
+    assert passed(followed, ["tests/interop/test_tensorflow1.py"], "test") == 3
