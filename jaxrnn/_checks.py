@@ -138,7 +138,9 @@ def check_leads_with_batch(who: str, what: str, tree: PyTree, batch_shape: tuple
             )
 
 
-def check_flags(who: str, name: str, flags: Any, shapes: tuple[tuple[int, ...], ...], meaning: str) -> None:
+def check_flags(
+    who: str, name: str, flags: Any, shapes: tuple[tuple[int, ...], ...], meaning: str, axes: str = "(T, *B)"
+) -> None:
     """A mask or reset array is boolean and has exactly one of the allowed shapes."""
     if jnp.result_type(flags) != np.bool_:
         raise TypeError(
@@ -146,7 +148,7 @@ def check_flags(who: str, name: str, flags: Any, shapes: tuple[tuple[int, ...], 
         )
     if jnp.shape(flags) not in shapes:
         raise ValueError(
-            f"{who}: {name} must have shape {' or '.join(map(str, shapes))}, that is (T, *B), "
+            f"{who}: {name} must have shape {' or '.join(map(str, shapes))}, that is {axes}, "
             f"got {jnp.shape(flags)}; broadcast it with jnp.broadcast_to."
         )
 
@@ -187,6 +189,17 @@ def sequence_shape(who: str, xs: PyTree, x_ndim: PyTree) -> tuple[int, tuple[int
         raise ValueError(f"{who}: the leaves of xs disagree about the leading axes (T, *B): {came}.")
     (lead,) = seen
     return lead[0], lead[1:]
+
+
+def step_batch_shape(who: str, x: PyTree, x_ndim: PyTree) -> tuple[int, ...]:
+    """``batch_shape`` of the input of one step, whose leaves are (*B, *features)."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x) if isinstance(x_ndim, int) else ():
+        if jnp.ndim(leaf) < x_ndim:
+            raise ValueError(
+                f"{who}: x{jax.tree_util.keystr(path)} must be (*B, …) with {x_ndim} feature axes last, got shape "
+                f"{jnp.shape(leaf)}; a single step has no time axis, but all axes of the features."
+            )
+    return sequence_shape(who, jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *jnp.shape(a)), bool), x), x_ndim)[1]
 
 
 def _check_tree(who: str, what: str, got: PyTree, expected: PyTree, fix: str) -> None:

@@ -324,7 +324,9 @@ def fixed_points(
     _, scale, directions = np.linalg.svd(cloud - middle, full_matrices=False)
     axes_kept = directions[:components]
     share = (scale[:components] ** 2).sum() / max((scale**2).sum(), 1e-30)
-    project = lambda a: np.pad((a - middle) @ axes_kept.T, [(0, 0)] * (a.ndim - 1) + [(0, components - len(axes_kept))])  # noqa: E731
+
+    def project(a):
+        return np.pad((a - middle) @ axes_kept.T, [(0, 0)] * (a.ndim - 1) + [(0, components - len(axes_kept))])
 
     figure = Figure(figsize=(6.5, 6), layout="constrained")
     axes: Any = figure.add_subplot(projection="3d" if components == 3 else None)

@@ -242,7 +242,7 @@ ERRORS = {
     "mask of another batch": (
         lambda: step(mask=jnp.ones(3, bool)),
         ValueError,
-        ["stream(lstm): mask must have the batch shape of x, (2,)", "got (3,)", "broadcast"],
+        ["stream(lstm): mask must have shape (2,), that is *B, the batch axes of x, got (3,)", "broadcast"],
     ),
     "resets of another batch": (lambda: step(resets=jnp.array(True)), ValueError, ["resets must have", "got ()"]),
     "mask of numbers": (

@@ -138,7 +138,9 @@ def ensemble(
     @functools.partial(jax.jit, static_argnums=0)
     def program(division: EnsembleLayout, members: PyTree, *shared: PyTree) -> PyTree:
         def run_mine(members, *shared):
-            one = lambda member: function(member, *shared)  # noqa: E731
+            def one(member):
+                return function(member, *shared)
+
             return jax.lax.map(one, members) if division.how == "map" else jax.vmap(one)(members)
 
         over = PartitionSpec(division.axes)

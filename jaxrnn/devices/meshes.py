@@ -205,7 +205,10 @@ def put_whole(a: Any, sharding: NamedSharding) -> jax.Array:
 def _put(a, sharding):
     if sharding.is_fully_addressable:
         return jax.device_put(a, sharding)
-    local = lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a))  # noqa: E731
+
+    def local(a):
+        return jax.make_array_from_process_local_data(sharding, np.asarray(a))
+
     return _through_key_data(local, a, sharding)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree
-from jaxrnn.instruments.marks import PerStep
+from jaxrnn.instruments import PerStep
 from jaxrnn.running.scan import as_layer
 
 

@@ -12,8 +12,7 @@ from jaxrnn._base import Cell, Layer, PyTree, flatten, is_float
 from jaxrnn._checks import check_finite, check_lengths, check_scalar_loss
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import check_not_explicit
-from jaxrnn.instruments.marks import NormProbe, PerturbedState, probe_zeros
-from jaxrnn.instruments.norms import norm
+from jaxrnn.instruments import NormProbe, PerturbedState, norm, probe_zeros
 from jaxrnn.running.scan import as_layer, check_inputs, valid_steps
 
 
@@ -48,7 +47,7 @@ def gradient_flow(
         params    ‖∂L/∂W_t‖                      W_t: the W that step t uses; ∂L/∂W = Σ_t ∂L/∂W_t
 
     With a loss of the last step alone, ‖∂L/∂h_t‖ over T - 1 - t is the curve that vanishes or explodes;
-    :func:`norm_by_lag` turns it round, each sequence counted from its own end.
+    :func:`norm_by_lag` counts it that way, each sequence from its own end.
 
     Args:
         model: a Cell, or a Layer made of ``jr.scan``, ``stack``, ``bidirectional`` and ``residual``.

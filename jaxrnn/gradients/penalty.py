@@ -12,8 +12,7 @@ from jaxrnn._base import Cell, PyTree, select
 from jaxrnn._checks import check_lengths, check_scalar_loss
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import run_of
-from jaxrnn.instruments.norms import norm
-from jaxrnn.instruments.stepping import step_with_carry_changed
+from jaxrnn.instruments import norm, step_with_carry_changed
 from jaxrnn.running.scan import scan, valid_steps
 
 
@@ -72,8 +71,11 @@ def jacobian_penalty(
 
     def step(params, h, inputs):
         x, zero = inputs
-        add = lambda new: jax.tree.map(jnp.add, new, space.tree(zero))  # noqa: E731
-        new, y = step_with_carry_changed(who, functools.partial(cell.step, params), add, h, x)
+
+        def add_zero(new):
+            return jax.tree.map(jnp.add, new, space.tree(zero))
+
+        new, y = step_with_carry_changed(who, functools.partial(cell.step, params), add_zero, h, x)
         return new, (space.flat(h), y)
 
     layer = scan(Cell(cell.init, cell.initial_carry, step, x_ndim=(cell.x_ndim, 1)))

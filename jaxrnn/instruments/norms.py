@@ -1,14 +1,14 @@
 """The norm of what each step adds to a parameter's gradient, without that gradient.
 
-A product x W adds xᵀ d at each step, d the cotangent of the product. So a zero of a special kind is added to the
-product: linear in a scalar z, it sends back to z, where a matrix product would send back xᵀ d, the norm ‖xᵀ d‖ alone.
-It is a primitive like any other, so plans may defer it (``hoist.py`` says when): after the backward loop the norms
-are computed from x and d of all steps. With a batch of B rows ‖xᵀ d‖² = Σ (x xᵀ) * (d dᵀ), which is cheaper than xᵀ d
-where B is small.
+A product x W contributes xᵀ d at each step, where d is the cotangent of the product. To measure that, zeros are added
+to the product. They are linear in a scalar z, and their transpose gives z the norm ‖xᵀ d‖, not xᵀ d itself. They are
+a primitive of their own, ``norm_of_product``, which a plan may hoist (``planning/hoist.py`` says when): the norms of
+all steps are then computed after the backward loop. With a batch of B rows ‖xᵀ d‖² = Σ (x xᵀ) * (d dᵀ), which costs
+less than xᵀ d where B is small.
 
-A vector is measured where it enters the step. What is used in any other way (inside a ``cond``, in an einsum with a
-batch of weights, twice in the same places) is measured by ``with_cotangent_norm``, whose rule makes its gradient at
-every step and keeps no more than the norm; the run is then a plain scan.
+A vector is measured where it enters the step. A parameter that is used in another way (inside a ``cond``, in an einsum
+with a batch of weights, twice in the same places) is measured by ``with_cotangent_norm``: its rule makes the gradient
+at every step and keeps the norm alone. The run is then a plain scan.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A step run with something changed on its way: what it computes is taken apart, changed, and computed on."""
+"""A step run with something changed on its way: its traced program is evaluated, with other values in some places."""
 
 from __future__ import annotations
 

@@ -12,17 +12,17 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, PyTree, flatten, is_narrow, select
 from jaxrnn._checks import check_carry_kept, check_leads_with_batch, check_pair
 from jaxrnn.devices.placement import shard_like_batch, vary_alike
-from jaxrnn.instruments.marks import (
+from jaxrnn.instruments import (
     NormProbe,
     PerStep,
+    call_with_norm_probes,
     carry_without_marks,
     is_marked,
     is_per_step,
     perturbations_of,
+    step_with_leaves_changed,
     without_marks,
 )
-from jaxrnn.instruments.norms import call_with_norm_probes
-from jaxrnn.instruments.stepping import step_with_leaves_changed
 from jaxrnn.planning.explanation import report
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_scan import map_over_time, scan_deferred

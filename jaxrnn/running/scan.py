@@ -22,7 +22,7 @@ from jaxrnn._checks import (
     sequence_shape,
 )
 from jaxrnn._spec import specified
-from jaxrnn.instruments.marks import carry_without_marks
+from jaxrnn.instruments import carry_without_marks
 from jaxrnn.planning.plan import Plan, check_plan
 from jaxrnn.running._loop import Run, params_at_start, run_over_time
 from jaxrnn.running.segments import Budget, check_checkpoint

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._base import Cell, PyTree, check_cell, name_of
-from jaxrnn._checks import check_batch_shape, check_features, check_sizes, sequence_shape
+from jaxrnn._checks import check_batch_shape, check_features, check_flags, check_sizes, step_batch_shape
 from jaxrnn.running.scan import scan
 
 
@@ -85,12 +85,15 @@ def stream(cell: Cell) -> Stream:
         return jax.tree.map(jnp.copy, cell.initial_carry(params, tuple(batch_shape)))
 
     def step(params, carry, x, *, mask=None, resets=None):
-        batch_shape = _batch_shape_of(who, cell, x)
+        if cell.input_size is not None and cell.x_ndim == 1:
+            check_features(who, x, cell.input_size)
+        batch_shape = step_batch_shape(who, x, cell.x_ndim)
         flags = {"mask": mask, "resets": resets}
         for name, meaning in (("mask", "have an input"), ("resets", "begin anew")):
             if flags[name] is not None:
-                _check_flags(who, name, flags[name], batch_shape, f"True for members that {meaning}")
-        carry, ys = layer.apply(params, _at_one_time(x), carry, **_at_one_time(flags))
+                expected = f"True for members that {meaning}"
+                check_flags(who, name, flags[name], (batch_shape,), expected, axes="*B, the batch axes of x")
+        carry, ys = layer.apply(params, _one_step_long(x), carry, **_one_step_long(flags))
         return carry, jax.tree.map(lambda a: a[0], ys)
 
     return Stream(initial_carry, step)
@@ -162,32 +165,6 @@ class Slots:
         return mask, resets
 
 
-def _at_one_time(tree: PyTree) -> PyTree:
+def _one_step_long(tree: PyTree) -> PyTree:
     """Arrays (*B, …) as a sequence of one step, (1, *B, …)."""
     return jax.tree.map(lambda a: jnp.asarray(a)[None], tree)
-
-
-def _batch_shape_of(who: str, cell: Cell, x: PyTree) -> tuple[int, ...]:
-    """*B, where the input of one step fits the cell and its arrays each other."""
-    if cell.input_size is not None and cell.x_ndim == 1:
-        check_features(who, x, cell.input_size)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(x) if isinstance(cell.x_ndim, int) else ():
-        if jnp.ndim(leaf) < cell.x_ndim:
-            raise ValueError(
-                f"{who}: x{jax.tree_util.keystr(path)} must be (*B, …) with {cell.x_ndim} feature axes last, got shape "
-                f"{jnp.shape(leaf)}; a single step has no time axis, but all axes of the features."
-            )
-    return sequence_shape(who, _at_one_time(x), cell.x_ndim)[1]
-
-
-def _check_flags(who: str, name: str, flags: Any, batch_shape: tuple[int, ...], meaning: str) -> None:
-    """Flags are boolean, one for each member of the batch."""
-    if jnp.result_type(flags) != np.bool_:
-        raise TypeError(
-            f"{who}: {name} must be boolean ({meaning}), got {jnp.result_type(flags)}; use {name}.astype(bool)."
-        )
-    if jnp.shape(flags) != batch_shape:
-        raise ValueError(
-            f"{who}: {name} must have the batch shape of x, {batch_shape} (one flag for each member), got "
-            f"{jnp.shape(flags)}; broadcast it with jnp.broadcast_to."
-        )

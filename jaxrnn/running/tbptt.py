@@ -11,7 +11,7 @@ from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
 from jaxrnn._checks import check_sizes, check_start
 from jaxrnn._spec import Spec, specified
 from jaxrnn.devices.placement import vary_alike
-from jaxrnn.instruments.marks import PerStep, refuse_marks
+from jaxrnn.instruments import PerStep, refuse_marks
 from jaxrnn.programs.tracing import inner_programs
 from jaxrnn.running.scan import as_layer, check_inputs
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, is_float, name_of
 from jaxrnn._spec import specified
-from jaxrnn.instruments.stepping import step_with_leaves_changed
+from jaxrnn.instruments import step_with_leaves_changed
 from jaxrnn.wrappers._gates import carry_in_gates, with_carry_in_gates
 from jaxrnn.wrappers._shared import check_wrapped
 

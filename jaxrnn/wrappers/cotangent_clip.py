@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, flatten, is_float
 from jaxrnn._spec import specified
-from jaxrnn.instruments.norms import norm
+from jaxrnn.instruments import norm
 from jaxrnn.wrappers._shared import check_wrapped
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, name_of
 from jaxrnn._spec import specified
-from jaxrnn.instruments.stepping import step_with_carry_changed
+from jaxrnn.instruments import step_with_carry_changed
 from jaxrnn.wrappers._gates import gates_with_carry_changed
 from jaxrnn.wrappers._shared import check_wrapped
 

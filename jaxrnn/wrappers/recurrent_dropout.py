@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, is_float, name_of
 from jaxrnn._spec import specified
-from jaxrnn.instruments.stepping import step_with_products_reading
+from jaxrnn.instruments import step_with_products_reading
 from jaxrnn.wrappers._shared import (
     carry_shapes,
     check_rate,
