@@ -1,4 +1,4 @@
-"""Cell and Layer, the two records that everything else in jaxrnn takes and returns.
+"""Cell and Layer, the two records that all of jaxrnn takes and returns, and what their functions have to be.
 
 Shapes, everywhere in this library:
 
@@ -10,20 +10,139 @@ Shapes, everywhere in this library:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxrnn._spec import Spec
 
 PyTree = Any
 
 
+class InitFn(Protocol):
+    """``init(key) -> params``: draws the parameters."""
+
+    def __call__(self, key: jax.Array, /) -> PyTree:
+        """Draw the parameters.
+
+        Args:
+            key: a key, of shape ().
+
+        Returns:
+            params, any pytree of arrays.
+        """
+
+
+class InitialCarryFn(Protocol):
+    """``initial_carry(params, batch_shape=()) -> carry``: where a run starts, and starts again at resets."""
+
+    def __call__(self, params: PyTree, /, batch_shape: tuple[int, ...] = ()) -> PyTree:
+        """Make the initial carry.
+
+        Args:
+            params: what ``init`` returned; a learned initial carry is part of them.
+            batch_shape: ``*B``; () for a single sequence.
+
+        Returns:
+            carry, any pytree; each leaf leads with ``*B``. Its dtypes are those of the whole run.
+        """
+
+
+class StepFn(Protocol):
+    """``step(params, carry, x) -> (carry, y)``: one time step."""
+
+    def __call__(self, params: PyTree, carry: PyTree, x: PyTree, /) -> tuple[PyTree, PyTree]:
+        """Take one step.
+
+        Args:
+            params: what ``init`` returned.
+            carry: each leaf (*B, …).
+            x: (*B, I), or whatever ``x_ndim`` says.
+
+        Returns:
+            ``(carry, y)``: a carry of the structure, shapes and dtypes of the one given, and y (*B, O) or a pytree
+            whose leaves lead with ``*B``.
+        """
+
+
+class NoisyStepFn(Protocol):
+    """``step(params, carry, x, noise=None) -> (carry, y)``: one time step of a cell that has ``noise``."""
+
+    def __call__(self, params: PyTree, carry: PyTree, x: PyTree, noise: PyTree = None, /) -> tuple[PyTree, PyTree]:
+        """Take one step, as :class:`StepFn`; ``noise`` is this step's part of what was drawn, None in evaluation."""
+
+
+class GatesFn(Protocol):
+    """``gates(params, carry, x) -> gates``: the gates of one step."""
+
+    def __call__(self, params: PyTree, carry: PyTree, x: PyTree, /) -> Any:
+        """Compute the gates, by the code that ``step`` runs.
+
+        Args:
+            params, carry, x: as for ``step``.
+
+        Returns:
+            A NamedTuple of arrays (*B, H), one a gate.
+        """
+
+
+class NoiseFn(Protocol):
+    """``noise(params, key, times, x) -> noise``: everything random of a run, drawn before its loop."""
+
+    def __call__(self, params: PyTree, key: jax.Array, times: jax.Array, x: PyTree, /) -> PyTree:
+        """Draw the noise of a run.
+
+        Args:
+            params: what ``init`` returned.
+            key: a key, of shape ().
+            times: (T,) integers, *absolute* time: a chunk draws what the whole run draws at its times.
+            x: the input of one step as ``jax.ShapeDtypeStruct`` (*B, I).
+
+        Returns:
+            Any pytree; each leaf leads with T, or with 1 where one draw serves the whole sequence.
+        """
+
+
+class ApplyFn(Protocol):
+    """``apply(params, xs, carry=None, *, lengths, mask, resets, key, start) -> (carry, ys)``: a whole run."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        xs: PyTree,
+        carry: PyTree = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+        key: jax.Array | None = None,
+        start: ArrayLike = 0,
+    ) -> tuple[PyTree, PyTree]:
+        """Run over a sequence.
+
+        Args:
+            params: what ``init`` returned.
+            xs: (T, *B, I), or a pytree of arrays that all lead with (T, *B).
+            carry: where to start, each leaf (*B, …); None means ``initial_carry(params, batch_shape)``.
+            lengths: (*B) integers, the valid steps of each sequence, in absolute time.
+            mask: (T, *B) booleans, True where a step is valid.
+            resets: (T, *B) booleans, True where a new episode begins.
+            key: of the noise, shape (); None means evaluation.
+            start: the absolute time of ``xs[0]``, ().
+
+        Returns:
+            ``(carry, ys)``: the carry after the last valid step of each sequence, and ys (T, *B, O) in input order, 0
+            where a step is not valid.
+        """
+
+
 class Cell(NamedTuple):
     """A recurrence, as pure functions: what happens at one time step.
 
-    Three functions make a cell; the other fields have defaults.
+    Three functions make a cell; the other fields have defaults. :class:`InitFn`, :class:`InitialCarryFn`,
+    :class:`StepFn`, :class:`GatesFn` and :class:`NoiseFn` state what each function takes and returns.
 
         init(key) -> params                            any pytree of arrays
         initial_carry(params, batch_shape=()) -> carry  any pytree; every leaf leads with ``*B``
@@ -61,11 +180,11 @@ class Cell(NamedTuple):
         [1.0, 1.899999976158142, 2.7100000381469727]
     """
 
-    init: Callable[[jax.Array], PyTree]
-    initial_carry: Callable[..., PyTree]
-    step: Callable[..., tuple[PyTree, PyTree]]
-    gates: Callable[..., Any] | None = None
-    noise: Callable[..., PyTree] | None = None
+    init: InitFn
+    initial_carry: InitialCarryFn
+    step: StepFn | NoisyStepFn
+    gates: GatesFn | None = None
+    noise: NoiseFn | None = None
     x_ndim: Any = 1
     input_size: int | None = None
     output_size: int | None = None
@@ -79,12 +198,13 @@ class Layer(NamedTuple):
         initial_carry(params, batch_shape=()) -> carry
         apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0) -> (carry, ys)
 
-    ``jr.scan`` documents the arguments of ``apply``; the further fields are those of :class:`Cell`.
+    :class:`ApplyFn` states what ``apply`` takes and returns, and ``jr.scan`` says what happens in it. The other fields
+    are those of :class:`Cell`.
     """
 
-    init: Callable[[jax.Array], PyTree]
-    initial_carry: Callable[..., PyTree]
-    apply: Callable[..., tuple[PyTree, PyTree]]
+    init: InitFn
+    initial_carry: InitialCarryFn
+    apply: ApplyFn
     x_ndim: Any = 1
     input_size: int | None = None
     output_size: int | None = None

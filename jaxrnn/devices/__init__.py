@@ -4,8 +4,8 @@ use_cpu_devices, batch_mesh, shard_batch, replicate     one batch over several d
 ensemble, stack_members                                 many parameter sets of one model
 join_processes                                          one program on several hosts
 
-``placement.py`` is for the library: how running/, gradients/ and wrappers/ give fresh arrays the mesh axes and the sharding
-of the arrays that they meet.
+``placement.py`` is for the library: with it running/, gradients/ and wrappers/ give fresh arrays the mesh axes and the
+sharding of the arrays that they meet.
 """
 
 from jaxrnn.devices.ensembles import Ensemble, EnsembleLayout, ensemble, stack_members
