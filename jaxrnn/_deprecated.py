@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 REMOVED_IN = "0.3"
 Function = TypeVar("Function", bound=Callable[..., Any])
+MOVED: dict[str, Mapping[str, str]] = {}  # by module: the new dotted name of each old one, entered by ``moved_names``
 
 
 def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
@@ -23,6 +24,7 @@ def moved_names(module: str, homes: Mapping[str, str], *, stacklevel: int = 3) -
 
     ``stacklevel`` is 4 where the module has a ``__getattr__`` of its own that calls this one.
     """
+    MOVED[module] = homes
 
     def getattr_of_module(name: str) -> Any:
         if name not in homes:

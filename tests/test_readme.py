@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
+from jaxrnn._spec import FACTORIES
 from tests.documents import ROOT, sections
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -70,5 +71,21 @@ def test_importing_jaxrnn_imports_nothing_heavy():
         "rich",
         "tensorboardX",
     ]
-    code = f"import sys, jaxrnn; print([name for name in {heavy} if name in sys.modules])"
+    faces = ["cells", "wrappers", "planning", "gradients", "devices", "training", "interop"]
+    code = f"""
+import sys, types, jaxrnn
+assert all(isinstance(getattr(jaxrnn, face), types.ModuleType) for face in {faces})
+print([name for name in {heavy} if name in sys.modules])
+assert callable(jaxrnn.plotting.fixed_points)
+"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_root_is_short():
+    """Cells and wrappers, as many as there are, and at most 40 names beside them."""
+    kinds = {
+        name for name, make in FACTORIES.items() if make.__module__.startswith(("jaxrnn.cells.", "jaxrnn.wrappers."))
+    }
+    assert {"elman", "lstm", "gru", "zoneout", "leaky"} <= kinds <= set(jr.__all__)
+    beside = set(jr.__all__) - kinds
+    assert len(jr.__all__) == len(kinds) + len(beside) and len(beside) <= 40, sorted(beside)
