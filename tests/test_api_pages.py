@@ -1,6 +1,5 @@
 """The reference: every public name stands on a page of docs/api, and its docstring has an example."""
 
-import ast
 import inspect
 import re
 import runpy
@@ -11,6 +10,7 @@ from collections import Counter
 import pytest
 
 import jaxrnn as jr
+from jaxrnn.interop.registry import converters
 from tests.documents import ROOT
 
 PAGES = ROOT / "docs" / "api"
@@ -38,28 +38,14 @@ def names_of(face: str) -> list[str]:
     return [name for name in own if not name.startswith("_")]
 
 
-def names_of_converters() -> dict[str, list[str]]:
-    """The public names of each module or folder of ``jr.interop`` that is a converter. None is imported here."""
-    found = {}
-    for path in [*(ROOT / "jaxrnn" / "interop").glob("*.py"), *(ROOT / "jaxrnn" / "interop").glob("*/__init__.py")]:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        values = {ast.unparse(n.targets[0]): n.value for n in tree.body if isinstance(n, ast.Assign)}
-        imported = {alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names}
-        if "LIBRARY" in values.keys() | imported and "__all__" in values:
-            name = path.parent.name if path.name == "__init__.py" else path.stem
-            found[name] = ast.literal_eval(values["__all__"])
-    return found
-
-
 def entries() -> Counter[str]:
     return Counter(name for page in PAGES.glob("*.md") for name in ENTRY.findall(page.read_text(encoding="utf-8")))
 
 
 def test_every_public_name_is_on_a_page():
     expected = {f"{face}.{name}": page for face, page in PAGE_OF.items() for name in names_of(face)}
-    libraries = names_of_converters()
-    assert libraries.keys() >= set(jr.interop.__all__)
-    expected |= {f"jaxrnn.interop.{lib}.{name}": "interop.md" for lib, names in libraries.items() for name in names}
+    of_interop = [(name, module.__all__) for name, module in converters().items()]  # no library is imported
+    expected |= {f"jaxrnn.interop.{library}.{name}": "interop.md" for library, names in of_interop for name in names}
     found = entries()
     missing = [f"add `::: {name}` to docs/api/{page}" for name, page in expected.items() if name not in found]
     modules = ("jaxrnn.training.checkpoints.", "jaxrnn.training.records.")  # beside the face, by their full names

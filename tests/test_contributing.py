@@ -78,5 +78,6 @@ def test_nothing_is_missing_in_a_list(followed):
     assert passed(followed, ["tests/test_api_pages.py", "tests/test_readme.py"], "every or ugrnn or input_gain") >= 10
 
 
-def test_the_converter_passes_its_test(followed):
+def test_the_converter_passes_its_test_and_is_in_no_list(followed):
     assert passed(followed, ["tests/interop/test_tensorflow1.py"], "test") == 3
+    assert passed(followed, ["tests/test_converters.py"], "test") >= 10

@@ -38,6 +38,16 @@ class Source(NamedTuple):
     lengths: bool = True  # whether the library has them
 
 
+Draw = Callable[..., np.ndarray]
+Make = Callable[[Draw], Source]
+
+
+def in_words(layers: int, directions: int, *options: str) -> str:
+    """The options of a source: "2 layers, bidirectional, proj_size=2"."""
+    words = [f"{layers} layers"] * (layers > 1) + ["bidirectional"] * (directions > 1) + [o for o in options if o]
+    return ", ".join(words)
+
+
 class Row(NamedTuple):
     source: Source
     dtype: str
@@ -51,7 +61,7 @@ def draw(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> np.ndarr
     return (np.round(rng.normal(size=shape) * 32) / 64).astype(dtype)
 
 
-def compare(make: Callable[[Callable[..., np.ndarray]], Source], dtype: str, seed: int = 0) -> Row:
+def compare(make: Make, dtype: str, seed: int = 0) -> Row:
     """The largest differences, each relative to the largest entry of what the library itself gives.
 
     The gradient by weights is compared along a random direction for each of the library's arrays, through the

@@ -88,7 +88,7 @@ def test_the_command(capsys, tmp_path):
     assert "none.md" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--only", "caffe"])
-    assert "unknown library caffe; known are torch, keras" in capsys.readouterr().err
+    assert "unknown library caffe; known are equinox, haiku" in capsys.readouterr().err
 
 
 def test_every_source_of_the_table_is_told_apart():
