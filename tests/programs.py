@@ -4,6 +4,9 @@ import re
 
 import jax
 
+import jaxrnn as jr
+from tests.cases import weigh
+
 COLLECTIVE = r"all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
 
@@ -58,3 +61,13 @@ def accumulators(program):
         kept = {name for name, index in passed_on if operands[int(index)] == name}
         changed.append({shapes[name] for name in operands if name not in kept})
     return changed
+
+
+def products_in_loops(function, *args):
+    """How many products of matrices each loop of a traced program has."""
+    return [len(equations(loop, "dot_general")) for loop in loops(function, *args)]
+
+
+def gradient(cell, plan, **options):
+    """``(params, xs) ->`` the gradient by both of a loss of all that a run puts out."""
+    return jax.grad(lambda params, xs: weigh(jr.scan(cell, plan=plan, **options).apply(params, xs)), argnums=(0, 1))

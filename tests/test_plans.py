@@ -1,4 +1,4 @@
-"""What each plan does to the program: products fused, hoisted and contracted, values saved; and what explain says."""
+"""What plans do to the program: products hoisted and contracted, values saved; and what explain says."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ import pytest
 
 import jaxrnn as jr
 from tests.cases import draw, randomised, weigh
-from tests.programs import accumulators, equations, loops
+from tests.programs import accumulators, equations, gradient, loops, products_in_loops
 from tests.user_cells import textbook_lstm
 
 T, B, I, H = 7, 2, 3, 5
@@ -19,90 +19,6 @@ T, B, I, H = 7, 2, 3, 5
 
 def problem(cell, batch=B):
     return randomised(cell.init(jax.random.key(0))), draw((T, batch, I), 1).astype(jnp.float32)
-
-
-def gradient(cell, plan, **options):
-    return jax.grad(lambda params, xs: weigh(jr.scan(cell, plan=plan, **options).apply(params, xs)), argnums=(0, 1))
-
-
-def products_in_loops(function, *args):
-    return [len(equations(loop, "dot_general")) for loop in loops(function, *args)]
-
-
-# ---- products that share an operand ------------------------------------------------------------
-
-
-def test_a_textbook_step_multiplies_once_for_each_operand():
-    """Eight products of the equations: two in the loop, of x and of h, with the biases added before the split."""
-    cell = textbook_lstm(I, H)
-    params, xs = problem(cell)
-    run = lambda plan: lambda params, xs: jr.scan(cell, plan=plan).apply(params, xs)  # noqa: E731
-    assert products_in_loops(run("auto"), params, xs) == [2]
-    assert products_in_loops(run(jr.Plan(fuse=False)), params, xs) == [8]
-    (loop,) = loops(run("auto"), params, xs)
-    assert [eqn.outvars[0].aval.shape for eqn in equations(loop, "add")].count((B, 4 * H)) == 2
-    np.testing.assert_allclose(run("auto")(params, xs)[1], run("plain")(params, xs)[1], rtol=1e-5, atol=1e-6)
-
-
-def summed_both_ways(p, h, x):
-    """Pieces in one order from h, in the other from x: each sum must find its own partner."""
-    a, b = x @ p["A"] + h @ p["U"], h @ p["V"] + x @ p["C"]
-    return jnp.tanh(a) * jnp.sin(b)
-
-
-def a_piece_used_twice(p, h, x):
-    u, v = h @ p["U"], h @ p["V"]
-    return jnp.tanh(u + x @ p["A"]) * u + jnp.sin(v + x @ p["C"])
-
-
-def weights_of_two_widths(p, h, x):
-    return jnp.tanh(h @ p["U"] + x @ p["A"]) + (h @ p["N"]) @ p["M"]
-
-
-def weight_on_the_left(p, h, x):
-    h = h.T
-    return jnp.tanh((p["U"] @ h).T + x @ p["A"]) * jnp.cos((p["V"] @ h).T)
-
-
-def contracting_the_second_axis(p, h, x):
-    return jnp.tanh(jnp.einsum("bh,gh->bg", h, p["U"]) + x @ p["A"]) * jnp.einsum("bh,gh->bg", h, p["V"])
-
-
-def a_weight_used_twice(p, h, x):
-    return jnp.tanh(h @ p["U"] + x @ p["A"]) * (h @ p["U"]) + h @ p["V"]
-
-
-def biases_of_two_shapes(p, h, x):
-    return jnp.tanh(h @ p["U"] + p["b"]) * jnp.tanh(h @ p["V"] + 0.5) + x @ p["A"]
-
-
-STEPS = {
-    function.__name__.replace("_", " "): function
-    for function in (
-        *(summed_both_ways, a_piece_used_twice, weights_of_two_widths, weight_on_the_left),
-        *(contracting_the_second_axis, a_weight_used_twice, biases_of_two_shapes),
-    )
-}
-WEIGHTS = {"A": (I, H), "C": (I, H), "U": (H, H), "V": (H, H), "N": (H, 2), "M": (2, H), "b": (H,)}
-
-
-@pytest.mark.parametrize("name", STEPS)
-def test_products_of_any_form_are_fused_rightly(name, x64):
-    def step(p, h, x):
-        h = STEPS[name](p, h, x)
-        return h, h
-
-    cell = jr.Cell(None, lambda params, batch: jnp.zeros((*batch, H)), step)
-    params = randomised({name: jnp.ones(shape) for name, shape in WEIGHTS.items()})
-    xs = draw((T, B, I), 1)
-    run = lambda plan: jr.scan(cell._replace(init=lambda key: params), plan=plan).apply(params, xs)  # noqa: E731
-    grad = lambda plan: gradient(cell._replace(init=lambda key: params), plan)(params, xs)  # noqa: E731
-    everything = jax.jit(lambda: [(run(plan), grad(plan)) for plan in ("plain", "auto", jr.Plan(hoist=True))])()
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12)  # as in test_contract.py
-    for got in everything[1:]:
-        jax.tree.map(close, got, everything[0])
-    reports = jr.explain(jr.scan(cell._replace(init=lambda key: params)), params, xs).scans
-    assert reports[0].fused, "the step was made to have products to fuse"
 
 
 # ---- what leaves the loop ----------------------------------------------------------------------
@@ -124,22 +40,34 @@ def test_a_chain_of_products_is_hoisted_with_what_stands_between():
     np.testing.assert_allclose(run(jr.Plan(hoist=True))(params, xs), run("plain")(params, xs), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend, hoists", [("cpu", False), ("gpu", True)])
-def test_when_products_are_hoisted(monkeypatch, backend, hoists):
+@pytest.mark.parametrize("backend, inside", [("cpu", 2), ("gpu", 1)])
+def test_when_products_are_hoisted(monkeypatch, backend, inside):
+    """Never on a CPU, elsewhere always, where the plan leaves it open."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert jr.Plan().hoists(weights=4, outputs=4) is hoists
-    assert jr.Plan(hoist=not hoists).hoists(weights=4, outputs=4) is not hoists
+    cell = jr.lstm(I, H)
+
+    def run(params, xs, plan):
+        return jr.scan(cell, plan=plan).apply(params, xs)
+
+    for plan, products in ((jr.Plan(), inside), (jr.Plan(hoist=False), 2), (jr.Plan(hoist=True), 1)):
+        assert products_in_loops(functools.partial(run, plan=plan), *problem(cell)) == [products]
+
+
+@pytest.mark.parametrize("rows, transposed", [(511, []), (512, ["(2, 2048)"])])
+def test_which_weights_stand_on_the_left(rows, transposed):
+    """On a CPU those of 2²⁰ and more; here 2048 columns."""
+    cell = jr.lstm(rows, 512)
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    (scan,) = jr.explain(jr.scan(cell), params, jax.ShapeDtypeStruct((T, B, rows), jnp.float32)).scans
+    assert scan.transposed == transposed
 
 
 @pytest.mark.parametrize(
     "cell", [jr.lstm(I, H), jr.elman(I, H), textbook_lstm(I, H)], ids=["lstm", "elman", "textbook"]
 )
 def test_large_weights_stand_on_the_left(monkeypatch, cell, x64):
-    """Of 2²⁰ weights and more; here of any number, so that the form is reached."""
-    assert not jr.Plan().turns(2**20 - 1)
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert jr.Plan().turns(2**20)
-    monkeypatch.setattr(jr.Plan, "turns", lambda plan, weights: True)
+    """Here of any number of weights, so that the form is reached."""
+    monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda weights: True)
     params, xs = randomised(cell.init(jax.random.key(0))), draw((T, B, I), 1)
 
     def everything(plan):
@@ -151,7 +79,7 @@ def test_large_weights_stand_on_the_left(monkeypatch, cell, x64):
     (loop,) = loops(lambda params, xs: jr.scan(cell).apply(params, xs), params, xs)
     width = H if "elman" in str(cell.spec) else 4 * H
     assert [eqn.outvars[0].aval.shape for eqn in equations(loop, "dot_general")] == [(width, B)] * 2
-    assert jr.explain(jr.scan(cell), params, xs).scans[0].turned == [str((B, width))]
+    assert jr.explain(jr.scan(cell), params, xs).scans[0].transposed == [str((B, width))]
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,36 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxrnn._base import Cell, Layer, PyTree, flatten
 from jaxrnn.planning.plan import Plan
+from jaxrnn.planning.planned_step import PlannedStep
 
 
 @dataclasses.dataclass
 class ScanExplanation:
-    """What was done to one run over time; the entries are filled in as it is traced."""
+    """What was done to one run over time; printed, all but the programs.
+
+    Fields:
+        who: the run, as ``scan(lstm)``.
+        steps: T.
+        plan: as it was asked for.
+        segments: how many steps each checkpointed segment has, one number a level; () without checkpoints.
+        plain_because: what keeps the step in one piece, so that it runs as ``lax.scan`` of it; None where nothing does.
+        fused: products done as one: how many, and the shape of the operand that they share.
+        hoisted: products of the forward pass done for all steps at once, before the loop, by the shapes of their
+            operands.
+        transposed: sums of products that the forward loop computes as ``(Σ Wᵀ xᵀ)ᵀ``, by shape.
+        contracted: products whose weights' gradients are one contraction each, after the backward loop.
+        added_in_loop: products whose weights' gradients the backward loop adds up.
+        saved: the shapes of what is saved at each step for the backward pass.
+        programs: the step after each pass, by the pass's name; the first, "trace", is the step as it was written. They
+            are printed one by one: ``print(explanation.programs["hoist"])``. ``jaxrnn/planning/__init__.py`` reads one.
+    """
 
     who: str
     steps: int
@@ -25,10 +43,16 @@ class ScanExplanation:
     plain_because: str | None = None
     fused: list[str] = dataclasses.field(default_factory=list)
     hoisted: list[str] = dataclasses.field(default_factory=list)
-    turned: list[str] = dataclasses.field(default_factory=list)
+    transposed: list[str] = dataclasses.field(default_factory=list)
     contracted: list[str] = dataclasses.field(default_factory=list)
     added_in_loop: list[str] = dataclasses.field(default_factory=list)
     saved: list[str] = dataclasses.field(default_factory=list)
+    programs: dict[str, PlannedStep] = dataclasses.field(default_factory=dict, repr=False)
+
+    def note(self, entries: Mapping[str, Sequence[str]]) -> None:
+        """Fill in fields, by their names."""
+        for name, found in entries.items():
+            setattr(self, name, list(found))
 
     def __str__(self) -> str:
         lines = [f"{self.who}, {self.steps} steps: plan {self.plan}"]
@@ -41,7 +65,7 @@ class ScanExplanation:
         for title, entries in (
             ("products done as one", self.fused),
             ("before the loop", self.hoisted),
-            ("sums with the weights on the left", self.turned),
+            ("sums with the weights on the left", self.transposed),
             ("contracted after the backward loop", self.contracted),
             ("added up in the backward loop", self.added_in_loop),
             ("saved at each step for the backward loop", self.saved),
@@ -52,7 +76,7 @@ class ScanExplanation:
 
 
 class Explanation(NamedTuple):
-    """What ``explain`` found: one report for each run over time, in the order of the layers."""
+    """What ``explain`` found: one entry for each run over time, in the order of the layers."""
 
     scans: tuple[ScanExplanation, ...]
 
@@ -60,25 +84,25 @@ class Explanation(NamedTuple):
         return "\n".join(map(str, self.scans))
 
 
-_reports: contextvars.ContextVar[list[ScanExplanation] | None] = contextvars.ContextVar("reports", default=None)
+_collected: contextvars.ContextVar[list[ScanExplanation] | None] = contextvars.ContextVar("collected", default=None)
 
 
-def report(who: str, steps: int, plan: Plan | str, segments: tuple[int, ...]) -> ScanExplanation:
-    """A report that ``explain``, if it is listening, will show."""
+def start_explanation(who: str, steps: int, plan: Plan | str, segments: tuple[int, ...]) -> ScanExplanation:
+    """The explanation of a run that is about to be traced; inside ``explain`` it is one of those that it returns."""
     made = ScanExplanation(who, steps, str(plan), segments)
-    if (listening := _reports.get()) is not None:
-        listening.append(made)
+    if (collected := _collected.get()) is not None:
+        collected.append(made)
     return made
 
 
 @contextlib.contextmanager
-def _listening() -> Iterator[list[ScanExplanation]]:
-    reports: list[ScanExplanation] = []
-    token = _reports.set(reports)
+def _collecting() -> Iterator[list[ScanExplanation]]:
+    collected: list[ScanExplanation] = []
+    token = _collected.set(collected)
     try:
-        yield reports
+        yield collected
     finally:
-        _reports.reset(token)
+        _collected.reset(token)
 
 
 def explain(layer: Layer, params: PyTree, xs: PyTree, carry: PyTree = None, **options: Any) -> Explanation:
@@ -109,6 +133,6 @@ def explain(layer: Layer, params: PyTree, xs: PyTree, carry: PyTree = None, **op
         params, xs, carry = treedef.unflatten(leaves)
         return layer.apply(params, xs, carry, **options)
 
-    with _listening() as reports:
+    with _collecting() as scans:
         jax.eval_shape(lambda leaves: jax.vjp(run, leaves)[0], leaves)
-    return Explanation(tuple(reports))
+    return Explanation(tuple(scans))

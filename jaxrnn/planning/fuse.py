@@ -14,12 +14,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrnn.planning.planned_step import PlannedStep
 from jaxrnn.programs.primitives import SUM, has
 from jaxrnn.programs.program import Op, Program, Rewriting
 
 
-def fuse_products(program: Program) -> tuple[Program, list[str]]:
-    """The program with shared operands multiplied once; what was put together, for the record."""
+def fuse(step: PlannedStep) -> PlannedStep:
+    """The primal with shared operands multiplied once, and sums done before the splits of their terms."""
+    if not step.plan.fuse:
+        return step
+    program, fused = _fuse_products(step.primal.program)
+    while fused and (lifted := _sum_before_split(program)) is not None:
+        program = lifted
+    return step._replace(primal=step.primal._replace(program=program)).noting(fused=fused)
+
+
+def _fuse_products(program: Program) -> tuple[Program, list[str]]:
+    """The program with shared operands multiplied once; by shape, which weights were put together."""
     fixed = program.fixed()
     constant_ops = [op for op in program.ops if fixed.issuperset(op.outputs)]
     varying_ops = [op for op in program.ops if not fixed.issuperset(op.outputs)]
@@ -42,8 +53,6 @@ def fuse_products(program: Program) -> tuple[Program, list[str]]:
         elif op is next(iter(groups[key].values())):
             _multiply_once(fused, list(groups[key].values()), side=key[0])
     program = fused.done()
-    while (lifted := _sum_before_split(program)) is not None:
-        program = lifted
     return program, [f"{len(members)} of {program.kinds[key[1]].shape}" for key, members in groups.items()]
 
 

@@ -2,7 +2,7 @@
 
 Every operation that costs about as much as reading its operands may be done a second time, in the backward loop, where
 its operands are in cache; saving its result for all T steps would cost memory and the time to write and to read it.
-Products, inner loops and whatever is not listed here are done once.
+Products, inner loops and whatever the table of primitives does not call cheap are done once.
 
 The smallest such set is a minimum cut of the step's graph, as in
 
@@ -16,14 +16,47 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+from jaxrnn.planning.planned_step import PlannedStep
 from jaxrnn.programs.primitives import CHEAP, has
 from jaxrnn.programs.program import Program, needed_for, reached_from
+
+
+def save(step: PlannedStep) -> PlannedStep:
+    """The step whose tangent reads what the primal saves: all that it needs, or less where ``recompute`` says so."""
+    if step.tangent is None:
+        return step
+    primal, tangent = step.primal, step.tangent
+    program = tangent.program
+    d_x = [n for n in tangent.x if n not in primal.x and n not in step.saved]
+    linear = reached_from(program.ops, [*tangent.d_consts, *tangent.carry, *d_x])
+    of_tangent = [op for op in program.ops if linear.intersection(op.outputs)]
+    wanted = [n for op in of_tangent for n in op.inputs if n not in linear]
+    wanted += [n for n in program.outputs if n not in linear]
+    varying = reached_from(program.ops, [*primal.carry, *primal.x])
+    wanted = [n for n in dict.fromkeys(wanted) if n in varying and n not in primal.x]
+    saved = smallest_to_save(program, primal.carry, primal.x, wanted) if step.plan.recompute else wanted
+
+    n_outputs = len(primal.program.outputs) - len(step.saved)
+    outputs = [*primal.program.outputs[:n_outputs], *saved]
+    of_primal = needed_for(primal.program.ops, outputs)
+    of_tangent = needed_for(program.ops, program.outputs, given=saved)
+    return step._replace(
+        primal=primal._replace(program=primal.program._replace(ops=of_primal, outputs=outputs)),
+        tangent=tangent._replace(
+            program=program._replace(ops=of_tangent, inputs=[*tangent.carry, *d_x, *primal.x, *saved])
+        ),
+        saved=tuple(saved),
+    ).noting(saved=[str(program.kinds[n].shape) for n in saved])
 
 
 def smallest_to_save(
     program: Program, carry: Collection[int], given: Collection[int], wanted: Collection[int]
 ) -> list[int]:
-    """The values to save, in order, so that the wanted ones follow by cheap operations from them and the given ones."""
+    """The values to save, in order, so that the wanted ones follow by cheap operations from them and the given ones.
+
+    Each value is an edge of a network, from where it enters to where it leaves, whose capacity is its size; what is cut
+    is saved.
+    """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_flow
 
@@ -34,37 +67,40 @@ def smallest_to_save(
     nodes.update(dict.fromkeys(n for op in ops for n in op.outputs if n not in free))
     place = {n: i for i, n in enumerate(nodes)}
     source, sink = 2 * len(place), 2 * len(place) + 1
-    entry = lambda n: 2 * place[n]  # noqa: E731
-    leave = lambda n: 2 * place[n] + 1  # noqa: E731
+
+    def enters(n: int) -> int:
+        return 2 * place[n]
+
+    def leaves(n: int) -> int:
+        return 2 * place[n] + 1
 
     sizes = {n: program.size(n) * program.kinds[n].dtype.itemsize for n in nodes}
     unit = max(math.gcd(*sizes.values()), sum(sizes.values()) // 2**29, 1)  # SciPy counts in 32 bits
-    capacity = {(entry(n), leave(n)): math.ceil(size / unit) for n, size in sizes.items()}
+    capacity = {(enters(n), leaves(n)): math.ceil(size / unit) for n, size in sizes.items()}
     endless = 1 + sum(capacity.values())
-    capacity |= {(source, entry(n)): endless for n in carry if n in place}
-    capacity |= {(leave(n), sink): endless for n in wanted if n in place}
+    capacity |= {(source, enters(n)): endless for n in carry if n in place}
+    capacity |= {(leaves(n), sink): endless for n in wanted if n in place}
     for op in ops:
         for n in op.outputs:
             if n not in place:
                 continue
             if has(op.name, CHEAP):
-                capacity |= {(leave(ref), entry(n)): endless for ref in op.inputs if ref in place}
+                capacity |= {(leaves(ref), enters(n)): endless for ref in op.inputs if ref in place}
             else:
-                capacity[source, entry(n)] = endless
+                capacity[source, enters(n)] = endless
     if not place:
         return []
     rows, columns = zip(*capacity, strict=True)
     graph = csr_array((list(capacity.values()), (rows, columns)), shape=(sink + 1, sink + 1), dtype="int32")
-    flow = maximum_flow(graph, source, sink).flow
-    left = (graph - flow).tocoo()  # residual capacities
-    back: dict[int, list[int]] = {}
-    for a, b, room in zip(left.row, left.col, left.data, strict=True):
+    residual = (graph - maximum_flow(graph, source, sink).flow).tocoo()
+    into: dict[int, list[int]] = {}
+    for a, b, room in zip(residual.row, residual.col, residual.data, strict=True):
         if room > 0:
-            back.setdefault(int(b), []).append(int(a))
+            into.setdefault(int(b), []).append(int(a))
     to_sink, todo = {sink}, [sink]
     while todo:
-        for a in back.get(todo.pop(), []):
+        for a in into.get(todo.pop(), []):
             if a not in to_sink:
                 to_sink.add(a)
                 todo.append(a)
-    return [n for n in nodes if leave(n) in to_sink and entry(n) not in to_sink]
+    return [n for n in nodes if leaves(n) in to_sink and enters(n) not in to_sink]

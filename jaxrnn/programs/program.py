@@ -59,13 +59,18 @@ class Program(NamedTuple):
     def line(self, op: Op) -> str:
         """The operation, printed."""
         details = _DETAILS.get(op.name, lambda params: "")(op.params) if op.params else ""
-        return " ".join([self.declared(op.outputs), "=", op.name + details, *map(letters, op.inputs)])
+        return f"{self.declared(op.outputs)} = {op.name}{details} {names(op.inputs)}".rstrip()
 
     def __str__(self) -> str:
         lines = [f"in:  {self.declared(self.inputs)}", *map(self.line, self.ops)]
         if self.consts:
             lines.insert(0, f"consts: {self.declared(self.consts)}")
-        return "\n".join([*lines, "out: " + " ".join(map(letters, self.outputs))])
+        return "\n".join([*lines, f"out: {names(self.outputs)}"])
+
+
+def names(numbers: Iterable[int]) -> str:
+    """The values' names, as they are printed."""
+    return " ".join(map(letters, numbers))
 
 
 def letters(number: int) -> str:

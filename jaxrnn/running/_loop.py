@@ -23,9 +23,9 @@ from jaxrnn.instruments import (
     step_with_leaves_changed,
     without_marks,
 )
-from jaxrnn.planning.explanation import report
+from jaxrnn.planning.explanation import start_explanation
 from jaxrnn.planning.plan import Plan
-from jaxrnn.planning.planned_scan import map_over_time, scan_deferred
+from jaxrnn.planning.planned_scan import planned_scan
 from jaxrnn.running.segments import Budget, run_in_segments, segment_lengths
 
 
@@ -76,14 +76,15 @@ def run_over_time(run: Run) -> tuple[PyTree, PyTree]:
     )
     body = _body(run, params, noise, initial)
     segments = segment_lengths(run.who, run.checkpoint, T)
-    explanation = report(run.who, T, run.plan, segments)
+    explanation = start_explanation(run.who, T, run.plan, segments)
 
     def run_segment(carry, inputs):
         if run.plan == "plain":
             return jax.lax.scan(body, carry, inputs, reverse=run.reverse, unroll=run.unroll)
-        planned = scan_deferred if jax.tree.leaves(carry) else map_over_time
         plan = run.plan if isinstance(run.plan, Plan) else Plan()
-        return planned(body, carry, inputs, reverse=run.reverse, unroll=run.unroll, plan=plan, said=explanation)
+        return planned_scan(
+            body, carry, inputs, reverse=run.reverse, unroll=run.unroll, plan=plan, explanation=explanation
+        )
 
     return run_in_segments(run_segment, carry, inputs, segments, run.reverse)
 

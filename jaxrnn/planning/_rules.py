@@ -1,0 +1,48 @@
+"""The choices that a plan leaves open: rules that were measured, from shapes and platform.
+
+Each says what was measured and where, so that it can be measured again.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from jaxrnn.planning.plan import Plan
+
+
+def hoists(plan: Plan, weights: int, outputs: int) -> bool:
+    """Whether a product of the forward pass is done for all steps at once, before the loop.
+
+    On a CPU none: the array (T, B, outputs) is written and read again, where the weight stays in cache. Measured on
+    two AVX-512 cores, LSTM forward, hoisted / in the loop: I = H = 64: 1.8; 128: 1.2; 256: 1.1 to 1.5; 512: 1.35
+    (0.95 before large weights stood on the left); of all cells only the Elman network at 512 gains, 0.8. An
+    accelerator gains by launching less inside the loop.
+    """
+    if plan.hoist is not None:
+        return plan.hoist
+    return jax.default_backend() != "cpu"
+
+
+def puts_weights_on_the_left(weights: int) -> bool:
+    """Whether the forward loop computes sums of products with large weights as ``(Σ Wᵀ xᵀ)ᵀ``.
+
+    A CPU's matrix product packs its right operand anew at every call, here the weight at every step. Measured on
+    two AVX-512 cores, LSTM (32, 128, 512, 512), weights 512 × 2048: forward 89 against 125 ms, training step 250
+    against 303; at 256 × 1024 nothing is gained, at 128 × 512 a fifth is lost.
+    """
+    return jax.default_backend() == "cpu" and weights >= 2**20
+
+
+def contracts(plan: Plan, weights: int, outputs: int) -> bool:
+    """Whether the gradient of a product's weights is contracted after the backward loop.
+
+    With several devices always: a batch sharded over them would be summed over devices at every step. On a single
+    CPU adding a weight costs its size, keeping the cotangents for later the size of the product's output. Measured
+    on two AVX-512 cores before contractions took their fastest form (H² weights, batch B; contracted / added):
+    H/B = 16 to 32: 0.4 to 0.95; H/B = 4: 0.7 to 1.4; H/B below 1: 1.0 to 1.5. So from 8 on.
+    """
+    if plan.contract is not None:
+        return plan.contract
+    if jax.device_count() > 1 or jax.default_backend() != "cpu":
+        return True
+    return weights >= 8 * outputs

@@ -1,0 +1,68 @@
+"""A loop's program, run: what depends on constants alone once, what left the loop for all steps at once, the rest in
+``lax.scan``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from jaxrnn.planning.planned_step import LoopProgram
+from jaxrnn.programs.program import evaluate
+
+
+def scan_program(
+    loop: LoopProgram,
+    consts: Sequence[Any],
+    carry: Sequence[Any],
+    xs: Sequence[Any],
+    *,
+    reverse: bool,
+    unroll: int,
+    recompute: bool = False,
+) -> list[Any]:
+    """The final carry, then what the loop puts out, stacked over time.
+
+    Args:
+        consts: the values of ``loop.consts``, then of ``loop.d_consts``.
+        carry: where to start.
+        xs: (T, …) each, in the order of the program's inputs after the carry.
+        reverse, unroll: as for ``lax.scan``.
+        recompute: the backward pass computes what it needs again, beside its use, and saves none of it.
+    """
+    program, parts = loop.program, loop.parts()
+    of_consts = program.consts | dict(zip([*loop.consts, *loop.d_consts], consts, strict=True))
+    fixed = of_consts | dict(zip(parts.fixed, evaluate(parts.once, of_consts, parts.fixed), strict=True))
+    checkpoint = functools.partial(jax.checkpoint, prevent_cse=False) if recompute else lambda f: f
+
+    @checkpoint
+    def before_the_loop(fixed, xs):
+        def one_step(x):
+            return evaluate(parts.all_steps, fixed | dict(zip(loop.x, x, strict=True)), parts.ready)
+
+        return jax.vmap(one_step)(xs)
+
+    ready = dict(zip(parts.ready, before_the_loop(fixed, list(xs)) if parts.ready else [], strict=True))
+    outputs = [*program.outputs[: loop.n_carry], *parts.stacked]
+    used = {n for op in parts.each_step for n in op.inputs}.union(outputs)
+    enter = {n: a for n, a in (*ready.items(), *zip(loop.x, xs, strict=True)) if n in used}
+    fixed_inside = {n: a for n, a in fixed.items() if n in used}
+
+    @checkpoint
+    def step(fixed, carry, entering):
+        known = fixed | dict(zip(loop.carry, carry, strict=True)) | dict(zip(enter, entering, strict=True))
+        values = evaluate(parts.each_step, known, outputs)
+        return values[: loop.n_carry], values[loop.n_carry :]
+
+    end, ys = jax.lax.scan(
+        functools.partial(step, fixed_inside),
+        list(carry),
+        list(enter.values()),
+        length=xs[0].shape[0],
+        reverse=reverse,
+        unroll=unroll,
+    )
+    stacked = ready | dict(zip(parts.stacked, ys, strict=True))
+    return [*end, *(stacked[n] for n in program.outputs[loop.n_carry :])]

@@ -1,0 +1,261 @@
+"""The passes of a plan, each alone: what it does to a small step, by value; what is left when it is left out."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn as jr
+from jaxrnn import planning
+from jaxrnn.planning.planned_scan import PASSES
+from jaxrnn.planning.planned_step import Active, PlannedStep
+from jaxrnn.programs.program import evaluate, needed_for
+from jaxrnn.programs.tracing import trace
+from tests.cases import draw, randomised
+from tests.programs import gradient
+
+B, I, H = 2, 3, 5
+SHAPES = {"A": (I, 2 * H), "C": (I, H), "U": (H, 2 * H), "V": (H, H), "b": (2 * H,)}
+ALL = jr.Plan(hoist=True, contract=True)
+
+
+@pytest.fixture(autouse=True)
+def any_weight_is_large(monkeypatch):
+    monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda weights: True)
+
+
+def step(p, h, x):
+    """A GRU whose products are written one by one: each pass has something to do."""
+    a = h @ p["U"] + x @ p["A"] + p["b"]
+    r, z = jax.nn.sigmoid(a[..., :H]), jax.nn.sigmoid(a[..., H:])
+    n = jnp.tanh((r * h) @ p["V"] + x @ p["C"])
+    h = (1 - z) * h + z * n
+    return h, h
+
+
+CELL = jr.Cell(
+    lambda key: randomised({name: jnp.ones(shape) for name, shape in SHAPES.items()}),
+    lambda params, batch: jnp.zeros((*batch, H), params["V"].dtype),
+    step,
+)
+
+
+class Planned:
+    """A step of one array in the carry and one input before any pass, and its values at some point."""
+
+    def __init__(self, function, plan=ALL):
+        h, x = (draw(shape, seed).astype(jnp.float32) for seed, shape in ((1, (B, H)), (2, (B, I))))
+        self.program, _ = trace(function, h, x)
+        consts = [*self.program.consts.values()]
+        self.arguments = [*consts, h, x]
+        self.tangents = [draw(a.shape, (3, i)).astype(a.dtype) for i, a in enumerate(self.arguments)]
+        self.step = PlannedStep.of(self.program, 1, plan, Active([*range(len(consts))], [0], [0]))
+
+    def after(self, *names):
+        return functools.reduce(lambda step, name: PASSES[name](step), names, self.step)
+
+    def expected(self):
+        """The step's outputs and their tangents, as JAX differentiates it."""
+        numbers = [*self.program.consts, *self.program.inputs]
+
+        def run(*arguments):
+            return evaluate(self.program.ops, dict(zip(numbers, arguments, strict=True)), self.program.outputs)
+
+        outputs, tangents = jax.jvp(run, self.arguments, self.tangents)
+        return [*outputs, *tangents]
+
+    def values(self, step):
+        """The outputs of one step and, where there is a tangent, theirs, as the programs of the step compute them."""
+        outputs = self._run(step.primal, self.arguments)
+        n_outputs = len(outputs) - len(step.saved)
+        if step.tangent is None:
+            return outputs
+        *consts, _, x = self.arguments
+        return outputs[:n_outputs] + self._run(step.tangent, [*consts, *self.tangents, x, *outputs[n_outputs:]])
+
+    @staticmethod
+    def _run(loop, arguments):
+        program = loop.program
+        numbers = [*loop.consts, *loop.d_consts, *program.inputs]
+        known = program.consts | dict(zip(numbers, arguments, strict=True))
+        return evaluate(needed_for(program.ops, program.outputs, given=known), known, program.outputs)
+
+
+@pytest.fixture(scope="module")
+def planned():
+    params = jax.tree.map(lambda a: a.astype(jnp.float32), CELL.init(None))
+    return Planned(functools.partial(step, params))
+
+
+def count(ops, name):
+    return sum(op.name == name for op in ops)
+
+
+# ---- all of them -------------------------------------------------------------------------------
+
+
+def test_the_page_lists_the_passes_in_their_order():
+    listed = re.findall(
+        r"^    (\w+)  +\S", planning.__doc__.split("**An example.**")[0].split("**The passes.**")[1], re.M
+    )
+    assert listed == [*PASSES]
+
+
+def test_each_pass_changes_this_step_and_none_its_values(planned):
+    now, want = planned.step, planned.expected()
+    for name, rewrite in PASSES.items():
+        before, now = now, rewrite(now)
+        assert str(now) != str(before), f"{name} has nothing to do here, so nothing of it is tested"
+        got = planned.values(now)
+        for a, b in zip(got, want, strict=False):  # before linearize the outputs alone
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert len(got) == len(want) == 4
+
+
+@pytest.mark.parametrize("name", [name for name in PASSES if name != "linearize"])
+def test_a_pass_left_out_changes_no_number(name, monkeypatch, x64):
+    """But for the order of sums: as in test_contract.py."""
+    params, xs = CELL.init(None), draw((4, B, I), 1)
+    monkeypatch.delitem(PASSES, name)
+    got, want = jax.jit(lambda: [gradient(CELL, plan)(params, xs) for plan in (ALL, "plain")])()
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
+    assert name not in jr.explain(jr.scan(CELL, plan=ALL), params, xs).scans[0].programs
+
+
+def test_explain_holds_the_step_after_each_pass():
+    params, xs = CELL.init(None), draw((4, B, I), 1)
+    (scan,) = jr.explain(jr.scan(CELL, plan=ALL), params, xs).scans
+    assert [*scan.programs] == ["trace", *PASSES]
+    first, last = scan.programs["trace"], scan.programs["contract"]
+    assert (
+        first.tangent is None and len(first.primal.parts().each_step) == len(first.primal.program.ops) - 1
+    )  # the bias
+    assert str(last).startswith("primal\nconsts: ") and "\nsaved: " in str(last) and "\ntangent\nconsts: " in str(last)
+    assert set(last.primal.program.consts.values()) == {None}, "no array, no tracer is kept"
+    assert "programs" not in str(scan)
+
+
+def test_without_a_derivative_the_tangent_stays_away(planned):
+    step = planned.step._replace(active=None)
+    for rewrite in PASSES.values():
+        step = rewrite(step)
+    assert step.tangent is None and step.saved == ()
+    assert step.notes.keys() == {"fused", "hoisted", "transposed"}
+    np.testing.assert_allclose(planned.values(step)[0], planned.expected()[0], rtol=1e-5, atol=1e-6)
+
+
+# ---- each of them ------------------------------------------------------------------------------
+
+
+def test_fuse(planned):
+    """Of the two products of x one with wider weights; so its bias is added before the split."""
+    before, after = planned.step, planned.after("fuse")
+    assert [count(step.primal.program.ops, "dot_general") for step in (before, after)] == [4, 3]
+    assert after.notes == {"fused": ("2 of (2, 3)",)}
+    program = after.primal.program
+    assert [program.kinds[op.outputs[0]].shape for op in program.ops if op.name == "concatenate"] == [(I, 3 * H)]
+    alone = planned.step._replace(plan=ALL._replace(fuse=False))
+    assert PASSES["fuse"](alone) is alone
+
+
+def test_linearize():
+    """All is computed from the carry and the inputs, and only what has a tangent is asked for one."""
+    scale = jnp.float32(2)
+    of = Planned(lambda h, x: (jnp.sin(scale * h), h * x.sum()))
+    step = of.after("linearize")
+    assert step.saved == tuple(step.primal.carry)
+    assert [len(step.tangent.d_consts), step.tangent.n_carry, len(step.tangent.x)] == [1, 1, 3]  # ∂x, x, h
+    without = PASSES["linearize"](of.step._replace(active=Active([], [0], [])))
+    assert [len(without.tangent.d_consts), len(without.tangent.x)] == [0, 2]  # x, h
+    assert [count(s.tangent.program.ops, "mul") for s in (step, without)] == [6, 4]
+
+
+@pytest.mark.parametrize("recompute, saved", [(True, ["dot_general"]), (False, ["cos", "exp"])])
+def test_save(recompute, saved):
+    """The derivative of exp(sin(a)) is exp(sin(a)) cos(a): both factors, or a, from which they are cheap."""
+    W = jnp.eye(H, dtype=jnp.float32)
+    of = Planned(lambda h, x: (jnp.exp(jnp.sin(h @ W)), x), ALL._replace(recompute=recompute))
+    step = of.after("linearize", "save")
+    makers = {n: op.name for op in step.primal.program.ops for n in op.outputs}
+    h, *others = step.saved
+    assert [h] == step.primal.carry, "for the gradient of W"
+    assert sorted(makers[n] for n in others) == saved
+    assert step.notes["saved"] == (str((B, H)),) * len(step.saved)
+    for a, b in zip(of.values(step), of.expected(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_spread(planned):
+    """The bias, which alone is smaller than the sum that it enters, gets the batch's shape, once."""
+    before = planned.after("linearize", "save")
+    after = PASSES["spread"](before)
+    (op,) = [op for op in after.tangent.program.ops if op not in before.tangent.program.ops][:1]
+    assert op.name == "broadcast_in_dim" and after.tangent.program.kinds[op.outputs[0]].shape == (B, 2 * H)
+    assert [count(step.tangent.parts().once, "broadcast_in_dim") for step in (before, after)] == [1, 2]
+
+
+def test_split_sums(planned):
+    """The wide product of x that ``fuse`` made is three with ∂x, three with ∂W, each in a sum of its own."""
+    before = planned.after("fuse", "linearize", "save", "spread")
+    after = PASSES["split_sums"](before)
+    kinds = [step.tangent.program.kinds for step in (before, after)]
+    widths = [
+        sorted(kind[op.outputs[0]].shape[-1] for op in step.tangent.program.ops if op.name == "dot_general")
+        for kind, step in zip(kinds, (before, after), strict=True)
+    ]
+    assert widths == [[5, 5, 10, 10, 15, 15], [5, 5, 5, 5, 10, 10, 10, 10]]
+
+
+def test_transpose_weights(planned):
+    """Those that multiply what depends on ∂h, U and V: their products contract the second axis."""
+    step = planned.after("linearize", "save", "transpose_weights")
+    axes = [op.params["dimension_numbers"][0][1] for op in step.tangent.program.ops if op.name == "dot_general"]
+    assert axes.count((1,)) == 2 and axes.count((0,)) == 6
+    assert count(step.tangent.parts().once, "transpose") == 2
+
+
+@pytest.mark.parametrize("plan, inside", [(ALL, [2, 2]), (jr.Plan(hoist=False, contract=False), [4, 8])])
+def test_hoist(planned, plan, inside):
+    """The products with x leave the forward loop, all but those with U and V the tangent's."""
+    step = PASSES["hoist"](planned.after("linearize", "save")._replace(plan=plan))
+    loops = [step.primal.parts(), step.tangent.parts()]
+    assert [count(parts.each_step, "dot_general") for parts in loops] == inside
+    assert [count(parts.all_steps, "dot_general") for parts in loops] == [4 - inside[0], 8 - inside[1]]
+    assert [bool(loop.outside) for loop in (step.primal, step.tangent)] == [plan.hoist, plan.contract]
+    of_x = ["(2, 3) @ (3, 10)", "(2, 3) @ (3, 5)"]
+    assert sorted(step.notes["hoisted"]) == (of_x if plan.hoist else [])
+    of_weights = sorted(["(2, 5) @ (5, 10)", "(2, 5) @ (5, 5)", *of_x, *of_x])
+    assert sorted(step.notes["contracted"]) == (of_weights if plan.contract else [])
+    assert sorted(step.notes["added_in_loop"]) == ([] if plan.contract else of_weights)
+
+
+def test_hoisting_leaves_one_sum_to_enter_the_loop(planned):
+    """Of h U + x A + b the last two, added up before."""
+    step = planned.after("hoist")
+    parts = step.primal.parts()
+    shapes = [step.primal.program.kinds[n].shape for n in parts.ready]
+    assert sorted(shapes) == [(B, H), (B, 2 * H)]
+    assert [op.name for op in parts.all_steps] == ["dot_general", "sum", "dot_general"]
+
+
+def test_weights_on_the_left(planned, monkeypatch):
+    step = planned.after("weights_on_the_left")
+    parts, kinds = step.primal.parts(), step.primal.program.kinds
+    products = [kinds[op.outputs[0]].shape for op in parts.each_step if op.name == "dot_general"]
+    assert products == [(2 * H, B), (2 * H, B), (H, B), (H, B)]
+    assert [op.name for op in parts.once].count("transpose") == 4
+    assert step.notes == {"transposed": ("(2, 10)", "(2, 5)")}
+    monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda weights: False)
+    assert planned.after("weights_on_the_left").primal == planned.step.primal
+
+
+def test_contract(planned):
+    """What is hoisted of the tangent, and nothing else."""
+    step = planned.after("linearize", "save", "hoist", "contract")
+    parts = step.tangent.parts()
+    assert [count(ops, "rows_by_weight") for ops in (parts.all_steps, parts.each_step)] == [6, 0]
+    assert [count(ops, "dot_general") for ops in (parts.all_steps, parts.each_step)] == [0, 2]
+    assert planned.after("linearize", "save", "contract").tangent == planned.after("linearize", "save").tangent
