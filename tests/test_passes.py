@@ -203,7 +203,7 @@ def test_split_sums(planned):
     after = PASSES["split_sums"](before)
     kinds = [step.tangent.program.kinds for step in (before, after)]
     widths = [
-        sorted(kind[op.outputs[0]].shape[-1] for op in step.tangent.program.ops if op.name == "dot_general")
+        sorted(kind[op.outputs[0]].shape[-1] for op in step.tangent.parts().each_step if op.name == "dot_general")
         for kind, step in zip(kinds, (before, after), strict=True)
     ]
     assert widths == [[5, 5, 10, 10, 15, 15], [5, 5, 5, 5, 10, 10, 10, 10]]
@@ -258,4 +258,5 @@ def test_contract(planned):
     parts = step.tangent.parts()
     assert [count(ops, "rows_by_weight") for ops in (parts.all_steps, parts.each_step)] == [6, 0]
     assert [count(ops, "dot_general") for ops in (parts.all_steps, parts.each_step)] == [0, 2]
-    assert planned.after("linearize", "save", "contract").tangent == planned.after("linearize", "save").tangent
+    untouched = [planned.after("linearize", "save", *more).tangent for more in ((), ("contract",))]
+    assert str(untouched[0]) == str(untouched[1])
