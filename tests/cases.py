@@ -43,8 +43,12 @@ class Case(NamedTuple):
     def layer(self) -> jr.Layer:
         return self.make(**RUNS[self.run])
 
+    @property
+    def id(self) -> str:
+        return self.name if self.run == "auto" else f"{self.name}-{self.run}"
+
     def under(self, run: str) -> Case:
-        return self._replace(name=f"{self.name}-{run}", run=run)
+        return self._replace(run=run)
 
 
 def x_shape(cell: jr.Cell) -> tuple[int, ...]:
@@ -178,17 +182,24 @@ class Flags(NamedTuple):
     @property
     def options(self) -> dict:
         options = {"lengths": self.lengths, "mask": self.mask, "resets": self.resets}
-        return {name: jnp.asarray(value) for name, value in options.items() if value is not None}
+        return {name: value for name, value in options.items() if value is not None}
+
+    @property
+    def all_options(self) -> dict:
+        """The same, with flags in the place of those that are not given: one program serves every such call."""
+        return NEUTRAL | self.options if self.options else {}
 
 
 LENGTHS = np.array([6, 3, 0])
 GAPS = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]], bool)
 RESETS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
 
+NEUTRAL = {"lengths": np.full(B, T), "mask": np.ones((T, B), bool), "resets": np.zeros((T, B), bool)}
+
 FLAGS = [
     Flags("plain", None, None, None, False),
     Flags("lengths", LENGTHS, None, None, True),
-    Flags("gaps", None, GAPS, None, False),
+    Flags("gaps", None, GAPS, None, True),
     Flags("resets", None, None, RESETS, True),
     Flags("lengths_gaps_resets", LENGTHS, GAPS, RESETS, True),
     Flags("gaps_resets", None, GAPS, RESETS, False),

@@ -15,6 +15,7 @@ from tests.cases import (
     FLAGS,
     GAPS,
     LENGTHS,
+    NEUTRAL,
     RESETS,
     RUNS,
     B,
@@ -34,22 +35,26 @@ from tests.cases import (
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 
 
+def own_run(index):
+    """The plan under which the case of that place in the list runs beside the default."""
+    if index % 2 == 0:
+        return ("plain", "checkpointed", "nothing", "checkpointed", "everything", "nested")[index // 2 % 6]
+    return ("checkpointed", "everything", "nested", "nothing")[index // 2 % 4]
+
+
 def with_runs(cases):
-    """Every case under the default plan, and each under one of the others in turn; all pairs under ``--full``."""
-    others = ("plain", "checkpointed", "nothing", "checkpointed", "everything", "nested")
+    """Every case under the default plan, every other one under its own; all pairs under ``--full``."""
     for index, case in enumerate(cases):
-        yield pytest.param(case, id=case.name)
-        for run in [run for run in RUNS if run != "auto"]:
-            its_turn = index % 2 == 0 and run == others[index // 2 % len(others)]
-            yield pytest.param(case.under(run), id=f"{case.name}-{run}", marks=() if its_turn else pytest.mark.full)
+        for run in RUNS:
+            its_turn = run == "auto" or (index % 2 == 0 and run == own_run(index))
+            yield pytest.param(case.under(run), id=case.under(run).id, marks=() if its_turn else pytest.mark.full)
 
 
 def in_turn(cases):
     """Every case under one plan, every other one under the default; all pairs under ``--full``."""
-    turns = ("auto", "checkpointed", "auto", "everything", "auto", "nested", "auto", "nothing")
     for index, case in enumerate(cases):
         for run in RUNS:
-            its_turn = run == turns[index % len(turns)]
+            its_turn = run == ("auto" if index % 2 == 0 else own_run(index))
             yield pytest.param(case.under(run), id=f"{case.name}-{run}", marks=() if its_turn else pytest.mark.full)
 
 
@@ -95,19 +100,23 @@ def weighed(outputs, by_step=1.0, by_end=1.0):
 
 
 def differentiated(run, params, xs, carry, **weights):
-    """``(loss, gradients)`` of the outputs, weighed, by params, xs and the carry's floats."""
+    """``((loss, outputs), gradients)``: the outputs weighed; by params, xs and the carry's floats."""
     floats, join = differentiable(carry)
-    loss = lambda params, xs, floats: weighed(run(params, xs, join(floats)), **weights)  # noqa: E731
-    return jax.value_and_grad(loss, argnums=(0, 1, 2))(params, xs, floats)
+
+    def loss(params, xs, floats):
+        outputs = run(params, xs, join(floats))
+        return weighed(outputs, **weights), outputs
+
+    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, xs, floats)
 
 
-@functools.cache
+@functools.lru_cache(8)  # the tests of a case come one after the other
 def applied(case):
     """The case's layer, compiled."""
     return jax.jit(case.layer.apply)
 
 
-@functools.cache
+@functools.lru_cache(8)
 def program(case):
     """``(outputs, loss, gradients)``, compiled: outputs of a run by itself, the loss of one that is differentiated.
 
@@ -117,7 +126,8 @@ def program(case):
     @jax.jit
     def everything(params, xs, carry, options, by_step, by_end):
         run = lambda *args: case.layer.apply(*args, **options)  # noqa: E731
-        return run(params, xs, carry), *differentiated(run, params, xs, carry, by_step=by_step, by_end=by_end)
+        (loss, _), gradients = differentiated(run, params, xs, carry, by_step=by_step, by_end=by_end)
+        return run(params, xs, carry), loss, gradients
 
     def call(params, xs, carry, options, by_step=None, by_end=1.0):
         return everything(params, xs, carry, options, np.ones(len(xs)) if by_step is None else by_step, by_end)
@@ -126,7 +136,6 @@ def program(case):
 
 
 ALL = FLAGS[4].options
-NEUTRAL = {"lengths": np.full(B, T), "mask": np.ones((T, B), bool), "resets": np.zeros((T, B), bool)}
 
 
 def inner(a, b):
@@ -141,33 +150,34 @@ def shifted(tree, direction, step):
 def test_equals_the_plain_loop(case, flags, x64):
     """Values and gradients; the gradients along a random direction also equal finite differences."""
     params, xs, carry = problem(case, flags)
-    outputs, loss, gradients = program(case)(params, xs, carry, flags.options)
-    loop = lambda *args: reference(case, *args, flags)  # noqa: E731
-    want = loop(params, xs, carry), *differentiated(loop, params, xs, carry)
-    assert_trees_close((outputs, loss, gradients), want)
+    options = flags.all_options
+    outputs, loss, gradients = program(case)(params, xs, carry, options)
+    want = differentiated(lambda *args: reference(case, *args, flags), params, xs, carry)
+    assert_trees_close(((loss, outputs), gradients), want)
 
     direction, step = randomised((params, xs), seed=11), 1e-6
-    ahead, behind = (
-        program(case)(*shifted((params, xs), direction, s), carry, flags.options)[1] for s in (step, -step)
-    )
+    ahead, behind = (program(case)(*shifted((params, xs), direction, s), carry, options)[1] for s in (step, -step))
     # Central differences: truncation near step² = 1e-12 times a third derivative, cancellation near 1e-16 / step.
     np.testing.assert_allclose(inner(gradients[:2], direction), (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("case", "turn"), [pytest.param(c, i % 3, id=c.name) for i, c in enumerate(CASES)])
-def test_runs_agree(case, turn, x64):
-    """All ways of running differ by the order of sums alone; of three plans two in turn."""
+@pytest.mark.parametrize("flags", FLAGS[1:], ids=lambda flags: flags.name)
+@pytest.mark.parametrize("case", [CASES[3], CASES[-3].under("checkpointed")], ids=lambda case: case.id)
+def test_a_flag_left_out_is_one_that_says_nothing(case, flags, x64, quick):
+    args = problem(case)
+    assert_trees_close(program(case)(*args, flags.options), program(case)(*args, flags.all_options))
+
+
+@pytest.mark.parametrize(("case", "index"), [pytest.param(c, i, id=c.name) for i, c in enumerate(CASES)])
+def test_runs_agree(case, index, x64, quick):
+    """All ways of running differ by the order of sums alone; of three plans two in turn, and the case's own."""
     args = problem(case, FLAGS[4])
-
-    def everything(case):
-        run = lambda *args: case.layer.apply(*args, **ALL)  # noqa: E731
-        return run(*args), *differentiated(run, *args)
-
-    plans = ("checkpointed", "everything", "nothing")
-    others = [case.under(plan) for plan in plans if plan != plans[turn]]
-    plain, *rest = jax.jit(lambda: [everything(other) for other in (case.under("plain"), *others)])()
-    for got in (program(case)(*args, ALL), *rest):
-        assert_trees_close(got, plain)
+    own, plans = own_run(index), ("checkpointed", "everything", "nothing")
+    first = plans.index(own) if own in plans else index
+    others = dict.fromkeys(("auto", own, plans[first % 3], plans[(first + 1) % 3]))
+    plain = program(case.under("plain"))(*args, ALL)
+    for other in others:
+        assert_trees_close(program(case.under(other))(*args, ALL), plain)
 
 
 @case_by_flags([FLAGS[4], FLAGS[1], FLAGS[2], FLAGS[5]])
@@ -175,7 +185,8 @@ def test_padding_never_leaks(case, flags, x64):
     params, xs, carry = problem(case, flags)
     on = flags.on.reshape(T, B, *(1,) * len(case.x_shape))
     clean, *poisoned = (
-        program(case)(params, jnp.where(on, xs, fill), carry, flags.options) for fill in (0.0, 1e30, jnp.inf, jnp.nan)
+        program(case)(params, jnp.where(on, xs, fill), carry, flags.all_options)
+        for fill in (0.0, 1e30, jnp.inf, jnp.nan)
     )
     for got in poisoned:
         assert_trees_equal(got, clean)
@@ -210,7 +221,7 @@ def test_no_steps_at_all(case, x64):
 
 
 @by_case_in_turn
-def test_one_trace_for_any_lengths(case):
+def test_one_trace_for_any_lengths(case, quick):
     """Those above T and below zero are clamped."""
     params, xs, carry = problem(case)
     traces = []
@@ -269,7 +280,7 @@ def test_learned_initial_carry_gets_gradient_from_each_reset(x64):
 
 
 @by_case_in_turn
-def test_batch_shapes_agree_with_vmap(case, x64):
+def test_batch_shapes_agree_with_vmap(case, x64, quick):
     params, xs, carry = problem(case, batch_shape=(2, 3))
     lengths = jnp.array([[6, 3, 0], [1, 4, 5]])
     run = lambda xs, carry, lengths: case.layer.apply(params, xs, carry, lengths=lengths)  # noqa: E731
@@ -286,12 +297,13 @@ def test_batch_shapes_agree_with_vmap(case, x64):
 
 
 @forward_or_reverse
-def test_chunks_equal_the_whole(case, x64):
+def test_chunks_equal_the_whole(case, x64, quick):
     """Chunks of several steps, and one step at a time."""
     params, xs, start_carry = problem(case)
-    mask, resets, lengths = jnp.asarray(GAPS), jnp.asarray(RESETS), jnp.array([6, 3, 4])
-    whole = applied(case)(params, xs, start_carry, lengths=lengths, mask=mask, resets=resets)
-    for cuts in ((2, 5), (1, 2, 3, 4, 5)):
+    mask, lengths = GAPS, np.array([6, 3, 4])
+    whole = applied(case)(params, xs, start_carry, lengths=lengths, mask=mask, resets=RESETS)
+    resets = np.concatenate([RESETS, np.zeros((1, B), bool)])
+    for cuts in ((2, 4), (1, 2, 3, 4, 5)):
         pieces = list(itertools.pairwise((0, *cuts, T)))
         carry, outputs = start_carry, {}
         for start, stop in pieces if case.chunks == "forward" else reversed(pieces):
@@ -303,17 +315,21 @@ def test_chunks_equal_the_whole(case, x64):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_steps_by_hand_equal_the_scan(name, x64):
+def test_steps_by_hand_equal_the_scan(name, x64, quick):
     cell = CELLS[name]
     params = randomised(cell.init(jax.random.key(0)))
     xs = draw((T, B, *x_shape(cell)), 1)
-    carry = cell.initial_carry(params, (B,))
-    whole = jax.jit(jr.scan(cell).apply)(params, xs)
-    assert_trees_close(jax.lax.scan(lambda c, x: cell.step(params, c, x), carry, xs), whole)
+
+    @jax.jit
+    def both(params, xs):
+        by_hand = jax.lax.scan(functools.partial(cell.step, params), cell.initial_carry(params, (B,)), xs)
+        return by_hand, jr.scan(cell).apply(params, xs)
+
+    assert_trees_close(*both(params, xs))
 
 
 @pytest.mark.parametrize("case", [param for i, param in enumerate(in_turn(CASES)) if i // len(RUNS) % 2 == 0])
-def test_vmap_over_parameters(case, x64):
+def test_vmap_over_parameters(case, x64, quick):
     many = [problem(case, seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *many)
     both = jax.jit(jax.vmap(program(case), in_axes=(0, 0, 0, None)))(*stacked, ALL)
@@ -347,7 +363,7 @@ def test_dtypes_are_kept(case, dtype):
 
 
 @by_case_in_turn
-def test_second_derivatives(case, x64):
+def test_second_derivatives(case, x64, quick):
     params, xs, carry = problem(case)
     loss = lambda *p: weighed(case.layer.apply(*p, carry, **ALL))  # noqa: E731
     gradient = jax.grad(loss, argnums=(0, 1))
@@ -367,7 +383,7 @@ def test_second_derivatives(case, x64):
 
 
 @by_case_in_turn
-def test_forward_mode_agrees_with_reverse_mode(case, x64):
+def test_forward_mode_agrees_with_reverse_mode(case, x64, quick):
     params, xs, carry = problem(case)
     run = lambda p: weighed(case.layer.apply(*p, carry, **ALL))  # noqa: E731
     direction = randomised((params, xs), seed=3)
@@ -377,7 +393,7 @@ def test_forward_mode_agrees_with_reverse_mode(case, x64):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_unroll_changes_nothing(name, x64):
+def test_unroll_changes_nothing(name, x64, quick):
     params = randomised(CELLS[name].init(jax.random.key(0)))
     xs = draw((T, B, *x_shape(CELLS[name])), 1)
     run = lambda unroll: jr.scan(CELLS[name], unroll=unroll).apply(params, xs, mask=jnp.asarray(GAPS))  # noqa: E731
@@ -387,14 +403,14 @@ def test_unroll_changes_nothing(name, x64):
 
 
 @case_by_flags(FLAGS, [pytest.param(case, id=case.name) for case in CASES])
-def test_contributions_are_those_of_the_unrolled_network(case, flags, x64):
+def test_contributions_are_those_of_the_unrolled_network(case, flags, x64, quick):
     """∂L/∂W = Σ_t: the sum is the gradient, and each part that of a network with weights of its own at each step."""
     params, xs, carry = problem(case, flags)
     loss = lambda *outputs: weighed(outputs)  # noqa: E731
     parts = jax.jit(
         lambda params: jr.gradients.bptt_contributions(case.layer, params, xs, loss, carry, **flags.options)
     )(params)
-    gradient = program(case)(params, xs, carry, flags.options)[2][0]
+    gradient = program(case)(params, xs, carry, flags.all_options)[2][0]
     assert all(
         part.shape == (T, *leaf.shape) for part, leaf in zip(*map(jax.tree.leaves, (parts, params)), strict=True)
     )
@@ -402,21 +418,26 @@ def test_contributions_are_those_of_the_unrolled_network(case, flags, x64):
 
 
 @pytest.mark.parametrize(("name", "reverse"), [(name, bool(i % 2)) for i, name in enumerate(CELLS)])
-def test_contributions_step_by_step(name, reverse, x64):
+def test_contributions_step_by_step(name, reverse, x64, quick):
     cell = CELLS[name]
     params = randomised(cell.init(jax.random.key(0)))
-    xs = draw((T, B, *x_shape(cell)), 1)
+    steps = 3  # a first, a last and one between them
+    xs, layer = draw((steps, B, *x_shape(cell)), 1), jr.scan(cell, reverse=reverse)
 
     def unrolled(copies):
-        order = range(T - 1, -1, -1) if reverse else range(T)
-        carry, ys = cell.initial_carry(copies[order[0]], (B,)), [None] * T
+        order = range(steps)[:: -1 if reverse else 1]
+        carry, ys = cell.initial_carry(copies[order[0]], (B,)), [None] * steps
         for t in order:
             carry, ys[t] = cell.step(copies[t], carry, xs[t])
         return weigh((carry, jnp.stack(ys)))
 
-    by_hand = jax.tree.map(lambda *a: jnp.stack(a), *jax.grad(unrolled)([params] * T))
-    layer = jr.scan(cell, reverse=reverse)
-    assert_trees_close(jr.gradients.bptt_contributions(layer, params, xs, lambda *outputs: weigh(outputs)), by_hand)
+    @jax.jit
+    def both(params):
+        by_hand = jax.tree.map(lambda *a: jnp.stack(a), *jax.grad(unrolled)([params] * steps))
+        return by_hand, jr.gradients.bptt_contributions(layer, params, xs, lambda *outputs: weigh(outputs))
+
+    by_hand, contributions = both(params)
+    assert_trees_close(contributions, by_hand)
 
 
 def test_flags_given_together_mean_both():

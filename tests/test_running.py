@@ -166,6 +166,19 @@ def test_noise_of_a_wrong_length_is_refused():
         jr.scan(cell).apply(cell.init(jax.random.key(0)), jnp.ones((T, B, I)), key=jax.random.key(1))
 
 
+# ---- combinations ------------------------------------------------------------------------------
+
+
+def test_residual_of_a_layer_is_that_of_its_cell():
+    """Padding passes neither: outputs are 0 there, whatever stands in the input."""
+    cell = jr.gru(I, I)
+    params, xs = randomised(cell.init(jax.random.key(0))), draw((T, B, I), 1).at[-1, 0].set(jnp.nan)
+    flags = {"lengths": jnp.array([5, 3, 0]), "mask": jnp.asarray(draw((T, B), 2) > -0.5), "start": 0}
+    of_layer = jr.residual(jr.scan(cell)).apply(params, xs, **flags)
+    of_cell = jr.scan(jr.residual(cell)).apply(params, xs, **flags)
+    jax.tree.map(np.testing.assert_array_equal, of_layer, of_cell)
+
+
 # ---- pytrees and unusual steps -----------------------------------------------------------------
 
 

@@ -1,0 +1,378 @@
+"""Faults to plant in the library one at a time, each with the tests that must notice it.
+
+A fault is a piece of text that stands in the library exactly once, and what is put in its place: no file is named, so
+the table outlives moves. Each is one that a change could bring in and that leaves programs running.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    name: str
+    old: str  # stands exactly once in jaxrnn/
+    new: str
+    tests: tuple[str, ...]  # pytest's arguments
+
+
+@functools.cache
+def _library(tree: Path) -> dict[Path, str]:
+    return {path: path.read_text() for path in sorted((tree / "jaxrnn").rglob("*.py"))}
+
+
+def place_of(fault: Fault, tree: Path) -> Path:
+    """The file of the library in which the fault's text stands."""
+    places = [path for path, text in _library(tree).items() for _ in range(text.count(fault.old))]
+    if len(places) != 1:
+        raise ValueError(
+            f"{fault.name!r} stands {len(places)} times in jaxrnn/, not once; write its text in tests/faults/table.py "
+            f"as it is now: {fault.old!r}"
+        )
+    return places[0]
+
+
+def tests(file: str, of: str = "") -> tuple[str, ...]:
+    """pytest's arguments: a file and, where given, ``-k``."""
+    return (f"tests/{file}.py", *(("-k", of) if of else ()))
+
+
+FAULTS = (
+    # ---- equations
+    Fault(
+        "lstm: forget and input gate swapped",
+        "i, f, g, o = σ(i), σ(f), act(g), σ(o)",
+        "f, i, g, o = σ(i), σ(f), act(g), σ(o)",
+        tests("test_equations", "lstm"),
+    ),
+    Fault(
+        "gru: z inverted",
+        "h = (1 - z) * h + z * n\n        return",
+        "h = z * h + (1 - z) * n\n        return",
+        tests("test_equations", "gru"),
+    ),
+    Fault(
+        "gru: the bias of the recurrent product outside the reset",
+        "n = act(a_n + r * plus_bias(u_n, b_hh))",
+        "n = act(plus_bias(a_n + r * u_n, b_hh))",
+        tests("test_equations", "gru"),
+    ),
+    Fault(
+        "peephole_lstm: the output gate reads the old memory",
+        "i, f, g = σ(i + peep(c, U_i)), σ(f + peep(c, U_f)), act(g)\n        c = f * c + i * g\n"
+        "        o = σ(o + peep(c, U_o))\n        h = o * act(c)\n        return LSTMGates(i, f, g, o, c, h)\n\n"
+        "    def step(params, carry, x):\n        *_, c, h = gates(params, carry, x)\n"
+        "        return LSTMCarry(h, c), output(h, params.W_hh, dtype)\n\n"
+        "    return Cell(init, initial_carry, step, gates, input_size",
+        "i, f, g = σ(i + peep(c, U_i)), σ(f + peep(c, U_f)), act(g)\n        o = σ(o + peep(c, U_o))\n"
+        "        c = f * c + i * g\n        h = o * act(c)\n        return LSTMGates(i, f, g, o, c, h)\n\n"
+        "    def step(params, carry, x):\n        *_, c, h = gates(params, carry, x)\n"
+        "        return LSTMCarry(h, c), output(h, params.W_hh, dtype)\n\n"
+        "    return Cell(init, initial_carry, step, gates, input_size",
+        tests("test_equations", "peephole"),
+    ),
+    Fault("cifg_lstm: i is f", "i = 1 - f\n", "i = f\n", tests("test_equations", "cifg")),
+    Fault(
+        "forget bias on the input gate",
+        'return b.at[block("f")].add(1.0 if forget_bias is None else forget_bias)',
+        'return b.at[block("i")].add(1.0 if forget_bias is None else forget_bias)',
+        tests("test_initial_values", "forget_bias"),
+    ),
+    # ---- sequences
+    Fault(
+        "mask not applied to the outputs",
+        "new, y = select(on_t, new, held), select(on_t, y, jax.tree.map(jnp.zeros_like, y))",
+        "new = select(on_t, new, held)",
+        tests("test_contract", "padding_never_leaks"),
+    ),
+    Fault(
+        "mask not applied to the carry",
+        "new, y = select(on_t, new, held), select(on_t, y, jax.tree.map(jnp.zeros_like, y))",
+        "y = select(on_t, y, jax.tree.map(jnp.zeros_like, y))",
+        tests("test_contract", "equals_the_plain_loop"),
+    ),
+    Fault(
+        "padding read by the cell",
+        "xs = select(on, xs, jax.tree.map(jnp.zeros_like, xs))\n        noise",
+        "noise",
+        tests("test_contract", "padding_never_leaks"),
+    ),
+    Fault(
+        "a reset read one step late",
+        "return None if resets is None else resets[:T]",
+        "return None if resets is None else jnp.roll(resets[:T], 1, axis=0)",
+        tests("test_contract", "resets_make_independent_runs"),
+    ),
+    Fault(
+        "a reset to the carry argument",
+        "carry = fresh if carry is None else shard_like_batch(carry, xs, len(batch_shape))",
+        "fresh = carry = fresh if carry is None else shard_like_batch(carry, xs, len(batch_shape))",
+        tests("test_contract", "resets_make_independent_runs"),
+    ),
+    Fault(
+        "a reversed run resets at the wrong end of an episode",
+        "return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])",
+        "return resets",
+        tests("test_contract", "resets_make_independent_runs"),
+    ),
+    Fault(
+        "a learned carry gets no gradient from resets",
+        "carry = select(reset_t, initial(params) if own_params else fresh, carry)",
+        "carry = select(reset_t, jax.lax.stop_gradient(initial(params) if own_params else fresh), carry)",
+        tests("test_contract", "learned_initial_carry"),
+    ),
+    Fault(
+        "the start of a chunk ignored",
+        "times = start + jnp.arange(T, dtype=jnp.int32)\n        on = valid_steps",
+        "times = jnp.arange(T, dtype=jnp.int32)\n        on = valid_steps",
+        tests("test_contract", "chunks_equal_the_whole"),
+    ),
+    Fault(
+        "lengths one too long",
+        "within = times.reshape(-1, *(1,) * lengths.ndim) < lengths[None]",
+        "within = times.reshape(-1, *(1,) * lengths.ndim) <= lengths[None]",
+        tests("test_contract", "padded_sequences_equal"),
+    ),
+    Fault(
+        "noise drawn by the time within a chunk",
+        "noise = cell.noise(now, key, times, x)",
+        "noise = cell.noise(now, key, times - start, x)",
+        tests("test_running", "noise_is_a_function_of_key_and_absolute_time"),
+    ),
+    Fault(
+        "held steps move where there is noise",
+        "new, (y, held) = step(carry, x, first_t, reset_t, *drawn)",
+        "new, (y, held) = step(carry, x, first_t, reset_t, *drawn)\n        held = new if drawn else held",
+        tests("test_running", "a_held_step_overrides_zoneout"),
+    ),
+    Fault(
+        "bfloat16 gradients not summed in float32",
+        "wide = [a.astype(jnp.float32) if n else a for a, n in zip(arrays, narrow, strict=True)]",
+        "wide = arrays",
+        tests("test_running", "equal_contributions or narrow_biases"),
+    ),
+    Fault(
+        "the carry kept in the weights' own dtype",
+        "return accumulator(W.dtype if dtype is None else jnp.promote_types(W.dtype, dtype))",
+        "return W.dtype if dtype is None else jnp.promote_types(W.dtype, dtype)",
+        tests("test_running", "bfloat16"),
+    ),
+    Fault(
+        "segments of a reversed run joined in the wrong order",
+        "order = (ys_left, ys) if reverse else (ys, ys_left)",
+        "order = (ys, ys_left)",
+        tests("test_segments", "agree_with_the_whole"),
+    ),
+    Fault(
+        "segments of a reversed run taken forwards",
+        "carry, ys = jax.lax.scan(in_loop, carry, whole, reverse=reverse)",
+        "carry, ys = jax.lax.scan(in_loop, carry, whole)",
+        tests("test_segments", "agree_with_the_whole"),
+    ),
+    Fault(
+        "segments not checkpointed",
+        "in_loop = jax.checkpoint(segment, prevent_cse=False)",
+        "in_loop = segment",
+        tests("test_segments", "saves_memory"),
+    ),
+    Fault(
+        "tbptt: the window one step too long",
+        "overlap = window - stride",
+        "overlap = window - stride + 1",
+        tests("test_tbptt", "plain_loop_over_blocks or beyond_the_window"),
+    ),
+    Fault(
+        "tbptt: the carry handed on with its gradient",
+        "handed_on = jax.lax.stop_gradient(carry)",
+        "handed_on = carry",
+        tests("test_tbptt", "plain_loop_over_blocks or beyond_the_window"),
+    ),
+    Fault(
+        "last: the step after the last",
+        "index = jnp.clip(lengths.astype(jnp.int32) - 1, 0, T - 1)",
+        "index = jnp.clip(lengths.astype(jnp.int32), 0, T - 1)",
+        tests("test_sequences", "last"),
+    ),
+    Fault(
+        "masked_mean divides by all steps",
+        "return (total / jnp.maximum(on.sum(), 1).astype(total.dtype)).astype(losses.dtype)",
+        "return (total / losses.size).astype(losses.dtype)",
+        tests("test_sequences", "masked_mean"),
+    ),
+    Fault(
+        "stream: a slot's next session meets the state of the last",
+        "self._started[slot] = False",
+        "self._free.add(slot)",
+        tests("test_stream", "slots"),
+    ),
+    # ---- combining and wrapping
+    Fault(
+        "bidirectional: outputs merged in the wrong order",
+        "merge_outputs(ys_ahead, ys_back)",
+        "merge_outputs(ys_back, ys_ahead)",
+        tests("test_contract", "bidirectional and equals_the_plain_loop"),
+    ),
+    Fault(
+        "bidirectional: both directions draw the same noise",
+        "end_back, ys_back = back.apply(params.backward, xs, carry.backward, key=k_back, **options)",
+        "end_back, ys_back = back.apply(params.backward, xs, carry.backward, key=k_ahead, **options)",
+        tests("test_running", "directions_draw_apart"),
+    ),
+    Fault(
+        "bidirectional: members' parameters swapped",
+        "return BiParams(*_init_each((forward, backward), key))",
+        "return BiParams(*_init_each((backward, forward), key))",
+        tests("test_contract", "bidirectional and equals_the_plain_loop"),
+    ),
+    Fault(
+        "residual: padding passes by a layer",
+        "return carry, add(xs if on is None else select(on, xs, jnp.zeros_like(xs)), ys)",
+        "return carry, add(xs, ys)",
+        tests("test_running", "residual"),
+    ),
+    Fault(
+        "chain: members share a key",
+        "own_key = jax.random.fold_in(key, index)",
+        "own_key = key",
+        tests("test_running", "stack_and_chain_drop_the_same"),
+    ),
+    Fault(
+        "dropout: what is kept is not scaled up",
+        "return carry, x if keep is None else jnp.where(keep, x / (1 - rate), 0)",
+        "return carry, x if keep is None else jnp.where(keep, x, 0)",
+        tests("test_running", "dropout_keeps"),
+    ),
+    Fault(
+        "recurrent_dropout: a mask for each step",
+        "keep_h = jax.random.bernoulli(k_h, 1 - rate, (1, *h.shape)) if rate else None",
+        "keep_h = jax.random.bernoulli(k_h, 1 - rate, (len(times), *h.shape)) if rate else None",
+        tests("test_wrappers", "recurrent_dropout_draws_once or recurrent_dropout_by_hand"),
+    ),
+    Fault(
+        "zoneout: the mean of the wrong shares",
+        "mixed = rate * old + (1 - rate) * new if keeps is None",
+        "mixed = rate * new + (1 - rate) * old if keeps is None",
+        tests("test_wrappers", "zoneout_in_evaluation"),
+    ),
+    Fault(
+        "a wrapped model keeps the spec of what it wraps",
+        "return made._replace(spec=spec)",
+        "return made if made.spec is not None else made._replace(spec=spec)",
+        tests("test_wrappers", "spec_rebuilds"),
+    ),
+    # ---- plans
+    Fault(
+        "a cotangent added twice",
+        '(total,) = regrouped.add("sum", _add, leaves, [kind])',
+        '(total,) = regrouped.add("sum", _add, [*leaves, leaves[0]], [kind])',
+        tests("test_contract", "equals_the_plain_loop"),
+    ),
+    Fault(
+        "a contraction's product transposed",
+        "return dW if x_first == (axis == 0) else dW.T",
+        "return dW if dW.shape == W.aval.shape else dW.T",
+        tests("test_contract", "equals_the_plain_loop or runs_agree"),
+    ),
+    Fault(
+        "the gradient of one of fused weights dropped",
+        "lambda *Ws: [jnp.concatenate(Ws, free)], weights",
+        "lambda *Ws: [jnp.concatenate([*Ws[:-1], jax.lax.stop_gradient(Ws[-1])], free)], weights",
+        tests("test_contract", "textbook_lstm and (equals_the_plain_loop or runs_agree)"),
+    ),
+    Fault(
+        "fused products handed out in the wrong order",
+        "_split(total, tuple(op.outputs[0] for op in members), sizes, axis)",
+        "_split(total, tuple(op.outputs[0] for op in members[::-1]), sizes[::-1], axis)",
+        tests("test_contract", "textbook_lstm and (equals_the_plain_loop or runs_agree)"),
+    ),
+    Fault(
+        "a plan saves too little: products are made again",
+        '*("argmax", "argmin"),',
+        '*("argmax", "argmin", "dot_general"),',
+        tests("test_plans", "smallest_set or costly"),
+    ),
+    Fault(
+        "a plan saves everything",
+        "saved = smallest_to_save(program, carry_n, xs_n, wanted) if loop.plan.recompute else wanted",
+        "saved = wanted",
+        tests("test_plans", "smallest_set"),
+    ),
+    Fault(
+        "weights go round the backward loop",
+        "tangent = contracted_once(tangent, leaving)",
+        "leaving = set()",
+        tests("test_plans", "compiled_backward_loop"),
+    ),
+    Fault(
+        "large weights on the left lose their transpose",
+        'laid.ops.append(Op("transpose", lambda a: [a.T], (total,), op.outputs))',
+        'laid.ops.append(Op("transpose", lambda a: [a.reshape(a.shape[::-1])], (total,), op.outputs))',
+        tests("test_plans", "large_weights"),
+    ),
+    Fault(
+        "narrow constants leave the loop",
+        "if n in of_consts and is_narrow(tangent.kinds[n]))",
+        "if n in of_consts and n is None)",
+        tests("test_running", "narrow_biases or equal_contributions or products_in_bfloat16"),
+    ),
+    # ---- instruments and gradients
+    Fault(
+        "norms of rows that cancel taken from rounding",
+        "unsafe = jnp.any(cancel | far | ~jnp.isfinite(squares))",
+        "unsafe = jnp.any(far | ~jnp.isfinite(squares))",
+        tests("test_flow", "rows_that_cancel"),
+    ),
+    Fault(
+        "contributions of a reversed run at the wrong steps",
+        "return loss(*layer.apply(jax.tree.map(OverTime, params_over_time), xs, carry, **options))",
+        "return loss(*layer.apply(jax.tree.map(lambda a: OverTime(a[::-1]), params_over_time), xs, carry, **options))",
+        tests("test_contract", "contributions_step_by_step"),
+    ),
+    Fault(
+        "singular values of a product in the wrong order of time",
+        "return Q, d, ratio @ jnp.take_along_axis(R, order[..., :, None], axis=-2)",
+        "return Q, d, ratio @ R",
+        tests("test_jacobians", "products"),
+    ),
+    # ---- devices
+    Fault(
+        "a sum over devices in the loop",
+        "params, xs, carry, on, resets, noise = vary_alike(params, xs, carry, on, resets, noise)",
+        "(xs, carry, on, resets, noise), params = vary_alike(xs, carry, on, resets, noise), params",
+        tests("test_meshes", "inside_shard_map"),
+    ),
+    Fault(
+        "the initial carry loses the sharding of its batch",
+        "return shard_like_batch(carry, xs, len(batch_shape))",
+        "return carry",
+        tests("test_meshes", "sharded_batches"),
+    ),
+    # ---- training
+    Fault(
+        "accumulated gradients summed in their own dtype",
+        "zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)), shapes)",
+        "zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)",
+        tests("test_fitting", "half_precision"),
+    ),
+    Fault(
+        "noise of every step from one key",
+        "key = jax.random.fold_in(jax.random.fold_in(state.key, NOISE), state.step)",
+        "key = jax.random.fold_in(state.key, NOISE)",
+        tests("test_fitting", "keys_of_their_own"),
+    ),
+    Fault(
+        "a skipped step moves the optimiser",
+        "params, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)",
+        "params = jax.tree.map(lambda a, b: jnp.where(good, a, b), new[0], old[0])",
+        tests("test_fitting", "skipped_and_counted"),
+    ),
+    # ---- weights from and to other libraries
+    Fault(
+        "from_torch: the GRU's z not negated",
+        "b = np.concatenate([b_r + u_r, -(b_z + u_z), b_n])",
+        "b = np.concatenate([b_r + u_r, b_z + u_z, b_n])",
+        tests("interop/test_from_torch", "gru"),
+    ),
+)
