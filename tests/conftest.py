@@ -1,6 +1,5 @@
-"""Two CPU devices for the mesh tests, the ``--full`` switch, float64 on request; processes share what they compile."""
+"""Two CPU devices for the mesh tests, the ``--full`` switch, float64 on request; less time for the compiler."""
 
-import contextlib
 import os
 import tempfile
 
@@ -11,13 +10,22 @@ jax.config.update("jax_num_cpu_devices", 2)
 
 
 def pytest_configure(config):
-    """A program that one process has compiled, the others load: small ones, such as those of NumPy-like code, recur."""
-    if "COMPILED_BY_TESTS" not in os.environ:  # the process that starts the others, or the only one
+    """What one process has compiled, others load: pytest's workers, and those that tests start, by the environment."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the process that starts the others, or the only one
         folder = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)
-        os.environ["COMPILED_BY_TESTS"] = folder.name
-    jax.config.update("jax_compilation_cache_dir", os.environ["COMPILED_BY_TESTS"])
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Code for the processor is optimised where a test asks for it, and under ``--full``; XLA's programs always are."""
+    optimised = item.config.getoption("--full") or item.get_closest_marker("optimised")
+    jax.config.update("jax_disable_most_optimizations", not optimised)
+    return (yield)
 
 
 def pytest_addoption(parser):
@@ -38,28 +46,6 @@ def pytest_collection_modifyitems(config, items):
         return number if name is None else first.setdefault((item.path, name), number)
 
     items[:] = [item for _, item in sorted(enumerate(items), key=place)]
-
-
-@contextlib.contextmanager
-def hardly_optimised():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(scope="module")
-def quick_to_compile():
-    """For tests of what stands around the compiled programs: less time for the compiler, more for the programs."""
-    with hardly_optimised():
-        yield
-
-
-@pytest.fixture
-def quick():
-    """The same for one test."""
-    with hardly_optimised():
-        yield
 
 
 @pytest.fixture

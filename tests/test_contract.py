@@ -146,6 +146,7 @@ def shifted(tree, direction, step):
     return jax.tree.map(lambda a, d: a + step * d, tree, direction)
 
 
+@pytest.mark.optimised
 @case_by_flags(FLAGS)
 def test_equals_the_plain_loop(case, flags, x64):
     """Values and gradients; the gradients along a random direction also equal finite differences."""
@@ -163,13 +164,13 @@ def test_equals_the_plain_loop(case, flags, x64):
 
 @pytest.mark.parametrize("flags", FLAGS[1:], ids=lambda flags: flags.name)
 @pytest.mark.parametrize("case", [CASES[3], CASES[-3].under("checkpointed")], ids=lambda case: case.id)
-def test_a_flag_left_out_is_one_that_says_nothing(case, flags, x64, quick):
+def test_a_flag_left_out_is_one_that_says_nothing(case, flags, x64):
     args = problem(case)
     assert_trees_close(program(case)(*args, flags.options), program(case)(*args, flags.all_options))
 
 
 @pytest.mark.parametrize(("case", "index"), [pytest.param(c, i, id=c.name) for i, c in enumerate(CASES)])
-def test_runs_agree(case, index, x64, quick):
+def test_runs_agree(case, index, x64):
     """All ways of running differ by the order of sums alone; of three plans two in turn, and the case's own."""
     args = problem(case, FLAGS[4])
     own, plans = own_run(index), ("checkpointed", "everything", "nothing")
@@ -180,6 +181,7 @@ def test_runs_agree(case, index, x64, quick):
         assert_trees_close(program(case.under(other))(*args, ALL), plain)
 
 
+@pytest.mark.optimised
 @case_by_flags([FLAGS[4], FLAGS[1], FLAGS[2], FLAGS[5]])
 def test_padding_never_leaks(case, flags, x64):
     params, xs, carry = problem(case, flags)
@@ -195,6 +197,7 @@ def test_padding_never_leaks(case, flags, x64):
     np.testing.assert_array_equal(jnp.where(on, 0, by_xs), 0)
 
 
+@pytest.mark.optimised
 @by_case_in_turn
 def test_length_zero_leaves_everything_alone(case, x64):
     params, xs, carry = problem(case)
@@ -208,6 +211,7 @@ def test_length_zero_leaves_everything_alone(case, x64):
     assert_trees_equal(by_carry, [draw(a.shape, (8, n)) for n, a in enumerate(differentiable(carry)[0])])
 
 
+@pytest.mark.optimised
 @by_case_in_turn
 def test_no_steps_at_all(case, x64):
     params, xs, carry = problem(case)
@@ -221,7 +225,7 @@ def test_no_steps_at_all(case, x64):
 
 
 @by_case_in_turn
-def test_one_trace_for_any_lengths(case, quick):
+def test_one_trace_for_any_lengths(case):
     """Those above T and below zero are clamped."""
     params, xs, carry = problem(case)
     traces = []
@@ -237,6 +241,7 @@ def test_one_trace_for_any_lengths(case, quick):
     assert len(traces) == 1
 
 
+@pytest.mark.optimised
 @by_case_in_turn
 def test_padded_sequences_equal_their_unpadded_runs(case, x64):
     params, xs, carry = problem(case)
@@ -246,6 +251,7 @@ def test_padded_sequences_equal_their_unpadded_runs(case, x64):
     assert_trees_close(*(jax.tree.map(lambda a: a[1], carry) for carry in (end, own_end)))
 
 
+@pytest.mark.optimised
 @by_case
 def test_resets_make_independent_runs(case, x64):
     params, xs, carry = problem(case)
@@ -280,7 +286,7 @@ def test_learned_initial_carry_gets_gradient_from_each_reset(x64):
 
 
 @by_case_in_turn
-def test_batch_shapes_agree_with_vmap(case, x64, quick):
+def test_batch_shapes_agree_with_vmap(case, x64):
     params, xs, carry = problem(case, batch_shape=(2, 3))
     lengths = jnp.array([[6, 3, 0], [1, 4, 5]])
     run = lambda xs, carry, lengths: case.layer.apply(params, xs, carry, lengths=lengths)  # noqa: E731
@@ -297,7 +303,7 @@ def test_batch_shapes_agree_with_vmap(case, x64, quick):
 
 
 @forward_or_reverse
-def test_chunks_equal_the_whole(case, x64, quick):
+def test_chunks_equal_the_whole(case, x64):
     """Chunks of several steps, and one step at a time."""
     params, xs, start_carry = problem(case)
     mask, lengths = GAPS, np.array([6, 3, 4])
@@ -315,7 +321,7 @@ def test_chunks_equal_the_whole(case, x64, quick):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_steps_by_hand_equal_the_scan(name, x64, quick):
+def test_steps_by_hand_equal_the_scan(name, x64):
     cell = CELLS[name]
     params = randomised(cell.init(jax.random.key(0)))
     xs = draw((T, B, *x_shape(cell)), 1)
@@ -329,7 +335,7 @@ def test_steps_by_hand_equal_the_scan(name, x64, quick):
 
 
 @pytest.mark.parametrize("case", [param for i, param in enumerate(in_turn(CASES)) if i // len(RUNS) % 2 == 0])
-def test_vmap_over_parameters(case, x64, quick):
+def test_vmap_over_parameters(case, x64):
     many = [problem(case, seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *many)
     both = jax.jit(jax.vmap(program(case), in_axes=(0, 0, 0, None)))(*stacked, ALL)
@@ -363,7 +369,7 @@ def test_dtypes_are_kept(case, dtype):
 
 
 @by_case_in_turn
-def test_second_derivatives(case, x64, quick):
+def test_second_derivatives(case, x64):
     params, xs, carry = problem(case)
     loss = lambda *p: weighed(case.layer.apply(*p, carry, **ALL))  # noqa: E731
     gradient = jax.grad(loss, argnums=(0, 1))
@@ -383,7 +389,7 @@ def test_second_derivatives(case, x64, quick):
 
 
 @by_case_in_turn
-def test_forward_mode_agrees_with_reverse_mode(case, x64, quick):
+def test_forward_mode_agrees_with_reverse_mode(case, x64):
     params, xs, carry = problem(case)
     run = lambda p: weighed(case.layer.apply(*p, carry, **ALL))  # noqa: E731
     direction = randomised((params, xs), seed=3)
@@ -393,7 +399,7 @@ def test_forward_mode_agrees_with_reverse_mode(case, x64, quick):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_unroll_changes_nothing(name, x64, quick):
+def test_unroll_changes_nothing(name, x64):
     params = randomised(CELLS[name].init(jax.random.key(0)))
     xs = draw((T, B, *x_shape(CELLS[name])), 1)
     run = lambda unroll: jr.scan(CELLS[name], unroll=unroll).apply(params, xs, mask=jnp.asarray(GAPS))  # noqa: E731
@@ -403,7 +409,7 @@ def test_unroll_changes_nothing(name, x64, quick):
 
 
 @case_by_flags(FLAGS, [pytest.param(case, id=case.name) for case in CASES])
-def test_contributions_are_those_of_the_unrolled_network(case, flags, x64, quick):
+def test_contributions_are_those_of_the_unrolled_network(case, flags, x64):
     """∂L/∂W = Σ_t: the sum is the gradient, and each part that of a network with weights of its own at each step."""
     params, xs, carry = problem(case, flags)
     loss = lambda *outputs: weighed(outputs)  # noqa: E731
@@ -418,7 +424,7 @@ def test_contributions_are_those_of_the_unrolled_network(case, flags, x64, quick
 
 
 @pytest.mark.parametrize(("name", "reverse"), [(name, bool(i % 2)) for i, name in enumerate(CELLS)])
-def test_contributions_step_by_step(name, reverse, x64, quick):
+def test_contributions_step_by_step(name, reverse, x64):
     cell = CELLS[name]
     params = randomised(cell.init(jax.random.key(0)))
     steps = 3  # a first, a last and one between them

@@ -11,8 +11,6 @@ from experiments.markdown import parts_of
 from jaxrnn.training import checkpoints
 from tests.documents import ROOT, pages, run, sections
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 # float32, a few tens of operations a step in another order
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 

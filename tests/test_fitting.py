@@ -17,8 +17,6 @@ from jaxrnn.training.records import Records
 from tests import killed
 from tests.killed import STEPS, numbers
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

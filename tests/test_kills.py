@@ -23,8 +23,6 @@ def start(directory, blocks):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": os.environ["COMPILED_BY_TESTS"],
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, "-m", "tests.killed", str(directory), str(blocks)]
     root = Path(__file__).parents[1]

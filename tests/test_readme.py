@@ -13,7 +13,6 @@ import jaxrnn as jr
 from jaxrnn._spec import FACTORIES
 from tests.documents import ROOT, sections
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(jr.__path__, "jaxrnn.")

@@ -48,13 +48,12 @@ def truncated(case, params, xs, carry, options, window, stride):
     resets = options.get("resets", np.zeros(T, bool))
     if window >= T:
         return case.loop(params, xs, carry, on, resets)
-    ys, end = [], None
+    ys, end, entered, before = [], None, carry, 0
     for first in range(0, T, stride):
         enter, stop = max(0, first - (window - stride)), first + stride
-        entered = carry
-        if enter > 0:
-            entered, _ = case.loop(params, xs[:enter], carry, on[:enter], resets[:enter])
-            entered = jax.tree.map(jax.lax.stop_gradient, entered)
+        if enter > before:
+            entered, _ = case.loop(params, xs[before:enter], entered, on[before:enter], resets[before:enter])
+            entered, before = jax.tree.map(jax.lax.stop_gradient, entered), enter
         end, y = case.loop(params, xs[enter:stop], entered, on[enter:stop], resets[enter:stop])
         ys.append(y[first - enter :])
     return end, jnp.concatenate(ys)

@@ -32,7 +32,7 @@ def is_caught(fault: Fault, tree: Path, compiled: Path) -> bool:
     path.write_text(text.replace(fault.old, fault.new))
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *fault.tests]
     # What a fault leaves as it is was compiled for the fault before.
-    given = {"JAX_PLATFORMS": "cpu", "COMPILED_BY_TESTS": str(compiled), "PYTHONDONTWRITEBYTECODE": "1"}
+    given = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(compiled), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(command, cwd=tree, env=os.environ | given, capture_output=True, text=True)
     finally:

@@ -339,9 +339,15 @@ FAULTS = (
     # ---- devices
     Fault(
         "a sum over devices in the loop",
-        "params, xs, carry, on, resets, noise = vary_alike(params, xs, carry, on, resets, noise)",
-        "(xs, carry, on, resets, noise), params = vary_alike(xs, carry, on, resets, noise), params",
-        tests("test_meshes", "inside_shard_map"),
+        "split_first(spread_constants(tangent, d_consts), len(d_carry))",
+        "split_first(tangent, len(d_carry))",
+        tests("test_meshes", "sharded_batches and Auto"),
+    ),
+    Fault(
+        "tbptt: a sum over devices in the loop over blocks",
+        "params, xs = vary_alike(params, xs)",
+        "(xs,) = vary_alike(xs)",
+        tests("test_tbptt", "no_collective"),
     ),
     Fault(
         "the initial carry loses the sharding of its batch",
