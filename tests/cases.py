@@ -7,12 +7,14 @@ one, skips the steps that are not valid, and never sees a mask, a scan or a comp
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxrnn as jr
 from tests.user_cells import clockwork, fast_weights, textbook_lstm
@@ -204,6 +206,51 @@ FLAGS = [
     Flags("lengths_gaps_resets", LENGTHS, GAPS, RESETS, True),
     Flags("gaps_resets", None, GAPS, RESETS, False),
 ]
+
+
+# ---- which cases run in which way --------------------------------------------------------------
+
+
+def own_run(index):
+    """The plan under which the case of that place in the list runs beside the default."""
+    if index % 2 == 0:
+        return ("plain", "checkpointed", "nothing", "checkpointed", "everything", "nested")[index // 2 % 6]
+    return ("checkpointed", "everything", "nested", "nothing")[index // 2 % 4]
+
+
+def with_runs(cases):
+    """Every case under the default plan, every other one under its own; all pairs under ``--full``."""
+    for index, case in enumerate(cases):
+        for run in RUNS:
+            its_turn = run == "auto" or (index % 2 == 0 and run == own_run(index))
+            yield pytest.param(case.under(run), id=case.under(run).id, marks=() if its_turn else pytest.mark.full)
+
+
+def in_turn(cases):
+    """Every case under one plan, every other one under the default; all pairs under ``--full``."""
+    for index, case in enumerate(cases):
+        for run in RUNS:
+            its_turn = run == ("auto" if index % 2 == 0 else own_run(index))
+            yield pytest.param(case.under(run), id=f"{case.name}-{run}", marks=() if its_turn else pytest.mark.full)
+
+
+def case_by_flags(flags, cases=None):
+    """Every case with one of the flags in turn, so that all pairs occur over the list; the rest under ``--full``."""
+    cases, runs = (list(with_runs(CASES)), len(RUNS)) if cases is None else (cases, 1)
+    return pytest.mark.parametrize(
+        ("case", "flags"),
+        [
+            pytest.param(
+                *(*case.values, f),
+                id=f"{case.id}-{f.name}",
+                marks=case.marks if (i // runs - j) % len(flags) == 0 else pytest.mark.full,
+            )
+            for (i, case), (j, f) in itertools.product(enumerate(cases), enumerate(flags))
+        ],
+    )
+
+
+# ---- a case's numbers ---------------------------------------------------------------------------
 
 
 def draw(shape, seed=0):

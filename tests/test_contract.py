@@ -22,12 +22,16 @@ from tests.cases import (
     Flags,
     I,
     T,
+    case_by_flags,
     differentiable,
     draw,
+    in_turn,
+    own_run,
     problem,
     randomised,
     reference,
     weigh,
+    with_runs,
     x_shape,
 )
 
@@ -35,48 +39,9 @@ from tests.cases import (
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 
 
-def own_run(index):
-    """The plan under which the case of that place in the list runs beside the default."""
-    if index % 2 == 0:
-        return ("plain", "checkpointed", "nothing", "checkpointed", "everything", "nested")[index // 2 % 6]
-    return ("checkpointed", "everything", "nested", "nothing")[index // 2 % 4]
-
-
-def with_runs(cases):
-    """Every case under the default plan, every other one under its own; all pairs under ``--full``."""
-    for index, case in enumerate(cases):
-        for run in RUNS:
-            its_turn = run == "auto" or (index % 2 == 0 and run == own_run(index))
-            yield pytest.param(case.under(run), id=case.under(run).id, marks=() if its_turn else pytest.mark.full)
-
-
-def in_turn(cases):
-    """Every case under one plan, every other one under the default; all pairs under ``--full``."""
-    for index, case in enumerate(cases):
-        for run in RUNS:
-            its_turn = run == ("auto" if index % 2 == 0 else own_run(index))
-            yield pytest.param(case.under(run), id=f"{case.name}-{run}", marks=() if its_turn else pytest.mark.full)
-
-
 by_case = pytest.mark.parametrize("case", list(with_runs(CASES)))
 by_case_in_turn = pytest.mark.parametrize("case", list(in_turn(CASES)))
 forward_or_reverse = pytest.mark.parametrize("case", list(in_turn(c for c in CASES if c.chunks != "none")))
-
-
-def case_by_flags(flags, cases=None):
-    """Every case with one of the flags in turn, so that all pairs occur over the list; the rest under ``--full``."""
-    cases, runs = (list(with_runs(CASES)), len(RUNS)) if cases is None else (cases, 1)
-    return pytest.mark.parametrize(
-        ("case", "flags"),
-        [
-            pytest.param(
-                *(*case.values, f),
-                id=f"{case.id}-{f.name}",
-                marks=case.marks if (i // runs - j) % len(flags) == 0 else pytest.mark.full,
-            )
-            for (i, case), (j, f) in itertools.product(enumerate(cases), enumerate(flags))
-        ],
-    )
 
 
 def assert_trees_close(got, want, **tolerance):

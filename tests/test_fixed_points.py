@@ -9,7 +9,7 @@ import pytest
 
 import jaxrnn as jr
 from tests.cases import CELLS, H, I, draw, randomised
-from tests.test_jacobians import autonomous
+from tests.user_cells import autonomous
 
 NOTHING = jnp.zeros(0)
 

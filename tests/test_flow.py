@@ -7,7 +7,7 @@ import pytest
 
 import jaxrnn as jr
 from tests.cases import CASES, B, H, I, T, draw, randomised
-from tests.user_cells import clockwork, textbook_lstm
+from tests.user_cells import clockwork, linear, textbook_lstm
 
 LENGTHS = jnp.array([6, 3, 1])
 
@@ -22,20 +22,6 @@ def at_ends(carry, ys):
 
 def all_steps(carry, ys):
     return (jnp.sin(ys) * draw(ys.shape, 6)).sum() + sum(a.sum() for a in jax.tree.leaves(carry))
-
-
-def linear(W):
-    """h_t = W h_{t-1}, no inputs."""
-
-    def step(params, h, x):
-        h = h @ params["W"].T
-        return h, h
-
-    return jr.Cell(
-        lambda key: {"W": jnp.asarray(W)},
-        lambda params, batch_shape=(): jnp.ones((*batch_shape, len(W)), params["W"].dtype),
-        step,
-    )
 
 
 def test_linear_recurrence(x64):

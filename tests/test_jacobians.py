@@ -7,19 +7,9 @@ import pytest
 
 import jaxrnn as jr
 from tests.cases import CELLS, H, I, T, draw, randomised, x_shape
-from tests.test_flow import linear
+from tests.user_cells import autonomous, linear
 
 FLOAT_CELLS = [name for name in CELLS if name != "user_clockwork"]
-
-
-def autonomous(start, F):
-    """A map h_t = F(h_{t-1}) as a user writes it: three functions."""
-    start = jnp.asarray(start)
-    return jr.Cell(
-        lambda key: {},
-        lambda params, batch_shape=(): jnp.broadcast_to(start, (*batch_shape, *start.shape)),
-        lambda params, h, x: (F(h), F(h)),
-    )
 
 
 @pytest.mark.parametrize("name", FLOAT_CELLS)

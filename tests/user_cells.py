@@ -71,3 +71,27 @@ def textbook_lstm(input_size, hidden_size):
         return (h, c), h
 
     return jr.Cell(init, initial_carry, step)
+
+
+def linear(W):
+    """h_t = W h_{t-1}, no inputs."""
+
+    def step(params, h, x):
+        h = h @ params["W"].T
+        return h, h
+
+    return jr.Cell(
+        lambda key: {"W": jnp.asarray(W)},
+        lambda params, batch_shape=(): jnp.ones((*batch_shape, len(W)), params["W"].dtype),
+        step,
+    )
+
+
+def autonomous(start, F):
+    """A map h_t = F(h_{t-1}) as a user writes it: three functions."""
+    start = jnp.asarray(start)
+    return jr.Cell(
+        lambda key: {},
+        lambda params, batch_shape=(): jnp.broadcast_to(start, (*batch_shape, *start.shape)),
+        lambda params, h, x: (F(h), F(h)),
+    )

@@ -43,8 +43,8 @@ FAULTS = (
     # ---- equations
     Fault(
         "lstm: forget and input gate swapped",
-        "i, f, g, o = σ(i), σ(f), act(g), σ(o)",
-        "f, i, g, o = σ(i), σ(f), act(g), σ(o)",
+        "i, f, g, o = σ(a.i), σ(a.f), act(a.g), σ(a.o)",
+        "f, i, g, o = σ(a.i), σ(a.f), act(a.g), σ(a.o)",
         tests("test_equations", "lstm"),
     ),
     Fault(
@@ -55,29 +55,23 @@ FAULTS = (
     ),
     Fault(
         "gru: the bias of the recurrent product outside the reset",
-        "n = act(a_n + r * plus_bias(u_n, b_hh))",
-        "n = act(plus_bias(a_n + r * u_n, b_hh))",
+        "n = act(a.n + r * plus_bias(u.n, b_hh))",
+        "n = act(plus_bias(a.n + r * u.n, b_hh))",
         tests("test_equations", "gru"),
     ),
     Fault(
         "peephole_lstm: the output gate reads the old memory",
-        "i, f, g = σ(i + peep(c, U_i)), σ(f + peep(c, U_f)), act(g)\n        c = f * c + i * g\n"
-        "        o = σ(o + peep(c, U_o))\n        h = o * act(c)\n        return LSTMGates(i, f, g, o, c, h)\n\n"
-        "    def step(params, carry, x):\n        *_, c, h = gates(params, carry, x)\n"
-        "        return LSTMCarry(h, c), output(h, params.W_hh, dtype)\n\n"
-        "    return Cell(init, initial_carry, step, gates, input_size",
-        "i, f, g = σ(i + peep(c, U_i)), σ(f + peep(c, U_f)), act(g)\n        o = σ(o + peep(c, U_o))\n"
-        "        c = f * c + i * g\n        h = o * act(c)\n        return LSTMGates(i, f, g, o, c, h)\n\n"
-        "    def step(params, carry, x):\n        *_, c, h = gates(params, carry, x)\n"
-        "        return LSTMCarry(h, c), output(h, params.W_hh, dtype)\n\n"
-        "    return Cell(init, initial_carry, step, gates, input_size",
+        "project(x, W_xh, dtype), b))\n        i, f, g = σ(a.i + peep(c, U_i)), σ(a.f + peep(c, U_f)), act(a.g)\n"
+        "        c = f * c + i * g\n        o = σ(a.o + peep(c, U_o))\n",
+        "project(x, W_xh, dtype), b))\n        i, f, g = σ(a.i + peep(c, U_i)), σ(a.f + peep(c, U_f)), act(a.g)\n"
+        "        o = σ(a.o + peep(c, U_o))\n        c = f * c + i * g\n",
         tests("test_equations", "peephole"),
     ),
     Fault("cifg_lstm: i is f", "i = 1 - f\n", "i = f\n", tests("test_equations", "cifg")),
     Fault(
         "forget bias on the input gate",
-        'return b.at[block("f")].add(1.0 if forget_bias is None else forget_bias)',
-        'return b.at[block("i")].add(1.0 if forget_bias is None else forget_bias)',
+        'f = block(order, "f", hidden_size)',
+        "f = block(order, order[0], hidden_size)",
         tests("test_initial_values", "forget_bias"),
     ),
     # ---- sequences
