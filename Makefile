@@ -16,6 +16,11 @@ PY := $(VENV)/bin/python
 INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet -c constraints.txt
 PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS)
 
+# What `make check` runs: the structure of the code, messages, equations, passes, specs, pages; a case of the contract.
+QUICK := $(addprefix tests/test_,house.py registry.py faults.py api_pages.py commands.py converters.py programs.py \
+  passes.py fused_products.py equations.py errors_of_calls.py errors_of_factories.py deprecated_names.py padding.py \
+  files_of_0_1_0.py) tests/test_contract.py::test_equals_the_plain_loop
+
 # Stamps carry the Python version, so that those of another version do not count.
 PYVER := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 MADE := $(VENV)/made-$(PYVER)
@@ -29,7 +34,7 @@ DOCS := $(VENV)/installed-$(PYVER)-docs
 .DELETE_ON_ERROR:
 # Two pips must not write into one environment at once.
 .NOTPARALLEL:
-.PHONY: help demo bench parity test test-interop test-full docs lint format typecheck clean
+.PHONY: help demo bench parity check test test-interop test-full faults docs lint format typecheck clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +44,9 @@ demo: $(DEMO) ## train on the digits and draw the figures
 
 bench: $(BENCH) ## jaxrnn beside torch and the JAX libraries: time, memory
 	KERAS_BACKEND=jax $(PY) -m experiments.benchmarks $(BENCH_ARGS)
+
+check: lint typecheck $(DEV) ## lint, type check and the tests that compile least: two minutes, before each commit
+	$(PYTEST) $(QUICK) $(PYTEST_ARGS)
 
 test: lint typecheck $(DEV) ## lint, type check and tests, without the other libraries
 	$(PYTEST) tests --ignore=tests/interop $(PYTEST_ARGS)
@@ -51,6 +59,9 @@ parity: $(INTEROP) ## the table of differences from those libraries, same weight
 
 test-full: $(DEV) ## the tests of `make test` and the long ones
 	$(PYTEST) tests --ignore=tests/interop --full $(PYTEST_ARGS)
+
+faults: $(INTEROP) ## plant faults in a copy, one at a time, and count those that the tests notice
+	KERAS_BACKEND=jax $(PY) -m tests.faults
 
 docs: $(DOCS) ## the site, in site/index.html
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

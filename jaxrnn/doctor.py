@@ -2,19 +2,19 @@
 
     python -m jaxrnn doctor
 
-The compiler is not above suspicion: releases of jaxlib have silently given wrong gradients of a plain GRU.
-So the check runs what training runs, a jitted gradient of ``jr.scan(cell)``, and compares it with a Python
-loop over the textbook equations in NumPy, which shares neither code nor compiler with what it judges. (A loop
-over ``cell.step`` would: outside ``jit`` XLA still compiles each operation, and jaxlib 0.10.2's arctan is
-wrong there too, jax-ml/jax#39352.)
+Compilers have faults: some releases of jaxlib silently give wrong gradients of a plain GRU. So the check runs
+what training runs, a jitted gradient of ``jr.scan(cell)``, and compares it with a Python loop over the textbook
+equations in NumPy, which shares neither code nor compiler with it. (A loop over ``cell.step`` would share both:
+outside ``jit`` XLA still compiles each operation, and jaxlib 0.10.2's arctan is wrong there too,
+jax-ml/jax#39352.)
 
-The loop's gradient is the complex step. Every entry of an input array is moved by 1e-30 along the imaginary
-axis, all of them side by side in one run, and
+The loop's gradient is computed by the complex step. Every entry of an input array is moved by 1e-30 along the
+imaginary axis, all entries side by side in one run, and
 
     ∂L/∂a = Im L(a + 1e-30 i) / 1e-30
 
-has no truncation error, and no cancellation either: it is right to rounding, where finite differences lose
-half of the digits. It takes milliseconds, where gradients op by op would compile hundreds of small programs.
+has neither truncation error nor cancellation: it is right to rounding, while finite differences lose half of
+the digits. It takes milliseconds; gradients without ``jit`` would compile hundreds of small programs.
 
 Reference:
     Squire & Trapp, "Using complex variables to estimate derivatives of real functions", SIAM Review 40, 1998.
@@ -364,7 +364,7 @@ def as_row(result: Result) -> str:
     """A result as a line of the report."""
     case = result.case
     direction = ("reversed" if case.reverse else "forward") + ", lengths" * (case.lengths is not None)
-    verdict = "ok" if result.ok else f"failed: {result.error}" if result.error else "WRONG"
+    status = "ok" if result.ok else f"failed: {result.error}" if result.error else "WRONG"
     return ROW.format(
         case.cell,
         ",".join(map(str, (case.T, case.B, case.I, case.H))),
@@ -374,5 +374,5 @@ def as_row(result: Result) -> str:
         f"{result.value:.1e}",
         f"{result.gradient:.1e}",
         f"{result.tolerance:.0e}",
-        verdict,
+        status,
     )

@@ -40,10 +40,9 @@ def gradient_norms(flows: Mapping[str, Any], *, title: str = "Gradient norm by l
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
-        >>> from jaxrnn import plotting
         >>> cell, xs = jr.lstm(3, 8), jnp.ones((50, 2, 3))
         >>> flow = jr.gradients.gradient_flow(cell, cell.init(jax.random.key(0)), xs, lambda carry, ys: ys[-1].sum())
-        >>> figure = plotting.gradient_norms({"h": flow.states.h, "c": flow.states.c})
+        >>> figure = jr.plotting.gradient_norms({"h": flow.states.h, "c": flow.states.c})
     """
     figure, axes = _figure(title)
     draw_gradient_norms(axes, _named("gradient_norms", flows))
@@ -51,14 +50,14 @@ def gradient_norms(flows: Mapping[str, Any], *, title: str = "Gradient norm by l
 
 
 def draw_gradient_norms(axes: Any, flows: Mapping[str, Any]) -> None:
-    """:func:`gradient_norms` on axes of one's own.
+    """:func:`gradient_norms` on axes of your own.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from matplotlib.figure import Figure
-        >>> from jaxrnn import plotting
+        >>> import jaxrnn as jr
         >>> axes = Figure().subplots()
-        >>> plotting.draw_gradient_norms(axes, {"decay": 0.9 ** jnp.arange(50)})
+        >>> jr.plotting.draw_gradient_norms(axes, {"decay": 0.9 ** jnp.arange(50)})
         >>> axes.get_yscale()
         'log'
     """
@@ -92,10 +91,9 @@ def singular_values(logs: Any, *, lag: int = 1, title: str | None = None) -> Fig
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
-        >>> from jaxrnn import plotting
         >>> cell, xs = jr.gru(3, 8), jnp.ones((50, 3))
         >>> params = cell.init(jax.random.key(0))
-        >>> figure = plotting.singular_values(jr.gradients.log_singular_values(cell, params, xs))
+        >>> figure = jr.plotting.singular_values(jr.gradients.log_singular_values(cell, params, xs))
     """
     logs = np.asarray(logs, float)
     if logs.ndim < 2:
@@ -126,10 +124,9 @@ def gates(gates: Any, *, sequence: int = 0, title: str = "Gate activations") -> 
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
-        >>> from jaxrnn import plotting
         >>> cell = jr.lstm(3, 8)
         >>> traced = jr.trace_gates(cell, cell.init(jax.random.key(0)), jnp.ones((20, 2, 3)))
-        >>> figure = plotting.gates(traced)
+        >>> figure = jr.plotting.gates(traced)
     """
     if not hasattr(gates, "_asdict"):
         raise TypeError(f"gates: expected the NamedTuple that jr.trace_gates gives, got {type(gates).__name__}.")
@@ -172,9 +169,9 @@ def learning_curves(
 
     Example:
         >>> import numpy as np
-        >>> from jaxrnn import plotting
+        >>> import jaxrnn as jr
         >>> losses = {"lstm": np.array([[3.0, 2.0, 1.0], [3.0, 1.5, 0.9]])}  # two seeds
-        >>> figure = plotting.learning_curves(losses, steps=[10, 20, 30])
+        >>> figure = jr.plotting.learning_curves(losses, steps=[10, 20, 30])
     """
     figure, axes = _figure(title)
     named = {
@@ -193,13 +190,13 @@ def draw_learning_curves(
     yscale: str,
     baselines: Mapping[str, float] | None,
 ) -> None:
-    """:func:`learning_curves`, ``(steps, values)`` each, on axes of one's own.
+    """:func:`learning_curves`, ``(steps, values)`` each, on axes of your own.
 
     Example:
         >>> from matplotlib.figure import Figure
-        >>> from jaxrnn import plotting
+        >>> import jaxrnn as jr
         >>> axes, curves = Figure().subplots(), {"gru": ([10, 20], [[0.5, 0.3], [0.6, 0.2]])}
-        >>> plotting.draw_learning_curves(axes, curves, ylabel="loss", yscale="linear", baselines={"chance": 0.7})
+        >>> jr.plotting.draw_learning_curves(axes, curves, ylabel="loss", yscale="linear", baselines={"chance": 0.7})
         >>> axes.get_legend_handles_labels()[1]
         ['gru', 'chance']
     """
@@ -226,9 +223,9 @@ def eigenvalues(spectra: Any, *, title: str = "Eigenvalues") -> Figure:
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
-        >>> from jaxrnn import plotting
         >>> W = jr.elman(3, 50).init(jax.random.key(0)).W_hh
-        >>> figure = plotting.eigenvalues({"orthogonal": jnp.linalg.eigvals(W), "× 0.8": jnp.linalg.eigvals(0.8 * W)})
+        >>> eigenvalues = jnp.linalg.eigvals(W)
+        >>> figure = jr.plotting.eigenvalues({"orthogonal": eigenvalues, "× 0.8": 0.8 * eigenvalues})
     """
     figure, axes = _figure(title, size=(7.5, 5.5))  # the legend stands beside a square
     angle = np.linspace(0, 2 * np.pi, 400)
@@ -252,10 +249,9 @@ def lyapunov(spectra: Mapping[str, LyapunovSpectrum], *, title: str = "Lyapunov 
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
-        >>> from jaxrnn import plotting
         >>> cell = jr.gru(3, 8)
         >>> params = cell.init(jax.random.key(0))
-        >>> figure = plotting.lyapunov({"gru": jr.gradients.lyapunov_spectrum(cell, params, jnp.ones((100, 2, 3)))})
+        >>> figure = jr.plotting.lyapunov({"gru": jr.gradients.lyapunov_spectrum(cell, params, jnp.ones((100, 2, 3)))})
     """
     figure = Figure(figsize=(9.5, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -305,13 +301,12 @@ def fixed_points(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
-        >>> from jaxrnn import plotting
         >>> cell = jr.gru(1, 4)
         >>> params = cell.init(jax.random.key(0))
         >>> ys = jr.scan(cell).apply(params, jnp.ones((30, 5, 1)))[1]
         >>> points = jr.gradients.find_fixed_points(cell, params, ys[-1], jnp.ones(1), method="newton")
         >>> around = jr.gradients.linear_analysis(cell, params, points.carry, jnp.ones(1))
-        >>> figure = plotting.fixed_points(points, around, ys)
+        >>> figure = jr.plotting.fixed_points(points, around, ys)
     """
     if components not in (2, 3):
         raise ValueError(f"fixed_points: components must be 2 or 3, got {components!r}.")

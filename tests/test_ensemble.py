@@ -40,8 +40,8 @@ def assert_each_equals(outputs, function, members, N, *shared):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), member(outputs, n), want)
 
 
-def sizes(division):
-    return division.mesh.size, division.how
+def sizes(layout):
+    return layout.mesh.size, layout.how
 
 
 @pytest.mark.parametrize(

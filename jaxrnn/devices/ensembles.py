@@ -120,7 +120,7 @@ def ensemble(
         )
     chosen = None if mesh is None else mesh_axes("ensemble", mesh, axes)
 
-    def divide(members: PyTree) -> EnsembleLayout:
+    def layout_of(members: PyTree) -> EnsembleLayout:
         N = count_members("ensemble", members)
         on = _largest_mesh(N) if mesh is None else mesh
         over = on.axis_names if chosen is None else chosen
@@ -136,41 +136,41 @@ def ensemble(
         return EnsembleLayout(N, on, ("map" if cpu else "vmap") if how == "auto" else how, why, over)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def program(division: EnsembleLayout, members: PyTree, *shared: PyTree) -> PyTree:
+    def program(layout: EnsembleLayout, members: PyTree, *shared: PyTree) -> PyTree:
         def run_mine(members, *shared):
             def one(member):
                 return function(member, *shared)
 
-            return jax.lax.map(one, members) if division.how == "map" else jax.vmap(one)(members)
+            return jax.lax.map(one, members) if layout.how == "map" else jax.vmap(one)(members)
 
-        over = PartitionSpec(division.axes)
+        over = PartitionSpec(layout.axes)
         # Unchecked: within a device everything is its own, so functions may start loops from plain zeros.
         return jax.shard_map(
             run_mine,
-            mesh=division.mesh,
+            mesh=layout.mesh,
             in_specs=(over, *[PartitionSpec()] * len(shared)),
             out_specs=over,
-            axis_names=set(division.axes),
+            axis_names=set(layout.axes),
             check_vma=False,
         )(members, *shared)
 
     def run(members: PyTree, *shared: PyTree) -> PyTree:
-        division = divide(members)
-        apart = NamedSharding(division.mesh, PartitionSpec(division.axes))
-        shared = jax.tree.map(functools.partial(_for_all, division), shared)
+        layout = layout_of(members)
+        apart = NamedSharding(layout.mesh, PartitionSpec(layout.axes))
+        shared = jax.tree.map(functools.partial(_for_all, layout), shared)
         members = jax.tree.map(functools.partial(put_whole, sharding=apart), members)
-        return program(division, members, *shared)
+        return program(layout, members, *shared)
 
-    return Ensemble(run, divide)
+    return Ensemble(run, layout_of)
 
 
-def _for_all(division: EnsembleLayout, a: jax.Array) -> jax.Array:
+def _for_all(layout: EnsembleLayout, a: jax.Array) -> jax.Array:
     """An array that all members share, on all groups of devices; within them, divided as it comes."""
     if not isinstance(a, jax.core.Tracer) and isinstance(own := getattr(a, "sharding", None), NamedSharding):
         used = {axis for entry in own.spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
-        if own.mesh == division.mesh and used.isdisjoint(division.axes):
+        if own.mesh == layout.mesh and used.isdisjoint(layout.axes):
             return a
-    return put_whole(a, NamedSharding(division.mesh, PartitionSpec()))
+    return put_whole(a, NamedSharding(layout.mesh, PartitionSpec()))
 
 
 def stack_members(members: Sequence[PyTree]) -> PyTree:

@@ -87,23 +87,23 @@ def batch_mesh(n: int | None = None, *, members: int | str | None = None, axis: 
             "for one group of all devices."
         )
     devices = jax.devices()
-    there, platform = len(devices), devices[0].platform
+    total, platform = len(devices), devices[0].platform
     groups = 1 if members is None else None if members == "rest" else int(members)
     known = (n or 1) * (groups or 1)
-    if known > there:
+    if known > total:
         what = "" if members is None else f", {groups or 1} groups of {n or 1}"
         more = f"jr.devices.use_cpu_devices({known}) before anything else uses JAX, or " if platform == "cpu" else ""
         raise ValueError(
-            f"batch_mesh: asked for {known} devices{what}, but JAX has {there} ({platform}); call {more}batch_mesh() "
+            f"batch_mesh: asked for {known} devices{what}, but JAX has {total} ({platform}); call {more}batch_mesh() "
             f"for all that there are."
         )
-    if (n is None or groups is None) and there % known:
+    if (n is None or groups is None) and total % known:
         what = f"{groups} groups" if n is None else f"groups of {n}"
         raise ValueError(
-            f"batch_mesh: the {there} devices that JAX has ({platform}) cannot be divided into {what}; give a divisor "
-            f"of {there}, or both n and members as numbers and leave some devices unused."
+            f"batch_mesh: the {total} devices that JAX has ({platform}) cannot be divided into {what}; give a divisor "
+            f"of {total}, or both n and members as numbers and leave some devices unused."
         )
-    n, groups = n or there // known, groups or there // known
+    n, groups = n or total // known, groups or total // known
     devices = devices[: n * groups]
     if idle := set(range(jax.process_count())) - {device.process_index for device in devices}:
         raise ValueError(

@@ -57,7 +57,7 @@ def join_processes(*, timeout: int = 60, heartbeat: int = 30) -> int:
     if count == 1:
         return 1
     try:
-        with _patience(f"join_processes: process {index} of {count}", address, timeout):
+        with _warn_while_waiting(f"join_processes: process {index} of {count}", address, timeout):
             jax.distributed.initialize(
                 address,
                 count,
@@ -106,8 +106,8 @@ def _place_among_processes() -> tuple[str | None, int, int, str]:
 
 
 @contextlib.contextmanager
-def _patience(who: str, address: str | None, timeout: int) -> Iterator[None]:
-    """Say that one waits, and for whom, before JAX ends the process without naming anyone."""
+def _warn_while_waiting(who: str, address: str | None, timeout: int) -> Iterator[None]:
+    """Warn that this process waits, and where, before JAX ends it without saying so."""
     place = address or "the address that SLURM gives"
     words = "%s still waits for the others at %s, and will give up %d s after it started; are all of them running?"
     timer = threading.Timer(min(10, timeout / 2), logging.getLogger(__name__).warning, (words, who, place, timeout))

@@ -1,4 +1,4 @@
-"""Gradients: seen, measured, cured. What vanishes, what explodes, and what the state does in the long run.
+"""Gradients through time: where they vanish or explode, why, what keeps them; and the dynamics of the state.
 
 gradient_flow, norm_by_lag, bptt_contributions      what arrives at every step, and what every step adds
 diagnose, lyapunov_spectrum, classify_exponent      whether gradients vanish or explode

@@ -43,7 +43,7 @@ def gradient_flow(
 ) -> Flow:
     """How much of the gradient arrives at every step of a run, and what every step adds to it.
 
-        states    ‖∂L/∂h_t‖, ‖∂L/∂c_t‖ …         all ways from the state that step t computes to the loss
+        states    ‖∂L/∂h_t‖, ‖∂L/∂c_t‖ …         along every path from the state of step t to the loss
         params    ‖∂L/∂W_t‖                      W_t: the W that step t uses; ∂L/∂W = Σ_t ∂L/∂W_t
 
     With a loss of the last step alone, ‖∂L/∂h_t‖ over T - 1 - t is the curve that vanishes or explodes;
@@ -59,7 +59,7 @@ def gradient_flow(
     Returns:
         A :class:`Flow`. ``states`` has the tree of the carry, so that a stack's second layer stands at ``states[1]``, a
         backward direction at ``.backward``, an LSTM's two at ``.h`` and ``.c``; integer leaves are None. Where a step
-        returns one value as two leaves, the first of them has the ways of both. ``params`` has the tree of the
+        returns one value as two leaves, the first counts the paths through both. ``params`` has the tree of the
         parameters. Norms of contributions are of the whole batch's (in ``shard_map``, of the device's part);
         ``jax.vmap`` this function over sequences for those of each. A learned initial carry contributes at the step
         that reads it.

@@ -21,7 +21,7 @@ def step_with_leaves_changed(
     """``step(*args) -> (carry, y)``, each leaf of the new carry changed where the step computes it.
 
     Whatever the step computes from a leaf, other leaves and the output among them, sees the changed one: an LSTM's
-    h_t = o_t * tanh(c_t) that of c_t. So ∂L/∂c_t is what textbooks write, all ways from c_t to L.
+    h_t = o_t * tanh(c_t) that of c_t. So ∂L/∂c_t is what textbooks write, along every path from c_t to L.
 
     Args:
         who: for error messages.
@@ -71,8 +71,8 @@ def step_with_carry_changed(
 def step_with_products_reading(who: str, step: Callable[..., Any], read: PyTree, given: PyTree, *args: PyTree) -> Any:
     """``step(*given, *args)``, whose products (of matrices, convolutions) see ``read`` in place of ``given``.
 
-    What is computed on the way from a given value to a product, as the r * h of a GRU is, is computed of both. What
-    products make of it is the new state, and is read as it is.
+    What is computed between a given value and a product, such as the r * h of a GRU, is computed twice, from ``given``
+    and from ``read``. The new state is what the products give, and is read as it is.
 
     Raises:
         ValueError: where no product reads a value that differs, and where an inner program reads it whose products
@@ -83,8 +83,8 @@ def step_with_products_reading(who: str, step: Callable[..., Any], read: PyTree,
     into_state = _elementwise_before(program, states.union(new))
     pairs = zip(program.inputs, jax.tree.leaves(given), jax.tree.leaves(read), strict=False)
     seen = {number: b for number, a, b in pairs if a is not b}
-    origins = {number: {number} for number in seen}  # which of them a value is computed of
-    unread, after = set(seen), set()  # after: what products made of them
+    origins = {number: {number} for number in seen}  # from which of them a value is computed
+    unread, after = set(seen), set()  # after: what is computed from their products
     for op in program.ops:
         of = set().union(*(origins[n] for n in op.inputs if n in seen))
         by_products = [seen.get(number, values[number]) for number in op.inputs]

@@ -18,7 +18,7 @@ right for padded sequences, without gathers. No step of this chain jits; the cal
 Built on ``scan``:
 
     tbptt.py     truncated back-propagation: windows of a layer's run, the carry between them detached
-    stream.py    one step at a time for a batch whose members come and go; ``Slots`` knows who sits where
+    stream.py    one step at a time for a batch whose members come and go; ``Slots`` assigns its slots
     trace.py     the gates of a cell, at one step and over a sequence
 
 ``jr.stack``, ``jr.bidirectional`` and ``jr.residual`` (``jaxrnn/combine.py``) put such layers together.

@@ -48,15 +48,16 @@ def scan(
         cell: a Cell, built in or your own.
         reverse: run from the last step to the first.
         unroll: steps per loop iteration, as in ``jax.lax.scan``.
-        plan: how the run is executed; every plan computes the same, up to the order of sums. "auto" contracts the
-            gradients of the weights once, outside the loop, instead of adding to them at every step, multiplies once
-            where products share an operand, and saves less for the backward pass; :class:`Plan` says how and takes
-            each choice by hand, ``jr.explain`` says what was chosen. "plain" is ``lax.scan`` of ``step`` and its
-            autodiff; so runs a step with effects, callbacks or ``custom_vjp`` functions. Forward mode alone
-            (``jax.jvp``) keeps under "auto" what the tangent needs of all T steps; under "plain" no more than one.
+        plan: how the run is executed; every plan computes the same, up to the order of sums. "auto" multiplies once
+            where products share an operand, saves less for the backward pass, and where that pays contracts the
+            gradients of the weights once, outside the loop, instead of adding to them at every step. :class:`Plan` says
+            when and takes each choice by hand; ``jr.explain`` says what was chosen. "plain" is ``lax.scan`` of ``step``
+            and its autodiff; a step with effects, callbacks or ``custom_vjp`` functions runs so under every plan. In
+            forward mode (``jax.jvp``) "auto" holds what the tangent needs of all T steps, "plain" that of one.
         checkpoint: True keeps for the backward pass the carry at the start of each of about √T segments, and runs each
-            forward again when its turn comes; a number sets the steps of a segment; :class:`Budget` nests segments.
-            On a mesh with Auto or Explicit axes, weight gradients are then summed over devices once a segment.
+            segment forward again before going back through it; a number sets the steps of a segment; :class:`Budget`
+            nests segments. On a mesh with Auto or Explicit axes, weight gradients are then summed over devices once a
+            segment.
 
     Returns:
         A Layer, whose ``apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0)``

@@ -1,4 +1,4 @@
-"""A cell stepped for a batch whose members come and go: ``jr.stream``, and ``jr.Slots``, which knows who sits where."""
+"""A cell stepped for a batch whose members come and go: ``jr.stream``, and ``jr.Slots``, which assigns its slots."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def stream(cell: Cell) -> Stream:
         cell: a Cell; ``jr.chain`` makes one of several.
 
     Returns:
-        ``Stream(initial_carry, step)``. ``initial_carry(params, batch_shape=())`` is the cell's own, in memory of its
-        own: the cell's may be the very array of a learned state in ``params``, which donating it would delete.
+        ``Stream(initial_carry, step)``. ``initial_carry(params, batch_shape=())`` is a copy of the cell's own, which
+        may be the learned state in ``params`` itself: donating that would delete it.
         ``step(params, carry, x, *, mask=None, resets=None)`` takes
 
         x: (*B, I), or a pytree of arrays that all lead with *B.
@@ -45,9 +45,9 @@ def stream(cell: Cell) -> Stream:
         resets: (*B) booleans, True for members that begin anew: they get the cell's initial carry before ``x`` is read,
             whether ``mask`` is True or not.
 
-        and returns ``(carry, y)``, y (*B, O). It does not jit: wrap it in ``jax.jit``, and let that have the old carry
-        (``donate_argnums=1``), which spares allocating the new one. Give both flags always or never: a call
-        without them is another program.
+        and returns ``(carry, y)``, y (*B, O). It does not jit: wrap it in ``jax.jit``, and donate the old carry
+        (``donate_argnums=1``), so that the new one takes its memory. Give both flags always or never: a call without
+        them is another program.
 
     Raises:
         TypeError: a Layer, which needs the whole sequence. ValueError, TypeError: while tracing, for anything that
@@ -77,7 +77,7 @@ def stream(cell: Cell) -> Stream:
         "stepped)",
     )
     who = f"stream({name_of(cell)})"
-    # What "auto" lays out anew for a whole run does not pay for one step; and unrolled, one step needs no loop.
+    # Under "plain" one step, unrolled, is a program without a loop; what a plan prepares pays for long runs alone.
     layer = scan(cell, plan="plain", unroll=2)
 
     def initial_carry(params, batch_shape=()):
@@ -100,10 +100,10 @@ def stream(cell: Cell) -> Stream:
 
 
 class Slots:
-    """Which session sits in which of the slots of a batch, on the host; :func:`stream` shows it at work.
+    """Which session has which slot of a batch, kept on the host; :func:`stream` has an example of use.
 
     A session takes the free slot of the lowest number and keeps it until it leaves. ``resets`` are True for every slot
-    until its session's first input, so nobody meets the state of who sat there before.
+    until its session's first input, so no session sees the state of the one before.
 
     Args:
         capacity: B, the number of slots.
