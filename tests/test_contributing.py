@@ -63,6 +63,11 @@ def test_the_cell_and_the_wrapper_pass_the_contract(followed):
     assert passed(followed, ["tests/test_contract.py"], f"(ugrnn or input_gain) and ({some})") >= 4
 
 
+def test_the_pass_passes_its_test_and_stands_in_the_order(followed):
+    files = ["tests/test_cancel_negations.py", "tests/test_passes.py"]
+    assert passed(followed, files, "double_negations or page_lists or this_step or (left_out and negations)") == 4
+
+
 def test_the_experiment_runs_and_writes_its_page(followed):
     for needed in ("pydantic", "tomli_w"):
         pytest.importorskip(needed)

@@ -30,9 +30,15 @@ from jaxrnn.programs.tracing import trace
 PASSES: dict[str, Callable[[PlannedStep], PlannedStep]] = {
     pass_.__name__: pass_
     for pass_ in (
-        *(fuse, linearize, save),
-        *(spread, split_sums, transpose_weights),  # of the tangent alone
-        *(hoist, weights_on_the_left, contract),
+        fuse,
+        linearize,
+        save,
+        spread,  # this one and the next two: of the tangent alone
+        split_sums,
+        transpose_weights,
+        hoist,
+        weights_on_the_left,
+        contract,
     )
 }  # in the order in which they run
 
