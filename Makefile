@@ -18,8 +18,8 @@ PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS)
 
 # What `make check` runs: the structure of the code, messages, equations, passes, specs, pages; a case of the contract.
 QUICK := $(addprefix tests/test_,house.py registry.py faults.py api_pages.py commands.py converters.py programs.py \
-  passes.py fused_products.py equations.py errors_of_calls.py errors_of_factories.py deprecated_names.py padding.py \
-  files_of_0_1_0.py) tests/test_contract.py::test_equals_the_plain_loop
+  passes.py fused_products.py equations.py errors_of_calls.py errors_of_cells.py errors_of_factories.py \
+  deprecated_names.py padding.py files_of_0_1_0.py) tests/test_contract.py::test_equals_the_plain_loop
 
 # Stamps carry the Python version, so that those of another version do not count.
 PYVER := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
