@@ -29,7 +29,7 @@ order in which they run (``PASSES`` in ``planned_scan.py``):
     contract               products outside the tangent loop get transposes that run fastest
 
 All but ``linearize`` may be left out: the numbers are the same, up to the order of sums. A new pass is a function, a
-file, an entry of ``PASSES`` and of this list, and a test in ``tests/test_passes.py``. What passes know of primitives
+file, an entry of ``PASSES`` and of this list, and a test (CONTRIBUTING.md). What passes know of primitives
 stands in one table, ``jaxrnn/programs/primitives.py``; which products pay, in ``_rules.py``, with what was measured;
 the choices of the user, in ``plan.py``.
 
