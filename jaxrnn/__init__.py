@@ -6,7 +6,8 @@ carry, ys = layer.apply(params, xs)                 xs (T, *B, I) -> ys (T, *B, 
 
 Here are the cells, the wrappers and what runs them. The rest stands in a face for each subject: ``jr.cells`` and
 ``jr.wrappers`` (records of parameters and gates), ``jr.planning``, ``jr.gradients``, ``jr.devices``, ``jr.training``,
-``jr.interop``, ``jr.plotting``. A face is imported when it is first used.
+``jr.interop``, ``jr.plotting``. ``gradients``, ``training``, ``interop`` and
+``plotting`` are imported when they are first used.
 """
 
 import importlib
@@ -152,8 +153,10 @@ _moved = moved_names(
 )
 
 
-def __getattr__(name: str) -> Any:
-    return importlib.import_module(f"jaxrnn.{name}") if name in _LAZY else _moved(name)
+if not TYPE_CHECKING:  # type checkers know every name without it, and report those that are none
+
+    def __getattr__(name: str) -> Any:
+        return importlib.import_module(f"jaxrnn.{name}") if name in _LAZY else _moved(name)
 
 
 def __dir__() -> list[str]:

@@ -182,7 +182,7 @@ class Cell(NamedTuple):
 
     init: InitFn
     initial_carry: InitialCarryFn
-    step: StepFn | NoisyStepFn
+    step: Callable[..., tuple[PyTree, PyTree]]  # a StepFn, or with noise a NoisyStepFn
     gates: GatesFn | None = None
     noise: NoiseFn | None = None
     x_ndim: Any = 1

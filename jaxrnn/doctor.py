@@ -38,7 +38,7 @@ from jaxrnn._base import Cell, Layer, PyTree
 
 # ---- versions ----------------------------------------------------------------------------------
 
-PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax")
+PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "safetensors", "flax", "optax")
 FIX = "pip install --upgrade 'jax!=0.10.2,!=0.11.0'"
 
 BAD_JAXLIB = {

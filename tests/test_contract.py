@@ -90,7 +90,7 @@ def program(case):
 
     @jax.jit
     def everything(params, xs, carry, options, by_step, by_end):
-        run = lambda *args: case.layer.apply(*args, **options)  # noqa: E731
+        run = lambda *args: case.layer.apply(*args, **options)
         (loss, _), gradients = differentiated(run, params, xs, carry, by_step=by_step, by_end=by_end)
         return run(params, xs, carry), loss, gradients
 
@@ -254,9 +254,9 @@ def test_learned_initial_carry_gets_gradient_from_each_reset(x64):
 def test_batch_shapes_agree_with_vmap(case, x64):
     params, xs, carry = problem(case, batch_shape=(2, 3))
     lengths = jnp.array([[6, 3, 0], [1, 4, 5]])
-    run = lambda xs, carry, lengths: case.layer.apply(params, xs, carry, lengths=lengths)  # noqa: E731
+    run = lambda xs, carry, lengths: case.layer.apply(params, xs, carry, lengths=lengths)
     mapped = jax.vmap(jax.vmap(run, in_axes=(1, 0, 0), out_axes=(0, 1)), in_axes=(1, 0, 0), out_axes=(0, 1))
-    one = lambda tree: jax.tree.map(lambda a: a[1, 2], tree)  # noqa: E731
+    one = lambda tree: jax.tree.map(lambda a: a[1, 2], tree)
 
     @jax.jit
     def everything(xs, carry, lengths):
@@ -313,7 +313,7 @@ def test_vmap_over_parameters(case, x64):
 )
 def test_program_does_not_grow_with_T(case):
     params, xs, carry = problem(case)
-    size = lambda xs: len(str(jax.make_jaxpr(jax.grad(lambda p: weigh(case.layer.apply(p, xs, carry))))(params)))  # noqa: E731
+    size = lambda xs: len(str(jax.make_jaxpr(jax.grad(lambda p: weigh(case.layer.apply(p, xs, carry))))(params)))
     long = jnp.concatenate([xs] * 9)  # 54 steps: as many digits as 6 would differ in the text by a little
     assert size(long) <= size(xs) * 1.05
 
@@ -324,9 +324,9 @@ def test_dtypes_are_kept(case, dtype):
     """The carry's is that of ``initial_carry`` from first to last, the output's that of the parameters."""
     params, xs, _ = problem(case)
     params, xs = jax.tree.map(lambda a: a.astype(dtype), (params, xs))
-    run = lambda params: case.layer.apply(params, xs, lengths=jnp.array(LENGTHS))  # noqa: E731
+    run = lambda params: case.layer.apply(params, xs, lengths=jnp.array(LENGTHS))
     end, ys = jax.eval_shape(run, params)
-    kinds = lambda tree: jax.tree.map(lambda a: a.dtype, tree)  # noqa: E731
+    kinds = lambda tree: jax.tree.map(lambda a: a.dtype, tree)
     assert kinds(end) == kinds(case.layer.initial_carry(params, (B,)))
     assert ys.dtype == dtype
     by_params = jax.eval_shape(jax.grad(lambda params: run(params)[1].astype(jnp.float32).sum()), params)
@@ -336,7 +336,7 @@ def test_dtypes_are_kept(case, dtype):
 @by_case_in_turn
 def test_second_derivatives(case, x64):
     params, xs, carry = problem(case)
-    loss = lambda *p: weighed(case.layer.apply(*p, carry, **ALL))  # noqa: E731
+    loss = lambda *p: weighed(case.layer.apply(*p, carry, **ALL))
     gradient = jax.grad(loss, argnums=(0, 1))
     direction = randomised((params, xs), seed=3)
 
@@ -356,7 +356,7 @@ def test_second_derivatives(case, x64):
 @by_case_in_turn
 def test_forward_mode_agrees_with_reverse_mode(case, x64):
     params, xs, carry = problem(case)
-    run = lambda p: weighed(case.layer.apply(*p, carry, **ALL))  # noqa: E731
+    run = lambda p: weighed(case.layer.apply(*p, carry, **ALL))
     direction = randomised((params, xs), seed=3)
     slopes = jax.jit(lambda p: (jax.jvp(run, (p,), (direction,))[1], jax.linearize(run, p)[1](direction)))
     by_vjp = inner(program(case)(params, xs, carry, ALL)[2][:2], direction)
@@ -367,7 +367,7 @@ def test_forward_mode_agrees_with_reverse_mode(case, x64):
 def test_unroll_changes_nothing(name, x64):
     params = randomised(CELLS[name].init(jax.random.key(0)))
     xs = draw((T, B, *x_shape(CELLS[name])), 1)
-    run = lambda unroll: jr.scan(CELLS[name], unroll=unroll).apply(params, xs, mask=jnp.asarray(GAPS))  # noqa: E731
+    run = lambda unroll: jr.scan(CELLS[name], unroll=unroll).apply(params, xs, mask=jnp.asarray(GAPS))
     plain, *unrolled = jax.jit(lambda: [run(unroll) for unroll in (1, 2, 4)])()
     for got in unrolled:
         assert_trees_close(got, plain)
@@ -377,7 +377,7 @@ def test_unroll_changes_nothing(name, x64):
 def test_contributions_are_those_of_the_unrolled_network(case, flags, x64):
     """∂L/∂W = Σ_t: the sum is the gradient, and each part that of a network with weights of its own at each step."""
     params, xs, carry = problem(case, flags)
-    loss = lambda *outputs: weighed(outputs)  # noqa: E731
+    loss = lambda *outputs: weighed(outputs)
     parts = jax.jit(
         lambda params: jr.gradients.bptt_contributions(case.layer, params, xs, loss, carry, **flags.options)
     )(params)

@@ -79,6 +79,11 @@ def test_the_experiment_runs_and_writes_its_page(followed):
     assert (followed / "runs/forgetting-001/config.toml").exists()
 
 
+def test_what_the_recipes_write_passes_the_linter(followed):
+    in_copy(followed, "-m", "ruff", "check", ".")
+    in_copy(followed, "-m", "ruff", "format", "--check", ".")
+
+
 def test_nothing_is_missing_in_a_list(followed):
     assert passed(followed, ["tests/test_api_pages.py", "tests/test_readme.py"], "every or ugrnn or input_gain") >= 10
 

@@ -35,7 +35,7 @@ def test_a_training_step_on_two_devices():
     @jax.jit
     def step(params, opt_state, xs, lengths):
         traces.append(1)
-        loss = lambda params: (layer.apply(params, xs, lengths=lengths)[1] ** 2).mean()  # noqa: E731
+        loss = lambda params: (layer.apply(params, xs, lengths=lengths)[1] ** 2).mean()
         value, gradient = jax.value_and_grad(loss)(params)
         updates, opt_state = optimiser.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
@@ -97,7 +97,7 @@ def test_mesh_of_groups():
 
 def test_a_batch_over_one_axis_of_a_mesh():
     whole, halves = jr.devices.batch_mesh(members=2), jr.devices.batch_mesh(members=1)
-    shapes = lambda B, mesh, axes=None: [  # noqa: E731
+    shapes = lambda B, mesh, axes=None: [
         shard.data.shape for shard in jr.devices.shard_batch(draw((T, B)), mesh, axes=axes).addressable_shards
     ]
     assert shapes(3, whole, "batch") == [(T, 3)] * 2

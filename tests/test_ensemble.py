@@ -131,7 +131,7 @@ def test_members_over_one_axis_and_their_batches_over_another(groups, how, x64):
     lengths, xs = jnp.array([5, 3]), XS.astype(float)
 
     def gradient(params, xs, lengths):
-        loss = lambda params: (LAYER.apply(params, xs, lengths=lengths)[1] ** 2).mean()  # noqa: E731
+        loss = lambda params: (LAYER.apply(params, xs, lengths=lengths)[1] ** 2).mean()
         return jax.value_and_grad(loss)(params)
 
     def divided(params, xs, lengths):
@@ -152,7 +152,7 @@ def test_members_over_one_axis_and_their_batches_over_another(groups, how, x64):
 def test_a_batch_that_is_divided_already_stays_so():
     """Though the function does not ask for it: each device computes the outputs of its own part."""
     mesh, members = jr.devices.batch_mesh(2, members=1), members_of(2)
-    outputs = lambda params, xs: LAYER.apply(params, xs)[1]  # noqa: E731
+    outputs = lambda params, xs: LAYER.apply(params, xs)[1]
     run = jr.devices.ensemble(outputs, mesh=mesh, axes="member")
     apart = run(members, jr.devices.shard_batch(XS, mesh, axes="batch"))
     assert [shard.data.shape for shard in apart.addressable_shards] == [(2, T, B // 2, H)] * 2
@@ -170,7 +170,7 @@ def test_gradient_through_an_ensemble():
 
 
 def test_describe_says_what_and_why():
-    describe = lambda N, **options: str(jr.devices.ensemble(loss, **options).describe(jnp.ones((N, 2))))  # noqa: E731
+    describe = lambda N, **options: str(jr.devices.ensemble(loss, **options).describe(jnp.ones((N, 2))))
     assert re.search(r"6 members on 2 cpu devices, 3 on each, .*lax\.map.*: a CPU runs batched", describe(6))
     assert re.search(r"4 members on 2 cpu devices, 2 on each, batched \(vmap\): how='vmap'", describe(4, how="vmap"))
     assert re.search(r"3 members on 1 cpu device, 3 on each.*3 members cannot be divided among all 2", describe(3))

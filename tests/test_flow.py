@@ -114,7 +114,7 @@ def test_each_sequence_by_itself_where_padded(x64):
     flow = jax.jit(lambda xs: jr.gradients.gradient_flow(cell, params, xs, at_ends, lengths=LENGTHS))(padded)
     weights = draw((B, H), 5)
     for b, length in enumerate(LENGTHS[:2]):
-        loss = lambda carry, ys, b=b: ys[-1] @ weights[b]  # noqa: E731
+        loss = lambda carry, ys, b=b: ys[-1] @ weights[b]
         own = jax.jit(lambda xs, loss=loss: jr.gradients.gradient_flow(cell, params, xs, loss))(xs[:length, b])
         np.testing.assert_allclose(flow.states.norm[:length, b], own.states.norm, rtol=1e-12)
     by_lag = jr.gradients.norm_by_lag(flow.states.norm, lengths=LENGTHS)
@@ -148,7 +148,7 @@ def test_in_jit_and_vmap_and_under_other_plans(x64):
 
     def of_each(**options):
         layer = jr.scan(cell, **options)
-        flow = lambda x: jr.gradients.gradient_flow(layer, params, x, lambda carry, ys: ys[-1].sum())  # noqa: E731
+        flow = lambda x: jr.gradients.gradient_flow(layer, params, x, lambda carry, ys: ys[-1].sum())
         return jax.vmap(flow, in_axes=1)(xs)
 
     for each in jax.jit(lambda: [of_each(), of_each(checkpoint=4), of_each(plan="plain")])():
@@ -172,7 +172,7 @@ def test_pascanu_bound(x64):
 def test_norms_do_not_overflow_where_squares_would():
     W = 1e3 * np.eye(3, dtype=np.float32)
     cell = linear(W)
-    loss = lambda carry, ys: (1e-30 * ys[-1]).sum()  # noqa: E731
+    loss = lambda carry, ys: (1e-30 * ys[-1]).sum()
     flow = jax.jit(lambda W: jr.gradients.gradient_flow(cell, {"W": W}, jnp.zeros((12, 0)), loss))(W)
     np.testing.assert_allclose(
         flow.states.norm, [np.sqrt(3) * 10.0 ** (3 * (11 - t) - 30) for t in range(12)], rtol=1e-5
@@ -266,7 +266,7 @@ def test_rows_that_cancel_do_not_vanish():
     params = cell.init(jax.random.key(0))
     params = params._replace(W_hh=0.9 * jnp.eye(H))
     xs = jnp.repeat(draw((T, 1, I), 1).astype(jnp.float32), 2, axis=1)
-    loss = lambda carry, ys: (ys[-1, 0] - (1 - 1e-5) * ys[-1, 1]).sum()  # noqa: E731
+    loss = lambda carry, ys: (ys[-1, 0] - (1 - 1e-5) * ys[-1, 1]).sum()
     both = jr.gradients.gradient_flow, jr.gradients.bptt_contributions
     flow, parts = jax.jit(lambda *of: [one(cell, *of, loss) for one in both])(params, xs)
     part = np.asarray(parts.W_hh)
@@ -275,7 +275,7 @@ def test_rows_that_cancel_do_not_vanish():
 
 def test_contributions_beyond_float32(x64):
     W = 10 * np.eye(3)
-    loss = lambda carry, ys: 1e-60 * ys[-1].sum()  # noqa: E731
+    loss = lambda carry, ys: 1e-60 * ys[-1].sum()
     flow = jax.jit(lambda W: jr.gradients.gradient_flow(linear(W), {"W": W}, jnp.zeros((60, 0)), loss))(W)
     np.testing.assert_allclose(flow.params["W"], [3 * 10.0 ** (59 - 60)] * 60, rtol=1e-9)
 
@@ -300,7 +300,7 @@ def test_each_device_of_a_shard_map_has_its_own_flow():
     P = jax.sharding.PartitionSpec
     cell = jr.elman(1, 1, activation="identity")
     params = cell.init(jax.random.key(0))._replace(W_hh=jnp.eye(1))
-    of = lambda x: jr.gradients.gradient_flow(cell, params, x, lambda carry, ys: (ys[-1] ** 2).sum())  # noqa: E731
+    of = lambda x: jr.gradients.gradient_flow(cell, params, x, lambda carry, ys: (ys[-1] ** 2).sum())
     xs = jnp.array([1.0, 3.0]).reshape(1, 2, 1)
     apart = jax.jit(
         jax.shard_map(
@@ -342,5 +342,5 @@ def test_norms_by_rows_where_these_are_few(batch, leaves):
     """Products of all steps' rows with each other, (T, B, B), in place of a product for each step."""
     cell = jr.elman(8, 8)
     params, xs = cell.init(jax.random.key(0)), jnp.ones((T, batch, 8))
-    flow = lambda params, xs: jr.gradients.gradient_flow(cell, params, xs, lambda carry, ys: ys[-1].sum()).params  # noqa: E731
+    flow = lambda params, xs: jr.gradients.gradient_flow(cell, params, xs, lambda carry, ys: ys[-1].sum()).params
     assert (f"f32[{T},{batch},{batch}]" in str(jax.make_jaxpr(flow)(params, xs))) == leaves

@@ -19,7 +19,7 @@ def test_a_textbook_step_multiplies_once_for_each_operand():
     """Eight products of the equations: two in the loop, of x and of h, with the biases added before the split."""
     cell = textbook_lstm(I, H)
     params, xs = randomised(cell.init(jax.random.key(0))), draw((T, B, I), 1).astype(jnp.float32)
-    run = lambda plan: lambda params, xs: jr.scan(cell, plan=plan).apply(params, xs)  # noqa: E731
+    run = lambda plan: lambda params, xs: jr.scan(cell, plan=plan).apply(params, xs)
     assert products_in_loops(run("auto"), params, xs) == [2]
     assert products_in_loops(run(jr.Plan(fuse=False)), params, xs) == [8]
     (loop,) = loops(run("auto"), params, xs)
@@ -78,8 +78,8 @@ def test_products_of_any_form_are_fused_rightly(name, x64):
     cell = jr.Cell(None, lambda params, batch: jnp.zeros((*batch, H)), step)
     params = randomised({name: jnp.ones(shape) for name, shape in WEIGHTS.items()})
     xs = draw((T, B, I), 1)
-    run = lambda plan: jr.scan(cell._replace(init=lambda key: params), plan=plan).apply(params, xs)  # noqa: E731
-    grad = lambda plan: gradient(cell._replace(init=lambda key: params), plan)(params, xs)  # noqa: E731
+    run = lambda plan: jr.scan(cell._replace(init=lambda key: params), plan=plan).apply(params, xs)
+    grad = lambda plan: gradient(cell._replace(init=lambda key: params), plan)(params, xs)
     everything = jax.jit(lambda: [(run(plan), grad(plan)) for plan in ("plain", "auto", jr.Plan(hoist=True))])()
     close = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12)  # as in test_contract.py
     for got in everything[1:]:

@@ -23,7 +23,7 @@ def last(carry, ys):
 
 def on(function, cell, *rest, xs=XS, **options):
     """A function of the lab on a cell's own parameters."""
-    call = lambda: function(cell, cell.init(KEY), xs, *rest, **options)  # noqa: E731
+    call = lambda: function(cell, cell.init(KEY), xs, *rest, **options)
     call.args = function, cell, rest, options
     return call
 

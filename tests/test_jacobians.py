@@ -210,7 +210,7 @@ def test_penalty_of_a_linear_recurrence(gain, x64):
     """J = gain · Q: Ω = (gain - 1)², ∂Ω/∂gain = 2 (gain - 1), whatever the loss."""
     Q = np.linalg.qr(np.asarray(draw((H, H), 4)))[0]
     cell = linear(Q)
-    penalty = lambda gain: jr.gradients.jacobian_penalty(  # noqa: E731
+    penalty = lambda gain: jr.gradients.jacobian_penalty(
         cell, {"W": gain * Q}, jnp.zeros((T, 2, 0)), lambda carry, ys: jnp.sin(ys).sum()
     )
     value, slope = jax.value_and_grad(penalty)(gain)
@@ -221,7 +221,7 @@ def test_penalty_does_not_see_the_padding(x64):
     cell, lengths = jr.elman(I, H), jnp.array([T, 3])
     params, xs = randomised(cell.init(jax.random.key(0)), 1), draw((T, 2, I), 2)
     padded = jnp.where((jnp.arange(T)[:, None] < lengths)[..., None], xs, jnp.nan)
-    of = lambda xs: jax.value_and_grad(  # noqa: E731
+    of = lambda xs: jax.value_and_grad(
         lambda p: jr.gradients.jacobian_penalty(cell, p, xs, lambda carry, ys: jnp.sin(ys).sum(), lengths=lengths)
     )(params)
     for a, b in zip(*map(jax.tree.leaves, (of(padded), of(xs))), strict=True):
@@ -235,7 +235,7 @@ def test_penalty_is_the_papers(name, x64):
     params, xs = randomised(cell.init(jax.random.key(0)), 1), draw((T, 2, I), 2)
     lengths = jnp.array([T, 3])
     w = draw((T, 2, H), 9)
-    loss = lambda carry, ys: (ys * w).sum()  # noqa: E731
+    loss = lambda carry, ys: (ys * w).sum()
 
     def with_gradients(p):
         """Ω with the gradients and states of ``params`` and the Jacobians of ``p``."""
@@ -247,16 +247,16 @@ def test_penalty_is_the_papers(name, x64):
             adjoint = jax.tree.map(jnp.zeros_like, carries[0])
             for t in reversed(range(int(lengths[b]))):
                 # The output of these cells is h itself, so its gradient joins that of h.
-                add = lambda h, t=t: h + w[t, b]  # noqa: B023, E731
+                add = lambda h, t=t: h + w[t, b]  # noqa: B023
                 delta = adjoint._replace(h=add(adjoint.h)) if hasattr(adjoint, "h") else add(adjoint)
-                back = lambda q, t=t: jax.vjp(lambda c: cell.step(q, c, xs[t, b])[0], carries[t])[1]  # noqa: B023, E731
-                size = lambda tree: jnp.sqrt(sum((a**2).sum() for a in jax.tree.leaves(tree)))  # noqa: E731
+                back = lambda q, t=t: jax.vjp(lambda c: cell.step(q, c, xs[t, b])[0], carries[t])[1]  # noqa: B023
+                size = lambda tree: jnp.sqrt(sum((a**2).sum() for a in jax.tree.leaves(tree)))
                 total += (size(back(p)(delta)[0]) / size(delta) - 1) ** 2
                 count += 1
                 adjoint = back(params)(delta)[0]
         return total / count
 
-    penalty = lambda p: jr.gradients.jacobian_penalty(cell, p, xs, loss, lengths=lengths)  # noqa: E731
+    penalty = lambda p: jr.gradients.jacobian_penalty(cell, p, xs, loss, lengths=lengths)
     value, got = jax.jit(jax.value_and_grad(penalty))(params)
     by_hand, want = jax.value_and_grad(with_gradients)(params)
     np.testing.assert_allclose(value, by_hand, rtol=1e-9)

@@ -71,7 +71,7 @@ def test_noise_on_explicit_axes(wrap):
     want = run(params, xs)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=devices())
     with jax.set_mesh(mesh):
-        put = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+        put = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*spec)))
         assert_trees_close(run(jax.tree.map(put, params), put(xs, None, "data")), want)
 
 
@@ -93,7 +93,7 @@ def test_sharded_batches(name, kind):
     loss, args = problem(name, jax.random.key(2) if noisy else None)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,), devices=devices())
     with jax.set_mesh(mesh):
-        put = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+        put = lambda a, *spec: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*spec)))
         params, xs, lengths, resets, weights = args
         args = (
             *(jax.tree.map(put, params), put(xs, None, "data")),
@@ -129,7 +129,7 @@ def test_seeds_sharded_by_shard_map():
     layer = jr.scan(cell)
     params = jax.vmap(cell.init)(jax.random.split(jax.random.key(0), 2))
     xs = jax.random.normal(jax.random.key(1), (T, B, I))
-    loss = lambda params, xs: weigh(layer.apply(params, xs)[1])  # noqa: E731
+    loss = lambda params, xs: weigh(layer.apply(params, xs)[1])
     mesh = jax.make_mesh((2,), ("seed",), axis_types=(AxisType.Auto,), devices=devices())
     P = PartitionSpec
 

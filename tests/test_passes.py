@@ -143,7 +143,7 @@ def test_without_a_derivative_the_tangent_stays_away(planned):
     for rewrite in PASSES.values():
         step = rewrite(step)
     assert step.tangent is None and step.saved == ()
-    assert step.notes.keys() == {"fused", "hoisted", "transposed"}
+    assert step.notes.keys() == {"fused", "hoisted", "weights_on_the_left"}
     np.testing.assert_allclose(planned.values(step)[0], planned.expected()[0], rtol=1e-5, atol=1e-6)
 
 
@@ -247,7 +247,7 @@ def test_weights_on_the_left(planned, monkeypatch):
     products = [kinds[op.outputs[0]].shape for op in parts.each_step if op.name == "dot_general"]
     assert products == [(2 * H, B), (2 * H, B), (H, B), (H, B)]
     assert [op.name for op in parts.once].count("transpose") == 4
-    assert step.notes == {"transposed": ("(2, 10)", "(2, 5)")}
+    assert step.notes == {"weights_on_the_left": ("(2, 10)", "(2, 5)")}
     monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda weights: False)
     assert planned.after("weights_on_the_left").primal == planned.step.primal
 

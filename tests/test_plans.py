@@ -27,14 +27,14 @@ def problem(cell, batch=B):
 @pytest.mark.parametrize("hoist, inside", [(False, 2), (True, 1)])
 def test_input_products_are_hoisted(hoist, inside):
     cell = jr.lstm(I, H)
-    run = lambda params, xs: jr.scan(cell, plan=jr.Plan(hoist=hoist)).apply(params, xs)  # noqa: E731
+    run = lambda params, xs: jr.scan(cell, plan=jr.Plan(hoist=hoist)).apply(params, xs)
     assert products_in_loops(run, *problem(cell)) == [inside]
 
 
 def test_a_chain_of_products_is_hoisted_with_what_stands_between():
     cell = jr.chain(jr.readout(I, 4), jr.layer_norm(4), jr.elman(4, H))
     params, xs = problem(cell)
-    run = lambda plan: lambda params, xs: jr.scan(cell, plan=plan).apply(params, xs)[1]  # noqa: E731
+    run = lambda plan: lambda params, xs: jr.scan(cell, plan=plan).apply(params, xs)[1]
     assert products_in_loops(run(jr.Plan(hoist=True)), params, xs) == [1]
     assert products_in_loops(run(jr.Plan(hoist=False)), params, xs) == [3]
     np.testing.assert_allclose(run(jr.Plan(hoist=True))(params, xs), run("plain")(params, xs), rtol=1e-5, atol=1e-6)
@@ -59,7 +59,7 @@ def test_which_weights_stand_on_the_left(rows, transposed):
     cell = jr.lstm(rows, 512)
     params = jax.eval_shape(cell.init, jax.random.key(0))
     (scan,) = jr.explain(jr.scan(cell), params, jax.ShapeDtypeStruct((T, B, rows), jnp.float32)).scans
-    assert scan.transposed == transposed
+    assert scan.weights_on_the_left == transposed
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_large_weights_stand_on_the_left(monkeypatch, cell, x64):
     params, xs = randomised(cell.init(jax.random.key(0))), draw((T, B, I), 1)
 
     def everything(plan):
-        run = lambda params, xs: jr.scan(cell, plan=plan).apply(params, xs)  # noqa: E731
+        run = lambda params, xs: jr.scan(cell, plan=plan).apply(params, xs)
         return run(params, xs), gradient(cell, plan)(params, xs)
 
     got, want = jax.jit(lambda: [everything(plan) for plan in ("auto", "plain")])()
@@ -79,7 +79,7 @@ def test_large_weights_stand_on_the_left(monkeypatch, cell, x64):
     (loop,) = loops(lambda params, xs: jr.scan(cell).apply(params, xs), params, xs)
     width = H if "elman" in str(cell.spec) else 4 * H
     assert [eqn.outvars[0].aval.shape for eqn in equations(loop, "dot_general")] == [(width, B)] * 2
-    assert jr.explain(jr.scan(cell), params, xs).scans[0].transposed == [str((B, width))]
+    assert jr.explain(jr.scan(cell), params, xs).scans[0].weights_on_the_left == [str((B, width))]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_large_steps_are_planned_too():
 
     H, B = 2**14, 2**13
     cell = jr.Cell(None, lambda p, batch: (jnp.zeros((*batch, H)), jnp.zeros(batch, bool)), step)
-    of = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     cell = cell._replace(init=lambda key: [jnp.zeros((H, H))] * 4)
     (report,) = jr.explain(jr.scan(cell), [of(H, H)] * 4, of(2, B, H)).scans
     assert 3 <= report.saved.count(str((B, H))) <= 4
@@ -216,12 +216,12 @@ def wide_within(p, carry, x):
 @pytest.mark.parametrize("step, shape", [(outer_products, (32, 32)), (wide_within, None)])
 def test_what_is_large_within_a_step_stays_there(step, shape):
     """An outer product for each step is not kept for all steps at once."""
-    initial = lambda p, batch=(): () if shape is None else jnp.zeros((*batch, *shape))  # noqa: E731
+    initial = lambda p, batch=(): () if shape is None else jnp.zeros((*batch, *shape))
     cell = jr.Cell(lambda key: {"k": jnp.ones((32, 32)), "v": jnp.ones((32, 32))}, initial, step)
     params, xs = cell.init(None), jnp.ones((64, 2, 32))
     sizes = []
     for plan in ("auto", "plain"):
-        loss = lambda params, xs, plan=plan: sum(  # noqa: E731
+        loss = lambda params, xs, plan=plan: sum(
             a.sum() for a in jax.tree.leaves(jr.scan(cell, plan=plan).apply(params, xs))
         )
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, xs).compile()
@@ -344,7 +344,7 @@ def test_keys_and_integers_in_the_carry(plan, checkpoint):
     (want_key, _, want_h), want = loop(W)
     assert count == T and (jax.random.key_data(key) == jax.random.key_data(want_key)).all()
     np.testing.assert_allclose((*ys, h), (*want, want_h), rtol=1e-5, atol=1e-6)
-    loss = lambda run: lambda W: weigh(run(W)[1])  # noqa: E731
+    loss = lambda run: lambda W: weigh(run(W)[1])
     got = jax.jit(jax.grad(loss(lambda W: layer.apply(W, xs))))(W)
     np.testing.assert_allclose(got, jax.grad(loss(loop))(W), rtol=1e-4, atol=1e-5)
 

@@ -45,7 +45,7 @@ def test_a_program_is_printed_and_computes_what_the_function_does():
 
 def test_what_depends_on_what():
     program, _ = trace(step, h, x)
-    of = lambda numbers: "".join(sorted(map(letters, numbers)))  # noqa: E731
+    of = lambda numbers: "".join(sorted(map(letters, numbers)))
     names = {letters(number): number for number in program.kinds}
     assert of(reached_from(program.ops, [names["b"]])) == "befgi"
     assert of(program.fixed()) == "ch"

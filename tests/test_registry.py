@@ -100,6 +100,11 @@ def test_the_contract_runs_every_cell_and_wrapper():
             assert f"jr.{kind}" in (ROOT / file).read_text(encoding="utf-8"), f"{file} does not test {kind}"
 
 
+def test_the_gate_order_of_no_cell():
+    with pytest.raises(ValueError, match=r"gate_order: no kind of cell is called 'grru'; did you mean 'gru'\?"):
+        jr.cells.gate_order("grru")
+
+
 def test_every_gated_cell_states_its_gate_order():
     made = {cell.spec.kind: cell for cell in CELLS.values() if cell.spec is not None and cell.spec.kind in IN_CELLS}
     assert_none(

@@ -44,7 +44,7 @@ def test_4096_equal_contributions_add_up(plan, stored):
 
     cell = jr.Cell(lambda key: {"W": jnp.ones((1, 1), stored)}, lambda params, batch: jnp.zeros((*batch, 1)), step)
     layer, xs = jr.scan(cell, plan=plan), jnp.ones((4096, 1))
-    loss = lambda params: layer.apply(params, xs)[1].astype(jnp.float32).sum()  # noqa: E731
+    loss = lambda params: layer.apply(params, xs)[1].astype(jnp.float32).sum()
     gradient = jax.jit(jax.grad(loss))({"W": jnp.ones((1, 1), stored)})["W"]
     assert gradient.dtype == stored
     np.testing.assert_allclose(gradient.astype(float), 4096, rtol=0.01)
@@ -60,7 +60,7 @@ def test_recurrent_gradients_of_a_long_contracting_lstm_in_bfloat16(plan, option
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16).astype(jnp.float32), params)
     xs = 0.5 + jax.random.normal(jax.random.key(1), (4096, 2)).astype(jnp.bfloat16).astype(jnp.float32)
     xs = xs.astype(jnp.bfloat16).astype(jnp.float32)
-    loss = lambda layer, params, xs: layer.apply(params, xs)[1].astype(jnp.float32).sum()  # noqa: E731
+    loss = lambda layer, params, xs: layer.apply(params, xs)[1].astype(jnp.float32).sum()
     want = jax.jit(jax.grad(functools.partial(loss, exact)))(params, xs).W_hh
     layer = jr.scan(jr.lstm(2, 3, **options), plan=plan)
     if "param_dtype" in options:
@@ -87,7 +87,7 @@ def zoneout(rate, per_sequence=False):
         batch_shape = x.shape[:-1]
         if per_sequence:
             return jax.random.bernoulli(key, rate, (1, *batch_shape, H))
-        at = lambda time: jax.random.bernoulli(jax.random.fold_in(key, time), rate, (*batch_shape, H))  # noqa: E731
+        at = lambda time: jax.random.bernoulli(jax.random.fold_in(key, time), rate, (*batch_shape, H))
         return jax.vmap(at)(times)
 
     def step(params, h, x, keep=None):
@@ -264,7 +264,7 @@ def test_unusual_steps_run_under_every_plan(name, x64):
 
     def both(f):
         """Value and gradient, and the gradient of a function of the gradient."""
-        bent = lambda *args: sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(jax.grad(f)(*args)))  # noqa: E731
+        bent = lambda *args: sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(jax.grad(f)(*args)))
         return lambda *args: (jax.value_and_grad(f, argnums=(0, 1))(*args), jax.grad(bent)(*args))
 
     want = both(loop)(W, 0.7)
@@ -291,7 +291,7 @@ def test_gradients_leave_the_loop_for_a_textbook_cell():
 
     def made_each_step(plan):
         """The shapes that the loops of the gradient hand on from step to step, or stack."""
-        loss = lambda params: jr.scan(cell, plan=plan).apply(params, xs)[1].sum()  # noqa: E731
+        loss = lambda params: jr.scan(cell, plan=plan).apply(params, xs)[1].sum()
         loops = [eqn for eqn in jax.make_jaxpr(jax.grad(loss))(params).jaxpr.eqns if eqn.primitive.name == "scan"]
         return {v.aval.shape for eqn in loops for v in eqn.params["jaxpr"].jaxpr.outvars}
 
@@ -325,7 +325,7 @@ def test_outputs_that_depend_on_nothing():
 
     cell = jr.Cell(lambda key: jnp.ones((I, I)), lambda params, batch: jnp.zeros((*batch, I)), step)
     xs = draw((T, I)).astype(jnp.float32)
-    loss = lambda plan, p: weigh(jr.scan(cell, plan=plan).apply(p, xs))  # noqa: E731
+    loss = lambda plan, p: weigh(jr.scan(cell, plan=plan).apply(p, xs))
     auto, plain = (jax.grad(functools.partial(loss, plan))(0.3 * jnp.ones((I, I))) for plan in ("auto", "plain"))
     np.testing.assert_allclose(auto, plain, rtol=1e-5)
 
@@ -348,11 +348,11 @@ def test_narrow_biases_and_gains_add_up_beside_products(carried, combine):
         y = combine(x @ p["W"], p["b"])
         return (0.5 * h, y + h.astype(y.dtype)) if carried else (h, y)
 
-    initial = lambda p, batch=(): jnp.zeros((*batch, 4)) if carried else ()  # noqa: E731
+    initial = lambda p, batch=(): jnp.zeros((*batch, 4)) if carried else ()
     cell = jr.Cell(lambda key: params, initial, step)
 
     def gradient(params, xs, plan):
-        loss = lambda params: (0.3 * jr.scan(cell, plan=plan).apply(params, xs)[1].astype(jnp.float32)).sum()  # noqa: E731
+        loss = lambda params: (0.3 * jr.scan(cell, plan=plan).apply(params, xs)[1].astype(jnp.float32)).sum()
         return jax.jit(jax.grad(loss))(params)["b"].astype(jnp.float32)
 
     exact = gradient(jax.tree.map(lambda a: a.astype(jnp.float32), params), xs.astype(jnp.float32), "plain")
@@ -369,7 +369,7 @@ def test_products_in_bfloat16_add_up_outside_of_matrices_too(plan):
         return 0 * h + y, h * 0 + y
 
     cell = jr.Cell(lambda key: jnp.ones(2), lambda params, batch: jnp.zeros((*batch, 2)), step)
-    loss = lambda params: jr.scan(cell, plan=plan).apply(params, jnp.ones((2048, 2)))[1].sum()  # noqa: E731
+    loss = lambda params: jr.scan(cell, plan=plan).apply(params, jnp.ones((2048, 2)))[1].sum()
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(jnp.ones(2)), 2048, rtol=0.01)
 
 

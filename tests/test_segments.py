@@ -59,7 +59,7 @@ def test_segments_of_any_length_agree_with_the_whole(T, reverse, x64):
 
     def everything(checkpoint):
         layer = jr.scan(cell, reverse=reverse, checkpoint=checkpoint)
-        run = lambda params, xs: layer.apply(params, xs, lengths=lengths)  # noqa: E731
+        run = lambda params, xs: layer.apply(params, xs, lengths=lengths)
         return run(params, xs), jax.grad(lambda *args: weigh(run(*args)), argnums=(0, 1))(params, xs)
 
     choices = (True, 1, 3, 4, 50, jr.Budget(8))

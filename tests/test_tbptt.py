@@ -190,7 +190,7 @@ def test_checkpoint_keeps_one_block_alone():
 def test_the_program_does_not_grow_with_T():
     layer = jr.tbptt(CELLS["lstm"], window=3, stride=2)
     params, _, _ = problem(layer)
-    size = lambda steps: len(  # noqa: E731
+    size = lambda steps: len(
         str(jax.make_jaxpr(jax.grad(lambda xs: layer.apply(params, xs)[1].sum()))(draw((steps, B, I))))
     )
     assert size(901) <= size(21) * 1.05  # a little text for the digits of larger shapes
@@ -213,7 +213,7 @@ def test_it_is_a_layer_like_any_other(x64):
 def test_contributions_add_up_to_the_truncated_gradient(x64):
     layer = jr.tbptt(CELLS["elman"], window=3, stride=2)
     params, xs, _ = problem(layer, ())
-    loss = lambda carry, ys: weigh(ys)  # noqa: E731
+    loss = lambda carry, ys: weigh(ys)
     parts = jax.jit(lambda params: jr.gradients.bptt_contributions(layer, params, xs, loss))(params)
     gradient = jax.jit(jax.grad(lambda params: loss(*layer.apply(params, xs))))(params)
     assert_close(jax.tree.map(lambda part: part.sum(axis=0), parts), gradient)

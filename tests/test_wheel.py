@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import jaxrnn as jr
+
 ROOT = Path(__file__).parent.parent
 RUN = {"capture_output": True, "text": True, "check": True}
 
@@ -28,6 +30,11 @@ def test_the_wheel_holds_the_package_alone(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     library = (path for path in (ROOT / "jaxrnn").rglob("*") if path.suffix == ".py" or path.name == "py.typed")
     assert held == {path.relative_to(ROOT).as_posix() for path in library}
+
+
+def test_one_version(wheel):
+    (said,) = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert wheel.name.split("-")[1] == said == jr.__version__
 
 
 def test_the_wheel_works_without_the_checkout(wheel, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._checks import nearest
 from jaxrnn._spec import FACTORIES
 
 GateOrder = tuple[str, ...]
@@ -20,11 +21,16 @@ GateOrder = tuple[str, ...]
 def gate_order(kind: str) -> GateOrder:
     """The gates of a kind of cell, in the order of the blocks of its fused arrays; none for what has no such arrays.
 
+    Raises:
+        ValueError: for a kind that there is not.
+
     Example:
         >>> import jaxrnn as jr
         >>> jr.cells.gate_order("gru"), jr.cells.gate_order("elman")
         (('r', 'z', 'n'), ())
     """
+    if kind not in FACTORIES:
+        raise ValueError(f"gate_order: no kind of cell is called {kind!r}{nearest(kind, FACTORIES)}.")
     return getattr(sys.modules[FACTORIES[kind].__module__], "GATES", ())
 
 

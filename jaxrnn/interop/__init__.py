@@ -17,10 +17,12 @@ __all__ = ["equinox", "flax", "haiku", "keras", "onnx", "torch"]
 _modules = [found.name for found in pkgutil.iter_modules(__path__)]
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name not in _modules:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.{name}")
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> ModuleType:
+        if name not in _modules:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,7 @@ Each module or folder beside this one that states ``LIBRARY`` is a converter. It
     REFUSED = {".h5": "it holds weights alone; …"}           suffixes that are not taken, and the way round
 
 Whoever lists converters (the command line, the face ``jr.interop``, the tests) asks here, so a new one is named in no
-list. A converter imports its library in its functions, by ``LIBRARY.load()``, so that all of them can be asked on a
+list but that for type checkers in ``jaxrnn/interop/__init__.py``. A converter imports its library in its functions, by ``LIBRARY.load()``, so that all of them can be asked on a
 machine that has none of the libraries.
 """
 

@@ -28,7 +28,7 @@ class ScanExplanation:
         fused: products done as one: how many, and the shape of the operand that they share.
         hoisted: products of the forward pass done for all steps at once, before the loop, by the shapes of their
             operands.
-        transposed: sums of products that the forward loop computes as ``(Σ Wᵀ xᵀ)ᵀ``, by shape.
+        weights_on_the_left: sums of products that the forward loop computes as ``(Σ Wᵀ xᵀ)ᵀ``, by shape.
         contracted: products whose weights' gradients are one contraction each, after the backward loop.
         added_in_loop: products whose weights' gradients the backward loop adds up.
         saved: the shapes of what is saved at each step for the backward pass.
@@ -43,7 +43,7 @@ class ScanExplanation:
     plain_because: str | None = None
     fused: list[str] = dataclasses.field(default_factory=list)
     hoisted: list[str] = dataclasses.field(default_factory=list)
-    transposed: list[str] = dataclasses.field(default_factory=list)
+    weights_on_the_left: list[str] = dataclasses.field(default_factory=list)
     contracted: list[str] = dataclasses.field(default_factory=list)
     added_in_loop: list[str] = dataclasses.field(default_factory=list)
     saved: list[str] = dataclasses.field(default_factory=list)
@@ -65,7 +65,7 @@ class ScanExplanation:
         for title, entries in (
             ("products done as one", self.fused),
             ("before the loop", self.hoisted),
-            ("sums with the weights on the left", self.transposed),
+            ("sums with the weights on the left", self.weights_on_the_left),
             ("contracted after the backward loop", self.contracted),
             ("added up in the backward loop", self.added_in_loop),
             ("saved at each step for the backward loop", self.saved),

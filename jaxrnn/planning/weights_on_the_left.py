@@ -31,7 +31,7 @@ def weights_on_the_left(step: PlannedStep) -> PlannedStep:
         rewriting.ops.append(op)
         if _has_large_weight(loop, op, fixed):
             transposes[op.outputs[0]] = _transpose_of_product(rewriting, op)
-    return step._replace(primal=loop._replace(program=rewriting.done())).noting(transposed=sums)
+    return step._replace(primal=loop._replace(program=rewriting.done())).noting(weights_on_the_left=sums)
 
 
 def _has_large_weight(loop: LoopProgram, op: Op, fixed: set[int]) -> bool:

@@ -65,8 +65,10 @@ _moved = moved_names(
 )
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"jaxrnn.training.{module}"), name)
-    return _moved(name)
+if not TYPE_CHECKING:  # type checkers know every name without it, and report those that are none
+
+    def __getattr__(name: str) -> Any:
+        for module, names in _HOMES.items():
+            if name in names:
+                return getattr(importlib.import_module(f"jaxrnn.training.{module}"), name)
+        return _moved(name)

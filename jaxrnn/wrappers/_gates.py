@@ -50,7 +50,8 @@ def carry_in_gates(who: str, cell: Cell, gates: Any, carry: PyTree) -> PyTree:
             raise TypeError(
                 f"{who}: changes the new state of {name_of(cell)}, which its gates ({fields}) do not hold, so they "
                 f"would be those of another step; let gates return a NamedTuple that has the new {name} too (each "
-                f"field of the carry under its name and in its shape; h where the carry is one array)."
+                f"field of a NamedTuple carry under its name and in its shape; h where the carry is one array; "
+                f"another carry has to become a NamedTuple first)."
             )
         new[name] = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), found, old)
     return carry._replace(**new) if hasattr(carry, "_fields") else new["h"]

@@ -248,9 +248,9 @@ class _Graph:
         if merge is None:
             return self.on_axes("Squeeze", y, [1], f"{y}.squeezed")
         if merge == "concat":
-            self.node("Transpose", [y], [f"{y}.transposed"], perm=[0, 2, 1, 3])
+            self.node("Transpose", [y], [f"{y}.weights_on_the_left"], perm=[0, 2, 1, 3])
             shape = self.store(f"{y}.shape", np.asarray([0, 0, 2 * H], np.int64))
-            return self.node("Reshape", [f"{y}.transposed", shape], [f"{y}.concatenated"])
+            return self.node("Reshape", [f"{y}.weights_on_the_left", shape], [f"{y}.concatenated"])
         kind = next(kind for kind, ours in MERGES.items() if ours == merge)
         since = 13 if kind == "ReduceSum" else 18
         return self.on_axes(kind, y, [1], f"{y}.merged", input_since=since, keepdims=0)
