@@ -6,9 +6,9 @@ Each module or folder beside this one that states ``LIBRARY`` is a converter. It
     FORMATS = {".keras": Format("Keras", read)}              files by their suffix
     REFUSED = {".h5": "it holds weights alone; …"}           suffixes that are not taken, and the way round
 
-Whoever lists converters (the command line, the face ``jr.interop``, the tests) asks here, so a new one is named in no
-list but that for type checkers in ``jaxrnn/interop/__init__.py``. A converter imports its library in its functions, by ``LIBRARY.load()``, so that all of them can be asked on a
-machine that has none of the libraries.
+Whoever lists converters (the command line, the face ``jr.interop``, the tests) asks here. One list alone is kept by
+hand, for type checkers: the import in ``jaxrnn/interop/__init__.py``. A converter imports its library in its functions,
+by ``LIBRARY.load()``, so that all of them can be asked on a machine that has none of the libraries.
 """
 
 from __future__ import annotations
