@@ -1,5 +1,6 @@
 """The reference: every public name stands on a page of docs/api, and its docstring has an example."""
 
+import importlib
 import inspect
 import re
 import runpy
@@ -11,7 +12,7 @@ import pytest
 
 import jaxrnn as jr
 from jaxrnn.interop.registry import converters
-from tests.documents import ROOT
+from tests.documents import BLOCK, ROOT, run
 
 PAGES = ROOT / "docs" / "api"
 ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
@@ -60,6 +61,26 @@ def test_every_face_has_a_page():
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in [*PAGES.glob("*.md")]:
         assert f"api/{page.name}" in nav, f"add {page.name} to `nav` in mkdocs.yml"
+
+
+@pytest.mark.parametrize("page", sorted(page.name for page in PAGES.glob("*.md") if BLOCK.search(page.read_text())))
+def test_pages_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(f"docs/api/{page}")
+
+
+@pytest.mark.parametrize(
+    "page", sorted({*PAGE_OF.values()} - {PAGE_OF["jaxrnn"]} | {"running.md", "combining.md", "files.md"})
+)
+def test_every_record_has_an_example(page):
+    """A class shows itself in its docstring, or in the example at the top of its page."""
+    text = (PAGES / page).read_text(encoding="utf-8")
+    shown = "".join(BLOCK.findall(text))
+    for entry in ENTRY.findall(text):
+        name = entry.rpartition(".")[2]
+        value = getattr(importlib.import_module(entry.rpartition(".")[0]), name)
+        if inspect.isclass(value) and ">>>" not in (value.__doc__ or ""):
+            assert re.search(rf"\b{name}\b", shown), f"show {name} at work in the example of docs/api/{page}"
 
 
 @pytest.mark.parametrize("face", PAGE_OF)

@@ -26,7 +26,8 @@ def test_every_page_with_blocks_is_run():
         *("README.md", "docs/conventions.md", "docs/gradients.md", "docs/migrating.md", "docs/plans.md"),
         *("docs/reinforcement_learning.md", "docs/training.md"),
     }
-    assert set(pages()) == tested, "run the page in a test, with values that matter, and name it here"
+    others = {page for page in pages() if not page.startswith("docs/api/")}  # those: tests/test_api_pages.py
+    assert others == tested, "run the page in a test, with values that matter, and name it here"
 
 
 def test_links_lead_somewhere():
