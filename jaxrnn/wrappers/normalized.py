@@ -68,6 +68,6 @@ def normalized(cell: Cell, *, epsilon: float = 1e-5) -> Cell:
         init=init,
         initial_carry=lambda params, batch_shape=(): cell.initial_carry(params.cell, batch_shape),
         step=lambda params, carry, x, *noise: cell.step(params.cell, normalize(params, carry), x, *noise),
-        gates=cell.gates and (lambda params, carry, x: cell.gates(params.cell, normalize(params, carry), x)),  # type: ignore[misc]
-        noise=cell.noise and (lambda params, key, times, x: cell.noise(params.cell, key, times, x)),  # type: ignore[misc]
+        gates=cell.gates and (lambda params, carry, x: cell.gates(params.cell, normalize(params, carry), x)),
+        noise=cell.noise and (lambda params, key, times, x: cell.noise(params.cell, key, times, x)),
     )
