@@ -12,6 +12,7 @@ import pytest
 
 import jaxrnn as jr
 from jaxrnn import __main__, doctor
+from tests.commands import lines_of
 
 # One case of each cell, shapes as small as the equations allow to differ: what is tested is the doctor.
 ONE_OF_EACH = (
@@ -48,10 +49,6 @@ def with_wrong_gradient(factor):
         return jr.scan(cell._replace(step=step), **options)
 
     return scan
-
-
-def lines_of(report, start):
-    return [line for line in report.splitlines() if line.startswith(start)]
 
 
 @pytest.mark.usefixtures("sound_versions")
