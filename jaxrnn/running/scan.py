@@ -102,7 +102,18 @@ def scan(
     check_sizes("scan", unroll=unroll)
     check_plan("scan", plan)
     check_checkpoint("scan", checkpoint)
-    who = f"scan({name_of(cell)})"
+    return layer_of(f"scan({name_of(cell)})", cell, reverse, unroll, plan, checkpoint)
+
+
+def layer_of(
+    who: str,
+    cell: Cell,
+    reverse: bool,
+    unroll: int = 1,
+    plan: str | Plan = "auto",
+    checkpoint: bool | int | Budget = False,
+) -> Layer:
+    """What ``scan`` returns, under the name that error messages are to use."""
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
         lengths, mask, resets = (None if a is None else jnp.asarray(a) for a in (lengths, mask, resets))

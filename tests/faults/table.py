@@ -253,10 +253,10 @@ FAULTS = (
         tests("test_wrappers", "zoneout_in_evaluation"),
     ),
     Fault(
-        "a wrapped model keeps the spec of what it wraps",
-        "return made._replace(spec=spec)",
-        "return made if made.spec is not None else made._replace(spec=spec)",
-        tests("test_wrappers", "spec_rebuilds"),
+        "a model with another step keeps its spec",
+        'return field.__get__(self) if tuple(self) in getattr(_run_of(self), "issued", ()) else None',
+        "return field.__get__(self)",
+        tests("test_known_by_spec", "replaced"),
     ),
     # ---- plans
     Fault(
