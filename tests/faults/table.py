@@ -120,14 +120,14 @@ FAULTS = (
     ),
     Fault(
         "the start of a chunk ignored",
-        "times = start + jnp.arange(T, dtype=jnp.int32)\n        valid = valid_steps",
+        "times = counted_from(start, jnp.arange(T, dtype=jnp.int32))\n        valid = valid_steps",
         "times = jnp.arange(T, dtype=jnp.int32)\n        valid = valid_steps",
         tests("test_contract", "chunks_equal_the_whole"),
     ),
     Fault(
         "lengths one too long",
-        "within = times.reshape(-1, *(1,) * lengths.ndim) < lengths[None]",
-        "within = times.reshape(-1, *(1,) * lengths.ndim) <= lengths[None]",
+        "within = times.astype(dtype).reshape(-1, *(1,) * lengths.ndim) < lengths.astype(dtype)[None]",
+        "within = times.astype(dtype).reshape(-1, *(1,) * lengths.ndim) <= lengths.astype(dtype)[None]",
         tests("test_contract", "padded_sequences_equal"),
     ),
     Fault(
@@ -151,7 +151,7 @@ FAULTS = (
     ),
     Fault(
         "the carry kept in the weights' own dtype",
-        "return accumulator(W.dtype if dtype is None else jnp.promote_types(W.dtype, dtype))",
+        "return accumulator(W.dtype, *(() if dtype is None else (dtype,)))",
         "return W.dtype if dtype is None else jnp.promote_types(W.dtype, dtype)",
         tests("test_running", "bfloat16"),
     ),
@@ -355,7 +355,7 @@ FAULTS = (
     # ---- training
     Fault(
         "accumulated gradients summed in their own dtype",
-        "zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)), shapes)",
+        "zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, accumulator(a.dtype)), shapes)",
         "zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)",
         tests("test_fitting", "half_precision"),
     ),
