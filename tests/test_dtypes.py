@@ -1,4 +1,4 @@
-"""Every cell × the dtypes of its parameters, of computing and of x, with and without biases: the carry keeps its own."""
+"""Every cell × the dtypes of its parameters, of computing and of x, with and without biases: the carry keeps its."""
 
 import functools
 import itertools

@@ -51,7 +51,9 @@ def initial_state(learned: jax.Array | None, batch_shape: tuple[int, ...], size:
     """(*B, size): zeros, or the learned initial state for every sequence of the batch."""
     if learned is None:
         return jnp.zeros((*batch_shape, size), dtype)
-    return jnp.broadcast_to(learned.astype(dtype), (*batch_shape, size))
+    state = jnp.broadcast_to(learned.astype(dtype), (*batch_shape, size))
+    # Outside of jit that may be the parameter itself, which whoever donates the carry would delete.
+    return state if isinstance(state, jax.core.Tracer) else jnp.copy(state)
 
 
 def empty_carry(params: PyTree, batch_shape: tuple[int, ...] = ()) -> tuple[()]:
