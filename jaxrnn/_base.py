@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxrnn._spec import Spec
+from jaxrnn._spec import Spec, known_by_spec
 
 PyTree = Any
 
@@ -138,6 +138,7 @@ class ApplyFn(Protocol):
         """
 
 
+@known_by_spec
 class Cell(NamedTuple):
     """A recurrence, as pure functions: what happens at one time step.
 
@@ -162,7 +163,12 @@ class Cell(NamedTuple):
             pytree of different arrays, a pytree of such numbers.
         input_size, output_size: the last feature axis of ``x`` and ``y`` where known; ``stack`` and the error
             messages read them.
-        spec: what ``jr.build`` rebuilds this cell from; None for a user's own cell.
+        spec: what ``jr.build`` rebuilds this cell from; None for a user's own cell, and as soon as a field is another
+            than the factory made (``cell._replace(step=…)``).
+
+    Cells with equal specs are equal, have one hash and are pickled as their spec: as static arguments of ``jax.jit``
+    they are traced once, and other processes rebuild them. A function among the options has to be one that pickle
+    finds. Cells without a spec are equal where they hold the same functions.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -191,6 +197,7 @@ class Cell(NamedTuple):
     spec: Spec | None = None
 
 
+@known_by_spec
 class Layer(NamedTuple):
     """A recurrence run over time, as pure functions. ``jr.scan`` makes one from a Cell.
 

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._dtypes import accumulator, promoted
+
 PyTree = Any
 
 
@@ -71,7 +73,7 @@ def check_real(who: str, x: Any, dtype: Any, *, declared: bool) -> None:
             f"{who}: expected floating-point inputs, got {came}; put jr.embedding in front of integer tokens, "
             f"or cast with x.astype({jnp.dtype(dtype).name!r})."
         )
-    if not declared and jnp.promote_types(came, dtype) != dtype:
+    if not declared and promoted(came, dtype) != dtype:
         raise TypeError(
             f"{who}: x is {came} but the parameters are {jnp.dtype(dtype).name}, and computing would drop digits; "
             f"cast x to {jnp.dtype(dtype).name}, or build the cell with dtype=… to declare the compute dtype."
@@ -310,7 +312,7 @@ def check_finite(who: str, what: str, tree: PyTree, fix: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             continue
-        values = np.asarray(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)))
+        values = np.asarray(leaf.astype(accumulator(leaf.dtype)))
         bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
         if len(bad):
             when = f"at {len(bad)} of {len(values)} steps, first at {bad[0]}, last at {bad[-1]}"

@@ -7,12 +7,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+import jax
 import numpy as np
 
 from jaxrnn._checks import nearest
 
 P = ParamSpec("P")
 Made = TypeVar("Made")
+Record = TypeVar("Record", bound=tuple[Any, ...])
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 FACTORIES: dict[str, Callable[..., Any]] = {}  # by kind; ``registered`` enters them
@@ -26,11 +28,28 @@ class Spec(NamedTuple):
         options: the factory's arguments that differ from their defaults, as sorted (name, value) pairs; a value that
             is a record, as a :class:`Plan` is, stands as a Spec.
         children: the specs of the cells and layers that went in.
+
+    Specs are equal where they build the same: functions are compared by identity, those of ``functools.partial`` by
+    what they hold; True is not 1, as ``checkpoint`` tells them apart.
     """
 
     kind: str
     options: tuple[tuple[str, Any], ...] = ()
     children: tuple[Spec, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spec) and _exact(self) == _exact(other)
+
+    def __ne__(self, other: object) -> bool:  # a tuple has one of its own
+        return not self == other
+
+    def __hash__(self) -> int:
+        try:
+            return hash(_exact(self))
+        except TypeError as error:
+            raise TypeError(
+                f"Spec: an option of {self.kind} cannot be hashed: {error}; give a function, a number or a string."
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain dicts, lists, strings and numbers, ready for ``json.dumps``.
@@ -64,6 +83,15 @@ class Spec(NamedTuple):
             tuple(sorted((n, cls.from_dict(v) if isinstance(v, dict) else _plain(n, v)) for n, v in options.items())),
             tuple(cls.from_dict(child) for child in data.get("children", ())),
         )
+
+
+def _exact(value: Any) -> Any:
+    """A value as ``==`` should see it: True is not 1, and ``functools.partial`` is what it holds."""
+    if isinstance(value, tuple):
+        return tuple(map(_exact, value))
+    if isinstance(value, functools.partial):
+        return functools.partial, value.func, _exact(value.args), _exact(tuple(sorted(value.keywords.items())))
+    return (bool, value) if isinstance(value, bool) else value
 
 
 def registered(factory: Factory) -> Factory:
@@ -106,14 +134,62 @@ def specified(factory: Callable[P, Made]) -> Callable[P, Made]:
                 children.extend(value)
             elif hasattr(value, "initial_carry"):  # a Cell or a Layer
                 children.append(value)
-            elif value is not parameter.default:
+            elif _exact(_plain(name, value)) != _exact(_plain(name, parameter.default)):
                 options[name] = _plain(name, value)
         if any(child.spec is None for child in children):
             return made
         spec = Spec(factory.__name__, tuple(sorted(options.items())), tuple(child.spec for child in children))
-        return made._replace(spec=spec)
+        return _issue(made._replace(spec=spec))
 
     return registered(wrapper)
+
+
+def _issue(made: Any) -> Any:
+    """Note beside the function that does the work with which others a spec was issued."""
+    run = _run_of(made)
+    run.issued = (*getattr(run, "issued", ()), tuple(made))
+    return made
+
+
+def _run_of(made: Any) -> Any:
+    """``step`` of a Cell, ``apply`` of a Layer."""
+    return made[2]
+
+
+def known_by_spec(record: type[Record]) -> type[Record]:
+    """Cell and Layer: a spec stays with the functions that it was issued with, and records with a spec are known by it.
+
+    ``record.spec`` is None where a function, or anything else, is another than the spec was issued with, by whatever
+    way (``_replace``, a tree map …). Records with equal specs are equal, and are pickled as their spec; the others are
+    equal where their fields are, functions by identity.
+    """
+    field: Any = record.spec  # type: ignore[attr-defined]
+
+    def spec(self: Any) -> Spec | None:
+        """What ``jr.build`` rebuilds this from; None for a user's own, and where a function was replaced."""
+        return field.__get__(self) if tuple(self) in getattr(_run_of(self), "issued", ()) else None
+
+    def __eq__(self: Any, other: object) -> bool:
+        if type(self) is not type(other):
+            return False
+        spec, theirs = self.spec, other.spec  # type: ignore[attr-defined]
+        return spec == theirs and (spec is not None or tuple(self)[:-1] == tuple(other)[:-1])  # type: ignore[arg-type]
+
+    def __ne__(self: Any, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self: Any) -> int:
+        spec = self.spec
+        return hash((type(self), tuple(filter(callable, self)) if spec is None else spec))
+
+    def __reduce__(self: Any) -> tuple[Any, ...]:
+        spec = self.spec
+        return (type(self), tuple(self)[:-1]) if spec is None else (build, (spec,))
+
+    record.spec = property(spec)  # type: ignore[attr-defined]
+    for method in (__eq__, __ne__, __hash__, __reduce__):
+        setattr(record, method.__name__, method)
+    return record
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -124,7 +200,7 @@ def _plain(name: str, value: Any) -> Any:
         return Spec(type(value).__name__, tuple(sorted(fields)))
     if name.endswith("dtype") and value is not None:
         return np.dtype(value).name
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer):
         value = value.tolist()
     if isinstance(value, list | tuple):
         return tuple(_plain(name, v) for v in value)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, Layer, PyTree, name_of, select
 from jaxrnn._checks import check_choice
 from jaxrnn._spec import specified
-from jaxrnn.running.scan import scan, valid_steps
+from jaxrnn.running.scan import counted_from, scan, valid_steps
 
 Member = TypeVar("Member", Cell, Layer)
 
@@ -289,7 +289,7 @@ def residual(inner: Member) -> Member:
     def apply(params, xs, carry=None, *, lengths=None, mask=None, start=0, **options):
         lengths, mask = (None if a is None else jnp.asarray(a) for a in (lengths, mask))
         carry, ys = inner.apply(params, xs, carry, lengths=lengths, mask=mask, start=start, **options)
-        on = valid_steps(start + jnp.arange(xs.shape[0], dtype=jnp.int32), lengths, mask)
+        on = valid_steps(counted_from(start, jnp.arange(xs.shape[0], dtype=jnp.int32)), lengths, mask)
         return carry, add(xs if on is None else select(on, xs, jnp.zeros_like(xs)), ys)
 
     return inner._replace(apply=apply)

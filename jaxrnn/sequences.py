@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrnn._base import select
 from jaxrnn._checks import check_flags, check_lengths
+from jaxrnn._dtypes import accumulator
 from jaxrnn.running.scan import valid_steps
 
 
@@ -186,7 +187,7 @@ def masked_mean(losses: jax.Array, *, lengths: jax.Array | None = None, mask: ja
 
 def _wide(a: jax.Array) -> Any:
     """The dtype to sum in: float16 overflows, and a bfloat16 sum of ones stops at 256."""
-    return jnp.promote_types(a.dtype, jnp.float32)
+    return accumulator(a.dtype)
 
 
 def _valid(who: str, ys: jax.Array, lengths: Any, mask: Any) -> jax.Array | None:

@@ -44,7 +44,8 @@ def fast_weights(input_size, hidden_size):
     @jax.jit  # a nested jit in the step
     def step(params, S, x):
         k, v, q = jnp.split(x @ params["W"], 3, axis=-1)
-        S = params["decay"] * S + k[..., :, None] * v[..., None, :]
+        decay = jax.lax.broadcast_to_rank(params["decay"], S.ndim)  # as jax.numpy_rank_promotion("raise") wants it
+        S = decay * S + k[..., :, None] * v[..., None, :]
         return S, jnp.einsum("...kv,...k->...v", S, q)
 
     return jr.Cell(init, initial_carry, step)
@@ -64,7 +65,7 @@ def textbook_lstm(input_size, hidden_size):
 
     def step(params, carry, x):
         h, c = carry
-        a = {gate: x @ p["W"] + h @ p["U"] + p["b"] for gate, p in params.items()}
+        a = {gate: x @ p["W"] + h @ p["U"] + jax.lax.broadcast_to_rank(p["b"], h.ndim) for gate, p in params.items()}
         i, f, o = (jax.nn.sigmoid(a[gate]) for gate in "ifo")
         c = f * c + i * jnp.tanh(a["g"])
         h = o * jnp.tanh(c)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from jaxrnn._checks import check_choice, check_sizes
-from jaxrnn.cells._products import accumulator
+from jaxrnn._dtypes import accumulator
 from jaxrnn.cells.activations import Activation, activation_of
 from jaxrnn.cells.fused import GateOrder
 

@@ -8,30 +8,38 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import PyTree
-
-
-def accumulator(dtype: Any) -> Any:
-    """The dtype in which sums, gates and carries are kept: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+from jaxrnn._dtypes import accumulator, aligned
 
 
 def project(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
-    """``x @ W`` with both sides in the compute dtype (None: that of W), summed in at least float32.
+    """``x @ W`` with both sides in the compute dtype (None: that of W), summed in at least float32, for the carry.
 
     The cast of W stands here, inside the step, so that its gradient accumulates in the dtype of W.
     """
-    dtype = W.dtype if dtype is None else dtype
-    return jnp.dot(x.astype(dtype), W.astype(dtype), preferred_element_type=accumulator(dtype))
+    kept, dtype = carry_dtype(W, dtype), W.dtype if dtype is None else dtype
+    return jnp.dot(x.astype(dtype), W.astype(dtype), preferred_element_type=accumulator(dtype)).astype(kept)
 
 
 def carry_dtype(W: jax.Array, dtype: Any) -> Any:
     """What a cell carries its state in: at least float32, and as wide as its weights and its compute dtype."""
-    return accumulator(W.dtype if dtype is None else jnp.promote_types(W.dtype, dtype))
+    return accumulator(W.dtype, *(() if dtype is None else (dtype,)))
 
 
 def plus_bias(a: jax.Array, b: jax.Array | None) -> jax.Array:
     """``a + b``; without a bias ``a``."""
-    return a if b is None else a + b
+    return a if b is None else plus(a, b)
+
+
+def plus(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a + b``: (*B, H) and (H,), say."""
+    b = aligned(b, a)
+    return a.astype(b.dtype) + b
+
+
+def times(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a * b``: (*B, H) and (H,), say."""
+    b = aligned(b, a)
+    return a.astype(b.dtype) * b
 
 
 def output(h: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
@@ -43,7 +51,9 @@ def initial_state(learned: jax.Array | None, batch_shape: tuple[int, ...], size:
     """(*B, size): zeros, or the learned initial state for every sequence of the batch."""
     if learned is None:
         return jnp.zeros((*batch_shape, size), dtype)
-    return jnp.broadcast_to(learned.astype(dtype), (*batch_shape, size))
+    state = jnp.broadcast_to(learned.astype(dtype), (*batch_shape, size))
+    # Outside of jit that may be the parameter itself, which whoever donates the carry would delete.
+    return state if isinstance(state, jax.core.Tracer) else jnp.copy(state)
 
 
 def empty_carry(params: PyTree, batch_shape: tuple[int, ...] = ()) -> tuple[()]:

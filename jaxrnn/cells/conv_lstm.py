@@ -11,9 +11,10 @@ import numpy as np
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_real, check_sizes
+from jaxrnn._dtypes import accumulator
 from jaxrnn.cells._built_in import built_in
 from jaxrnn.cells._options import Initializer, cell_options, per_gate
-from jaxrnn.cells._products import accumulator, carry_dtype, output, plus_bias
+from jaxrnn.cells._products import carry_dtype, output, plus_bias, times
 from jaxrnn.cells.activations import Activation
 from jaxrnn.cells.fused import by_gate
 from jaxrnn.cells.lstm_family import GATES, LSTMCarry, LSTMGates, forget_bias_of
@@ -35,7 +36,7 @@ def convolve(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
             "conv_lstm: JAX cannot divide all that the gradients of convolutions need over a mesh with Explicit axes; "
             "make the mesh with jax.sharding.AxisType.Auto, or run inside jax.shard_map."
         )
-    dtype = W.dtype if dtype is None else dtype
+    kept, dtype = carry_dtype(W, dtype), W.dtype if dtype is None else dtype
     axes = W.ndim - 1  # of x, without a batch
     if x.ndim == axes:
         return convolve(x[None], W, dtype)[0]
@@ -50,7 +51,7 @@ def convolve(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
         "SAME",
         dimension_numbers=order,
         preferred_element_type=accumulator(dtype),
-    )
+    ).astype(kept)
 
 
 @built_in
@@ -140,8 +141,8 @@ def conv_lstm(
         )
 
     def initial_carry(params, batch_shape=()):
-        zeros = jnp.zeros((*batch_shape, *S, H), carry_dtype(params.W_hh, dtype))
-        return LSTMCarry(zeros, zeros)
+        shape, kept = (*batch_shape, *S, H), carry_dtype(params.W_hh, dtype)
+        return LSTMCarry(jnp.zeros(shape, kept), jnp.zeros(shape, kept))
 
     def check_field(x, weights):
         if x.shape[-len(S) - 1 :] != (*S, input_size):
@@ -153,7 +154,7 @@ def conv_lstm(
         check_real("conv_lstm", x, weights if dtype is None else dtype, declared=dtype is not None)
 
     def peep(c, U):
-        return c * U if peephole else 0
+        return times(c, U) if peephole else 0
 
     def gates(params, carry, x):
         W_xh, W_hh, b, U_i, U_f, U_o = params

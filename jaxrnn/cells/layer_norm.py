@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_sizes
+from jaxrnn._dtypes import accumulator
 from jaxrnn.cells._built_in import built_in
-from jaxrnn.cells._products import accumulator, empty_carry, output
+from jaxrnn.cells._products import empty_carry, output, plus, times
 
 
 class LayerNormParams(NamedTuple):
@@ -57,6 +58,6 @@ def layer_norm(input_size: int, *, epsilon: float = 1e-5, dtype: Any = None, par
         scale, shift = params
         x = x.astype(accumulator(scale.dtype))
         mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-        return carry, output((x - mean) / jnp.sqrt(var + epsilon) * scale + shift, scale, dtype)
+        return carry, output(plus(times((x - mean) / jnp.sqrt(var + epsilon), scale), shift), scale, dtype)
 
     return Cell(init, empty_carry, step, input_size=input_size, output_size=input_size)

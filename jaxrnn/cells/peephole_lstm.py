@@ -11,7 +11,7 @@ from jaxrnn._base import Cell
 from jaxrnn._checks import check_choice
 from jaxrnn.cells._built_in import built_in
 from jaxrnn.cells._options import Initializer, cell_options, per_gate
-from jaxrnn.cells._products import output, plus_bias, project
+from jaxrnn.cells._products import output, plus_bias, project, times
 from jaxrnn.cells.activations import Activation
 from jaxrnn.cells.fused import by_gate
 from jaxrnn.cells.lstm_family import (
@@ -115,7 +115,7 @@ def peephole_lstm(
         return lstm_initial_carry(params, batch_shape, H, dtype)
 
     def peep(c, U):
-        return c * U if peephole == "diagonal" else project(c, U, dtype)
+        return times(c, U) if peephole == "diagonal" else project(c, U, dtype)
 
     def gates(params, carry, x):
         W_xh, W_hh, b, U_i, U_f, U_o, _ = params

@@ -11,7 +11,7 @@ from jaxrnn._base import Cell
 from jaxrnn._checks import check_sizes
 from jaxrnn.cells._built_in import built_in
 from jaxrnn.cells._options import Initializer, initializer
-from jaxrnn.cells._products import empty_carry, output, project
+from jaxrnn.cells._products import empty_carry, output, plus, project
 
 
 class ReadoutParams(NamedTuple):
@@ -70,6 +70,6 @@ def readout(
 
     def step(params, carry, h):
         W_hy, b_y = params
-        return carry, output(project(h, W_hy, dtype) + b_y, W_hy, dtype)
+        return carry, output(plus(project(h, W_hy, dtype), b_y), W_hy, dtype)
 
     return Cell(init, empty_carry, step, input_size=input_size, output_size=output_size)

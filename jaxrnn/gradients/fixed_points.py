@@ -193,7 +193,9 @@ def _adam(space: StateSpace, x: PyTree, steps: int, learning_rate: float) -> Any
     def search(h):
         def one_step(state, _):
             h, opt_state = state
-            updates, opt_state = optimizer.update(jax.grad(lambda h: _speed(space, h, x))(h), opt_state)
+            slope = jax.grad(lambda h: _speed(space, h, x))(h)
+            with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to a power of its own int32
+                updates, opt_state = optimizer.update(slope, opt_state)
             return (optax.apply_updates(h, updates), opt_state), None
 
         return jax.lax.scan(one_step, (h, optimizer.init(h)), length=steps)[0][0]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree, flatten, is_float
 from jaxrnn._checks import check_finite, check_lengths, check_scalar_loss
+from jaxrnn._dtypes import promoted
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import check_not_explicit
 from jaxrnn.instruments import NormProbe, PerturbedState, norm, probe_zeros
@@ -152,10 +153,11 @@ def norm_by_lag(norm: jax.Array, *, lengths: jax.Array | None = None, reverse: b
     if norm.ndim == 0:
         raise ValueError("norm_by_lag: expected norms (T, *B), such as flow.states.norm, got a scalar.")
     T, batch_shape = norm.shape[0], norm.shape[1:]
-    lengths = jnp.full(batch_shape, T) if lengths is None else jnp.asarray(lengths)
+    lengths = jnp.full(batch_shape, T, jnp.int32) if lengths is None else jnp.asarray(lengths)
     check_lengths("norm_by_lag", lengths, batch_shape)
-    lag = jnp.arange(T).reshape(-1, *(1,) * len(batch_shape))
-    t = jnp.broadcast_to(lag, norm.shape) if reverse else jnp.minimum(lengths, T) - 1 - lag
+    lengths = jnp.minimum(lengths.astype(promoted(lengths.dtype, jnp.int32)), T).astype(jnp.int32)[None]
+    lag = jnp.arange(T, dtype=jnp.int32).reshape(-1, *(1,) * len(batch_shape))
+    t = jnp.broadcast_to(lag, norm.shape) if reverse else lengths - 1 - lag
     reached = (lag < lengths) & (t >= 0)
     values = jnp.take_along_axis(norm, jnp.maximum(t, 0), axis=0)
     return _mean_over_batch(values, reached, empty=jnp.nan)

@@ -187,5 +187,5 @@ def check_burn_in(who: str, burn_in: int, T: int) -> None:
 
 def _directions(size: int, k: int) -> jax.Array:
     """(N, k) orthonormal columns, none of them special to any network: not along its units."""
-    rows, columns = jnp.arange(1.0, size + 1)[:, None], jnp.arange(1.0, k + 1)
+    rows, columns = jnp.arange(1.0, size + 1)[:, None], jnp.arange(1.0, k + 1)[None]
     return jnp.linalg.qr(jnp.sin(rows * columns * 1.6180339887) + jnp.cos(rows**2 * 0.7548776662 + columns))[0]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import PyTree
+from jaxrnn._dtypes import accumulator
 
 USES = 4  # products with disjoint parts of a parameter that are told apart; a GRU's W_hh has two
 
@@ -40,7 +41,7 @@ class PerturbedState(NamedTuple):
 
 def probe_zeros(T: int, dtype: Any) -> jax.Array:
     """The zeros of a :class:`NormProbe`, (T, USES), for a parameter of that dtype."""
-    return jnp.zeros((T, USES), jnp.promote_types(dtype, jnp.float32))
+    return jnp.zeros((T, USES), accumulator(dtype))
 
 
 def is_marked(a: Any) -> bool:

@@ -23,6 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxrnn._base import PyTree, flatten
+from jaxrnn._dtypes import accumulator, aligned
 from jaxrnn.instruments.marks import USES, NormProbe
 from jaxrnn.programs.primitives import CAST, VIEW, has
 from jaxrnn.programs.program import Op, Program
@@ -139,7 +140,7 @@ def _scale(a: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array
 
 def _norms_of_xT_d(x: jax.Array, d: jax.Array) -> jax.Array:
     """(T,): ‖xᵀ d‖ of each x (T, R, K) and d (T, R, O), the cheaper way."""
-    dtype = jnp.promote_types(jnp.promote_types(x.dtype, d.dtype), jnp.float32)
+    dtype = accumulator(x.dtype, d.dtype)
     x, d = x.astype(dtype), d.astype(dtype)
     (_, R, K), O = x.shape, d.shape[-1]
     if R == 1:
@@ -181,7 +182,7 @@ def _by_rows(x: jax.Array, d: jax.Array) -> jax.Array:
 
 def _abstract(x, z, *, units, dtype):
     def typed(x, z):  # for its type alone: it varies and is sharded as x and z do
-        return (x[..., :1] * z[..., None, None] * jnp.ones((units,))).astype(dtype)
+        return x[..., :1].astype(dtype) * z[..., None, None].astype(dtype) * aligned(jnp.ones((units,), dtype), x)
 
     return jax.make_jaxpr(typed)(x, z).out_avals[0]
 

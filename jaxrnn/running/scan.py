@@ -21,6 +21,7 @@ from jaxrnn._checks import (
     check_start,
     sequence_shape,
 )
+from jaxrnn._dtypes import promoted
 from jaxrnn._spec import specified
 from jaxrnn.instruments import carry_without_marks
 from jaxrnn.planning.plan import Plan, check_plan
@@ -102,7 +103,18 @@ def scan(
     check_sizes("scan", unroll=unroll)
     check_plan("scan", plan)
     check_checkpoint("scan", checkpoint)
-    who = f"scan({name_of(cell)})"
+    return layer_of(f"scan({name_of(cell)})", cell, reverse, unroll, plan, checkpoint)
+
+
+def layer_of(
+    who: str,
+    cell: Cell,
+    reverse: bool,
+    unroll: int = 1,
+    plan: str | Plan = "auto",
+    checkpoint: bool | int | Budget = False,
+) -> Layer:
+    """What ``scan`` returns, under the name that error messages are to use."""
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
         lengths, mask, resets = (None if a is None else jnp.asarray(a) for a in (lengths, mask, resets))
@@ -115,7 +127,7 @@ def scan(
         if (start_carry := carry_without_marks(carry)) is not None:
             check_carry(who, start_carry, expected, batch_shape)
 
-        times = start + jnp.arange(T, dtype=jnp.int32)
+        times = counted_from(start, jnp.arange(T, dtype=jnp.int32))
         valid = valid_steps(times, lengths, mask)
         if valid is not None:
             xs = select(valid, xs, jax.tree.map(jnp.zeros_like, xs))
@@ -173,11 +185,20 @@ def check_inputs(who, cell, xs, lengths, mask, resets):
     return T, batch_shape
 
 
+def counted_from(start, steps):
+    """``start + steps``, the absolute times of steps (T,) or (), where start may be an array of another width."""
+    if not hasattr(start, "dtype"):
+        return start + steps
+    dtype = promoted(start.dtype, steps.dtype)
+    return start.astype(dtype) + steps.astype(dtype)
+
+
 def valid_steps(times, lengths, mask):
     """(T, *B) booleans, or None where every step is valid."""
     if lengths is None:
         return mask
-    within = times.reshape(-1, *(1,) * lengths.ndim) < lengths[None]
+    dtype = promoted(times.dtype, lengths.dtype)
+    within = times.astype(dtype).reshape(-1, *(1,) * lengths.ndim) < lengths.astype(dtype)[None]
     return within if mask is None else within & mask
 
 

@@ -13,7 +13,7 @@ from jaxrnn._spec import Spec, specified
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.instruments import PerStep, refuse_marks
 from jaxrnn.programs.tracing import inner_programs
-from jaxrnn.running.scan import as_layer, check_inputs
+from jaxrnn.running.scan import as_layer, check_inputs, counted_from
 
 
 @specified
@@ -118,7 +118,7 @@ def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkp
             handed_on, _, before = state
             index, steps = block
             part = _join(before, steps)
-            handed_on, end, ys = run_window(handed_on, part, start + ahead + index * stride, stride)
+            handed_on, end, ys = run_window(handed_on, part, counted_from(start, ahead + index * stride), stride)
             return (handed_on, end, _part(part, stride, None)), _part(ys, overlap, None)
 
         handed_on, end, ys = run_window(carry, _part(sequence, 0, first), start, ahead)

@@ -7,7 +7,7 @@ from typing import Any
 from jaxrnn._base import Cell, PyTree, check_cell, name_of
 from jaxrnn._spec import FACTORIES
 from jaxrnn.cells.fused import gate_order
-from jaxrnn.running.scan import scan
+from jaxrnn.running.scan import layer_of
 
 
 def gates(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> Any:
@@ -71,7 +71,8 @@ def trace_gates(
     def step(params, carry, x, *noise):
         return cell.step(params, carry, x, *noise)[0], cell.gates(params, carry, x)  # type: ignore[misc]
 
-    return scan(cell._replace(step=step), reverse=reverse).apply(params, xs, carry, **options)[1]
+    layer = layer_of(f"trace_gates({name_of(cell)})", cell._replace(step=step), reverse)
+    return layer.apply(params, xs, carry, **options)[1]
 
 
 def _with_gates(who: str, cell: Cell) -> Cell:

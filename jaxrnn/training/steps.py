@@ -12,6 +12,7 @@ import optax
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_choice, check_scalar_loss, check_sizes
 from jaxrnn._deprecated import moved_names
+from jaxrnn._dtypes import accumulator
 
 Measures = dict[str, jax.Array]  # scalars by name
 NOISE = 0x6E6F6973  # any number that counts no batch: sets the noise apart from the batches, whose key is the same
@@ -121,8 +122,8 @@ def loop(
 
         first = jax.tree.map(lambda a: a[0], batches)
         shapes = jax.eval_shape(gradient, params, first, key)
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)), shapes)
-        total, _ = jax.lax.scan(add, zeros, (batches, jnp.arange(accumulate)))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, accumulator(a.dtype)), shapes)
+        total, _ = jax.lax.scan(add, zeros, (batches, jnp.arange(accumulate, dtype=jnp.int32)))
         grads, measures = jax.tree.map(lambda a: a / accumulate, total)
         return jax.tree.map(lambda a, like: a.astype(like.dtype), grads, shapes[0]), measures
 
@@ -136,7 +137,7 @@ def loop(
             good = jnp.isfinite(measures["loss"]) & jnp.isfinite(measures["grad_norm"])
             new, old = (params, opt_state), (state.params, state.opt_state)
             params, opt_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-            skipped = skipped + ~good
+            skipped = skipped + (~good).astype(skipped.dtype)
         return TrainState(params, opt_state, state.key, state.step + 1, skipped), measures
 
     def run(
@@ -146,7 +147,8 @@ def loop(
             if accumulate == 1:
                 batch = batch_at(state.key, state.step)
             else:
-                batch = jax.lax.map(lambda k: batch_at(state.key, state.step * accumulate + k), jnp.arange(accumulate))
+                places = jnp.arange(accumulate, dtype=jnp.int32)
+                batch = jax.lax.map(lambda k: batch_at(state.key, state.step * accumulate + k), places)
             return step(state, batch)
 
         return jax.lax.scan(one, state, length=steps)

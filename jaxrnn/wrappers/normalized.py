@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree
+from jaxrnn._dtypes import aligned
 from jaxrnn._spec import specified
 from jaxrnn.wrappers._shared import check_wrapped, state_of, with_state
 
@@ -61,7 +62,8 @@ def normalized(cell: Cell, *, epsilon: float = 1e-5) -> Cell:
     def normalize(params, carry):
         h = state_of("normalized", cell, carry)
         mean, var = h.mean(-1, keepdims=True), h.var(-1, keepdims=True)
-        read = ((h - mean) / jnp.sqrt(var + epsilon) * params.scale + params.shift).astype(h.dtype)
+        scaled = (h - mean) / jnp.sqrt(var + epsilon) * aligned(params.scale, h)
+        read = (scaled + aligned(params.shift, h)).astype(h.dtype)
         return with_state(carry, read)
 
     return cell._replace(
