@@ -145,10 +145,15 @@ class BiCarry(NamedTuple):
     backward: PyTree  # after the first valid step, where the backward run ends
 
 
+def _with_dtype(a: jax.Array, kind: Any, dtype: Any) -> jax.Array:
+    """``a`` in another dtype where its own is not of that kind."""
+    return a if jnp.issubdtype(a.dtype, kind) else a.astype(dtype)
+
+
 MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "concat": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
-    "sum": jnp.add,
-    "mean": lambda forward, backward: (forward + backward) / 2,
+    "concat": lambda *both: jnp.concatenate(both, axis=-1),
+    "sum": lambda *both: jnp.add(*(_with_dtype(a, jnp.number, jnp.int32) for a in both)),
+    "mean": lambda *both: jnp.add(*(_with_dtype(a, jnp.inexact, jnp.float32) for a in both)) / 2,
     "product": jnp.multiply,
 }
 
@@ -167,7 +172,8 @@ def bidirectional(
 
     Args:
         forward, backward: Cells, of the same kind or not.
-        merge: "concat" (2H features), "sum", "mean", "product", or a function of the two outputs (T, *B, H).
+        merge: "concat" (2H features), "sum" (of booleans how many are True, int32), "mean" (of integers and booleans
+            float32), "product", or a function of the two outputs (T, *B, H).
         run: what lifts a cell to a layer: called as ``run(forward)`` and ``run(backward, reverse=True)``.
 
     Returns:
@@ -251,7 +257,8 @@ def residual(inner: Member) -> Member:
         The kind that was given, with the same params and carry. On steps that are not valid the output is 0.
 
     Raises:
-        ValueError: sizes that differ.
+        ValueError: sizes that differ. TypeError: outputs of a kind that cannot hold the sum: booleans, integers where x
+            is fractions, real numbers where it is complex.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -275,6 +282,13 @@ def residual(inner: Member) -> Member:
             raise ValueError(
                 f"residual: {name_of(inner)} turned {jnp.shape(x)} into {jnp.shape(y)}, so x + y has no meaning; "
                 f"build it with output features equal to its input features."
+            )
+        kinds = (jnp.integer, jnp.floating, jnp.complexfloating)  # each holds the ones before it
+        of_x, of_y = (next((n for n, kind in enumerate(kinds) if jnp.issubdtype(a.dtype, kind)), -1) for a in (x, y))
+        if of_y < max(of_x, 0):
+            raise TypeError(
+                f"residual: {name_of(inner)} turned {x.dtype} into {y.dtype}, which cannot hold x + y; let it put out "
+                f"{'numbers' if of_x < 0 else x.dtype}."
             )
         return x.astype(y.dtype) + y
 

@@ -103,7 +103,8 @@ def mean_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Arra
         lengths: (*B) integers; mask: (T, *B) booleans; both together mean both.
 
     Returns:
-        (*B, …); 0 where no step is valid. What stands in the padding does not matter, NaN included.
+        (*B, …), of the dtype of ys; of integers and booleans float32. 0 where no step is valid. What stands in the
+        padding does not matter, NaN included.
 
     Raises:
         ValueError, TypeError: lengths or masks of the wrong shape or dtype.
@@ -118,7 +119,7 @@ def mean_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Arra
         on = jnp.ones(ys.shape[:1], bool)
     total = select(on, ys, jnp.zeros_like(ys)).sum(axis=0, dtype=_wide(ys))
     steps = jnp.maximum(on.sum(axis=0), 1).astype(total.dtype)
-    return (total / steps.reshape(steps.shape + (1,) * (total.ndim - steps.ndim))).astype(ys.dtype)
+    return (total / steps.reshape(steps.shape + (1,) * (total.ndim - steps.ndim))).astype(_dtype_of_mean(ys))
 
 
 def max_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
@@ -127,27 +128,32 @@ def max_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array
         pooled = max_{t valid} y_t
 
     Args:
-        ys: (T, *B, …), floating point.
+        ys: (T, *B, …), floats, integers or booleans, for which it is "any".
         lengths: (*B) integers; mask: (T, *B) booleans; both together mean both.
 
     Returns:
-        (*B, …); 0 where no step is valid. What stands in the padding does not matter, NaN included.
+        (*B, …), of the dtype of ys; 0 where no step is valid. What stands in the padding does not matter, NaN included.
 
     Raises:
-        ValueError, TypeError: lengths or masks of the wrong shape or dtype.
+        ValueError, TypeError: lengths or masks of the wrong shape or dtype; complex ys, which have no order.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn as jr
         >>> jr.max_pool(jnp.array([[-1.0], [-3.0], [9.0]]), lengths=jnp.array([2])).tolist()
         [-1.0]
     """
+    if jnp.issubdtype(ys.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"max_pool: ys must be real, got {ys.dtype}, and complex numbers have no order; take jnp.abs(ys), or .real "
+            f"and .imag apart."
+        )
     on = _valid("max_pool", ys, lengths, mask)
     if ys.shape[0] == 0:
         return jnp.zeros_like(ys, shape=ys.shape[1:])
     if on is None:
         return ys.max(axis=0)
-    lowest = select(on, ys, jnp.full_like(ys, -jnp.inf)).max(axis=0)
-    return select(on.any(axis=0), lowest, jnp.zeros_like(lowest))
+    largest = select(on, ys, jnp.full_like(ys, _lowest(ys.dtype))).max(axis=0)
+    return select(on.any(axis=0), largest, jnp.zeros_like(largest))
 
 
 def masked_mean(losses: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
@@ -156,12 +162,13 @@ def masked_mean(losses: jax.Array, *, lengths: jax.Array | None = None, mask: ja
         loss = Σ_{t,b} valid_{t,b} loss_{t,b} / Σ_{t,b} valid_{t,b}
 
     Args:
-        losses: (T, *B).
+        losses: (T, *B), numbers or booleans, such as whether a prediction is right.
         lengths: (*B) integers; mask: (T, *B) booleans; both together mean both.
 
     Returns:
-        A scalar; 0 where nothing is valid. Losses at padded steps do not matter, NaN included; for a gradient, the loss
-        function must have finite derivatives there too, so put finite targets into the padding.
+        A scalar, of the dtype of losses; of integers and booleans float32. 0 where nothing is valid. Losses at padded
+        steps do not matter, NaN included; for a gradient, the loss function must have finite derivatives there too, so
+        put finite targets into the padding.
 
     Raises:
         ValueError, TypeError: lengths or masks of the wrong shape or dtype.
@@ -181,12 +188,24 @@ def masked_mean(losses: jax.Array, *, lengths: jax.Array | None = None, mask: ja
             f"{on.shape}; reduce the feature axes first."
         )
     total = jnp.where(on, losses, 0).sum(dtype=_wide(losses))
-    return (total / jnp.maximum(on.sum(), 1).astype(total.dtype)).astype(losses.dtype)
+    return (total / jnp.maximum(on.sum(), 1).astype(total.dtype)).astype(_dtype_of_mean(losses))
 
 
 def _wide(a: jax.Array) -> Any:
     """The dtype to sum in: float16 overflows, and a bfloat16 sum of ones stops at 256."""
     return jnp.promote_types(a.dtype, jnp.float32)
+
+
+def _dtype_of_mean(a: jax.Array) -> Any:
+    """That of the numbers; a mean of integers or booleans is a fraction."""
+    return a.dtype if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.float32
+
+
+def _lowest(dtype: Any) -> Any:
+    """No number of the dtype is less."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).min
+    return False if jnp.issubdtype(dtype, jnp.bool_) else -jnp.inf
 
 
 def _valid(who: str, ys: jax.Array, lengths: Any, mask: Any) -> jax.Array | None:

@@ -132,7 +132,7 @@ def norm_by_lag(norm: jax.Array, *, lengths: jax.Array | None = None, reverse: b
         lag = length - 1 - t,  or  t  where the run is reversed
 
     Args:
-        norm: (T, *B), such as ``flow.states.norm``.
+        norm: (T, *B), such as ``flow.states.norm``; integers and booleans count as float32.
         lengths: (*B) integers; None means T.
         reverse: whether the layer ran in reverse, so that its last step is step 0.
 
@@ -151,6 +151,7 @@ def norm_by_lag(norm: jax.Array, *, lengths: jax.Array | None = None, reverse: b
     norm = jnp.asarray(norm)
     if norm.ndim == 0:
         raise ValueError("norm_by_lag: expected norms (T, *B), such as flow.states.norm, got a scalar.")
+    norm = norm if jnp.issubdtype(norm.dtype, jnp.inexact) else norm.astype(jnp.float32)
     T, batch_shape = norm.shape[0], norm.shape[1:]
     lengths = jnp.full(batch_shape, T) if lengths is None else jnp.asarray(lengths)
     check_lengths("norm_by_lag", lengths, batch_shape)
