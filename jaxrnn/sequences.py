@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._base import select
-from jaxrnn._checks import check_flags, check_lengths
+from jaxrnn._checks import check_flags
+from jaxrnn._narrowing import as_lengths
 from jaxrnn.running.scan import valid_steps
 
 
@@ -66,7 +67,8 @@ def last(ys: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
 
     Args:
         ys: (T, *B, …).
-        lengths: (*B) integers, clamped to T; None means T for all.
+        lengths: (*B) integers, clamped to T, however large (an argument of a jitted function has been narrowed to int32
+            by then); None means T for all.
 
     Returns:
         (*B, …); 0 where the length is 0.
@@ -83,12 +85,11 @@ def last(ys: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
         raise ValueError(f"last: ys must be (T, *B, …) with at least one step, got shape {ys.shape}.")
     if lengths is None:
         return ys[-1]
-    lengths = jnp.asarray(lengths)
-    check_lengths("last", lengths, ys.shape[1 : 1 + lengths.ndim])
+    lengths = as_lengths("last", lengths, ys.shape[1 : 1 + np.ndim(lengths)])
     T = ys.shape[0]
     if T == 0:
         return jnp.zeros_like(ys, shape=ys.shape[1:])
-    index = jnp.clip(lengths.astype(jnp.int32) - 1, 0, T - 1)
+    index = jnp.clip(lengths - 1, 0, T - 1)
     picked = jnp.take_along_axis(ys, index.reshape(1, *index.shape, *(1,) * (ys.ndim - 1 - index.ndim)), axis=0)[0]
     return select(lengths > 0, picked, jnp.zeros_like(picked))
 
@@ -211,8 +212,7 @@ def _lowest(dtype: Any) -> Any:
 def _valid(who: str, ys: jax.Array, lengths: Any, mask: Any) -> jax.Array | None:
     """(T, *B) booleans from lengths and mask, whose shapes say how many batch axes there are."""
     if lengths is not None:
-        lengths = jnp.asarray(lengths)
-        check_lengths(who, lengths, ys.shape[1 : 1 + lengths.ndim])
+        lengths = as_lengths(who, lengths, ys.shape[1 : 1 + np.ndim(lengths)])
     if mask is not None and jnp.ndim(mask) == 0:
         raise ValueError(f"{who}: mask must have shape (T, *B), got (); broadcast it with jnp.broadcast_to.")
     if mask is not None:

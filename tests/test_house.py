@@ -8,7 +8,9 @@ import re
 ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "jaxrnn").rglob("*.py"))
 OURS = [*LIBRARY, *sorted((ROOT / "experiments").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
-GROUND_FLOOR = ("jaxrnn._base", "jaxrnn._checks", "jaxrnn._deprecated", "jaxrnn._spec", "jaxrnn._version")
+GROUND_FLOOR = tuple(
+    f"jaxrnn.{name}" for name in ("_base", "_checks", "_deprecated", "_narrowing", "_spec", "_version")
+)
 LONGEST = 450
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
-from jaxrnn._checks import check_sizes, check_start
+from jaxrnn._checks import check_sizes
+from jaxrnn._narrowing import as_start
 from jaxrnn._spec import Spec, specified
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.instruments import PerStep, refuse_marks
@@ -82,9 +83,8 @@ def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkp
     ahead = first - overlap
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
-        lengths, mask, resets = (None if a is None else jnp.asarray(a) for a in (lengths, mask, resets))
-        T, _ = check_inputs("tbptt", layer, xs, lengths, mask, resets)
-        check_start("tbptt", start)
+        T, _, (lengths, mask, resets) = check_inputs("tbptt", layer, xs, lengths, mask, resets)
+        start = as_start("tbptt", start, T)
         refuse_marks(
             "tbptt",
             "gradient flow is measured on whole runs, not on truncated ones; give gradient_flow the layer itself.",
