@@ -78,6 +78,24 @@ def check_held(who: str, what: str, tree: PyTree) -> None:
             )
 
 
+def check_fits(who: str, what: str, value: Any, dtype: Any) -> None:
+    """A number is an entry of an array of that dtype, as JAX makes it; a float may be rounded."""
+    dtype, is_number = _narrowed(dtype), isinstance(value, int | float | complex | np.number | np.bool_)
+    if not is_number:
+        raise TypeError(f"{who}: {what} must be a number, got {type(value).__name__}; give 0, say.")
+    if np.iscomplexobj(value) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        fits, fix = False, "a real number"
+    elif jnp.issubdtype(dtype, jnp.inexact):
+        fits = not abs(value) > float(jnp.finfo(dtype).max) or abs(value) == np.inf  # NaN fits
+        fix = f"one that {dtype} holds"
+    else:
+        info = None if jnp.issubdtype(dtype, jnp.bool_) else jnp.iinfo(dtype)
+        low, high = (0, 1) if info is None else (info.min, info.max)
+        fits, fix = low <= value <= high and value == int(value), f"a whole number from {low} to {high}"
+    if not fits:
+        raise ValueError(f"{who}: {what}={value!r} does not fit into {dtype}; give {fix}.")
+
+
 def _narrowed(dtype: np.dtype) -> Any:
     """What JAX makes of a dtype; None for those that it does not know (strings, keys)."""
     try:

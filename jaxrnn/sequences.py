@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrnn._base import select
 from jaxrnn._checks import check_flags
-from jaxrnn._narrowing import as_lengths
+from jaxrnn._narrowing import as_lengths, check_fits, check_held
 from jaxrnn.running.scan import valid_steps
 
 
@@ -21,13 +21,14 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0
     Args:
         sequences: N arrays (T_n, …) that agree in everything but their length.
         length: T of the result; None means that of the longest. A fixed one saves compilations.
-        value: what stands in the padding; it never reaches a result.
+        value: what stands in the padding, a number that their dtype holds; it never reaches a result.
 
     Returns:
-        ``(xs, lengths)``: xs (T, N, …) and lengths (N,), int32.
+        ``(xs, lengths)``: xs (T, N, …) and lengths (N,), int32. With JAX's 64 bits off, xs of 64 bits become 32.
 
     Raises:
-        ValueError: no sequences, shapes or dtypes that do not agree, a sequence longer than ``length``.
+        ValueError: no sequences, shapes or dtypes that do not agree, a sequence longer than ``length``, numbers that do
+            not fit into the dtype of xs. TypeError: a value that is no number.
 
     Example:
         >>> import numpy as np, jaxrnn as jr
@@ -39,8 +40,7 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0
     if not arrays:
         raise ValueError("pad: needs at least one sequence, got none.")
     first = arrays[0]
-    if not np.issubdtype(first.dtype, np.inexact) and first.dtype.type(int(np.nan_to_num(value))) != value:
-        raise ValueError(f"pad: value={value!r} does not fit into sequences of {first.dtype}; give a whole number.")
+    check_fits("pad", "value", value, first.dtype)
     for index, array in enumerate(arrays):
         if array.ndim == 0:
             raise ValueError(f"pad: sequence {index} is a scalar; each must be an array (T_n, …), time first.")
@@ -49,6 +49,7 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0
                 f"pad: sequence {index} is {array.dtype} {array.shape} but sequence 0 is {first.dtype} {first.shape}; "
                 f"all must agree in dtype and in every axis but the first, which is time."
             )
+        check_held("pad", f"sequence {index}", array)
     lengths = np.array([len(array) for array in arrays], np.int32)
     T = int(lengths.max()) if length is None else length
     if lengths.max() > T:

@@ -1,5 +1,7 @@
 """Numbers of the host that JAX's dtypes cannot hold: lengths are clamped, all else is refused; nothing wraps round."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,3 +122,85 @@ def test_steps_of_any_size_have_a_batch():
         epoch_start = step - step % batches.steps_per_epoch
         epoch = [batches.at(epoch_start + n).indices for n in range(batches.steps_per_epoch)]
         assert sorted(np.concatenate(epoch).tolist()) == [-1, 0, 1, 2]
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+EMBEDDING = jr.embedding(5, I)
+TABLE = jax.eval_shape(EMBEDDING.init, jax.random.key(0))
+SINGLE = jr.Cell(lambda key: (), lambda p, batch_shape=(): jnp.zeros(batch_shape, int), lambda p, c, x: (c, x))
+ONES = np.ones((3, 2), np.float32)
+
+
+def mesh():
+    return jr.devices.batch_mesh(1)
+
+
+# Every door through which NumPy's arrays come in, and the name by which it calls them.
+DOORS = {
+    "pad": (lambda a: jr.pad([a[:1] * 0, a]), "pad: sequence 1"),
+    "a cell's step": (lambda a: EMBEDDING.step(TABLE, (), a), "embedding: x"),
+    "scan": (lambda a: jr.scan(SINGLE._replace(x_ndim=0)).apply((), {"a": a}), "scan(user cell): xs['a']"),
+    "stack": (lambda a: jr.stack(EMBEDDING).apply((TABLE,), a), "scan(embedding): xs"),
+    "tbptt": (lambda a: jr.tbptt(EMBEDDING, window=1).apply(TABLE, a), "tbptt: xs"),
+    "a carry": (lambda a: jr.scan(SINGLE).apply((), ONES[None], a), "scan(user cell): carry"),
+    "stream": (lambda a: jr.stream(EMBEDDING).step(TABLE, (), a), "stream(embedding): x"),
+    "stream's carry": (lambda a: jr.stream(SINGLE).step((), a, ONES), "stream(user cell): carry"),
+    "shard_batch": (lambda a: jr.devices.shard_batch({"a": a}, mesh(), batch_axis=0), "shard_batch: tree['a']"),
+    "replicate": (lambda a: jr.devices.replicate([a], mesh()), "replicate: tree[0]"),
+}
+WIDE = {"int64": (2**40, "int32"), "uint64": (2**32, "uint32"), "int64 below": (-(2**31) - 1, "int32")}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_values_that_jax_would_wrap_round_are_refused(kind):
+    value, narrow = WIDE[kind]
+    dtype = kind.split()[0]
+    for call, name in DOORS.values():
+        words = f"{name} holds {value} in {dtype}, which JAX makes {narrow}, too narrow"
+        with pytest.raises(ValueError, match=re.escape(words)):
+            jax.eval_shape(lambda call=call: call(np.array([1, value, 2], dtype)))
+
+
+def test_values_that_fit_into_what_jax_makes_of_them_pass(x64):
+    for dtype in ("int64", "uint64", "float64"):
+        xs, _ = jr.pad([np.array([2**30, 3], dtype), np.array([1], dtype)])
+        assert xs.dtype == dtype and xs[0, 0] == 2**30
+    with jax.enable_x64(False):
+        xs, _ = jr.pad([np.array([2**31 - 1, -(2**31)])])
+        assert xs.dtype == jnp.int32 and xs.ravel().tolist() == [2**31 - 1, -(2**31)]
+        assert jr.pad([np.array([np.inf, 0.1])])[0].dtype == jnp.float32
+        with pytest.raises(ValueError, match=r"pad: sequence 0 holds 1e\+300 in float64, which JAX makes float32"):
+            jr.pad([np.array([1e300])])
+
+
+PADDINGS = [
+    ("uint8", -1, "a whole number from 0 to 255"),
+    ("uint8", 256, "a whole number from 0 to 255"),
+    ("int8", 0.5, "a whole number from -128 to 127"),
+    ("int32", np.nan, "a whole number from"),
+    ("int64", 2**40, "into int32; give a whole number"),
+    ("int32", np.inf, "a whole number from"),
+    ("bool", 2, "a whole number from 0 to 1"),
+    ("float16", 1e6, "one that float16 holds"),
+    ("bfloat16", 1e39, "one that bfloat16 holds"),
+    ("float64", 1e300, "into float32; give one that float32 holds"),
+    ("float32", 1j, "a real number"),
+    ("complex64", 1e300j, "one that complex64 holds"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "value", "words"), PADDINGS, ids=lambda a: str(a))
+def test_padding_that_the_dtype_cannot_hold_is_refused(dtype, value, words):
+    with pytest.raises(ValueError, match=rf"pad: value={re.escape(repr(value))} does not fit .*{words}"):
+        jr.pad([np.ones(2, jnp.dtype(dtype))], value=value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("uint8", 255), ("int8", -128.0), ("bool", True), ("float16", np.nan), ("float32", -np.inf), ("complex64", 1j)],
+    ids=str,
+)
+def test_padding_that_the_dtype_holds(dtype, value):
+    xs, _ = jr.pad([np.ones(1, jnp.dtype(dtype))], length=2, value=value)
+    np.testing.assert_array_equal(xs[1, 0], np.array(value, jnp.dtype(dtype)))

@@ -113,8 +113,8 @@ def scan(
         expected = jax.eval_shape(lambda: cell.initial_carry(now, batch_shape))
         check_leads_with_batch(who, "initial_carry()", expected, batch_shape)
         if (start_carry := carry_without_marks(carry)) is not None:
-            check_carry(who, start_carry, expected, batch_shape)
             check_held(who, "carry", start_carry)
+            check_carry(who, start_carry, expected, batch_shape)
 
         times = start + jnp.arange(T, dtype=jnp.int32)
         valid = valid_steps(times, lengths, mask)
