@@ -71,6 +71,19 @@ def test_outputs_are_zero_where_a_step_is_not_valid(name):
     jax.tree.map(np.testing.assert_array_equal, spoilt, ((loss, ys), (by_params, by_xs)))
 
 
+def test_tokens_out_of_range_do_no_harm_as_padding():
+    model = jr.stack(jr.embedding(5, I), jr.elman(I, H))
+    params = model.init(jax.random.key(0))
+
+    @jax.jit
+    def run(params, tokens):
+        return jax.value_and_grad(lambda p: weigh(model.apply(p, tokens, **OPTIONS)[1]))(params)
+
+    tokens = jnp.where(ON, np.arange(T * B).reshape(T, B) % 5, 0)
+    jax.tree.map(np.testing.assert_array_equal, run(params, jnp.where(ON, tokens, -1)), run(params, tokens))
+    assert ON[0, 0] and np.isnan(run(params, tokens.at[0, 0].set(5))[0])  # a step that counts
+
+
 def test_a_merge_that_drops_the_batch_is_refused():
     model = both_ways(lambda f, b: (f + b).mean(1))
     with pytest.raises(ValueError, match=r"bidirectional: what merge returned has shape .* must lead with .*\(6, 3\)"):
