@@ -302,8 +302,8 @@ def check_float_carry(who: str, carry: PyTree) -> None:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
                 f"{who}: carry{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, and there is no derivative by "
-                f"what is not a float; give a cell whose carry holds floats alone (compute the rest from a time that "
-                f"comes with xs, say)."
+                f"what is not a float; give a cell whose carry holds floats alone (of complex numbers real and "
+                f"imaginary parts; compute the rest from a time that comes with xs, say)."
             )
     if not leaves:
         raise ValueError(f"{who}: the cell carries nothing, so no state depends on the one before.")
