@@ -253,6 +253,11 @@ def is_float(a: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(a), jnp.floating)
 
 
+def is_inexact(a: Any) -> bool:
+    """Whether something is real or complex numbers; integers, booleans and keys are not."""
+    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+
+
 def is_narrow(a: Any) -> bool:
     """Whether an array holds floats of less than 32 bits, in which long sums stall."""
     dtype = getattr(a, "dtype", None)

@@ -119,16 +119,6 @@ def check_pair(who: str, returned: Any) -> tuple[PyTree, PyTree]:
     return returned[0], returned[1]
 
 
-def check_start(who: str, start: Any) -> None:
-    """The absolute time of the first step: one whole number for the whole batch."""
-    dtype, shape = getattr(start, "dtype", np.dtype(type(start))), getattr(start, "shape", ())
-    if shape != () or not jnp.issubdtype(dtype, jnp.integer):
-        raise TypeError(
-            f"{who}: start must be one integer, the absolute time of xs[0], got {dtype} of shape {shape}; sequences "
-            f"that start at different times need a mask."
-        )
-
-
 def check_leads_with_batch(who: str, what: str, tree: PyTree, batch_shape: tuple[int, ...]) -> None:
     """Every leaf's leading axes are the batch axes."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -152,19 +142,6 @@ def check_flags(
         raise ValueError(
             f"{who}: {name} must have shape {' or '.join(map(str, shapes))}, that is {axes}, "
             f"got {jnp.shape(flags)}; broadcast it with jnp.broadcast_to."
-        )
-
-
-def check_lengths(who: str, lengths: Any, batch_shape: tuple[int, ...]) -> None:
-    """Lengths are integers, one for each sequence of the batch."""
-    if not jnp.issubdtype(jnp.result_type(lengths), jnp.integer):
-        raise TypeError(
-            f"{who}: lengths must be integers, got {jnp.result_type(lengths)}; use lengths.astype('int32')."
-        )
-    if jnp.shape(lengths) != batch_shape:
-        raise ValueError(
-            f"{who}: lengths must have the batch shape {batch_shape} (one length for each sequence), "
-            f"got {jnp.shape(lengths)}."
         )
 
 
@@ -327,8 +304,8 @@ def check_float_carry(who: str, carry: PyTree) -> None:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
                 f"{who}: carry{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, and there is no derivative by "
-                f"what is not a float; give a cell whose carry holds floats alone (compute the rest from a time that "
-                f"comes with xs, say)."
+                f"what is not a float; give a cell whose carry holds floats alone (of complex numbers real and "
+                f"imaginary parts; compute the rest from a time that comes with xs, say)."
             )
     if not leaves:
         raise ValueError(f"{who}: the cell carries nothing, so no state depends on the one before.")

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree, name_of, select
-from jaxrnn._checks import check_choice
+from jaxrnn._checks import check_choice, check_leads_with_batch
+from jaxrnn._narrowing import as_lengths, as_start
 from jaxrnn._spec import specified
-from jaxrnn.running.scan import counted_from, scan, valid_steps
+from jaxrnn.running.scan import scan, valid_steps
 
 Member = TypeVar("Member", Cell, Layer)
 
@@ -145,10 +146,15 @@ class BiCarry(NamedTuple):
     backward: PyTree  # after the first valid step, where the backward run ends
 
 
+def _with_dtype(a: jax.Array, kind: Any, dtype: Any) -> jax.Array:
+    """``a`` in another dtype where its own is not of that kind."""
+    return a if jnp.issubdtype(a.dtype, kind) else a.astype(dtype)
+
+
 MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "concat": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
-    "sum": jnp.add,
-    "mean": lambda forward, backward: (forward + backward) / 2,
+    "concat": lambda *both: jnp.concatenate(both, axis=-1),
+    "sum": lambda *both: jnp.add(*(_with_dtype(a, jnp.number, jnp.int32) for a in both)),
+    "mean": lambda *both: jnp.add(*(_with_dtype(a, jnp.inexact, jnp.float32) for a in both)) / 2,
     "product": jnp.multiply,
 }
 
@@ -167,7 +173,10 @@ def bidirectional(
 
     Args:
         forward, backward: Cells, of the same kind or not.
-        merge: "concat" (2H features), "sum", "mean", "product", or a function of the two outputs (T, *B, H).
+        merge: "concat" (2H features), "sum" (of booleans how many are True, int32), "mean" (of integers and booleans
+            float32), "product", or a function of the two outputs (T, *B, H). At steps that are not valid both are 0,
+            and 0 stands in place of what the function makes of that; its derivative there by an array that it closes
+            over has to be finite.
         run: what lifts a cell to a layer: called as ``run(forward)`` and ``run(backward, reverse=True)``.
 
     Returns:
@@ -231,7 +240,12 @@ def bidirectional(
         end_ahead, ys_ahead = ahead.apply(params.forward, xs, carry.forward, key=k_ahead, **options)
         end_back, ys_back = back.apply(params.backward, xs, carry.backward, key=k_back, **options)
         check_sizes_for_merge(jax.tree.leaves(ys_ahead)[0].shape[-1], jax.tree.leaves(ys_back)[0].shape[-1])
-        return BiCarry(end_ahead, end_back), merge_outputs(ys_ahead, ys_back)
+        ys = merge_outputs(ys_ahead, ys_back)
+        on = _valid("bidirectional", jax.tree.leaves(xs)[0], **options) if callable(merge) else None
+        if on is not None:  # the merges with a name make 0 of zeros by themselves
+            check_leads_with_batch("bidirectional", "what merge returned", ys, on.shape)
+            ys = select(on, ys, jax.tree.map(jnp.zeros_like, ys))
+        return BiCarry(end_ahead, end_back), ys
 
     if callable(merge) or None in sizes:
         size = None
@@ -251,7 +265,8 @@ def residual(inner: Member) -> Member:
         The kind that was given, with the same params and carry. On steps that are not valid the output is 0.
 
     Raises:
-        ValueError: sizes that differ.
+        ValueError: sizes that differ. TypeError: outputs of a kind that cannot hold the sum: booleans, integers where x
+            is fractions, real numbers where it is complex.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -276,6 +291,13 @@ def residual(inner: Member) -> Member:
                 f"residual: {name_of(inner)} turned {jnp.shape(x)} into {jnp.shape(y)}, so x + y has no meaning; "
                 f"build it with output features equal to its input features."
             )
+        kinds = (jnp.integer, jnp.floating, jnp.complexfloating)  # each holds the ones before it
+        of_x, of_y = (next((n for n, kind in enumerate(kinds) if jnp.issubdtype(a.dtype, kind)), -1) for a in (x, y))
+        if of_y < max(of_x, 0):
+            raise TypeError(
+                f"residual: {name_of(inner)} turned {x.dtype} into {y.dtype}, which cannot hold x + y; let it put out "
+                f"{'numbers' if of_x < 0 else x.dtype}."
+            )
         return x.astype(y.dtype) + y
 
     if isinstance(inner, Cell):
@@ -286,13 +308,22 @@ def residual(inner: Member) -> Member:
 
         return inner._replace(step=step)
 
-    def apply(params, xs, carry=None, *, lengths=None, mask=None, start=0, **options):
-        lengths, mask = (None if a is None else jnp.asarray(a) for a in (lengths, mask))
-        carry, ys = inner.apply(params, xs, carry, lengths=lengths, mask=mask, start=start, **options)
-        on = valid_steps(counted_from(start, jnp.arange(xs.shape[0], dtype=jnp.int32)), lengths, mask)
+    def apply(params, xs, carry=None, **options):
+        carry, ys = inner.apply(params, xs, carry, **options)
+        on = _valid("residual", xs, **options)
         return carry, add(xs if on is None else select(on, xs, jnp.zeros_like(xs)), ys)
 
     return inner._replace(apply=apply)
+
+
+def _valid(
+    who: str, xs: jax.Array, *, lengths: Any = None, mask: Any = None, start: Any = 0, **others: Any
+) -> jax.Array | None:
+    """(T, *B): which steps of a run over xs are valid, by the options that its layers were given; None: all."""
+    T = xs.shape[0]
+    lengths = None if lengths is None else as_lengths(who, lengths)
+    mask = None if mask is None else jnp.asarray(mask)
+    return valid_steps(as_start(who, start, T) + jnp.arange(T, dtype=jnp.int32), lengths, mask)
 
 
 def _check_members(who: str, members: tuple[Any, ...]) -> None:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._base import select
-from jaxrnn._checks import check_flags, check_lengths
+from jaxrnn._checks import check_flags
 from jaxrnn._dtypes import accumulator
+from jaxrnn._narrowing import as_lengths, check_fits, check_held
 from jaxrnn.running.scan import valid_steps
 
 
@@ -21,13 +22,14 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0
     Args:
         sequences: N arrays (T_n, …) that agree in everything but their length.
         length: T of the result; None means that of the longest. A fixed one saves compilations.
-        value: what stands in the padding; it never reaches a result.
+        value: what stands in the padding, a number that their dtype holds; it never reaches a result.
 
     Returns:
-        ``(xs, lengths)``: xs (T, N, …) and lengths (N,), int32.
+        ``(xs, lengths)``: xs (T, N, …) and lengths (N,), int32. With JAX's 64 bits off, xs of 64 bits become 32.
 
     Raises:
-        ValueError: no sequences, shapes or dtypes that do not agree, a sequence longer than ``length``.
+        ValueError: no sequences, shapes or dtypes that do not agree, a sequence longer than ``length``, numbers that do
+            not fit into the dtype of xs. TypeError: a value that is no number.
 
     Example:
         >>> import numpy as np, jaxrnn as jr
@@ -39,8 +41,7 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0
     if not arrays:
         raise ValueError("pad: needs at least one sequence, got none.")
     first = arrays[0]
-    if not np.issubdtype(first.dtype, np.inexact) and first.dtype.type(int(np.nan_to_num(value))) != value:
-        raise ValueError(f"pad: value={value!r} does not fit into sequences of {first.dtype}; give a whole number.")
+    check_fits("pad", "value", value, first.dtype)
     for index, array in enumerate(arrays):
         if array.ndim == 0:
             raise ValueError(f"pad: sequence {index} is a scalar; each must be an array (T_n, …), time first.")
@@ -49,6 +50,7 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0
                 f"pad: sequence {index} is {array.dtype} {array.shape} but sequence 0 is {first.dtype} {first.shape}; "
                 f"all must agree in dtype and in every axis but the first, which is time."
             )
+        check_held("pad", f"sequence {index}", array)
     lengths = np.array([len(array) for array in arrays], np.int32)
     T = int(lengths.max()) if length is None else length
     if lengths.max() > T:
@@ -67,7 +69,8 @@ def last(ys: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
 
     Args:
         ys: (T, *B, …).
-        lengths: (*B) integers, clamped to T; None means T for all.
+        lengths: (*B) integers, clamped to T, however large (an argument of a jitted function has been narrowed to int32
+            by then); None means T for all.
 
     Returns:
         (*B, …); 0 where the length is 0.
@@ -84,12 +87,11 @@ def last(ys: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
         raise ValueError(f"last: ys must be (T, *B, …) with at least one step, got shape {ys.shape}.")
     if lengths is None:
         return ys[-1]
-    lengths = jnp.asarray(lengths)
-    check_lengths("last", lengths, ys.shape[1 : 1 + lengths.ndim])
+    lengths = as_lengths("last", lengths, ys.shape[1 : 1 + np.ndim(lengths)])
     T = ys.shape[0]
     if T == 0:
         return jnp.zeros_like(ys, shape=ys.shape[1:])
-    index = jnp.clip(lengths.astype(jnp.int32) - 1, 0, T - 1)
+    index = jnp.clip(lengths - 1, 0, T - 1)
     picked = jnp.take_along_axis(ys, index.reshape(1, *index.shape, *(1,) * (ys.ndim - 1 - index.ndim)), axis=0)[0]
     return select(lengths > 0, picked, jnp.zeros_like(picked))
 
@@ -104,7 +106,8 @@ def mean_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Arra
         lengths: (*B) integers; mask: (T, *B) booleans; both together mean both.
 
     Returns:
-        (*B, …); 0 where no step is valid. What stands in the padding does not matter, NaN included.
+        (*B, …), of the dtype of ys; of integers and booleans float32. 0 where no step is valid. What stands in the
+        padding does not matter, NaN included.
 
     Raises:
         ValueError, TypeError: lengths or masks of the wrong shape or dtype.
@@ -119,7 +122,7 @@ def mean_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Arra
         on = jnp.ones(ys.shape[:1], bool)
     total = select(on, ys, jnp.zeros_like(ys)).sum(axis=0, dtype=_wide(ys))
     steps = jnp.maximum(on.sum(axis=0), 1).astype(total.dtype)
-    return (total / steps.reshape(steps.shape + (1,) * (total.ndim - steps.ndim))).astype(ys.dtype)
+    return (total / steps.reshape(steps.shape + (1,) * (total.ndim - steps.ndim))).astype(_dtype_of_mean(ys))
 
 
 def max_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
@@ -128,27 +131,32 @@ def max_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array
         pooled = max_{t valid} y_t
 
     Args:
-        ys: (T, *B, …), floating point.
+        ys: (T, *B, …), floats, integers or booleans, for which it is "any".
         lengths: (*B) integers; mask: (T, *B) booleans; both together mean both.
 
     Returns:
-        (*B, …); 0 where no step is valid. What stands in the padding does not matter, NaN included.
+        (*B, …), of the dtype of ys; 0 where no step is valid. What stands in the padding does not matter, NaN included.
 
     Raises:
-        ValueError, TypeError: lengths or masks of the wrong shape or dtype.
+        ValueError, TypeError: lengths or masks of the wrong shape or dtype; complex ys, which have no order.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn as jr
         >>> jr.max_pool(jnp.array([[-1.0], [-3.0], [9.0]]), lengths=jnp.array([2])).tolist()
         [-1.0]
     """
+    if jnp.issubdtype(ys.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"max_pool: ys must be real, got {ys.dtype}, and complex numbers have no order; take jnp.abs(ys), or .real "
+            f"and .imag apart."
+        )
     on = _valid("max_pool", ys, lengths, mask)
     if ys.shape[0] == 0:
         return jnp.zeros_like(ys, shape=ys.shape[1:])
     if on is None:
         return ys.max(axis=0)
-    lowest = select(on, ys, jnp.full_like(ys, -jnp.inf)).max(axis=0)
-    return select(on.any(axis=0), lowest, jnp.zeros_like(lowest))
+    largest = select(on, ys, jnp.full_like(ys, _lowest(ys.dtype))).max(axis=0)
+    return select(on.any(axis=0), largest, jnp.zeros_like(largest))
 
 
 def masked_mean(losses: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
@@ -157,12 +165,13 @@ def masked_mean(losses: jax.Array, *, lengths: jax.Array | None = None, mask: ja
         loss = Σ_{t,b} valid_{t,b} loss_{t,b} / Σ_{t,b} valid_{t,b}
 
     Args:
-        losses: (T, *B).
+        losses: (T, *B), numbers or booleans, such as whether a prediction is right.
         lengths: (*B) integers; mask: (T, *B) booleans; both together mean both.
 
     Returns:
-        A scalar; 0 where nothing is valid. Losses at padded steps do not matter, NaN included; for a gradient, the loss
-        function must have finite derivatives there too, so put finite targets into the padding.
+        A scalar, of the dtype of losses; of integers and booleans float32. 0 where nothing is valid. Losses at padded
+        steps do not matter, NaN included; for a gradient, the loss function must have finite derivatives there too, so
+        put finite targets into the padding.
 
     Raises:
         ValueError, TypeError: lengths or masks of the wrong shape or dtype.
@@ -182,7 +191,7 @@ def masked_mean(losses: jax.Array, *, lengths: jax.Array | None = None, mask: ja
             f"{on.shape}; reduce the feature axes first."
         )
     total = jnp.where(on, losses, 0).sum(dtype=_wide(losses))
-    return (total / jnp.maximum(on.sum(), 1).astype(total.dtype)).astype(losses.dtype)
+    return (total / jnp.maximum(on.sum(), 1).astype(total.dtype)).astype(_dtype_of_mean(losses))
 
 
 def _wide(a: jax.Array) -> Any:
@@ -190,11 +199,22 @@ def _wide(a: jax.Array) -> Any:
     return accumulator(a.dtype)
 
 
+def _dtype_of_mean(a: jax.Array) -> Any:
+    """That of the numbers; a mean of integers or booleans is a fraction."""
+    return a.dtype if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.float32
+
+
+def _lowest(dtype: Any) -> Any:
+    """No number of the dtype is less."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).min
+    return False if jnp.issubdtype(dtype, jnp.bool_) else -jnp.inf
+
+
 def _valid(who: str, ys: jax.Array, lengths: Any, mask: Any) -> jax.Array | None:
     """(T, *B) booleans from lengths and mask, whose shapes say how many batch axes there are."""
     if lengths is not None:
-        lengths = jnp.asarray(lengths)
-        check_lengths(who, lengths, ys.shape[1 : 1 + lengths.ndim])
+        lengths = as_lengths(who, lengths, ys.shape[1 : 1 + np.ndim(lengths)])
     if mask is not None and jnp.ndim(mask) == 0:
         raise ValueError(f"{who}: mask must have shape (T, *B), got (); broadcast it with jnp.broadcast_to.")
     if mask is not None:

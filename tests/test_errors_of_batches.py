@@ -8,6 +8,7 @@ import pytest
 from jaxrnn.training import bucketed, padded, prefetch
 
 XS = [np.ones((n, 2)) for n in (3, 1, 2, 2)]
+TOKENS = [np.zeros(n, int) for n in (3, 1, 2, 2)]
 BATCHES = bucketed([3, 1, 2, 2], batch_size=2, seed=0)
 ONE = bucketed([3, 1, 2, 2], batch_size=4, seed=0)
 MAKE = dict(batch_size=2, seed=0)
@@ -103,6 +104,41 @@ ERRORS = {
         ValueError,
         ["data is int8 (2, 2) for example 3 but float64 (3, 2)"],
     ),
+    "token": (
+        lambda: padded(BATCHES, ([np.array([0, 4, 1]), *TOKENS[1:]], XS), below=(4, None)),
+        ValueError,
+        ["padded: data[0] holds 4 at step 1 of example 0, but must be from 0 to 3", "larger below"],
+    ),
+    "token below 0, loaded": (
+        lambda: padded(ONE, lambda indices: [TOKENS[n] - (n == 2) for n in indices], below=4)(0),
+        ValueError,
+        ["padded: data holds -1 at step 0 of example 2, but must be from 0 to 3"],
+    ),
+    "label": (
+        lambda: padded(BATCHES, {"xs": XS, "y": np.arange(8).reshape(4, 2) // 5 * 2}, below={"xs": None, "y": 2}),
+        ValueError,
+        ["padded: data['y'] holds 2 of example 2, but must be from 0 to 1"],
+    ),
+    "large label": (
+        lambda: padded(BATCHES, np.array([0, 1, 2**40, 3]), below=10),
+        ValueError,
+        [f"padded: data holds {2**40} of example 2"],
+    ),
+    "below of floats": (
+        lambda: padded(BATCHES, {"xs": XS, "y": np.arange(4)}, below=4),
+        TypeError,
+        ["padded: data['xs'] must be integers from 0 to 3, got float64", "None for what is neither"],
+    ),
+    "below 0": (
+        lambda: padded(BATCHES, np.arange(4), below=0),
+        ValueError,
+        ["padded: below must be a positive int, got 0"],
+    ),
+    "below of another tree": (
+        lambda: padded(BATCHES, {"xs": XS}, below={"y": 4}),
+        ValueError,
+        ["padded: below must be a number, or a tree like data, PyTreeDef({'xs': *})", "got {'y': 4}"],
+    ),
     "size": (lambda: prefetch(XS, size=0), ValueError, ["prefetch: size must be a positive int, got 0"]),
     "put": (lambda: prefetch(XS, put=1), TypeError, ["prefetch: put must be a function of an item, got 1"]),
     "items": (lambda: prefetch(3), TypeError, ["prefetch: items must be iterable, got int; give map(at, range("]),
@@ -114,3 +150,9 @@ def test_errors(name):
     call, error, words = ERRORS[name]
     with pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, words))):
         call()
+
+
+def test_tokens_and_labels_in_range_pass():
+    data = {"xs": XS, "tokens": [tokens + 3 for tokens in TOKENS], "y": (np.arange(4), np.arange(4) > 1)}
+    for below in (None, {"xs": None, "tokens": 4, "y": 4}, {"xs": None, "tokens": 4, "y": (4, 2)}):
+        assert padded(BATCHES, data, below=below)(0).data["tokens"].max() == 3

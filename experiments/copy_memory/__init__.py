@@ -120,6 +120,7 @@ def predictor(config: Config, name: Name) -> study.Predictor:
         say,
         jr.chain(*parts(config, name)),
         lambda tokens: jax.nn.one_hot(tokens, data.TOKENS),
+        data.TOKENS,
     )
 
 

@@ -72,6 +72,7 @@ def of_file(predictor: Predictor, params: Any, path: Path, out: Path | None) -> 
         raise ConfigError(f"--input: {path}: expected an array {wanted}, time first, got {came}")
     if inputs.dtype.kind != np.dtype(like.dtype).kind:
         raise ConfigError(f"--input: {path}: expected an array {wanted}, got {inputs.dtype}; convert it with astype")
+    _check_tokens(f"--input: {path}", predictor.tokens, inputs)
     answers = np.asarray(jax.jit(predictor.answer)(params, inputs.astype(like.dtype)))
     if out is not None:
         np.save(out, answers)
@@ -106,8 +107,20 @@ def step_by_step(predictor: Predictor, params: Any, lines: Iterable[str]) -> Ite
             ) from None
         if x.shape != shape or x.dtype.kind not in "iuf" or not np.isfinite(x).all():
             raise ConfigError(f"line {number}: expected a step such as {_example(shape)}, got {line.strip()}")
+        _check_tokens(f"line {number}", predictor.tokens, x)
         carry, y = step(params, carry, jnp.asarray(x.astype(like.dtype)))
         yield json.dumps([float(f"{value:.6g}") for value in np.asarray(y).tolist()])
+
+
+def _check_tokens(where: str, tokens: int | None, inputs: np.ndarray) -> None:
+    """Inputs (T, N), or one step (), are from 0 to tokens - 1; None where they are no tokens."""
+    if tokens is None:
+        return
+    outside = np.argwhere((inputs < 0) | (inputs >= tokens) | (inputs != np.floor(inputs)))
+    if len(outside):
+        at = tuple(outside[0])
+        place = f" at step {at[0]} of sequence {at[1]}" if at else ""
+        raise ConfigError(f"{where}: expected tokens from 0 to {tokens - 1}, got {inputs[at]}{place}")
 
 
 def _example(shape: tuple[int, ...]) -> str:

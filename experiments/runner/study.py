@@ -34,6 +34,7 @@ class Predictor(NamedTuple):
     # Where each step has an answer of its own: a Cell of the same params, to be asked step by step, and what it reads.
     cell: jr.Cell | None = None
     encode: Callable[[jax.Array], jax.Array] = lambda x: x  # a step of the inputs -> what the cell reads
+    tokens: int | None = None  # how many there are, where the inputs are integers
 
 
 class Study(NamedTuple):

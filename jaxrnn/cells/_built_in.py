@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree
 from jaxrnn._checks import check_batch_shape, check_carry, check_features, check_params, check_real
+from jaxrnn._narrowing import check_held
 from jaxrnn._spec import specified
 
 P = ParamSpec("P")
@@ -40,6 +41,7 @@ def _checked(who: str, cell: Cell, dtype: Any) -> Cell:
 
     def check(params: PyTree, carry: PyTree, x: Any) -> None:
         check_params(who, params, params_expected())
+        check_held(who, "x", x)
         if cell.input_size is not None and cell.x_ndim == 1:
             check_features(who, x, cell.input_size)
             weights = jax.tree.leaves(params)[0].dtype

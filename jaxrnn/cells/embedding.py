@@ -30,10 +30,14 @@ def embedding(
 ) -> Cell:
     """A table of vectors, one for each integer token.
 
-        y_t = table[x_t]
+        y_t = table[x_t]        NaN where x_t is not from 0 to V - 1
+
+    A token out of range gives a row of NaN, never another token's, and no row gets a gradient from it: a compiled
+    program cannot refuse it. Where ``lengths`` or ``mask`` tell that it is padding, -1 say, it does no harm. On the
+    host ``jr.training.padded(…, below=V)`` refuses it, with the number of its example.
 
     Args:
-        vocabulary_size: V; tokens run from 0 to V - 1. A token outside gives a row of NaN, never another token's.
+        vocabulary_size: V; tokens run from 0 to V - 1.
         output_size: O, the features of y (*B, O); x is (*B), integer.
         table_init: an initialiser by name or function; None draws from N(0, 1/O).
         dtype: the output dtype; None gives that of the table.

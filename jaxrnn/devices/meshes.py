@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_batch_axis, check_divides, check_sizes, nearest
+from jaxrnn._narrowing import check_held
 
 
 def use_cpu_devices(n: int) -> None:
@@ -132,7 +133,8 @@ def shard_batch(tree: PyTree, mesh: Mesh, *, batch_axis: PyTree = 1, axes: str |
         sums over the batch, such as a weight's gradient, are added up between devices, once, after the time loop.
 
     Raises:
-        ValueError: a batch that the mesh does not divide; arrays, or a mesh, without such an axis.
+        ValueError: a batch that the mesh does not divide; arrays, or a mesh, without such an axis; NumPy's numbers of
+            64 bits that do not fit into 32, where JAX's 64 bits are off.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn as jr
@@ -150,6 +152,7 @@ def shard_batch(tree: PyTree, mesh: Mesh, *, batch_axis: PyTree = 1, axes: str |
     def put(path, a, axis):
         name = f"tree{jax.tree_util.keystr(path)}"
         check_batch_axis("shard_batch", name, np.shape(a), axis)
+        check_held("shard_batch", name, a)
         check_divides("shard_batch", f"the batch axis {axis} of {name}", np.shape(a)[axis], own_parts)
         return _put(a, NamedSharding(mesh, PartitionSpec(*(None,) * axis, over)))
 
@@ -182,6 +185,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
         >>> params.b.sharding.is_fully_replicated
         True
     """
+    check_held("replicate", "tree", tree)
     return jax.tree.map(functools.partial(_put, sharding=NamedSharding(mesh, PartitionSpec())), tree)
 
 

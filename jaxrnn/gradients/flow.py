@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrnn._base import Cell, Layer, PyTree, flatten, is_float
-from jaxrnn._checks import check_finite, check_lengths, check_scalar_loss
-from jaxrnn._dtypes import promoted
+from jaxrnn._checks import check_finite, check_scalar_loss
+from jaxrnn._narrowing import as_lengths, as_start
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import check_not_explicit
 from jaxrnn.instruments import NormProbe, PerturbedState, norm, probe_zeros
@@ -88,8 +89,8 @@ def gradient_flow(
         Transactions on Neural Networks 5, 1994.
     """
     layer = as_layer("gradient_flow", model)
-    flags = {n: None if options.get(n) is None else jnp.asarray(options[n]) for n in ("lengths", "mask", "resets")}
-    T, batch_shape = check_inputs("gradient_flow", layer, xs, *flags.values())
+    given = (options.get(name) for name in ("lengths", "mask", "resets"))
+    T, batch_shape, (lengths, mask, _) = check_inputs("gradient_flow", layer, xs, *given)
     if T == 0:
         raise ValueError("gradient_flow: xs has T = 0 steps, so nothing flows; give at least 1.")
     start = jax.eval_shape(lambda p: layer.initial_carry(p, batch_shape), params) if carry is None else carry
@@ -115,7 +116,8 @@ def gradient_flow(
         return value, ys
 
     (value, ys), (by_states, norms) = jax.value_and_grad(loss_of, (0, 1), has_aux=True)(to_states, to_params)
-    on = valid_steps(jnp.arange(T) + options.get("start", 0), flags["lengths"], flags["mask"])
+    start_time = as_start("gradient_flow", options.get("start", 0), T)
+    on = valid_steps(start_time + jnp.arange(T, dtype=jnp.int32), lengths, mask)
     on = jnp.ones((T, *batch_shape), bool) if on is None else on
     by_states = states_tree.unflatten([None if g is None else _state_flow(g, on) for g in by_states])
     check_finite("gradient_flow", "ys", ys, "look at the inputs, the parameters and the initial carry")
@@ -133,8 +135,8 @@ def norm_by_lag(norm: jax.Array, *, lengths: jax.Array | None = None, reverse: b
         lag = length - 1 - t,  or  t  where the run is reversed
 
     Args:
-        norm: (T, *B), such as ``flow.states.norm``.
-        lengths: (*B) integers; None means T.
+        norm: (T, *B), such as ``flow.states.norm``; integers and booleans count as float32.
+        lengths: (*B) integers, clamped to T; None means T.
         reverse: whether the layer ran in reverse, so that its last step is step 0.
 
     Returns:
@@ -152,12 +154,11 @@ def norm_by_lag(norm: jax.Array, *, lengths: jax.Array | None = None, reverse: b
     norm = jnp.asarray(norm)
     if norm.ndim == 0:
         raise ValueError("norm_by_lag: expected norms (T, *B), such as flow.states.norm, got a scalar.")
+    norm = norm if jnp.issubdtype(norm.dtype, jnp.inexact) else norm.astype(jnp.float32)
     T, batch_shape = norm.shape[0], norm.shape[1:]
-    lengths = jnp.full(batch_shape, T, jnp.int32) if lengths is None else jnp.asarray(lengths)
-    check_lengths("norm_by_lag", lengths, batch_shape)
-    lengths = jnp.minimum(lengths.astype(promoted(lengths.dtype, jnp.int32)), T).astype(jnp.int32)[None]
+    lengths = as_lengths("norm_by_lag", np.full(batch_shape, T) if lengths is None else lengths, batch_shape)
     lag = jnp.arange(T, dtype=jnp.int32).reshape(-1, *(1,) * len(batch_shape))
-    t = jnp.broadcast_to(lag, norm.shape) if reverse else lengths - 1 - lag
+    t = jnp.broadcast_to(lag, norm.shape) if reverse else jnp.minimum(lengths, T) - 1 - lag
     reached = (lag < lengths) & (t >= 0)
     values = jnp.take_along_axis(norm, jnp.maximum(t, 0), axis=0)
     return _mean_over_batch(values, reached, empty=jnp.nan)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree, select
-from jaxrnn._checks import check_lengths, check_scalar_loss
+from jaxrnn._checks import check_scalar_loss
+from jaxrnn._narrowing import as_lengths
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import run_of
 from jaxrnn.instruments import norm, step_with_carry_changed
@@ -63,9 +64,9 @@ def jacobian_penalty(
     """
     who = "jacobian_penalty"
     space, start, T = run_of(who, cell, params, xs, carry)
-    on = valid_steps(jnp.arange(T), None if lengths is None else jnp.asarray(lengths), None)
+    lengths = None if lengths is None else as_lengths(who, lengths, start.shape[:-1])
+    on = valid_steps(jnp.arange(T, dtype=jnp.int32), lengths, None)
     if on is not None:
-        check_lengths(who, jnp.asarray(lengths), start.shape[:-1])
         xs = select(on, xs, jax.tree.map(jnp.zeros_like, xs))
     fixed = jax.lax.stop_gradient(params)
 

@@ -43,7 +43,7 @@ def step_with_leaves_changed(
         values.update(zip(op.outputs, op.run(*(values[number] for number in op.inputs)), strict=True))
         for number in index_of.keys() & set(op.outputs):
             index, a = index_of[number], values[number]
-            values[number] = change(index, a.astype(program.kinds[new[index]].dtype)).astype(a.dtype)
+            values[number] = _cast(change(index, _cast(a, program.kinds[new[index]].dtype)), a.dtype)
             done.add(index)
     leaves = [values[n] if i in done else change(i, values[n]) for i, n in enumerate(new)]
     return join(leaves, [values[number] for number in ys])
@@ -63,7 +63,7 @@ def step_with_carry_changed(
     sources, leaves = _sources(program, new), jax.tree.leaves(carry)
     for index in _narrow_first(program, new):
         given[new[index]] = leaves[index]
-        given[sources[index]] = leaves[index].astype(program.kinds[sources[index]].dtype)
+        given[sources[index]] = _cast(leaves[index], program.kinds[sources[index]].dtype)
     values = {**given, **values}  # what passes through the step is no state that it computes
     return carry, join(new, evaluate(needed_for(program.ops, ys, given=values), values, ys))[1]
 
@@ -150,13 +150,16 @@ def _traced(who, step, args):
 
 
 def _sources(program: Program, numbers: Sequence[int]) -> list[int]:
-    """What the given values are casts of, from floats to floats: a step may put out its state in one dtype and carry it
-    in another."""
+    """What the given values are casts of, from floats to floats or complex to complex numbers: a step may put out its
+    state in one dtype and carry it in another."""
     cast_of = {
         op.outputs[0]: op.inputs[0]
         for op in program.ops
         if has(op.name, CAST)
-        and all(jnp.issubdtype(program.kinds[n].dtype, jnp.floating) for n in (*op.inputs, *op.outputs))
+        and any(
+            all(jnp.issubdtype(program.kinds[n].dtype, kind) for n in (*op.inputs, *op.outputs))
+            for kind in (jnp.floating, jnp.complexfloating)
+        )
     }
     found = []
     for number in numbers:
@@ -164,6 +167,11 @@ def _sources(program: Program, numbers: Sequence[int]) -> list[int]:
             number = cast_of[number]
         found.append(number)
     return found
+
+
+def _cast(a: jax.Array, dtype: Any) -> jax.Array:
+    """``a`` in that dtype; keys, which no cast takes, are never in another."""
+    return a if a.dtype == dtype else a.astype(dtype)
 
 
 def _narrow_first(program: Program, new: Sequence[int]) -> list[int]:

@@ -15,13 +15,11 @@ from jaxrnn._checks import (
     check_features,
     check_flags,
     check_leads_with_batch,
-    check_lengths,
     check_params,
     check_sizes,
-    check_start,
     sequence_shape,
 )
-from jaxrnn._dtypes import promoted
+from jaxrnn._narrowing import as_lengths, as_start, check_held
 from jaxrnn._spec import specified
 from jaxrnn.instruments import carry_without_marks
 from jaxrnn.planning.plan import Plan, check_plan
@@ -68,7 +66,8 @@ def scan(
         carry: where to start; None means ``initial_carry(params, batch_shape)``. A forward run may be cut into
             chunks that hand the carry on; a reversed one too, last chunk first.
         lengths: (*B) integers, in absolute time: step t of a sequence is valid while ``t < length``. Lengths above
-            the end of ``xs`` mean its end, negative ones mean 0.
+            the end of ``xs`` mean its end, however large, negative ones mean 0. (An argument of a jitted function is
+            narrowed by JAX before it is seen here, to int32 unless its 64 bits are on: clamp there before you call.)
         mask: (T, *B) booleans, any pattern, True where a step is valid. With ``lengths`` both must hold.
             A step that is not valid leaves the carry as it is and outputs 0; what stands in ``xs`` there, NaN
             included, reaches neither values nor gradients. (The cell sees zeros in its place, so its derivatives
@@ -78,7 +77,8 @@ def scan(
             reversed run resets where it enters an episode from its end. A reversed chunk of a longer run may be given
             (T + 1, *B): the last row then is that of the step after the chunk (a forward run ignores it).
         key: a key for the cell's noise (dropout …); None means evaluation: no noise, deterministic.
-        start: the absolute time of ``xs[0]``, for chunks: ``lengths`` and noise count from time 0 of the whole.
+        start: the absolute time of ``xs[0]``, for chunks: ``lengths`` and noise count from time 0 of the whole. Times
+            are int32; a start beyond is refused where its value is known.
 
         and returns ``(carry, ys)``, the carry after the last valid step of each sequence and ys (T, *B, O).
 
@@ -117,17 +117,17 @@ def layer_of(
     """What ``scan`` returns, under the name that error messages are to use."""
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
-        lengths, mask, resets = (None if a is None else jnp.asarray(a) for a in (lengths, mask, resets))
-        T, batch_shape = check_inputs(who, cell, xs, lengths, mask, resets)
-        check_start(who, start)
+        T, batch_shape, (lengths, mask, resets) = check_inputs(who, cell, xs, lengths, mask, resets)
+        start = as_start(who, start, T)
         now = params_at_start(params, reverse)
         check_params(who, now, shapes_of_params(cell))
         expected = jax.eval_shape(lambda: cell.initial_carry(now, batch_shape))
         check_leads_with_batch(who, "initial_carry()", expected, batch_shape)
         if (start_carry := carry_without_marks(carry)) is not None:
+            check_held(who, "carry", start_carry)
             check_carry(who, start_carry, expected, batch_shape)
 
-        times = counted_from(start, jnp.arange(T, dtype=jnp.int32))
+        times = start + jnp.arange(T, dtype=jnp.int32)
         valid = valid_steps(times, lengths, mask)
         if valid is not None:
             xs = select(valid, xs, jax.tree.map(jnp.zeros_like, xs))
@@ -171,34 +171,26 @@ def shapes_of_params(cell):
 
 
 def check_inputs(who, cell, xs, lengths, mask, resets):
-    """``(T, batch_shape)``, where the sequence and its flags fit the cell and each other."""
+    """``(T, batch_shape, (lengths, mask, resets))``, the flags as arrays that fit the sequence, as it fits the cell."""
     T, batch_shape = sequence_shape(who, xs, cell.x_ndim)
     if cell.input_size is not None and cell.x_ndim == 1:
         check_features(who, xs, cell.input_size, "(T, *B, {size})")
-    if lengths is not None:
-        check_lengths(who, lengths, batch_shape)
+    check_held(who, "xs", xs)
+    lengths = None if lengths is None else as_lengths(who, lengths, batch_shape)
+    mask, resets = (None if a is None else jnp.asarray(a) for a in (mask, resets))
     if mask is not None:
         check_flags(who, "mask", mask, ((T, *batch_shape),), "True where a step is valid")
     if resets is not None:
         shapes = ((T, *batch_shape), (T + 1, *batch_shape))
         check_flags(who, "resets", resets, shapes, "True where a new episode begins")
-    return T, batch_shape
-
-
-def counted_from(start, steps):
-    """``start + steps``, the absolute times of steps (T,) or (), where start may be an array of another width."""
-    if not hasattr(start, "dtype"):
-        return start + steps
-    dtype = promoted(start.dtype, steps.dtype)
-    return start.astype(dtype) + steps.astype(dtype)
+    return T, batch_shape, (lengths, mask, resets)
 
 
 def valid_steps(times, lengths, mask):
-    """(T, *B) booleans, or None where every step is valid."""
+    """(T, *B) booleans, from times (T,) and lengths (*B), both int32; None where every step is valid."""
     if lengths is None:
         return mask
-    dtype = promoted(times.dtype, lengths.dtype)
-    within = times.astype(dtype).reshape(-1, *(1,) * lengths.ndim) < lengths.astype(dtype)[None]
+    within = times.reshape(-1, *(1,) * lengths.ndim) < lengths[None]
     return within if mask is None else within & mask
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrnn._base import Cell, PyTree, check_cell, name_of
 from jaxrnn._checks import check_batch_shape, check_features, check_flags, check_sizes, step_batch_shape
+from jaxrnn._narrowing import check_held
 from jaxrnn.running.scan import scan
 
 
@@ -87,6 +88,8 @@ def stream(cell: Cell) -> Stream:
     def step(params, carry, x, *, mask=None, resets=None):
         if cell.input_size is not None and cell.x_ndim == 1:
             check_features(who, x, cell.input_size)
+        check_held(who, "x", x)
+        check_held(who, "carry", carry)
         batch_shape = step_batch_shape(who, x, cell.x_ndim)
         flags = {"mask": mask, "resets": resets}
         for name, meaning in (("mask", "have an input"), ("resets", "begin anew")):

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
-from jaxrnn._checks import check_sizes, check_start
+from jaxrnn._checks import check_sizes
+from jaxrnn._narrowing import as_start
 from jaxrnn._spec import Spec, specified
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.instruments import PerStep, refuse_marks
 from jaxrnn.programs.tracing import inner_programs
-from jaxrnn.running.scan import as_layer, check_inputs, counted_from
+from jaxrnn.running.scan import as_layer, check_inputs
 
 
 @specified
@@ -82,9 +83,8 @@ def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkp
     ahead = first - overlap
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
-        lengths, mask, resets = (None if a is None else jnp.asarray(a) for a in (lengths, mask, resets))
-        T, _ = check_inputs("tbptt", layer, xs, lengths, mask, resets)
-        check_start("tbptt", start)
+        T, _, (lengths, mask, resets) = check_inputs("tbptt", layer, xs, lengths, mask, resets)
+        start = as_start("tbptt", start, T)
         refuse_marks(
             "tbptt",
             "gradient flow is measured on whole runs, not on truncated ones; give gradient_flow the layer itself.",
@@ -118,7 +118,7 @@ def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkp
             handed_on, _, before = state
             index, steps = block
             part = _join(before, steps)
-            handed_on, end, ys = run_window(handed_on, part, counted_from(start, ahead + index * stride), stride)
+            handed_on, end, ys = run_window(handed_on, part, start + ahead + index * stride, stride)
             return (handed_on, end, _part(part, stride, None)), _part(ys, overlap, None)
 
         handed_on, end, ys = run_window(carry, _part(sequence, 0, first), start, ahead)

@@ -62,8 +62,8 @@ def bucketed(
         steps_per_epoch``; each epoch is planned once, in O(N log N).
 
     Raises:
-        ValueError, TypeError: lengths that are not (N,) integers from 0; a batch size below 1; a seed or a step below
-            0; boundaries that do not ascend or do not reach the longest example.
+        ValueError, TypeError: lengths that are not (N,) integers from 0 to 2**31 - 1; a batch size below 1; a seed or a
+            step below 0; boundaries that do not ascend or do not reach the longest example.
 
     Example:
         >>> from jaxrnn import training
@@ -145,6 +145,11 @@ def _check_lengths(who: str, lengths: Any) -> np.ndarray:
     if lengths.min() < 0:
         raise ValueError(
             f"{who}: lengths must be 0 or more, got {lengths.min()} for example {lengths.argmin()}; give len(sequence)."
+        )
+    if lengths.max() >= 2**31:
+        raise ValueError(
+            f"{who}: lengths must be below 2**31, got {lengths.max()} for example {lengths.argmax()}; give "
+            f"len(sequence)."
         )
     lengths = lengths.astype(np.int64)
     lengths.flags.writeable = False

@@ -23,7 +23,11 @@ class Padded(NamedTuple):
 
 
 def padded(
-    batches: Bucketed, data: PyTree | Callable[[np.ndarray], PyTree], *, process: tuple[int, int] | None = None
+    batches: Bucketed,
+    data: PyTree | Callable[[np.ndarray], PyTree],
+    *,
+    below: PyTree = None,
+    process: tuple[int, int] | None = None,
 ) -> Callable[[int], Padded]:
     """Batches as arrays: sequences padded to the length of their bucket, time first.
 
@@ -31,6 +35,8 @@ def padded(
         batches: from :func:`bucketed`, for the lengths of these sequences.
         data: a list of N arrays (L_n, …), inputs or targets, one sequence each; or an array (N, …), such as labels, an
             entry each; or a tree of both. Or a function: indices (n,) -> such a list, array or tree, of those n.
+        below: how many tokens or classes there are, for all data or as a tree like them, None where they are no such
+            numbers. A compiled program cannot refuse a token out of range, here it is: integers from 0 to below - 1.
         process: (p, P) for the p-th of P equal parts of the rows; None means this process among those of JAX. From
             the parts ``jr.devices.shard_batch`` makes one global batch.
 
@@ -41,14 +47,15 @@ def padded(
 
     Raises:
         ValueError, TypeError: sequences whose lengths are not those of ``batches``, or that differ in dtype or in the
-            shape of a step; too few or too many; a number of processes that does not divide the batch.
+            shape of a step; too few or too many; tokens or labels out of range, with the number of their example; a
+            number of processes that does not divide the batch.
 
     Example:
         >>> import numpy as np
         >>> from jaxrnn import training
         >>> xs, label = [np.ones((n, 4), np.float32) for n in (5, 2, 3)], np.array([7, 8, 9])
         >>> batches = training.bucketed([len(x) for x in xs], batch_size=2, seed=0, buckets=2)
-        >>> at = training.padded(batches, {"xs": xs, "label": label})
+        >>> at = training.padded(batches, {"xs": xs, "label": label}, below={"xs": None, "label": 10})
         >>> batch = max((at(step) for step in range(batches.steps_per_epoch)), key=lambda batch: batch.lengths.max())
         >>> batch.data["xs"].shape, sorted(batch.lengths.tolist()), sorted(batch.data["label"].tolist())
         ((5, 2, 4), [3, 5], [7, 9])
@@ -58,9 +65,15 @@ def padded(
     part = _part_of_process(batches.shapes[0][1], process)
     N = len(batches.lengths)
     if callable(data):
-        load = data
+
+        def load(indices: np.ndarray) -> PyTree:
+            loaded = data(indices)
+            _check_range(loaded, below, indices)
+            return loaded
+
     else:
         _each(functools.partial(_check, indices=np.arange(N), lengths=batches.lengths), data)
+        _check_range(data, below, np.arange(N))
 
         def load(indices: np.ndarray) -> PyTree:
             def choose(_, leaf):
@@ -149,3 +162,40 @@ def _check(name: str, leaf: Any, indices: np.ndarray, lengths: np.ndarray) -> No
                 f"padded: {name} is {array.dtype} {array.shape} for example {index} but {first.dtype} {first.shape} "
                 f"for example {indices[0]}; all must agree in dtype and in every axis but the first, which is time."
             )
+
+
+def _check_range(data: PyTree, below: PyTree, indices: np.ndarray) -> None:
+    """The examples ``indices`` hold integers from 0 to below - 1, where that is not None."""
+
+    def check(path: Any, leaf: Any, limit: int | None) -> None:
+        if limit is None:
+            return
+        check_sizes("padded", below=limit)
+        name = f"data{jax.tree_util.keystr(path)}"
+        for place, array in enumerate(map(np.asarray, leaf if isinstance(leaf, list) else [leaf])):
+            if array.dtype.kind not in "biu":
+                raise TypeError(
+                    f"padded: {name} must be integers from 0 to {limit - 1}, got {array.dtype}; give below as a tree "
+                    f"like data, with None for what is neither tokens nor labels."
+                )
+            outside = np.argwhere((array < 0) | (array >= limit))
+            if len(outside):
+                at = tuple(outside[0])
+                where = f" at step {at[0]}" if isinstance(leaf, list) else ""
+                example = indices[place if isinstance(leaf, list) else at[0]]
+                raise ValueError(
+                    f"padded: {name} holds {array[at]}{where} of example {example}, but must be from 0 to {limit - 1}; "
+                    f"correct it, or give a larger below (and a model that has as many)."
+                )
+
+    def is_leaf(node: Any) -> bool:
+        return node is None or isinstance(node, list)
+
+    try:
+        limits = jax.tree.map(lambda limit, part: _each(lambda *_: limit, part), below, data, is_leaf=is_leaf)
+    except ValueError:
+        outline = jax.tree.structure(data, is_leaf=is_leaf)
+        raise ValueError(
+            f"padded: below must be a number, or a tree like data, {outline}, or its upper part, got {below!r}."
+        ) from None
+    jax.tree_util.tree_map_with_path(check, data, limits, is_leaf=is_leaf)

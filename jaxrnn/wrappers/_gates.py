@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, PyTree, is_float, name_of
+from jaxrnn._base import Cell, PyTree, is_inexact, name_of
 
 
 def gates_with_carry_changed(
@@ -43,8 +43,8 @@ def carry_in_gates(who: str, cell: Cell, gates: Any, carry: PyTree) -> PyTree:
     new = {}
     for name in getattr(carry, "_fields", ("h",)):
         old = getattr(carry, name) if hasattr(carry, "_fields") else carry
-        has_floats = any(map(is_float, jax.tree.leaves(old)))
-        found = getattr(gates, name, None if has_floats else old)
+        changes = any(map(is_inexact, jax.tree.leaves(old)))
+        found = getattr(gates, name, None if changes else old)
         if jax.tree.map(jnp.shape, found) != jax.tree.map(jnp.shape, old):
             fields = ", ".join(getattr(gates, "_fields", ())) or type(gates).__name__
             raise TypeError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree, check_cell, is_float, name_of
 
@@ -29,7 +30,8 @@ def state_of(who: str, cell: Cell, carry: PyTree) -> Any:
     if is_record or not hasattr(h, "shape") or not is_float(h) or len(h.shape) == 0:
         raise TypeError(
             f"{who}: the carry of {name_of(cell)} must be one array of floats (*B, H) or a NamedTuple with such an h, "
-            f"got {type(carry).__name__}; name the state h in a NamedTuple, and of a chain wrap each cell."
+            f"got {getattr(h, 'dtype', type(carry).__name__)}; name the state h in a NamedTuple, and of a chain wrap "
+            f"each cell."
         )
     return h
 
@@ -37,6 +39,14 @@ def state_of(who: str, cell: Cell, carry: PyTree) -> Any:
 def with_state(carry: PyTree, h: jax.Array) -> PyTree:
     """The carry with another h."""
     return carry._replace(h=h) if hasattr(carry, "_replace") else h
+
+
+def held_within(a: jax.Array, limit: float) -> jax.Array:
+    """Real numbers within ± limit, complex ones within that distance from 0, their direction kept."""
+    if not jnp.iscomplexobj(a):
+        return jnp.clip(a, -limit, limit)
+    size = jnp.abs(a)
+    return a * jnp.where(size > limit, limit / jnp.where(size > limit, size, 1), 1)
 
 
 def carry_shapes(cell: Cell, params: PyTree, x: PyTree) -> PyTree:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 
-import jax.numpy as jnp
-
-from jaxrnn._base import Cell, is_float, name_of
+from jaxrnn._base import Cell, is_inexact, name_of
 from jaxrnn._spec import specified
 from jaxrnn.instruments import step_with_leaves_changed
 from jaxrnn.wrappers._gates import carry_in_gates, with_carry_in_gates
-from jaxrnn.wrappers._shared import check_wrapped
+from jaxrnn.wrappers._shared import check_wrapped, held_within
 
 
 @specified
@@ -20,8 +18,10 @@ def clip_state(cell: Cell, *, max_value: float) -> Cell:
         c_t = clip(f * c_{t-1} + i * g, -max_value, max_value),  h_t = o * tanh(c_t)        of an LSTM, for example
 
     Args:
-        cell: a Cell; what its step computes from a float leaf of the new carry, it computes from the clipped one.
-        max_value: the largest absolute value. The gradient of a clipped number is 0.
+        cell: a Cell; what its step computes from a leaf of the new carry, it computes from the clipped one. Leaves that
+            are no numbers to clip (integers, booleans, keys) are left as they are.
+        max_value: the largest absolute value. The gradient of a clipped number is 0; of a complex one, whose modulus is
+            clipped, that by its modulus.
 
     Returns:
         A Cell with the params and carry of the one given; its gates are computed from the clipped numbers, as its step.
@@ -48,7 +48,7 @@ def clip_state(cell: Cell, *, max_value: float) -> Cell:
         raise ValueError(f"clip_state: max_value must be positive, got {max_value!r}.")
 
     def clip(index, a):
-        return jnp.clip(a, -max_value, max_value) if is_float(a) else a
+        return held_within(a, max_value) if is_inexact(a) else a
 
     def step(params, carry, x, *noise):
         own_step = functools.partial(cell.step, params)

@@ -7,10 +7,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, flatten, is_float
+from jaxrnn._base import Cell, flatten, is_inexact
 from jaxrnn._spec import specified
 from jaxrnn.instruments import norm
-from jaxrnn.wrappers._shared import check_wrapped
+from jaxrnn.wrappers._shared import check_wrapped, held_within
 
 
 @specified
@@ -26,10 +26,10 @@ def cotangent_clip(cell: Cell, *, max_norm: float | None = None, max_value: floa
     of any loss.
 
     Args:
-        cell: a Cell.
-        max_norm: the largest norm of a sequence's whole carry gradient; give this or ``max_value``. A gradient that
-            one step takes from there beyond the floats is not brought back.
-        max_value: the largest absolute value of each of its numbers.
+        cell: a Cell. Leaves of its carry that are integers, booleans or keys have no gradient.
+        max_norm: the largest norm of a sequence's whole carry gradient, √Σ |d|² over real and complex numbers; give
+            this or ``max_value``. A gradient that one step takes from there beyond the floats is not brought back.
+        max_value: the largest absolute value of each of its numbers, of a complex one its modulus.
 
     Returns:
         A Cell with the params and carry of the one given. It has no forward mode, and ``jr.scan`` runs it as the plain
@@ -61,24 +61,26 @@ def cotangent_clip(cell: Cell, *, max_norm: float | None = None, max_value: floa
 
     def clipped(batch_axes, cotangents):
         if max_norm is None:
-            return [jnp.clip(d, -limit, limit) for d in cotangents]
-        flat = jnp.concatenate([d.reshape(*d.shape[:batch_axes], -1) for d in cotangents], axis=-1)
+            return [held_within(d, limit) for d in cotangents]
+        sizes = [jnp.abs(d) if jnp.iscomplexobj(d) else d for d in cotangents]
+        flat = jnp.concatenate([d.reshape(*d.shape[:batch_axes], -1) for d in sizes], axis=-1)
         size = norm(flat, axis=-1)
         factor = jnp.where(size > limit, limit / jnp.where(size > limit, size, 1.0), 1.0)
         return [d * factor.reshape(factor.shape + (1,) * (d.ndim - batch_axes)).astype(d.dtype) for d in cotangents]
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-    def clip_backward(batch_axes, floats):
-        return floats
+    def clip_backward(batch_axes, numbers):
+        return numbers
 
     clip_backward.defvjp(
-        lambda batch_axes, floats: (floats, None), lambda batch_axes, _, cotangents: (clipped(batch_axes, cotangents),)
+        lambda batch_axes, numbers: (numbers, None),
+        lambda batch_axes, _, cotangents: (clipped(batch_axes, cotangents),),
     )
 
     def step(params, carry, x, *noise):
         batch_axes = jnp.ndim(jax.tree.leaves(x)[0]) - jax.tree.leaves(cell.x_ndim)[0]
         leaves, treedef = flatten(carry)
-        floats = iter(clip_backward(batch_axes, [a for a in leaves if is_float(a)]))
-        return cell.step(params, treedef.unflatten([next(floats) if is_float(a) else a for a in leaves]), x, *noise)
+        numbers = iter(clip_backward(batch_axes, [a for a in leaves if is_inexact(a)]))
+        return cell.step(params, treedef.unflatten([next(numbers) if is_inexact(a) else a for a in leaves]), x, *noise)
 
     return cell._replace(step=step)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 
-from jaxrnn._base import Cell, name_of
+from jaxrnn._base import Cell, is_inexact, name_of
 from jaxrnn._spec import specified
 from jaxrnn.instruments import step_with_carry_changed
 from jaxrnn.wrappers._gates import gates_with_carry_changed
@@ -24,7 +23,8 @@ def leaky(cell: Cell, *, rate: float, keep: float | None = None) -> Cell:
     with a time constant of 1/rate steps (a neuron's Δt/τ), with keep = 1 not at all.
 
     Args:
-        cell: a Cell; every float leaf of its carry becomes leaky, the output is computed from the leaky carry.
+        cell: a Cell; every leaf of its carry that is real or complex numbers becomes leaky, others (integers, booleans,
+            keys) are what its step makes of them. The output is computed from the leaky carry.
         rate: above 0, usually at most 1.
         keep: from 0 to 1; None means 1 - rate.
 
@@ -61,7 +61,7 @@ def leaky(cell: Cell, *, rate: float, keep: float | None = None) -> Cell:
         raise ValueError(f"leaky: keep must lie between 0 and 1, got {keep!r}; give rate <= 1, or keep=1 for residual.")
 
     def blend(old, new):
-        return (keep * old + rate * new).astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new
+        return (keep * old + rate * new).astype(old.dtype) if is_inexact(old) else new
 
     def change(carry, new):
         return jax.tree.map(blend, carry, new)

@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, draw_each_step, flatten, is_float, name_of
+from jaxrnn._base import Cell, draw_each_step, flatten, is_inexact, name_of
 from jaxrnn._spec import specified
 from jaxrnn.devices.placement import placed_like
 from jaxrnn.instruments import step_with_carry_changed
@@ -24,7 +24,8 @@ def zoneout(cell: Cell, *, rate: float, c_rate: float | None = None) -> Cell:
 
     Args:
         cell: a Cell; the output is computed from the state as it is kept.
-        rate: of every float leaf of the carry, from 0 to below 1.
+        rate: of every leaf of the carry that is real or complex numbers, from 0 to below 1. Others (integers, booleans,
+            keys) are what the cell's step makes of them.
         c_rate: of an LSTM's memory ``c``; None means ``rate``.
 
     Returns:
@@ -70,7 +71,7 @@ def zoneout(cell: Cell, *, rate: float, c_rate: float | None = None) -> Cell:
         return draw_each_step(draw, jax.random.fold_in(key, 0), times), draw_inner(cell, params, key, times, x)
 
     def blend(old, new, rate, keeps):
-        if not is_float(old):
+        if not is_inexact(old):
             return new
         mixed = rate * old + (1 - rate) * new if keeps is None else jnp.where(placed_like(keeps, old), old, new)
         return mixed.astype(old.dtype)

@@ -64,9 +64,26 @@ def by_steps(experiment, directory, capsys, monkeypatch):
         np.testing.assert_array_equal(said.argmax(-1), answers)
     else:
         np.testing.assert_allclose(said.reshape(answers.shape), answers, rtol=1e-4, atol=1e-5)  # six digits are said
+    if experiment == "copy_memory":
+        tokens_out_of_range(directory, inputs, capsys, monkeypatch)
     monkeypatch.setattr(sys, "stdin", iter([lines[0], "[1, 2, 3, 4]"]))
     assert main(["predict", directory, "--steps"]) == 2
     assert "line 2: expected a step such as " in capsys.readouterr().err
+
+
+def tokens_out_of_range(directory, inputs, capsys, monkeypatch):
+    """They are told, from lines and of a file, where the sequence stands; before, they were read as nothing."""
+    for token in ("10", "-1", "1.5", str(2**40)):
+        monkeypatch.setattr(sys, "stdin", iter(["3", token]))
+        assert main(["predict", directory, "--steps"]) == 2
+        assert f"line 2: expected tokens from 0 to 9, got {token}" in capsys.readouterr().err
+    path = Path(directory) / "tokens.npy"
+    for token in (10, -1, 2**40):
+        tokens = inputs.astype(np.int64)
+        tokens[4, 1] = token
+        np.save(path, tokens)
+        assert main(["predict", directory, "--input", str(path)]) == 2
+        assert f"expected tokens from 0 to 9, got {token} at step 4 of sequence 1" in capsys.readouterr().err
 
 
 def test_digits_of_a_file(digits, tmp_path, capsys):

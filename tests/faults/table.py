@@ -187,15 +187,33 @@ FAULTS = (
     ),
     Fault(
         "last: the step after the last",
-        "index = jnp.clip(lengths.astype(jnp.int32) - 1, 0, T - 1)",
-        "index = jnp.clip(lengths.astype(jnp.int32), 0, T - 1)",
+        "index = jnp.clip(lengths - 1, 0, T - 1)",
+        "index = jnp.clip(lengths, 0, T - 1)",
         tests("test_sequences", "last"),
     ),
     Fault(
         "masked_mean divides by all steps",
-        "return (total / jnp.maximum(on.sum(), 1).astype(total.dtype)).astype(losses.dtype)",
-        "return (total / losses.size).astype(losses.dtype)",
+        "return (total / jnp.maximum(on.sum(), 1).astype(total.dtype)).astype(_dtype_of_mean(losses))",
+        "return (total / losses.size).astype(_dtype_of_mean(losses))",
         tests("test_sequences", "masked_mean"),
+    ),
+    Fault(
+        "the mean of integers is an integer",
+        "return a.dtype if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.float32",
+        "return a.dtype",
+        tests("test_sequence_dtypes", "reductions"),
+    ),
+    Fault(
+        "large lengths wrap round",
+        "lengths = lengths.clip(max(info.min, -LONGEST), LONGEST)",
+        "pass",
+        tests("test_large_integers", "clamped"),
+    ),
+    Fault(
+        "a merge of zeros stands in the padding",
+        '_valid("bidirectional", jax.tree.leaves(xs)[0], **options) if callable(merge) else None',
+        "None",
+        tests("test_invalid_steps", "outputs_are_zero"),
     ),
     Fault(
         "stream: a slot's next session meets the state of the last",

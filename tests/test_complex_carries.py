@@ -1,0 +1,245 @@
+"""Carries of every kind of leaf under every wrapper: complex numbers as their real form, other leaves as they are."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn as jr
+from tests.cases import RUNS, WRAPPERS, B, draw
+
+T, I, H = 4, 2, 3
+MAX = 0.7
+# By kind: the wrapper, or what the refusal of a carry without real h says. Each wrapper has a row.
+REFUSED = "the carry of .* must be one array of floats .* got complex"
+ROWS = {
+    "leaky": lambda cell: jr.leaky(cell, rate=0.3),
+    "zoneout": lambda cell: jr.zoneout(cell, rate=0.2),
+    "clip_state": lambda cell: jr.clip_state(cell, max_value=MAX),
+    "cotangent_clip": lambda cell: jr.cotangent_clip(cell, max_norm=MAX),
+    "normalized": REFUSED,
+    "recurrent_dropout": REFUSED,
+}
+HANDLED = {kind: wrap for kind, wrap in ROWS.items() if callable(wrap)} | {
+    "cotangent_clip by value": lambda cell: jr.cotangent_clip(cell, max_value=MAX / 2)
+}
+
+
+def test_every_wrapper_has_a_row():
+    assert ROWS.keys() == WRAPPERS.keys()
+
+
+# ---- a linear recurrence, with complex numbers and without ---------------------------------------
+
+
+def linear_recurrence(change=lambda h: h):
+    """A diagonal linear recurrence as a user writes it; ``change`` is done to its new state."""
+
+    def step(p, h, x):
+        h = change(jnp.exp(-jnp.exp(p["nu"]) + 1j * p["theta"]) * h + x @ (p["B_re"] + 1j * p["B_im"]))
+        return h, (h @ (p["C_re"] - 1j * p["C_im"])).real
+
+    return jr.Cell(init, lambda p, batch_shape=(): jnp.zeros((*batch_shape, H), complex), step)
+
+
+def in_real_numbers(change=lambda h: h):
+    """The same with (real, imaginary) as a last axis."""
+
+    def step(p, h, x):
+        size, (cos, sin) = jnp.exp(-jnp.exp(p["nu"])), (jnp.cos(p["theta"]), jnp.sin(p["theta"]))
+        re, im = h[..., 0], h[..., 1]
+        turned = jnp.stack([size * (cos * re - sin * im), size * (sin * re + cos * im)], -1)
+        h = change(turned + jnp.stack([x @ p["B_re"], x @ p["B_im"]], -1))
+        return h, h[..., 0] @ p["C_re"] + h[..., 1] @ p["C_im"]
+
+    return jr.Cell(init, lambda p, batch_shape=(): jnp.zeros((*batch_shape, H, 2)), step)
+
+
+def init(key):
+    shapes = {"nu": (H,), "theta": (H,), "B_re": (I, H), "B_im": (I, H), "C_re": (H, 2), "C_im": (H, 2)}
+    return {name: draw(shape, place) for place, (name, shape) in enumerate(shapes.items())}
+
+
+def modulus_within(limit):
+    """By hand, of pairs."""
+
+    def clip(h):
+        size = jnp.sqrt((h**2).sum(-1, keepdims=True) + 1e-300)
+        return jnp.where(size > limit, h * limit / size, h)
+
+    return clip
+
+
+@jax.custom_vjp
+def with_gradients_within(h):
+    return h
+
+
+with_gradients_within.defvjp(lambda h: (h, None), lambda _, d: (modulus_within(MAX / 2)(d),))
+
+
+def real_form(kind):
+    """What a wrapper of the complex recurrence has to compute."""
+    if kind == "clip_state":
+        return in_real_numbers(modulus_within(MAX))
+    if kind == "cotangent_clip by value":
+        inner = in_real_numbers()
+        return inner._replace(step=lambda p, h, x: inner.step(p, with_gradients_within(h), x))
+    return HANDLED[kind](in_real_numbers()) if kind else in_real_numbers()
+
+
+def gradients(cell, **options):
+    """The loss and the outputs, and the gradients by parameters and inputs, of a run that is masked."""
+    xs, weights = 2 * draw((T, B, I), 20), draw((T, B, 2), 21)
+    params, lengths = init(None), np.array([T, 2, 1])
+
+    def loss(params, xs):
+        _, ys = jr.scan(cell, **options).apply(params, xs, lengths=lengths)
+        return (ys * weights).sum(), ys
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, xs)
+
+
+@functools.cache
+def unwrapped():
+    """Those of the recurrence itself, in real numbers; float64 is on."""
+    return gradients(in_real_numbers(), plan="plain")
+
+
+def assert_close(got, expected):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)  # float64, four steps
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.full if kind == "zoneout" else ()) for kind in HANDLED]
+)
+def test_complex_numbers_are_their_real_form(kind, x64):
+    got = gradients(HANDLED[kind](linear_recurrence()), plan="plain")
+    assert_close(got, gradients(real_form(kind), plan="plain"))
+    by_theta, left_alone = got[1][0]["theta"], unwrapped()[1][0]["theta"]
+    assert abs(by_theta - left_alone).max() > 1e-3, "the wrapper had nothing to do"
+
+
+@pytest.mark.parametrize("run", ["auto", pytest.param("everything", marks=pytest.mark.full)])
+def test_plans_of_complex_carries(run, x64):
+    assert_close(gradients(linear_recurrence(), **RUNS[run]), unwrapped())
+
+
+def test_a_clipped_complex_zero_has_a_gradient(x64):
+    cell = jr.clip_state(linear_recurrence(), max_value=MAX)
+    by_h = jax.jit(jax.grad(lambda h: cell.step(init(None), h, jnp.zeros(I))[1].sum()))(jnp.zeros(H, complex))
+    assert np.isfinite(by_h).all() and np.asarray(by_h).all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ROWS if kind not in HANDLED])
+def test_complex_states_are_refused_by_name(kind):
+    cell = {"normalized": jr.normalized, "recurrent_dropout": lambda cell: jr.recurrent_dropout(cell, rate=0.5)}[kind](
+        linear_recurrence()
+    )
+    layer = jr.scan(cell)
+    with pytest.raises(TypeError, match=f"{kind}: {ROWS[kind]}"):
+        params = layer.init(jax.random.key(0))
+        layer.apply(params, jnp.ones((T, I)), key=jax.random.key(0))
+
+
+def test_what_differentiates_by_the_state_refuses_complex_ones():
+    cell, xs = linear_recurrence(), jnp.ones((T, I))
+    params = init(None)
+    words = {
+        "step_jacobian": lambda: jr.gradients.step_jacobian(cell, params, jnp.zeros(H, complex), xs[0]),
+        "lyapunov_spectrum": lambda: jr.gradients.lyapunov_spectrum(cell, params, xs),
+        "jacobian_penalty": lambda: jr.gradients.jacobian_penalty(cell, params, xs, lambda carry, ys: ys.sum()),
+        "gradient_flow": lambda: jr.gradients.gradient_flow(cell, params, xs, lambda carry, ys: ys.sum()),
+    }
+    for who, call in words.items():
+        with pytest.raises(TypeError, match=rf"{who}: .*complex.* real and imaginary parts"):
+            jax.eval_shape(call)
+
+
+# ---- every kind of leaf --------------------------------------------------------------------------
+
+
+class Mixed(NamedTuple):
+    """Whatever a user may carry, in a tree."""
+
+    h: Any  # a dict of floats and complex numbers
+    count: jax.Array
+    seen: jax.Array
+    key: jax.Array
+
+
+def mixed():
+    def initial_carry(params, batch_shape=()):
+        h = {"real": jnp.full((*batch_shape, 2), 2.0), "complex": jnp.full((*batch_shape, 2), 3 - 4j)}
+        keys = jnp.broadcast_to(jax.random.key(1), batch_shape)
+        return Mixed(h, jnp.full(batch_shape, 7), jnp.zeros(batch_shape, bool), keys)
+
+    def step(params, carry, x):
+        h = {"real": 0.5 * carry.h["real"] + params * x, "complex": 1j * carry.h["complex"] + x}
+        key = jax.random.wrap_key_data(jax.random.key_data(carry.key) + 1)
+        carry = Mixed(h, carry.count + 1, ~carry.seen, key)
+        return carry, h["real"] + h["complex"].real + h["complex"].imag
+
+    return jr.Cell(lambda key: jnp.asarray(1.5), initial_carry, step)
+
+
+def within(a):
+    return a * np.minimum(1, MAX / np.maximum(abs(a), 1e-30))
+
+
+# What a wrapper makes of an old and a new number of the state, real or complex.
+CHANGES = {
+    "leaky": lambda old, new: 0.7 * old + 0.3 * new,
+    "zoneout": lambda old, new: 0.2 * old + 0.8 * new,
+    "clip_state": lambda old, new: within(new),
+    "cotangent_clip": lambda old, new: new,
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_every_leaf_is_changed_or_left_as_documented(kind):
+    cell, x = mixed(), jnp.array([0.1, -0.2])
+    params = cell.init(None)
+    old = cell.initial_carry(params)
+    new, (got, y) = cell.step(params, old, x)[0], jax.jit(HANDLED[kind](cell).step)(params, old, x)
+    for name in ("real", "complex"):
+        want = CHANGES[kind](np.asarray(old.h[name]), np.asarray(new.h[name]))
+        np.testing.assert_allclose(got.h[name], want, rtol=1e-6)  # float32
+        assert got.h[name].dtype == new.h[name].dtype
+    np.testing.assert_allclose(y, got.h["real"] + got.h["complex"].real + got.h["complex"].imag, rtol=1e-6)
+    assert (got.count, got.seen) == (8, True)
+    assert (jax.random.key_data(got.key) == jax.random.key_data(new.key)).all()
+
+
+def test_zoneout_keeps_complex_units_at_random():
+    cell, x = mixed(), jnp.ones((B, 2))
+    wrapped, params = jr.zoneout(cell, rate=0.5), cell.init(None)
+    old = cell.initial_carry(params, (B,))
+    (kept, _), new = wrapped.noise(params, jax.random.key(2), jnp.arange(1), x), cell.step(params, old, x)[0]
+    kept = [a[0] for a in kept]
+    got, _ = jax.jit(wrapped.step)(params, old, x, (kept, None))
+    held = kept[[jnp.iscomplexobj(a) for a in jax.tree.leaves(old)].index(True)]
+    assert held.any() and not held.all()
+    np.testing.assert_array_equal(got.h["complex"], np.where(held, old.h["complex"], new.h["complex"]))
+    np.testing.assert_array_equal(got.count, new.count)
+
+
+def test_the_norm_counts_complex_numbers_with_the_real_ones():
+    """√(Σ real² + Σ |complex|²) of the whole carry is held; a gradient below the limit is left alone."""
+    params, x, old = jnp.asarray(1.5), jnp.zeros(2), mixed().initial_carry(None)
+
+    def gradient(cell):
+        def last(h):
+            return cell.step(params, old._replace(h=h), x)[1].sum()
+
+        return jax.tree.leaves(jax.jit(jax.grad(last))(old.h))
+
+    free = np.concatenate(gradient(mixed()))
+    size = np.sqrt((abs(free) ** 2).sum())
+    for limit, factor in ((MAX, MAX / size), (2 * size, 1)):
+        got = np.concatenate(gradient(jr.cotangent_clip(mixed(), max_norm=float(limit))))
+        np.testing.assert_allclose(got, free * factor, rtol=1e-6)  # float32
