@@ -262,7 +262,7 @@ def test_stop_when_is_asked_after_each_block_with_the_whole_history(tmp_path):
     assert int(fitted.state) == 15 and len(calls) == 4 and [result.step for result in fitted.history] == [5, 10, 15]
     again = training.fit(block, state, **options)
     assert int(again.state) == 15 and len(calls) == 4 and len(again.history) == 3  # it had ended
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["15", "5", "metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["15", "5", "lock", "metrics.jsonl"]
 
 
 def test_patience_is_over_when_no_member_gets_better():

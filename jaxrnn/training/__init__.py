@@ -4,9 +4,10 @@ steps.py         the loop as pure functions          batches.py      which examp
 fitting.py       many blocks of it                   padding.py      the batches as arrays
 history.py       what the blocks measured            prefetching.py  ready before they are needed
 checkpoints.py   save and restore, with orbax        records.py      measures as JSON lines, TensorBoard
+locking.py       one training in a directory
 
-``jaxrnn.training`` has the names below, each imported on first use; checkpoints and records are modules to import.
-Checkpoints need orbax: ``pip install 'jaxrnn[train]'``. Several devices and processes: ``jaxrnn.devices``.
+``jaxrnn.training`` has the names below, each imported on first use; checkpoints, records and locking are modules to
+import. Checkpoints need orbax: ``pip install 'jaxrnn[train]'``. Several devices and processes: ``jaxrnn.devices``.
 """
 
 import importlib
