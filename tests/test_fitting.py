@@ -105,7 +105,7 @@ def test_lines_taken_from_the_records_are_missed(tmp_path):
     with pytest.raises(checkpoints.CheckpointError, match=r"some were changed or removed\. Put them back, or start a"):
         killed.fit(tmp_path, 8)
     path.write_bytes(b"garbage\n" + kept)
-    with pytest.raises(checkpoints.CheckpointError, match=r"metrics.jsonl: expected a row in JSON, got garbage; rem"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"metrics.jsonl, line 1: expected a row in JSON, got garba"):
         killed.fit(tmp_path, 8)
     path.write_bytes(kept)
     killed.fit(tmp_path, 8)

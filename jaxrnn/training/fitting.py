@@ -23,7 +23,7 @@ from jaxrnn._checks import check_choice, check_sizes
 from jaxrnn._deprecated import moved_names, renamed_keywords, warn_renamed
 from jaxrnn.training import checkpoints
 from jaxrnn.training._description import described, other, other_measures
-from jaxrnn.training.history import BlockResult, from_rows, to_rows, what_is_not_finite
+from jaxrnn.training.history import BlockResult, check_labels, from_rows, to_rows, what_is_not_finite
 from jaxrnn.training.locking import alone
 from jaxrnn.training.records import Records, to_json
 
@@ -138,6 +138,7 @@ def fit(
     check_choice("training.fit", "nonfinite", nonfinite, ("stop", "record"))
     if steps % block_steps:
         raise ValueError(f"training.fit: steps must be a multiple of block_steps={block_steps}, got {steps}.")
+    check_labels(labels)
     if checkpoint is not None and records is None:
         records = Records(checkpoint / "metrics.jsonl", write=jax.process_index() == 0)
     same = _as_json({"steps": steps, "block_steps": block_steps, **(config or {})})
@@ -204,13 +205,14 @@ def fit(
             values, places = fetch(measured)
             first = {name: np.where(place, step + place, 0) for name, place in places.items()}
             result = BlockResult(step + block_steps, values, first)
+            rows = to_rows(result, labels)
             if nonfinite == "stop" and any(np.any(at) for at in first.values()):
                 save()
                 raise NonFiniteError(what_is_not_finite(result, labels, saved if checkpoint is not None else None))
             state, step = after, result.step
             history.append(result)
             if records is not None:
-                crc = zlib.crc32(records.append(to_rows(result, labels), labels).encode(), crc)
+                crc = zlib.crc32(records.append(rows, labels).encode(), crc)
             if on_block is not None:
                 on_block(result)
             finished = step >= steps or (stop_when is not None and stop_when(history))

@@ -62,7 +62,25 @@ def patience(measure: str, blocks: int, *, lower: bool = True) -> Callable[[Sequ
     return stop_when
 
 
+def check_labels(labels: Any) -> None:
+    """Labels are one mapping or more, that name nothing which a row has."""
+    if labels is None:
+        return
+    mappings = isinstance(labels, Sequence) and all(isinstance(label, Mapping) for label in labels)
+    if not mappings or not labels:
+        raise (ValueError if mappings else TypeError)(
+            f"training.fit: labels must be dicts, one a member, got {labels!r:.80}; give [{{'seed': 0}}], say, or None "
+            f"where measures are plain numbers."
+        )
+    if taken := {"step", "not_finite"} & {name for label in labels for name in label}:
+        raise ValueError(
+            f"training.fit: {', '.join(map(repr, sorted(taken)))} cannot stand in a label: a row has it already; take "
+            f"another name."
+        )
+
+
 def to_rows(result: BlockResult, labels: Labels) -> list[dict[str, Any]]:
+    """A row for each member; without labels, one."""
     taken = {"step", "not_finite", *(name for label in labels or [] for name in label)} & set(result.values)
     if taken:
         raise ValueError(
@@ -71,6 +89,14 @@ def to_rows(result: BlockResult, labels: Labels) -> list[dict[str, Any]]:
         )
     if labels is None:
         return [{"step": result.step, **result.values, **_not_finite(result.nonfinite)}]
+    for what, measured in (("measure", result.values), ("nonfinite", result.nonfinite)):
+        for name, values in measured.items():
+            if np.shape(values)[:1] != (len(labels),):
+                raise ValueError(
+                    f"training.fit: there are {len(labels)} labels, one for each member, but the {what} {name!r} has "
+                    f"the shape {np.shape(values)}; give as many labels as it leads with members, or measure "
+                    f"({len(labels)},)."
+                )
     return [
         {
             "step": result.step,
@@ -88,7 +114,7 @@ def _not_finite(steps: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_rows(text: str, labels: Labels) -> list[BlockResult]:
     """The results from the lines of this training; each block wrote a row for each member."""
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = [json.loads(line) for line in text.split("\n")[:-1]]
     names_of_labels = {name for label in labels or [] for name in label}
     members, history = len(labels or [{}]), []
     for of_step in (rows[at : at + members] for at in range(0, len(rows), members)):
