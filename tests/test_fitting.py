@@ -49,6 +49,7 @@ def crash_at(step):
     return on_block
 
 
+@pytest.mark.filterwarnings("ignore:.*half a line")
 def test_a_crash_loses_nothing(tmp_path, whole):
     """Before the first block, between a line and its checkpoint, twice in a row."""
     for step in (STEPS, 3 * STEPS, 4 * STEPS):
@@ -93,6 +94,7 @@ def test_asked_twice_it_leaves_at_once(tmp_path):
     assert checkpoints.latest(tmp_path / "checkpoints") == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*half a line")
 def test_lines_taken_from_the_records_are_missed(tmp_path):
     with pytest.raises(Crash):
         killed.fit(tmp_path, 8, on_block=crash_at(3 * STEPS))

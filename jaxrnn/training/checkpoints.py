@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,12 +47,14 @@ def save(directory: Path, step: int, state: PyTree, note: dict[str, Any] | None 
 
     Args:
         directory: of this training alone; made where it is missing. On several hosts, one that all of them see.
-        step: a number that grows from save to save. One that is there already is left as it is.
+        step: a number that grows from save to save. One that is there already is left as it is, a smaller one refused.
         state: a pytree of JAX arrays, typed keys included, placed and sharded in any way.
         note: JSON to keep beside it.
 
     Raises:
-        CheckpointError: the disk is full, the directory cannot be written. Older checkpoints stay as they were.
+        CheckpointError: the disk is full, the directory cannot be written. Older checkpoints stay as they were. If
+            nothing but the removal of an old one failed, a warning says so.
+        ValueError: a step before the newest that is there.
 
     Example:
         >>> import tempfile, pathlib, jax, jaxrnn as jr
@@ -76,19 +79,28 @@ def save(directory: Path, step: int, state: PyTree, note: dict[str, Any] | None 
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(nonempty(leaves)), note=ocp.args.JsonSave(record))
     try:
         with _manager(directory) as manager:
-            if step in manager.all_steps():
-                return
-            manager.save(step, args=args)
+            steps = manager.all_steps()
+            before = max(steps, default=step)
+            if step not in steps and step >= before:
+                manager.save(step, args=args)
     except Exception as error:
         with quiet():
             gc.collect()
-        for rest in directory.glob("*.orbax-checkpoint-tmp"):
+        for rest in directory.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(rest, ignore_errors=True)
         there = latest(directory)
+        if there == step:
+            warnings.warn(f"{directory}: an older checkpoint could not be removed: {_cause(error)}.", stacklevel=2)
+            return
         kept = "no older checkpoint exists" if there is None else f"the checkpoint of step {there} is intact"
         raise CheckpointError(
             f"{directory}: the checkpoint of step {step} could not be written: {_cause(error)}; {kept}."
         ) from None
+    if step not in steps and step < before:
+        raise ValueError(
+            f"checkpoints.save: {directory} has a checkpoint of step {before}, which is beyond step {step}; count on "
+            f"from there, or name another directory."
+        )
 
 
 def latest(directory: Path) -> int | None:
