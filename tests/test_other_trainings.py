@@ -172,6 +172,7 @@ def test_what_is_kept_is_names_alone(tmp_path):
             },
             "labels": [{"seed": 0}],
             "measures": ["loss"],
+            "keeps": None,
         }
     )
 

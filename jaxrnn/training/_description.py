@@ -27,6 +27,7 @@ def described(state: PyTree, model: Any, labels: Labels) -> Description:
         "model": dict(_specs(model)),
         "labels": None if labels is None else json.loads(to_json(list(labels))),
         "measures": None,  # until a block has run
+        "keeps": None,  # by which measure the best is kept
     }
 
 

@@ -134,8 +134,7 @@ def restore(directory: Path, like: PyTree) -> Restored | None:
 def _restore(directory: Path, step: int, like: PyTree) -> Restored:
     where = directory / str(step)
     ocp = _orbax()
-    older = [number for number in _steps(directory) if number < step]
-    fix = f"remove {where} to go on from " + (f"step {max(older)}" if older else "the start")
+    fix = _fix(directory, step)
     record = _record(where, fix)
     expected = leaves_by_path(like)
     differing = differences(record["leaves"], described(expected))
@@ -166,7 +165,12 @@ def _restore(directory: Path, step: int, like: PyTree) -> Restored:
 def note(directory: Path) -> dict[str, Any] | None:
     """What ``save`` was given beside the newest state, without reading the arrays; None where there is none."""
     step = latest(directory)
-    return None if step is None else _record(directory / str(step), f"remove {directory / str(step)}")["note"]
+    return None if step is None else _record(directory / str(step), _fix(directory, step))["note"]
+
+
+def _fix(directory: Path, step: int) -> str:
+    older = [number for number in _steps(directory) if number < step]
+    return f"remove {directory / str(step)} to go on from " + (f"step {max(older)}" if older else "the start")
 
 
 def _record(where: Path, fix: str) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from jaxrnn.training._description import described, other, other_measures
 from jaxrnn.training.history import BlockResult, check_labels, from_rows, to_rows, what_is_not_finite
 from jaxrnn.training.locking import alone
 from jaxrnn.training.records import Records, to_json
+from jaxrnn.training.steps import Best
+from jaxrnn.training.stopping import Patience
 
 # state -> (state, measures, for each quantity the place in the block, from 1, where it was first not finite, or 0)
 Block = Callable[[PyTree], tuple[PyTree, Mapping[str, jax.Array], Mapping[str, jax.Array]]]
@@ -40,6 +42,7 @@ class Fitted(NamedTuple):
     seconds: float  # of all its runs, compilation included
     resumed: bool = False  # it went on from a checkpoint
     already_finished: bool = False  # that checkpoint was its last: everything is read from there, and nothing was run
+    best: Best | None = None  # what ``training.patience(keep=…)`` has kept
 
     @property
     def points(self) -> list[BlockResult]:
@@ -106,7 +109,7 @@ def fit(
         nonfinite: "stop" raises at the first quantity that is not finite, once the state before that block is saved;
             "record" goes on; the history says where it was.
         stop_when: whether to stop before ``steps``, given the history so far: ``training.patience`` makes such a
-            function.
+            function, and says what is kept of the best block.
         on_block: called with the result of each block, and before them with the last result that was restored.
         config: JSON that is kept beside the state; a training that was started with another is not resumed.
         model: the cells or layers that are trained, one or a tree of them, whose specs are kept beside the state.
@@ -143,17 +146,20 @@ def fit(
         records = Records(checkpoint / "metrics.jsonl", write=jax.process_index() == 0)
     same = _as_json({"steps": steps, "block_steps": block_steps, **(config or {})})
     description = described(state, model, labels)
+    patience, members = stop_when if isinstance(stop_when, Patience) else None, None if labels is None else len(labels)
+    kept = None if patience is None else patience.kept(state, members)
+    if patience is not None and kept is not None:
+        description["keeps"] = {"best": patience.measure, "lower": patience.lower}
 
     with _asked_to_stop() as asked, nullcontext() if checkpoint is None else alone(checkpoint):
         began, history, step, spent, crc, finished = time.perf_counter(), list[BlockResult](), 0, 0.0, 0, False
-        restored = None if checkpoint is None else checkpoints.restore(checkpoint, state)
+        restored = None if checkpoint is None else _restored(checkpoint, _stored(state, kept), same, description)
         saved = -1
         if restored is not None:
-            saved, state, note = restored
-            _check_same(checkpoint, note["config"], same)
+            saved, stored, note = restored
+            state, kept = (stored, None) if kept is None else (stored["state"], stored["best"])
             step, spent, crc, finished = saved, note["seconds"], note["crc"], note["finished"]
             before = note.get("training", description)  # earlier versions kept none
-            _check_same(checkpoint, {"labels": before["labels"]}, {"labels": description["labels"]})
             _tell(checkpoint, other(before, description), strict)
             if finished and isinstance(block, jax.stages.Wrapped):  # of other blocks, running them would tell
                 _tell(checkpoint, other_measures(before["measures"], _names(jax.eval_shape(block, state))), strict)
@@ -180,7 +186,7 @@ def fit(
             if checkpoint is not None and saved < step:
                 seconds = spent + time.perf_counter() - began
                 note = {"config": same, "seconds": seconds, "crc": crc, "finished": finished, "training": description}
-                checkpoints.save(checkpoint, step, state, note)
+                checkpoints.save(checkpoint, step, _stored(state, kept), note)
                 saved = step
 
         def leave_if_asked() -> None:
@@ -211,6 +217,7 @@ def fit(
                 raise NonFiniteError(what_is_not_finite(result, labels, saved if checkpoint is not None else None))
             state, step = after, result.step
             history.append(result)
+            kept = None if patience is None else patience.kept(state, members, kept, history)
             if records is not None:
                 crc = zlib.crc32(records.append(rows, labels).encode(), crc)
             if on_block is not None:
@@ -221,7 +228,8 @@ def fit(
         leave_if_asked()
         ended = restored is not None and restored.note["finished"]
         seconds = spent if ended else spent + time.perf_counter() - began
-        return Fitted(state, history, seconds, restored is not None, ended)
+        best = None if patience is None else patience.best(history, kept)
+        return Fitted(state, history, seconds, restored is not None, ended, best)
 
 
 def fetch(tree: PyTree) -> PyTree:
@@ -309,6 +317,24 @@ def _tell(checkpoint: Path | None, differences: str, strict: bool) -> None:
         warnings.warn(f"{said} It is used all the same; strict=True refuses it.", stacklevel=4)
 
 
+def _stored(state: PyTree, kept: PyTree) -> PyTree:
+    return state if kept is None else {"state": state, "best": kept}
+
+
+def _restored(
+    checkpoint: Path, expected: PyTree, same: Mapping[str, Any], description: Mapping[str, Any]
+) -> checkpoints.Restored | None:
+    """The newest checkpoint, once what it says of its training was compared: that is told before shapes are."""
+    note = checkpoints.note(checkpoint)
+    if note is None:
+        return None
+    before = note.get("training", {**description, "keeps": None})  # earlier versions kept none
+    _check_same(checkpoint, note["config"], same)
+    for name in ("labels", "keeps"):
+        _check_same(checkpoint, {name: before[name]}, {name: description[name]})
+    return checkpoints.restore(checkpoint, expected)
+
+
 def _check_same(checkpoint: Path | None, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
@@ -321,5 +347,5 @@ def _check_same(checkpoint: Path | None, before: Mapping[str, Any], now: Mapping
 
 __getattr__ = moved_names(
     "jaxrnn.training.fitting",
-    {"Point": "jaxrnn.training.history.BlockResult", "patience": "jaxrnn.training.history.patience"},
+    {"Point": "jaxrnn.training.history.BlockResult", "patience": "jaxrnn.training.stopping.patience"},
 )

@@ -1,15 +1,14 @@
-"""What the blocks of a training measured: their results, as rows of a file and back, and when to stop."""
+"""What the blocks of a training measured: their results, as rows of a file and back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn._checks import check_sizes, nearest
 from jaxrnn._deprecated import warn_renamed
 
 Labels = Sequence[Mapping[str, Any]] | None
@@ -27,39 +26,6 @@ class BlockResult(NamedTuple):
         """The old name of ``nonfinite``."""
         warn_renamed("BlockResult.lost", "BlockResult.nonfinite")
         return self.nonfinite
-
-
-def patience(measure: str, blocks: int, *, lower: bool = True) -> Callable[[Sequence[BlockResult]], bool]:
-    """Early stopping: a ``stop_when`` that is true once no member has had a better measure for so many blocks.
-
-    Args:
-        measure: the name of a measure.
-        blocks: how many blocks without a new best value; what is not finite is none.
-        lower: whether small values are good.
-
-    Example:
-        >>> import numpy as np
-        >>> from jaxrnn import training
-        >>> losses = [3.0, 2.0, 2.5, 2.1]
-        >>> history = [training.BlockResult(10 * n, {"loss": np.array(loss)}) for n, loss in enumerate(losses, start=1)]
-        >>> stop_when = training.patience("loss", 2)
-        >>> stop_when(history[:3]), stop_when(history)
-        (False, True)
-    """
-    check_sizes("training.patience", blocks=blocks)
-
-    def stop_when(history: Sequence[BlockResult]) -> bool:
-        known = history[-1].values
-        if measure not in known:
-            raise ValueError(
-                f"training.patience: there is no measure {measure!r}{nearest(measure, known)}; the block gives "
-                f"{', '.join(known)}."
-            )
-        values = np.stack([result.values[measure] for result in history]).astype(float)
-        losses = np.where(np.isfinite(values), values if lower else -values, np.inf)
-        return bool((len(history) - 1 - losses.argmin(0) >= blocks).all())
-
-    return stop_when
 
 
 def check_labels(labels: Any) -> None:

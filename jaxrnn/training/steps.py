@@ -167,15 +167,17 @@ def _measured(returned: Any) -> tuple[jax.Array, Measures]:
 
 
 class Best(NamedTuple):
-    """The parameters with the best measure so far, kept beside the state on the device."""
+    """The parameters with the best measure so far; of an ensemble each member's own."""
 
-    value: jax.Array
-    step: jax.Array  # 0 before the first
+    value: Any  # () or (N,)
+    step: Any  # 0 before the first
     params: PyTree
 
 
 def init_best(params: PyTree, *, lower: bool = True) -> Best:
     """Before anything was measured; ``lower`` says whether small values are good.
+
+    For a block that keeps the best parameters in its own state; between blocks ``training.patience(keep=…)`` does it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -198,8 +200,9 @@ def update_best(best: Best, value: jax.Array, step: jax.Array, params: PyTree, *
         >>> float(best.value), int(best.step), best.params["w"].tolist()
         (1.0, 2, [1.0, 1.0])
     """
+    value = value.astype(best.value.dtype)  # first: an equal one of more digits would else be a better one
     won = jnp.isfinite(value) & (value < best.value if lower else value > best.value)
-    new = Best(value.astype(best.value.dtype), step.astype(best.step.dtype), params)
+    new = Best(value, step.astype(best.step.dtype), params)
     return jax.tree.map(lambda a, b: jnp.where(won, a, b), new, best)
 
 
