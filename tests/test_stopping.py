@@ -105,15 +105,14 @@ def test_without_keep_nothing_is_kept(tmp_path):
 
 
 def test_update_best_agrees_where_digits_are_rounded(x64):
-    """0.1 is above its float32: as it stands, an equal one seemed better than what was kept of the first."""
-    best = training.init_best(jnp.asarray(0.0), lower=False)
-    for step in (1, 2):
-        value = jnp.asarray(1 / 3 - 1e-12)
-        best = training.update_best(best, value, jnp.asarray(step), jnp.asarray(10.0 * step), lower=False)
-    lowest = training.init_best(jnp.asarray(0.0))
-    for step in (1, 2):
-        lowest = training.update_best(lowest, jnp.asarray(0.1), jnp.asarray(step), jnp.asarray(10.0 * step))
-    assert [(int(b.step), float(b.params)) for b in (best, lowest)] == [(1, 10.0), (1, 10.0)]
+    """The float32 of 0.1 lies above it, that of 0.7 below: an equal measure is no better one."""
+    for number in (0.1, 0.7):
+        for lower in (True, False):
+            best = training.init_best(jnp.asarray(0.0), lower=lower)
+            for step in (1, 2):
+                value = jnp.asarray(np.float64(number))
+                best = training.update_best(best, value, jnp.asarray(step), jnp.asarray(10.0 * step), lower=lower)
+            assert (int(best.step), float(best.params)) == (1, 10.0)
 
 
 @pytest.mark.parametrize(
