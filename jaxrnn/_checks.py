@@ -275,13 +275,11 @@ def check_context_mesh(who: str, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def check_scalar_loss(who: str, value: Any) -> None:
+def check_scalar_loss(who: str, value: Any, call: str = "loss(carry, ys)") -> None:
     """A loss is one float."""
     if not hasattr(value, "dtype") or value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        came = f"{value.dtype} of shape {value.shape}" if hasattr(value, "dtype") else repr(value)
-        raise TypeError(
-            f"{who}: loss(carry, ys) must give one floating-point number, got {came}; take .mean() or .sum() of it."
-        )
+        came = f"{value.dtype} of shape {value.shape}" if hasattr(value, "dtype") else _outline(value)
+        raise TypeError(f"{who}: {call} must give one floating-point number, got {came}; take .mean() or .sum() of it.")
 
 
 def check_finite(who: str, what: str, tree: PyTree, fix: str) -> None:

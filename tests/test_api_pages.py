@@ -49,7 +49,8 @@ def test_every_public_name_is_on_a_page():
     expected |= {f"jaxrnn.interop.{library}.{name}": "interop.md" for library, names in of_interop for name in names}
     found = entries()
     missing = [f"add `::: {name}` to docs/api/{page}" for name, page in expected.items() if name not in found]
-    modules = ("jaxrnn.training.checkpoints.", "jaxrnn.training.records.")  # beside the face, by their full names
+    of_training = ("checkpoints", "records", "locking")  # beside the face, by their full names
+    modules = tuple(f"jaxrnn.training.{module}." for module in of_training)
     unknown = [name for name in found if name not in expected and not name.startswith(modules)]
     assert not missing, "\n".join(missing)
     assert not unknown, f"these entries of docs/api are names of no face, take them out: {unknown}"

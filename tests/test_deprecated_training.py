@@ -15,7 +15,7 @@ MOVED = {
     (training, "no_best"): "jaxrnn.training.init_best",
     (training, "better"): "jaxrnn.training.update_best",
     (fitting, "Point"): "jaxrnn.training.history.BlockResult",
-    (fitting, "patience"): "jaxrnn.training.history.patience",
+    (fitting, "patience"): "jaxrnn.training.stopping.patience",
     (steps, "no_best"): "jaxrnn.training.steps.init_best",
     (steps, "better"): "jaxrnn.training.steps.update_best",
     (batches, "padded"): "jaxrnn.training.padding.padded",

@@ -101,6 +101,7 @@ def guarded(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     from experiments.runner import config, directories, study, training
+    from jaxrnn.training.locking import alone
 
     if arguments.resume is None:
         if arguments.config is None:
@@ -118,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_pages(arguments.write, settings.experiment)
     arguments.resume = directory
     module = importlib.import_module(EXPERIMENTS[settings.experiment].module)
-    with directories.alone(directory):
+    with alone(directory):
         if hasattr(module, "STUDY"):
             study.run(module.STUDY, settings, directory)
         else:
@@ -130,6 +131,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     from experiments.runner import config, directories, training
     from experiments.runner import sweep as sweeps
     from experiments.runner.study import Study
+    from jaxrnn.training.locking import alone
 
     if arguments.resume is None:
         if arguments.config is None:
@@ -160,7 +162,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         directory = arguments.resume
         config.load_again(directory, None, overrides, schema_of)
     arguments.resume = directory
-    with directories.alone(directory):
+    with alone(directory):
         sweeps.run(study, configs, directory)
         write_pages(arguments.write, part, directory)
 

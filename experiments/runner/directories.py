@@ -1,13 +1,10 @@
-"""The directory of a run: made, kept to one process, and what lies where in it."""
+"""The directory of a run: made, and what lies where in it."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
 import re
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -45,20 +42,6 @@ def _new_directory(out: Path, name: str, config: str | None) -> Path:
             (directory / "config.toml").write_text(config, encoding="utf-8")
         return directory
     raise AssertionError("unreachable")
-
-
-@contextlib.contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory; a process that is killed lets go of it."""
-    if jax.process_index() > 0:  # the first of several keeps it for all of them
-        yield
-        return
-    with (directory / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{directory}: another process is at work in it; wait for its end, or stop it") from None
-        yield
 
 
 def records(directory: Path, tensorboard: bool) -> Records:

@@ -37,6 +37,7 @@ class Result(NamedTuple):
     parameters: int
     history: list[BlockResult]  # each value (seeds,)
     seconds: float  # all of it, compilation included
+    already_finished: bool = False  # read from the checkpoint of an earlier run
 
     def last(self, name: str) -> np.ndarray:
         """(seeds,): a measure after the last block."""

@@ -61,6 +61,11 @@ class Display:
         return f"  {rate:.3g} steps/s  {left // 60}:{left % 60:02d} left"
 
     def finish(self, result: Result) -> None:
+        if result.already_finished:
+            _say(
+                self.console,
+                f"{result.model}: had ended after step {result.history[-1].step}; read from its checkpoint, not run",
+            )
         if not self.console.is_terminal:
             _say(
                 self.console,

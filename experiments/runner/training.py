@@ -159,7 +159,7 @@ def fit(
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(states.train.params)) // len(among)
     seeds = tuple(member.seed for member in among)
-    result = report.Result(name, seeds, parameters, fitted.history, fitted.seconds)
+    result = report.Result(name, seeds, parameters, fitted.history, fitted.seconds, fitted.already_finished)
     return Fit(result, training.fetch(fitted.state.train.params), training.fetch(fitted.state.best))
 
 

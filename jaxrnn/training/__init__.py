@@ -4,9 +4,10 @@ steps.py         the loop as pure functions          batches.py      which examp
 fitting.py       many blocks of it                   padding.py      the batches as arrays
 history.py       what the blocks measured            prefetching.py  ready before they are needed
 checkpoints.py   save and restore, with orbax        records.py      measures as JSON lines, TensorBoard
+locking.py       one training in a directory         stopping.py     early, and what is kept
 
-``jaxrnn.training`` has the names below, each imported on first use; checkpoints and records are modules to import.
-Checkpoints need orbax: ``pip install 'jaxrnn[train]'``. Several devices and processes: ``jaxrnn.devices``.
+``jaxrnn.training`` has the names below, each imported on first use; checkpoints, records and locking are modules to
+import. Checkpoints need orbax: ``pip install 'jaxrnn[train]'``. Several devices and processes: ``jaxrnn.devices``.
 """
 
 import importlib
@@ -17,15 +18,17 @@ from jaxrnn._deprecated import moved_names
 if TYPE_CHECKING:
     from jaxrnn.training.batches import Batch, Bucketed, bucketed
     from jaxrnn.training.fitting import Fitted, Interrupted, NonFiniteError, fetch, fit
-    from jaxrnn.training.history import BlockResult, patience
+    from jaxrnn.training.history import BlockResult
     from jaxrnn.training.padding import Padded, padded
     from jaxrnn.training.prefetching import prefetch
     from jaxrnn.training.steps import Best, Loop, TrainState, first_nonfinite, init_best, loop, update_best
+    from jaxrnn.training.stopping import patience
 
 _HOMES = {
     "steps": ("Best", "Loop", "TrainState", "first_nonfinite", "init_best", "loop", "update_best"),
     "fitting": ("Fitted", "Interrupted", "NonFiniteError", "fetch", "fit"),
-    "history": ("BlockResult", "patience"),
+    "history": ("BlockResult",),
+    "stopping": ("patience",),
     "batches": ("Batch", "Bucketed", "bucketed"),
     "padding": ("Padded", "padded"),
     "prefetching": ("prefetch",),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,12 +47,14 @@ def save(directory: Path, step: int, state: PyTree, note: dict[str, Any] | None 
 
     Args:
         directory: of this training alone; made where it is missing. On several hosts, one that all of them see.
-        step: a number that grows from save to save. One that is there already is left as it is.
+        step: a number that grows from save to save. One that is there already is left as it is, a smaller one refused.
         state: a pytree of JAX arrays, typed keys included, placed and sharded in any way.
         note: JSON to keep beside it.
 
     Raises:
-        CheckpointError: the disk is full, the directory cannot be written. Older checkpoints stay as they were.
+        CheckpointError: the disk is full, the directory cannot be written. Older checkpoints stay as they were. If
+            nothing but the removal of an old one failed, a warning says so.
+        ValueError: a step before the newest that is there.
 
     Example:
         >>> import tempfile, pathlib, jax, jaxrnn as jr
@@ -76,19 +79,28 @@ def save(directory: Path, step: int, state: PyTree, note: dict[str, Any] | None 
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(nonempty(leaves)), note=ocp.args.JsonSave(record))
     try:
         with _manager(directory) as manager:
-            if step in manager.all_steps():
-                return
-            manager.save(step, args=args)
+            steps = manager.all_steps()
+            before = max(steps, default=step)
+            if step not in steps and step >= before:
+                manager.save(step, args=args)
     except Exception as error:
         with quiet():
             gc.collect()
-        for rest in directory.glob("*.orbax-checkpoint-tmp"):
+        for rest in directory.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(rest, ignore_errors=True)
         there = latest(directory)
+        if there == step:
+            warnings.warn(f"{directory}: an older checkpoint could not be removed: {_cause(error)}.", stacklevel=2)
+            return
         kept = "no older checkpoint exists" if there is None else f"the checkpoint of step {there} is intact"
         raise CheckpointError(
             f"{directory}: the checkpoint of step {step} could not be written: {_cause(error)}; {kept}."
         ) from None
+    if step not in steps and step < before:
+        raise ValueError(
+            f"checkpoints.save: {directory} has a checkpoint of step {before}, which is beyond step {step}; count on "
+            f"from there, or name another directory."
+        )
 
 
 def latest(directory: Path) -> int | None:
@@ -122,8 +134,7 @@ def restore(directory: Path, like: PyTree) -> Restored | None:
 def _restore(directory: Path, step: int, like: PyTree) -> Restored:
     where = directory / str(step)
     ocp = _orbax()
-    older = [number for number in _steps(directory) if number < step]
-    fix = f"remove {where} to go on from " + (f"step {max(older)}" if older else "the start")
+    fix = _fix(directory, step)
     record = _record(where, fix)
     expected = leaves_by_path(like)
     differing = differences(record["leaves"], described(expected))
@@ -154,7 +165,12 @@ def _restore(directory: Path, step: int, like: PyTree) -> Restored:
 def note(directory: Path) -> dict[str, Any] | None:
     """What ``save`` was given beside the newest state, without reading the arrays; None where there is none."""
     step = latest(directory)
-    return None if step is None else _record(directory / str(step), f"remove {directory / str(step)}")["note"]
+    return None if step is None else _record(directory / str(step), _fix(directory, step))["note"]
+
+
+def _fix(directory: Path, step: int) -> str:
+    older = [number for number in _steps(directory) if number < step]
+    return f"remove {directory / str(step)} to go on from " + (f"step {max(older)}" if older else "the start")
 
 
 def _record(where: Path, fix: str) -> dict[str, Any]:

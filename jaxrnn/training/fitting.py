@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -20,11 +22,16 @@ from jaxrnn._base import PyTree
 from jaxrnn._checks import check_choice, check_sizes
 from jaxrnn._deprecated import moved_names, renamed_keywords, warn_renamed
 from jaxrnn.training import checkpoints
-from jaxrnn.training.history import BlockResult, from_rows, to_rows, what_is_not_finite
+from jaxrnn.training._description import described, other, other_measures
+from jaxrnn.training.history import BlockResult, check_labels, from_rows, to_rows, what_is_not_finite
+from jaxrnn.training.locking import alone
 from jaxrnn.training.records import Records, to_json
+from jaxrnn.training.steps import Best
+from jaxrnn.training.stopping import Patience
 
 # state -> (state, measures, for each quantity the place in the block, from 1, where it was first not finite, or 0)
 Block = Callable[[PyTree], tuple[PyTree, Mapping[str, jax.Array], Mapping[str, jax.Array]]]
+_log = logging.getLogger(__name__)
 
 
 class Fitted(NamedTuple):
@@ -33,6 +40,9 @@ class Fitted(NamedTuple):
     state: PyTree
     history: list[BlockResult]
     seconds: float  # of all its runs, compilation included
+    resumed: bool = False  # it went on from a checkpoint
+    already_finished: bool = False  # that checkpoint was its last: everything is read from there, and nothing was run
+    best: Best | None = None  # what ``training.patience(keep=…)`` has kept
 
     @property
     def points(self) -> list[BlockResult]:
@@ -67,12 +77,20 @@ def fit(
     stop_when: Callable[[Sequence[BlockResult]], bool] | None = None,
     on_block: Callable[[BlockResult], None] | None = None,
     config: Mapping[str, Any] | None = None,
+    model: PyTree = None,
+    strict: bool = False,
 ) -> Fitted:
     """Run a compiled block of steps again and again until the steps are done, and lose nothing on the way.
 
     Killed at any moment, a later call with the same arguments goes on from the newest checkpoint and comes to the same
     parameters and the same records, bit by bit: whatever the block needs (keys, counters, the optimiser's state) is in
     the state. Ctrl-C and SIGTERM end the block that runs, save and raise; a second one leaves without saving.
+
+    A training that has ended is read, not run: ``Fitted.already_finished`` says so. Whether the checkpoint is of *this*
+    training is judged by what is kept beside the state. Another ``config``, other labels, other shapes or dtypes are
+    refused. Another tree of the state, such as an optimiser of other parts has, other specs of ``model``, other names
+    of measures are told by a warning, or refused with ``strict``. Other code that computes with the same shapes (a
+    loss, a learning rate, data) cannot be seen: put what may change into ``config``, and a version of the code.
 
     Args:
         block: ``state -> (state, measures, nonfinite)``, jitted, without donation: ``block_steps`` steps. Measures are
@@ -86,20 +104,26 @@ def fit(
         labels: what the rows of a member begin with, ``{"model": "gru", "seed": 3}``, N of them; None where measures
             are plain numbers. They also tell this training's rows from others in the same file.
         checkpoint: the directory of this training's checkpoints; None saves nothing. On several processes the same one.
+            While the training runs it is locked: a second one is refused (``training.locking.alone``).
         save_every: how many blocks lie between two checkpoints; the last block is saved always.
         nonfinite: "stop" raises at the first quantity that is not finite, once the state before that block is saved;
             "record" goes on; the history says where it was.
         stop_when: whether to stop before ``steps``, given the history so far: ``training.patience`` makes such a
-            function.
+            function, and says what is kept of the best block.
         on_block: called with the result of each block, and before them with the last result that was restored.
         config: JSON that is kept beside the state; a training that was started with another is not resumed.
+        model: the cells or layers that are trained, one or a tree of them, whose specs are kept beside the state.
+        strict: whether a checkpoint that was written by another training, as far as can be seen, is refused; else it is
+            told by a warning.
 
     Returns:
         A Fitted. Of a training that had ended already, what is stored.
 
     Raises:
         NonFiniteError: says which member, quantity and step. Interrupted: once all is saved.
-        checkpoints.CheckpointError: a checkpoint cannot be written or is not of this training.
+        checkpoints.CheckpointError: a checkpoint cannot be written or is not of this training; another training is at
+            work in its directory.
+        TypeError: a block that returns something else, a config that is no JSON, a model that is none.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -117,18 +141,30 @@ def fit(
     check_choice("training.fit", "nonfinite", nonfinite, ("stop", "record"))
     if steps % block_steps:
         raise ValueError(f"training.fit: steps must be a multiple of block_steps={block_steps}, got {steps}.")
+    check_labels(labels)
     if checkpoint is not None and records is None:
         records = Records(checkpoint / "metrics.jsonl", write=jax.process_index() == 0)
-    same = json.loads(to_json({"steps": steps, "block_steps": block_steps, **(config or {})}))
+    same = _as_json({"steps": steps, "block_steps": block_steps, **(config or {})})
+    description = described(state, model, labels)
+    patience, members = stop_when if isinstance(stop_when, Patience) else None, None if labels is None else len(labels)
+    kept = None if patience is None else patience.kept(state, members)
+    if patience is not None and kept is not None:
+        description["keeps"] = {"best": patience.measure, "lower": patience.lower}
 
-    with _asked_to_stop() as asked:
+    with _asked_to_stop() as asked, nullcontext() if checkpoint is None else alone(checkpoint):
         began, history, step, spent, crc, finished = time.perf_counter(), list[BlockResult](), 0, 0.0, 0, False
-        restored = None if checkpoint is None else checkpoints.restore(checkpoint, state)
+        restored = None if checkpoint is None else _restored(checkpoint, _stored(state, kept), same, description)
         saved = -1
         if restored is not None:
-            saved, state, note = restored
-            _check_same(checkpoint, note["config"], same)
+            saved, stored, note = restored
+            state, kept = (stored, None) if kept is None else (stored["state"], stored["best"])
             step, spent, crc, finished = saved, note["seconds"], note["crc"], note["finished"]
+            before = note.get("training", description)  # earlier versions kept none
+            _tell(checkpoint, other(before, description), strict)
+            if finished and isinstance(block, jax.stages.Wrapped):  # of other blocks, running them would tell
+                _tell(checkpoint, other_measures(before["measures"], _names(jax.eval_shape(block, state))), strict)
+            description["measures"] = before["measures"]
+            _log.info("%s: %s", checkpoint, _progress(step, finished))
         if checkpoint is not None and records is not None:
             if restored is None and labels is None and any(records.rows()):
                 raise checkpoints.CheckpointError(
@@ -149,8 +185,8 @@ def fit(
             nonlocal saved
             if checkpoint is not None and saved < step:
                 seconds = spent + time.perf_counter() - began
-                note = {"config": same, "seconds": seconds, "crc": crc, "finished": finished}
-                checkpoints.save(checkpoint, step, state, note)
+                note = {"config": same, "seconds": seconds, "crc": crc, "finished": finished, "training": description}
+                checkpoints.save(checkpoint, step, _stored(state, kept), note)
                 saved = step
 
         def leave_if_asked() -> None:
@@ -162,11 +198,10 @@ def fit(
         while not finished:
             leave_if_asked()
             returned = block(state)
-            if not isinstance(returned, tuple) or len(returned) != 3:
-                raise TypeError(
-                    f"training.fit: expected the block to return (state, measures, nonfinite), got "
-                    f"{_outline(returned)}; with nothing to watch, nonfinite is {{}}."
-                )
+            names = _names(returned)
+            if restored is not None and step == restored.step:
+                _tell(checkpoint, other_measures(description["measures"], names), strict)
+            description["measures"] = names
             after, *measured = returned
             if any(a.is_deleted() for a in jax.tree.leaves(state)):
                 raise ValueError(
@@ -176,13 +211,15 @@ def fit(
             values, places = fetch(measured)
             first = {name: np.where(place, step + place, 0) for name, place in places.items()}
             result = BlockResult(step + block_steps, values, first)
+            rows = to_rows(result, labels)
             if nonfinite == "stop" and any(np.any(at) for at in first.values()):
                 save()
                 raise NonFiniteError(what_is_not_finite(result, labels, saved if checkpoint is not None else None))
             state, step = after, result.step
             history.append(result)
+            kept = None if patience is None else patience.kept(state, members, kept, history)
             if records is not None:
-                crc = zlib.crc32(records.append(to_rows(result, labels), labels).encode(), crc)
+                crc = zlib.crc32(records.append(rows, labels).encode(), crc)
             if on_block is not None:
                 on_block(result)
             finished = step >= steps or (stop_when is not None and stop_when(history))
@@ -190,7 +227,9 @@ def fit(
                 save()
         leave_if_asked()
         ended = restored is not None and restored.note["finished"]
-        return Fitted(state, history, spent if ended else spent + time.perf_counter() - began)
+        seconds = spent if ended else spent + time.perf_counter() - began
+        best = None if patience is None else patience.best(history, kept)
+        return Fitted(state, history, seconds, restored is not None, ended, best)
 
 
 def fetch(tree: PyTree) -> PyTree:
@@ -240,8 +279,60 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _outline(returned: Any) -> str:
-    return f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
+def _names(returned: Any) -> list[str]:
+    """Of what a block has returned, or will: the names of its measures."""
+    if not isinstance(returned, tuple) or len(returned) != 3:
+        came = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
+        raise TypeError(
+            f"training.fit: expected the block to return (state, measures, nonfinite), got {came}; with nothing to "
+            f"watch, nonfinite is {{}}."
+        )
+    return sorted(returned[1])
+
+
+def _progress(step: int, finished: bool) -> str:
+    return f"had ended after step {step}, is read, not run" if finished else f"goes on after step {step}"
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(to_json(dict(config)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"training.fit: config must be JSON: {error}; give numbers, strings, lists and dicts."
+        ) from None
+
+
+def _tell(checkpoint: Path | None, differences: str, strict: bool) -> None:
+    """A checkpoint that another training has written, as far as can be seen."""
+    if not differences:
+        return
+    said = (
+        f"{checkpoint}: was written by another training: {differences}. Resume it with the program that it was started "
+        f"with, or name another directory."
+    )
+    if strict:
+        raise checkpoints.CheckpointError(said)
+    if jax.process_index() == 0:
+        warnings.warn(f"{said} It is used all the same; strict=True refuses it.", stacklevel=4)
+
+
+def _stored(state: PyTree, kept: PyTree) -> PyTree:
+    return state if kept is None else {"state": state, "best": kept}
+
+
+def _restored(
+    checkpoint: Path, expected: PyTree, same: Mapping[str, Any], description: Mapping[str, Any]
+) -> checkpoints.Restored | None:
+    """The newest checkpoint, once what it says of its training was compared: that is told before shapes are."""
+    note = checkpoints.note(checkpoint)
+    if note is None:
+        return None
+    before = note.get("training", {**description, "keeps": None})  # earlier versions kept none
+    _check_same(checkpoint, note["config"], same)
+    for name in ("labels", "keeps"):
+        _check_same(checkpoint, {name: before[name]}, {name: description[name]})
+    return checkpoints.restore(checkpoint, expected)
 
 
 def _check_same(checkpoint: Path | None, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -256,5 +347,5 @@ def _check_same(checkpoint: Path | None, before: Mapping[str, Any], now: Mapping
 
 __getattr__ = moved_names(
     "jaxrnn.training.fitting",
-    {"Point": "jaxrnn.training.history.BlockResult", "patience": "jaxrnn.training.history.patience"},
+    {"Point": "jaxrnn.training.history.BlockResult", "patience": "jaxrnn.training.stopping.patience"},
 )

@@ -1,15 +1,14 @@
-"""What the blocks of a training measured: their results, as rows of a file and back, and when to stop."""
+"""What the blocks of a training measured: their results, as rows of a file and back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn._checks import check_sizes, nearest
 from jaxrnn._deprecated import warn_renamed
 
 Labels = Sequence[Mapping[str, Any]] | None
@@ -29,40 +28,25 @@ class BlockResult(NamedTuple):
         return self.nonfinite
 
 
-def patience(measure: str, blocks: int, *, lower: bool = True) -> Callable[[Sequence[BlockResult]], bool]:
-    """Early stopping: a ``stop_when`` that is true once no member has had a better measure for so many blocks.
-
-    Args:
-        measure: the name of a measure.
-        blocks: how many blocks without a new best value; what is not finite is none.
-        lower: whether small values are good.
-
-    Example:
-        >>> import numpy as np
-        >>> from jaxrnn import training
-        >>> losses = [3.0, 2.0, 2.5, 2.1]
-        >>> history = [training.BlockResult(10 * n, {"loss": np.array(loss)}) for n, loss in enumerate(losses, start=1)]
-        >>> stop_when = training.patience("loss", 2)
-        >>> stop_when(history[:3]), stop_when(history)
-        (False, True)
-    """
-    check_sizes("training.patience", blocks=blocks)
-
-    def stop_when(history: Sequence[BlockResult]) -> bool:
-        known = history[-1].values
-        if measure not in known:
-            raise ValueError(
-                f"training.patience: there is no measure {measure!r}{nearest(measure, known)}; the block gives "
-                f"{', '.join(known)}."
-            )
-        values = np.stack([result.values[measure] for result in history]).astype(float)
-        losses = np.where(np.isfinite(values), values if lower else -values, np.inf)
-        return bool((len(history) - 1 - losses.argmin(0) >= blocks).all())
-
-    return stop_when
+def check_labels(labels: Any) -> None:
+    """Labels are one mapping or more, that name nothing which a row has."""
+    if labels is None:
+        return
+    mappings = isinstance(labels, Sequence) and all(isinstance(label, Mapping) for label in labels)
+    if not mappings or not labels:
+        raise (ValueError if mappings else TypeError)(
+            f"training.fit: labels must be dicts, one a member, got {labels!r:.80}; give [{{'seed': 0}}], say, or None "
+            f"where measures are plain numbers."
+        )
+    if taken := {"step", "not_finite"} & {name for label in labels for name in label}:
+        raise ValueError(
+            f"training.fit: {', '.join(map(repr, sorted(taken)))} cannot stand in a label: a row has it already; take "
+            f"another name."
+        )
 
 
 def to_rows(result: BlockResult, labels: Labels) -> list[dict[str, Any]]:
+    """A row for each member; without labels, one."""
     taken = {"step", "not_finite", *(name for label in labels or [] for name in label)} & set(result.values)
     if taken:
         raise ValueError(
@@ -71,6 +55,14 @@ def to_rows(result: BlockResult, labels: Labels) -> list[dict[str, Any]]:
         )
     if labels is None:
         return [{"step": result.step, **result.values, **_not_finite(result.nonfinite)}]
+    for what, measured in (("measure", result.values), ("nonfinite", result.nonfinite)):
+        for name, values in measured.items():
+            if np.shape(values)[:1] != (len(labels),):
+                raise ValueError(
+                    f"training.fit: there are {len(labels)} labels, one for each member, but the {what} {name!r} has "
+                    f"the shape {np.shape(values)}; give as many labels as it leads with members, or measure "
+                    f"({len(labels)},)."
+                )
     return [
         {
             "step": result.step,
@@ -88,7 +80,7 @@ def _not_finite(steps: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_rows(text: str, labels: Labels) -> list[BlockResult]:
     """The results from the lines of this training; each block wrote a row for each member."""
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = [json.loads(line) for line in text.split("\n")[:-1]]
     names_of_labels = {name for label in labels or [] for name in label}
     members, history = len(labels or [{}]), []
     for of_step in (rows[at : at + members] for at in range(0, len(rows), members)):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,9 @@ from jaxrnn.training.checkpoints import CheckpointError
 class Records:
     """A file of JSON lines, one a row, written at once, so that a run that stops keeps what it measured.
 
-    Several trainings may write into one file, one after the other, their rows told apart by their labels.
+    Several trainings may write into one file, one after the other, their rows told apart by their labels. Half a line
+    at the end, as a process that is killed leaves it, is cut off with a warning before more is written. A line that is
+    no row is refused by its number (``checkpoints.CheckpointError``).
 
     Args:
         path: the file; made with its directory on the first row.
@@ -51,7 +56,8 @@ class Records:
         text = "".join(to_json({**a, **b}) + "\n" for a, b in zip(labels, rows, strict=True))
         if self.write:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
+            self._cut_half_a_line()
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(text)
             if self.events is not None:
                 self.events.append(labels, rows)
@@ -63,37 +69,65 @@ class Records:
         Returns:
             The lines of these labels that stay.
         """
-        mine, kept, whole = list[str](), list[str](), self._lines()
+        if self.write:
+            self._cut_half_a_line()
+        mine, kept, dropped = list[str](), list[str](), False
         wanted = [json.loads(to_json(label)) for label in labels or [{}]]
-        for line in whole:
-            row = self._row(line)
-            if row is None:  # half a line, the last: its process was killed
-                continue
+        for number, line, row in self._whole():
             its = any(all(row.get(name) == value for name, value in label.items()) for label in wanted)
+            if its and (isinstance(row.get("step"), bool) or not isinstance(row.get("step"), int)):
+                raise self._foreign(number, line.encode(), 'with a whole number as its "step"')
             if its and row["step"] <= step:
                 mine.append(line)
             if not its or row["step"] <= step:
                 kept.append(line)
-        if self.write and kept != whole:
+            else:
+                dropped = True
+        if self.write and dropped:
             beside = self.path.with_name(f"{self.path.name}.new")
-            beside.write_text("".join(kept), encoding="utf-8")
+            beside.write_text("".join(kept), encoding="utf-8", newline="\n")
             beside.replace(self.path)
         return "".join(mine)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All whole rows."""
-        for line in self._lines():
-            if (row := self._row(line)) is not None:
-                yield row
+        """All whole rows; half a line at the end, as a process that is killed leaves it, is none."""
+        for _, _, row in self._whole():
+            yield row
 
-    def _lines(self) -> list[str]:
-        return self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+    def _whole(self) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """Of each whole line its number, itself and its row. A line ends where this class ends it, and nowhere else:
+        strings may hold what Unicode calls the end of a line."""
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        for number, content in enumerate(lines, start=1):
+            try:
+                line = content.removesuffix(b"\r").decode() + "\n"  # \r: written on Windows
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                raise self._foreign(number, content, "in JSON") from None
+            if not isinstance(row, dict):
+                raise self._foreign(number, content, "in JSON")
+            yield number, line, row
 
-    def _row(self, line: str) -> dict[str, Any] | None:
-        try:
-            return json.loads(line) if line.endswith("\n") else None
-        except ValueError:
-            raise CheckpointError(f"{self.path}: expected a row in JSON, got {line.strip():.80}; remove it.") from None
+    def _foreign(self, number: int, content: bytes, expected: str) -> CheckpointError:
+        came = f"{content.decode(errors='replace').strip():.80}" or "an empty line"
+        return CheckpointError(f"{self.path}, line {number}: expected a row {expected}, got {came}; remove it.")
+
+    def _cut_half_a_line(self) -> None:
+        """What a process that was killed has left at the end: a row that follows would be part of it."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            if file.read() in (b"", b"\n"):
+                return
+        content = self.path.read_bytes()
+        end, number = content.rfind(b"\n") + 1, content.count(b"\n") + 1
+        os.truncate(self.path, end)
+        warnings.warn(
+            f"{self.path}: line {number}, the last, was half a line, as a process that is killed leaves it, and is cut "
+            f"off: {content[end:].decode(errors='replace'):.80}",
+            stacklevel=3,  # where append is called
+        )
 
 
 class _Events:
@@ -131,7 +165,8 @@ class _Events:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON has no NaN and no infinity: they are written as null."""
+    """JSON has no NaN and no infinity: they are written as null. What some readers take for the end of a line, and half
+    a surrogate pair, which no file can hold, is written as an escape."""
 
     def plain(value: Any) -> Any:
         value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
@@ -141,4 +176,5 @@ def to_json(value: Any, indent: int | None = None) -> str:
             return [plain(entry) for entry in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +39,7 @@ class Loop(NamedTuple):
 
 def loop(
     init: Callable[[jax.Array], PyTree],
-    loss: Callable[[PyTree, PyTree, jax.Array | None], tuple[jax.Array, Measures]],
+    loss: Callable[[PyTree, PyTree, jax.Array | None], jax.Array | tuple[jax.Array, Measures]],
     optimizer: optax.GradientTransformation,
     *,
     accumulate: int = 1,
@@ -52,8 +52,8 @@ def loop(
 
     Args:
         init: key -> params.
-        loss: ``(params, batch, key)`` -> (scalar, measures): the mean over the batch, and what else to record.
-            ``key`` is another one at each step; None in ``evaluate``, where nothing is to be dropped.
+        loss: ``(params, batch, key)`` -> a number, the mean over the batch, or (number, measures) with a dict of what
+            else to record. ``key`` is another one at each step; None in ``evaluate``, where nothing is to be dropped.
         optimizer: from optax; schedules and clipping are part of it.
         accumulate: K, how many batches make one step. The gradients are added up in float32, or wider if the parameters
             are, and each batch counts the same.
@@ -74,14 +74,15 @@ def loop(
         - ``evaluate(params, batch)`` -> "loss" and the loss's measures, without a key.
 
     Raises:
-        ValueError, TypeError: unknown options; a loss that is no float scalar.
+        ValueError, TypeError: unknown options; a loss that is no float scalar, or a pair of it and something that is
+            no dict; a measure called "loss" or "grad_norm".
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxrnn as jr
         >>> from jaxrnn import training
         >>> model = jr.stack(jr.gru(3, 8), jr.dropout(0.1), jr.readout(8, 3))
         >>> def loss(params, xs, key):  # predict the next input
-        ...     return optax.l2_loss(model.apply(params, xs[:-1], key=key)[1], xs[1:]).mean(), {}
+        ...     return optax.l2_loss(model.apply(params, xs[:-1], key=key)[1], xs[1:]).mean()
         >>> learn = training.loop(model.init, loss, optax.adam(1e-2))
         >>> phases = lambda key, n: jax.random.uniform(jax.random.fold_in(key, n), (8, 3))
         >>> waves = lambda key, n: jnp.sin(jnp.arange(20.0)[:, None, None] + phases(key, n))
@@ -99,17 +100,7 @@ def loop(
         return TrainState(params, optimizer.init(params), k_batches, step, skipped)
 
     def gradient(params: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, Measures]:
-        def checked(params):
-            value, measures = loss(params, batch, key)
-            check_scalar_loss("training.loop", value)
-            if taken := {"loss", "grad_norm"} & set(measures):
-                raise ValueError(
-                    f"training.loop: the loop measures {' and '.join(map(repr, sorted(taken)))} itself; give what the "
-                    f"loss adds another name."
-                )
-            return value, measures
-
-        (value, measures), grads = jax.value_and_grad(checked, has_aux=True)(params)
+        (value, measures), grads = jax.value_and_grad(lambda p: _measured(loss(p, batch, key)), has_aux=True)(params)
         return grads, {"loss": value, **measures}
 
     def mean_gradient(params: PyTree, batches: PyTree, key: jax.Array) -> tuple[PyTree, Measures]:
@@ -154,22 +145,41 @@ def loop(
         return jax.lax.scan(one, state, length=steps)
 
     def evaluate(params: PyTree, batch: PyTree) -> Measures:
-        value, measures = loss(params, batch, None)
+        value, measures = _measured(loss(params, batch, None))
         return {"loss": value, **measures}
 
     return Loop(start, step, run, evaluate)
 
 
-class Best(NamedTuple):
-    """The parameters with the best measure so far, kept beside the state on the device."""
+def _measured(returned: Any) -> tuple[jax.Array, Measures]:
+    """What a loss has returned, a number or (number, measures), as the pair."""
+    value, measures = returned if isinstance(returned, tuple | list) and len(returned) == 2 else (returned, {})
+    check_scalar_loss("training.loop", value, "loss(params, batch, key)")
+    if not isinstance(measures, Mapping):
+        raise TypeError(
+            f"training.loop: expected the loss to return a number, or a number and a dict of measures, got "
+            f"{type(measures).__name__} beside the number; give {{'name': value}}."
+        )
+    if taken := {"loss", "grad_norm"} & set(measures):
+        raise ValueError(
+            f"training.loop: the loop measures {' and '.join(map(repr, sorted(taken)))} itself; give what the loss "
+            f"adds another name."
+        )
+    return value, dict(measures)
 
-    value: jax.Array
-    step: jax.Array  # 0 before the first
+
+class Best(NamedTuple):
+    """The parameters with the best measure so far; of an ensemble each member's own."""
+
+    value: Any  # () or (N,)
+    step: Any  # 0 before the first
     params: PyTree
 
 
 def init_best(params: PyTree, *, lower: bool = True) -> Best:
     """Before anything was measured; ``lower`` says whether small values are good.
+
+    For a block that keeps the best parameters in its own state; between blocks ``training.patience(keep=…)`` does it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -192,8 +202,9 @@ def update_best(best: Best, value: jax.Array, step: jax.Array, params: PyTree, *
         >>> float(best.value), int(best.step), best.params["w"].tolist()
         (1.0, 2, [1.0, 1.0])
     """
+    value = value.astype(best.value.dtype)  # first: an equal one of more digits would else be a better one
     won = jnp.isfinite(value) & (value < best.value if lower else value > best.value)
-    new = Best(value.astype(best.value.dtype), step.astype(best.step.dtype), params)
+    new = Best(value, step.astype(best.step.dtype), params)
     return jax.tree.map(lambda a, b: jnp.where(won, a, b), new, best)
 
 

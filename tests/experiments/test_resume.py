@@ -8,8 +8,9 @@ import signal
 
 import pytest
 
-from experiments.runner import directories, terminal
+from experiments.runner import terminal
 from experiments.runner.command import main
+from jaxrnn.training.locking import alone
 from tests.experiments.tiny import ROOT, copied, options, run
 
 
@@ -38,6 +39,8 @@ def test_a_run_that_was_killed_goes_on(whole, capsys):
     # Of a run that is complete the tables are made again, and nothing is trained.
     before = (finished / "metrics.jsonl").read_bytes()
     assert main(["run", "--resume", str(finished)]) == 0 and (finished / "metrics.jsonl").read_bytes() == before
+    said, read = capsys.readouterr().out, "had ended after step 12; read from its checkpoint, not run"
+    assert f"elman: {read}" in said and f"gru: {read}" in said
 
 
 def test_another_config_is_another_run(whole, capsys):
@@ -78,10 +81,11 @@ def test_what_cannot_be_resumed_is_told(tmp_path, whole, capsys):
     assert capsys.readouterr().err == "run: expected a CONFIG, or --resume RUN\n"
 
     directory = shutil.copytree(whole[0], tmp_path / "run")
-    with directories.alone(directory):
+    with alone(directory):
         assert main(["run", "--resume", str(directory)]) == 1
+        owner = (directory / "lock").read_text().strip()
     hint = f"to go on: python -m experiments run --resume {directory}\n"
-    busy = f"{directory}: another process is at work in it; wait for its end, or stop it\n"
+    busy = f"{directory}: another training is at work in it: {owner}; wait for its end, or stop it.\n"
     assert capsys.readouterr().err == busy + hint
 
     (damaged,) = (directory / "checkpoints/gru/12/state/d").iterdir()
