@@ -18,8 +18,10 @@ from jaxrnn._base import Cell, Layer
 from jaxrnn._deprecated import moved_names
 from jaxrnn._spec import Spec, build
 from jaxrnn._version import __version__ as __version__
+from jaxrnn.branching import branch
 from jaxrnn.cells.cifg_lstm import cifg_lstm
 from jaxrnn.cells.conv_lstm import conv_lstm
+from jaxrnn.cells.dense import dense
 from jaxrnn.cells.dropout import dropout
 from jaxrnn.cells.elman import elman
 from jaxrnn.cells.embedding import embedding
@@ -29,6 +31,7 @@ from jaxrnn.cells.lstm import lstm
 from jaxrnn.cells.lstm_family import LSTMCarry
 from jaxrnn.cells.mgu import mgu
 from jaxrnn.cells.peephole_lstm import peephole_lstm
+from jaxrnn.cells.pointwise import pointwise
 from jaxrnn.cells.readout import readout
 from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
 from jaxrnn.planning.explanation import explain
@@ -60,6 +63,8 @@ __all__ = [
     "mgu",
     "conv_lstm",
     "readout",
+    "dense",
+    "pointwise",
     "dropout",
     "layer_norm",
     "embedding",
@@ -90,6 +95,7 @@ __all__ = [
     # combining
     "stack",
     "chain",
+    "branch",
     "bidirectional",
     "residual",
     # sequences

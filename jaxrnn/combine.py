@@ -41,16 +41,16 @@ def stack(*members: Cell | Layer) -> Layer:
     layers = [scan(member) if isinstance(member, Cell) else member for member in members]
 
     def init(key):
-        return _init_each(members, key)
+        return init_each(members, key)
 
     def initial_carry(params, batch_shape=()):
-        _check_entries("stack", "params", params, members)
+        check_entries("stack", "params", params, members)
         return tuple(layer.initial_carry(p, batch_shape) for layer, p in zip(layers, params, strict=True))
 
     def apply(params, xs, carry=None, *, key=None, **options):
-        _check_entries("stack", "params", params, members)
+        check_entries("stack", "params", params, members)
         if carry is not None:
-            _check_entries("stack", "carry", carry, members)
+            check_entries("stack", "carry", carry, members)
         final = []
         for index, layer in enumerate(layers):
             _check_arrives("stack", members, index, xs)
@@ -98,15 +98,15 @@ def chain(*cells: Cell) -> Cell:
     noisy = [cell.noise is not None for cell in cells]
 
     def init(key):
-        return _init_each(cells, key)
+        return init_each(cells, key)
 
     def initial_carry(params, batch_shape=()):
-        _check_entries("chain", "params", params, cells)
+        check_entries("chain", "params", params, cells)
         return tuple(cell.initial_carry(p, batch_shape) for cell, p in zip(cells, params, strict=True))
 
     def step(params, carry, x, noise=None):
-        _check_entries("chain", "params", params, cells)
-        _check_entries("chain", "carry", carry, cells)
+        check_entries("chain", "params", params, cells)
+        check_entries("chain", "carry", carry, cells)
         final = []
         for index, cell in enumerate(cells):
             _check_arrives("chain", cells, index, x)
@@ -214,7 +214,7 @@ def bidirectional(
     ahead, back = run(forward), run(backward, reverse=True)
 
     def init(key):
-        return BiParams(*_init_each((forward, backward), key))
+        return BiParams(*init_each((forward, backward), key))
 
     def initial_carry(params, batch_shape=()):
         _check_pair("params", params, BiParams)
@@ -295,12 +295,17 @@ def residual(inner: Member) -> Member:
     return inner._replace(apply=apply)
 
 
-def _check_members(who: str, members: tuple[Any, ...]) -> None:
+def check_kinds(who: str, members: tuple[Any, ...]) -> None:
+    """There are members, and they are Cells and Layers."""
     if not members:
         raise ValueError(f"{who}: needs at least one member, got none.")
     for index, member in enumerate(members):
         if not isinstance(member, Cell | Layer):
             raise TypeError(f"{who}: member {index} must be a Cell or a Layer, got {type(member).__name__}.")
+
+
+def _check_members(who: str, members: tuple[Any, ...]) -> None:
+    check_kinds(who, members)
     for index in range(1, len(members)):
         _check_fits(who, members, index, members[index - 1].output_size)
 
@@ -321,7 +326,8 @@ def _check_arrives(who: str, members: tuple[Any, ...], index: int, x: PyTree) ->
         _check_fits(who, members, index, x.shape[-1])
 
 
-def _check_entries(who: str, what: str, tree: PyTree, members: tuple[Any, ...]) -> None:
+def check_entries(who: str, what: str, tree: PyTree, members: tuple[Any, ...]) -> None:
+    """Params or a carry is a tuple with an entry for each member."""
     if not isinstance(tree, tuple) or hasattr(tree, "_fields") or len(tree) != len(members):
         came = f"{type(tree).__name__} of {len(tree)}" if isinstance(tree, tuple) else type(tree).__name__
         raise ValueError(
@@ -339,7 +345,8 @@ def _check_pair(what: str, pair: PyTree, kind: type) -> None:
         )
 
 
-def _init_each(members: tuple[Any, ...], key: jax.Array) -> tuple[PyTree, ...]:
+def init_each(members: tuple[Any, ...], key: jax.Array) -> tuple[PyTree, ...]:
+    """Params of each member, from a key of its own."""
     return tuple(member.init(k) for member, k in zip(members, jax.random.split(key, len(members)), strict=True))
 
 
