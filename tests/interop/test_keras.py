@@ -200,27 +200,6 @@ def test_sequential():
     assert_same(came, params)
 
 
-def test_dense():
-    """Activations and biases; a layer of ours without an activation is Keras' linear one, whatever we call it."""
-    layers = [kl.Dense(4, "relu"), kl.Dense(3, "softplus", use_bias=False), kl.Dense(2, use_bias=False)]
-    theirs = keras.Sequential([keras.Input((T, I)), *layers])
-    rng = np.random.default_rng(0)
-    theirs.set_weights([rng.normal(size=w.shape) for w in theirs.get_weights()])
-    xs = rng.normal(size=(T, B, I)).astype("float32")
-    model, params = from_keras(theirs)
-    ours = jr.stack(
-        jr.dense(I, 4, activation="relu"),
-        jr.dense(4, 3, activation="softplus", bias=False),
-        jr.readout(3, 2, bias=False),
-    )
-    assert model.spec == ours.spec
-    want = np.asarray(theirs(xs.swapaxes(0, 1))).swapaxes(0, 1)
-    assert_close(quick_jit(model.apply)(params, xs)[1], want, "float32")
-    back = to_keras(jr.stack(*map(jr.build, ours.spec.children[:2]), jr.dense(3, 2, bias=False)), params)
-    np.testing.assert_array_equal(np.asarray(back(xs.swapaxes(0, 1))).swapaxes(0, 1), want)
-    assert from_keras(back)[0].spec == ours.spec
-
-
 def test_one_step_alone():
     """return_sequences=False is the last valid step of our outputs; a readout commutes with taking it."""
     theirs = keras.Sequential([keras.Input((T, I)), LSTM(), kl.Dense(2)])
@@ -424,9 +403,6 @@ REFUSED = {
     "lstm's projection_size=2 has no counterpart": jr.lstm(I, H, projection_size=2),
     "elman's output_size=2 has no counterpart": jr.elman(I, H, output_size=2),
     "elman's activation='gelu' has no counterpart: by that name": jr.elman(I, H, activation="gelu"),
-    "dense's activation='gelu' has no counterpart: by that name": jr.stack(jr.dense(I, H, activation="gelu")),
-    "to_keras: branch has no counterpart": jr.stack(jr.branch(jr.gru(I, H), jr.gru(I, H), merge="concat")),
-    "to_keras: pointwise has no counterpart": jr.stack(jr.gru(I, H), jr.pointwise("relu")),
     "gru's gate_activation='leaky_relu' has no counterpart": jr.gru(I, H, gate_activation="leaky_relu"),
     "bidirectional of different sizes has no counterpart": jr.bidirectional(jr.gru(I, H), jr.gru(I, 2)),
     "a bidirectional layer above a reversed one has no counterpart": jr.stack(
