@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxrnn import cells, devices, planning, wrappers
-from jaxrnn._base import Cell, Layer
+from jaxrnn._base import Cell, Layer, draw_each_step
 from jaxrnn._deprecated import moved_names
 from jaxrnn._spec import Spec, build
 from jaxrnn._version import __version__ as __version__
@@ -33,6 +33,7 @@ from jaxrnn.cells.mgu import mgu
 from jaxrnn.cells.peephole_lstm import peephole_lstm
 from jaxrnn.cells.pointwise import pointwise
 from jaxrnn.cells.readout import readout
+from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
 from jaxrnn.planning.explanation import explain
 from jaxrnn.planning.plan import Plan
@@ -78,6 +79,8 @@ __all__ = [
     # what they are made of
     "Cell",
     "Layer",
+    "check_cell",
+    "draw_each_step",
     "LSTMCarry",
     "BiCarry",
     "BiParams",

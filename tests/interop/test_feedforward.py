@@ -35,7 +35,7 @@ def test_what_a_library_lacks_is_refused_by_name(kind, name):
 
 
 def test_keras_dense():
-    """Keras': activations and biases; a layer of ours without an activation is Keras' linear one, whatever we call it."""
+    """Activations and biases; a layer of ours without an activation is a linear one of Keras."""
     keras = pytest.importorskip("keras")
     kl, from_keras = keras.layers, interop.keras.from_keras
     layers = [kl.Dense(4, "relu"), kl.Dense(3, "softplus", use_bias=False), kl.Dense(2, use_bias=False)]
