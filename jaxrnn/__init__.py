@@ -14,12 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxrnn import cells, devices, planning, wrappers
-from jaxrnn._base import Cell, Layer
+from jaxrnn._base import Cell, Layer, draw_each_step
 from jaxrnn._deprecated import moved_names
 from jaxrnn._spec import Spec, build
 from jaxrnn._version import __version__ as __version__
+from jaxrnn.branching import branch
 from jaxrnn.cells.cifg_lstm import cifg_lstm
 from jaxrnn.cells.conv_lstm import conv_lstm
+from jaxrnn.cells.dense import dense
 from jaxrnn.cells.dropout import dropout
 from jaxrnn.cells.elman import elman
 from jaxrnn.cells.embedding import embedding
@@ -29,7 +31,9 @@ from jaxrnn.cells.lstm import lstm
 from jaxrnn.cells.lstm_family import LSTMCarry
 from jaxrnn.cells.mgu import mgu
 from jaxrnn.cells.peephole_lstm import peephole_lstm
+from jaxrnn.cells.pointwise import pointwise
 from jaxrnn.cells.readout import readout
+from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
 from jaxrnn.planning.explanation import explain
 from jaxrnn.planning.plan import Plan
@@ -60,6 +64,8 @@ __all__ = [
     "mgu",
     "conv_lstm",
     "readout",
+    "dense",
+    "pointwise",
     "dropout",
     "layer_norm",
     "embedding",
@@ -73,6 +79,8 @@ __all__ = [
     # what they are made of
     "Cell",
     "Layer",
+    "check_cell",
+    "draw_each_step",
     "LSTMCarry",
     "BiCarry",
     "BiParams",
@@ -90,6 +98,7 @@ __all__ = [
     # combining
     "stack",
     "chain",
+    "branch",
     "bidirectional",
     "residual",
     # sequences

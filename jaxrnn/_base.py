@@ -149,7 +149,8 @@ class Cell(NamedTuple):
         initial_carry(params, batch_shape=()) -> carry  any pytree; every leaf leads with ``*B``
         step(params, carry, x) -> (carry, y)            the new carry has the old one's shapes and dtypes
 
-    ``functools.partial(cell.step, params)`` is the body of a ``jax.lax.scan``.
+    ``functools.partial(cell.step, params)`` is the body of a ``jax.lax.scan``. ``jr.check_cell(cell, params, xs)`` says
+    what a cell of your own breaks of all this.
 
     Fields:
         gates: ``gates(params, carry, x)`` -> a NamedTuple of named arrays, computed by the code of ``step``. Entries
@@ -158,6 +159,8 @@ class Cell(NamedTuple):
         noise: ``noise(params, key, times, x)`` -> a pytree that ``step`` receives as its fourth argument, drawn
             once for the whole run. ``times`` (T,) are *absolute* time indices, ``x`` describes the input of one
             step (shape and dtype). Each leaf leads with T, or with 1 where one draw serves the whole sequence.
+            ``jr.draw_each_step(draw, key, times)`` draws each step's by its time; noise that does not go by ``times``
+            makes chunks another run than the whole, which ``jr.check_cell`` tells.
             A cell with ``noise`` takes ``step(params, carry, x, noise=None)``; None means evaluation.
         x_ndim: the number of feature axes of ``x``: 1 for vectors, 0 for integer tokens, 3 for images; where ``x`` is a
             pytree of different arrays, a pytree of such numbers.
@@ -227,7 +230,7 @@ def name_of(member: Cell | Layer) -> str:
     return member.spec.kind
 
 
-def check_cell(
+def expect_cell(
     who: str, cell: Any, *, if_layer: str = "give the Cell that it runs, and jr.chain in place of jr.stack"
 ) -> None:
     """Raise where something else than a Cell is given; ``if_layer`` is the fix for a Layer."""
@@ -265,7 +268,45 @@ def is_narrow(a: Any) -> bool:
 
 
 def draw_each_step(draw: Callable[[jax.Array], PyTree], key: jax.Array, times: jax.Array) -> PyTree:
-    """``draw(key_t)`` for each absolute time, so that a chunk draws what the whole run would draw there."""
+    """The noise of each step, by absolute time: a chunk draws what the whole run draws there.
+
+        noise_t = draw(fold_in(key, t))
+
+    Args:
+        draw: from a key to the noise of one step, a pytree of arrays.
+        key: a key, of shape ().
+        times: (T,) integers, absolute times, as :class:`NoiseFn` is given them.
+
+    Returns:
+        What ``draw`` returns, each leaf leading with T.
+
+    Raises:
+        TypeError: a draw that is no function, times that are no integers (T,).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> def noise(params, key, times, x):
+        ...     return jr.draw_each_step(lambda k: 0.1 * jax.random.normal(k, x.shape), key, times)
+        >>> def step(params, h, x, noise=None):  # None: evaluation
+        ...     h = 0.9 * h + x if noise is None else 0.9 * h + x + noise
+        ...     return h, h
+        >>> def initial_carry(params, batch_shape=()):
+        ...     return jnp.zeros((*batch_shape, 3))
+        >>> layer = jr.scan(jr.Cell(lambda key: (), initial_carry, step, noise=noise))
+        >>> xs, key = jnp.ones((7, 2, 3)), jax.random.key(0)
+        >>> carry, whole = layer.apply((), xs, key=key)
+        >>> carry, first = layer.apply((), xs[:4], key=key)
+        >>> carry, rest = layer.apply((), xs[4:], carry, key=key, start=4)
+        >>> bool((jnp.concatenate([first, rest]) == whole).all())
+        True
+    """
+    if not callable(draw):
+        raise TypeError(f"draw_each_step: draw must be a function of a key, got {type(draw).__name__}.")
+    if jnp.ndim(times) != 1 or not jnp.issubdtype(jnp.result_type(times), jnp.integer):
+        raise TypeError(
+            f"draw_each_step: times must be integers of shape (T,), got {jnp.result_type(times)} of shape "
+            f"{jnp.shape(times)}; hand on the times that noise(params, key, times, x) is given."
+        )
     return jax.vmap(lambda time: draw(jax.random.fold_in(key, time)))(times)
 
 

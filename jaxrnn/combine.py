@@ -42,16 +42,16 @@ def stack(*members: Cell | Layer) -> Layer:
     layers = [scan(member) if isinstance(member, Cell) else member for member in members]
 
     def init(key):
-        return _init_each(members, key)
+        return init_each(members, key)
 
     def initial_carry(params, batch_shape=()):
-        _check_entries("stack", "params", params, members)
+        check_entries("stack", "params", params, members)
         return tuple(layer.initial_carry(p, batch_shape) for layer, p in zip(layers, params, strict=True))
 
     def apply(params, xs, carry=None, *, key=None, **options):
-        _check_entries("stack", "params", params, members)
+        check_entries("stack", "params", params, members)
         if carry is not None:
-            _check_entries("stack", "carry", carry, members)
+            check_entries("stack", "carry", carry, members)
         final = []
         for index, layer in enumerate(layers):
             _check_arrives("stack", members, index, xs)
@@ -99,15 +99,15 @@ def chain(*cells: Cell) -> Cell:
     noisy = [cell.noise is not None for cell in cells]
 
     def init(key):
-        return _init_each(cells, key)
+        return init_each(cells, key)
 
     def initial_carry(params, batch_shape=()):
-        _check_entries("chain", "params", params, cells)
+        check_entries("chain", "params", params, cells)
         return tuple(cell.initial_carry(p, batch_shape) for cell, p in zip(cells, params, strict=True))
 
     def step(params, carry, x, noise=None):
-        _check_entries("chain", "params", params, cells)
-        _check_entries("chain", "carry", carry, cells)
+        check_entries("chain", "params", params, cells)
+        check_entries("chain", "carry", carry, cells)
         final = []
         for index, cell in enumerate(cells):
             _check_arrives("chain", cells, index, x)
@@ -223,7 +223,7 @@ def bidirectional(
     ahead, back = run(forward), run(backward, reverse=True)
 
     def init(key):
-        return BiParams(*_init_each((forward, backward), key))
+        return BiParams(*init_each((forward, backward), key))
 
     def initial_carry(params, batch_shape=()):
         _check_pair("params", params, BiParams)
@@ -241,10 +241,8 @@ def bidirectional(
         end_back, ys_back = back.apply(params.backward, xs, carry.backward, key=k_back, **options)
         check_sizes_for_merge(jax.tree.leaves(ys_ahead)[0].shape[-1], jax.tree.leaves(ys_back)[0].shape[-1])
         ys = merge_outputs(ys_ahead, ys_back)
-        on = _valid("bidirectional", jax.tree.leaves(xs)[0], **options) if callable(merge) else None
-        if on is not None:  # the merges with a name make 0 of zeros by themselves
-            check_leads_with_batch("bidirectional", "what merge returned", ys, on.shape)
-            ys = select(on, ys, jax.tree.map(jnp.zeros_like, ys))
+        if callable(merge):  # the merges with a name make 0 of zeros by themselves
+            ys = zeroed_padding("bidirectional", ys, xs, **options)
         return BiCarry(end_ahead, end_back), ys
 
     if callable(merge) or None in sizes:
@@ -310,28 +308,42 @@ def residual(inner: Member) -> Member:
 
     def apply(params, xs, carry=None, **options):
         carry, ys = inner.apply(params, xs, carry, **options)
-        on = _valid("residual", xs, **options)
+        on = _valid_steps("residual", xs, **options)
         return carry, add(xs if on is None else select(on, xs, jnp.zeros_like(xs)), ys)
 
     return inner._replace(apply=apply)
 
 
-def _valid(
-    who: str, xs: jax.Array, *, lengths: Any = None, mask: Any = None, start: Any = 0, **others: Any
+def zeroed_padding(who: str, merged: PyTree, xs: PyTree, **options: Any) -> PyTree:
+    """What a merge made of the outputs of layers that were given these options: 0 where a step is not valid."""
+    on = _valid_steps(who, xs, **options)
+    if on is None:
+        return merged
+    check_leads_with_batch(who, "what merge returned", merged, on.shape)
+    return select(on, merged, jax.tree.map(jnp.zeros_like, merged))
+
+
+def _valid_steps(
+    who: str, xs: PyTree, *, lengths: Any = None, mask: Any = None, start: Any = 0, **others: Any
 ) -> jax.Array | None:
     """(T, *B): which steps of a run over xs are valid, by the options that its layers were given; None: all."""
-    T = xs.shape[0]
+    T = jax.tree.leaves(xs)[0].shape[0]
     lengths = None if lengths is None else as_lengths(who, lengths)
     mask = None if mask is None else jnp.asarray(mask)
     return valid_steps(as_start(who, start, T) + jnp.arange(T, dtype=jnp.int32), lengths, mask)
 
 
-def _check_members(who: str, members: tuple[Any, ...]) -> None:
+def check_kinds(who: str, members: tuple[Any, ...]) -> None:
+    """There are members, and they are Cells and Layers."""
     if not members:
         raise ValueError(f"{who}: needs at least one member, got none.")
     for index, member in enumerate(members):
         if not isinstance(member, Cell | Layer):
             raise TypeError(f"{who}: member {index} must be a Cell or a Layer, got {type(member).__name__}.")
+
+
+def _check_members(who: str, members: tuple[Any, ...]) -> None:
+    check_kinds(who, members)
     for index in range(1, len(members)):
         _check_fits(who, members, index, members[index - 1].output_size)
 
@@ -352,7 +364,8 @@ def _check_arrives(who: str, members: tuple[Any, ...], index: int, x: PyTree) ->
         _check_fits(who, members, index, x.shape[-1])
 
 
-def _check_entries(who: str, what: str, tree: PyTree, members: tuple[Any, ...]) -> None:
+def check_entries(who: str, what: str, tree: PyTree, members: tuple[Any, ...]) -> None:
+    """Params or a carry is a tuple with an entry for each member."""
     if not isinstance(tree, tuple) or hasattr(tree, "_fields") or len(tree) != len(members):
         came = f"{type(tree).__name__} of {len(tree)}" if isinstance(tree, tuple) else type(tree).__name__
         raise ValueError(
@@ -370,7 +383,8 @@ def _check_pair(what: str, pair: PyTree, kind: type) -> None:
         )
 
 
-def _init_each(members: tuple[Any, ...], key: jax.Array) -> tuple[PyTree, ...]:
+def init_each(members: tuple[Any, ...], key: jax.Array) -> tuple[PyTree, ...]:
+    """Params of each member, from a key of its own."""
     return tuple(member.init(k) for member, k in zip(members, jax.random.split(key, len(members)), strict=True))
 
 

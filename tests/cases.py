@@ -93,6 +93,21 @@ def of_stack(name: str, *members: Case) -> Case:
     return Case(name, make, loop, orders.pop() if len(orders) == 1 else "none")
 
 
+def of_branch(name: str, *members: Case, merge: Callable) -> Case:
+    def loop(params, xs, carry, on, resets):
+        carry = [None] * len(members) if carry is None else carry
+        ends, ys = zip(
+            *(m.loop(p, xs, c, on, resets) for m, p, c in zip(members, params, carry, strict=True)), strict=True
+        )
+        return ends, jnp.where(on[:, None], merge(*ys), 0)
+
+    def make(**options):
+        return jr.branch(*(member.make(**options) for member in members), merge=merge)
+
+    orders = {member.chunks for member in members}
+    return Case(name, make, loop, orders.pop() if len(orders) == 1 else "none")
+
+
 def of_pair(name: str, forward: jr.Cell, backward: jr.Cell, merge: str, merged: Callable) -> Case:
     ahead, back = of_cell("", forward), of_cell("", backward, reverse=True)
 
@@ -143,6 +158,11 @@ CELLS = {
     "user_textbook_lstm": textbook_lstm(I, H),
     "chain": jr.chain(jr.elman(I, H), jr.layer_norm(H), jr.gru(H, H), jr.readout(H, 2)),
     "residual": jr.residual(jr.lstm(I, I)),
+    "branch": jr.branch(
+        jr.elman(I, 2),
+        jr.chain(jr.dense(I, 2, activation="tanh"), jr.pointwise(jnp.cos), jr.readout(2, 2, bias=False)),
+        merge="concat",
+    ),
     **{kind: wrap(cell) for kind, (wrap, cell) in WRAPPERS.items() if kind not in ELSEWHERE},
 }
 
@@ -150,6 +170,9 @@ CASES = [
     *(of_cell(name, cell, reverse=index % 3 == 2) for index, (name, cell) in enumerate(CELLS.items())),
     of_cell("lstm", CELLS["lstm"], reverse=False),
     of_cell("gru_before", CELLS["gru_before"], reverse=True),
+    of_branch(  # what it makes of zeros is not 0
+        "branch_of_layers", of_cell("", CELLS["elman"]), of_cell("", jr.dense(I, H)), merge=lambda a, b: jnp.cos(a) + b
+    ),
     of_pair(
         "bidirectional_concat",
         CELLS["lstm"],

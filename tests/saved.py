@@ -23,6 +23,9 @@ MODELS = {
         jr.residual(jr.normalized(jr.lstm(H, H))),
         jr.readout(H, 2),
     ),
+    "branch": jr.branch(
+        jr.gru(I, H), jr.dense(I, 2, activation="tanh", bias=False), jr.pointwise("relu"), merge="concat"
+    ),
     "chain": jr.chain(jr.leaky(jr.elman(I, H), rate=0.3), jr.layer_norm(H)),
 }
 

@@ -153,6 +153,18 @@ def readout(p, carry, x):
     return carry, x @ p.W_hy + p.b_y, {}
 
 
+def dense(p, carry, x):
+    return carry, relu(x @ p.W_hy + p.b_y), {}
+
+
+def dense_without_bias(p, carry, x):
+    return carry, np.sin(x @ p.W_hy), {}
+
+
+def readout_without_bias(p, carry, x):
+    return carry, x @ p.W_hy, {}
+
+
 def layer_norm(p, carry, x):
     mean = x.mean(-1, keepdims=True)
     var = ((x - mean) ** 2).mean(-1, keepdims=True)
@@ -213,6 +225,9 @@ CELLS = (
         "elman-function": (jr.elman(I, H, activation=jnp.sin), elman(np.sin)),
         "elman-readout": (jr.elman(I, H, output_size=O), elman_with_readout),
         "readout": (jr.readout(I, O), readout),
+        "readout without bias": (jr.readout(I, O, bias=False), readout_without_bias),
+        "dense": (jr.dense(I, O, activation="relu"), dense),
+        "dense without bias": (jr.dense(I, O, activation=jnp.sin, bias=False), dense_without_bias),
         "layer_norm": (jr.layer_norm(I), layer_norm),
         "embedding": (jr.embedding(V, O), embedding),
     }
@@ -310,7 +325,7 @@ def test_embedding_outside_its_vocabulary_is_nan():
     np.testing.assert_array_equal(y[:, 0], [np.nan, 1, 1, np.nan])
 
 
-@pytest.mark.parametrize("name", [*GATED, "elman", "elman-readout", "readout", "layer_norm", "embedding"])
+@pytest.mark.parametrize("name", [*GATED, "elman", "elman-readout", "readout", "dense", "layer_norm", "embedding"])
 def test_a_compute_dtype_wider_than_the_parameters_keeps_the_carry(name):
     """float32 parameters, ``dtype=float64``: the output is float64, the carry is as initial_carry made it."""
     made, _ = CELLS[name]

@@ -118,7 +118,7 @@ SPECS = {
         ValueError,
         [
             "build: no cell, layer or model is called 'lsmt'; did you mean 'lstm'?",
-            "known kinds: bidirectional, Budget, ",
+            "known kinds: bidirectional, branch, Budget, ",
         ],
     ),
     "unknown option": (

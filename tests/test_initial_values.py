@@ -199,6 +199,8 @@ def test_memoryless_cells():
     W, b = jr.readout(I, H).init(KEY)
     assert_uniform(W, np.sqrt(6 / (I + H)))
     assert not b.any()
+    assert jr.readout(I, H, bias=False).init(KEY).b_y is None and jr.dense(I, H, bias=False).init(KEY).b_y is None
+    np.testing.assert_array_equal(jr.dense(I, H, activation="relu").init(KEY).W_hy, W)
     for leaf in jr.readout(I, H, kernel_init="uniform", bias_init="uniform").init(KEY):
         assert_uniform(leaf, I**-0.5)
     scale, shift = jr.layer_norm(I).init(KEY)
@@ -265,6 +267,7 @@ def test_members_get_keys_of_their_own():
     pairs = [
         jr.stack(jr.gru(H, H), jr.gru(H, H)).init(KEY),
         jr.chain(jr.gru(H, H), jr.gru(H, H)).init(KEY),
+        jr.branch(jr.gru(H, H), jr.gru(H, H)).init(KEY),
         jr.bidirectional(jr.gru(H, H), jr.gru(H, H)).init(KEY),
     ]
     for first, second in pairs:

@@ -61,12 +61,17 @@ def cell_options(
         initializers: ``input_init``, ``recurrent_init`` and ``bias_init``.
     """
     check_sizes(who, input_size=input_size, hidden_size=hidden_size)
-    if not isinstance(bias, bool):
-        raise TypeError(f"{who}: bias must be True or False, got {bias!r}; how biases start is bias_init.")
+    check_bias(who, bias)
     return (
         *(activation_of(who, name, a) for name, a in zip(("activation", "gate_activation"), activations, strict=False)),
         *(initializer(who, name, init, hidden_size) for name, init in zip(INIT_OPTIONS, initializers, strict=True)),
     )
+
+
+def check_bias(who: str, bias: Any) -> None:
+    """Whether there are biases is True or False."""
+    if not isinstance(bias, bool):
+        raise TypeError(f"{who}: bias must be True or False, got {bias!r}; how biases start is bias_init.")
 
 
 def check_gate_bias(who: str, gate: str, bias: bool, **given: float | None) -> None:

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell
 from jaxrnn._checks import check_sizes
 from jaxrnn.cells._built_in import built_in
-from jaxrnn.cells._options import Initializer, initializer
-from jaxrnn.cells._products import empty_carry, output, plus, project
+from jaxrnn.cells._options import Initializer, check_bias, initializer
+from jaxrnn.cells._products import empty_carry, output, plus_bias, project
+from jaxrnn.cells.activations import ACTIVATIONS, Activation
 
 
 class ReadoutParams(NamedTuple):
     W_hy: jax.Array  # (I, O)
-    b_y: jax.Array  # (O,)
+    b_y: jax.Array | None  # (O,); None without biases
 
 
 @built_in
@@ -24,18 +25,20 @@ def readout(
     input_size: int,
     output_size: int,
     *,
+    bias: bool = True,
     kernel_init: str | Initializer = "glorot_uniform",
     bias_init: str | Initializer = "zeros",
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
 ) -> Cell:
-    """An affine map of every step.
+    """An affine map of every step: ``jr.dense`` without an activation.
 
         y_t = W_hy h_t + b_y
 
     Args:
         input_size: I, the features of the input h (*B, I).
         output_size: O, the features of y (*B, O).
+        bias: whether there is b_y.
         kernel_init, bias_init: initialisers by name or function; "uniform" is U(-1/sqrt(I), 1/sqrt(I)).
         dtype: the compute and output dtype; None computes in the parameters' own.
         param_dtype: the dtype of the parameters that ``init`` makes.
@@ -57,19 +60,36 @@ def readout(
     Reference:
         The output equation of Elman, "Finding structure in time", Cognitive Science 14, 1990.
     """
-    check_sizes("readout", input_size=input_size, output_size=output_size)
-    init_W = initializer("readout", "kernel_init", kernel_init, input_size)
-    init_b = initializer("readout", "bias_init", bias_init, input_size)
+    act = ACTIVATIONS["identity"]
+    return affine("readout", input_size, output_size, act, bias, kernel_init, bias_init, dtype, param_dtype)
+
+
+def affine(
+    who: str,
+    input_size: int,
+    output_size: int,
+    act: Activation,
+    bias: bool,
+    kernel_init: str | Initializer,
+    bias_init: str | Initializer,
+    dtype: Any,
+    param_dtype: Any,
+) -> Cell:
+    """The cell ``y_t = act(W_hy h_t + b_y)``, which ``readout`` and ``dense`` are."""
+    check_sizes(who, input_size=input_size, output_size=output_size)
+    check_bias(who, bias)
+    init_W = initializer(who, "kernel_init", kernel_init, input_size)
+    init_b = initializer(who, "bias_init", bias_init, input_size)
 
     def init(key):
         k_W, k_b = jax.random.split(key)
         return ReadoutParams(
             W_hy=init_W(k_W, (input_size, output_size), param_dtype),
-            b_y=init_b(k_b, (output_size,), param_dtype),
+            b_y=init_b(k_b, (output_size,), param_dtype) if bias else None,
         )
 
     def step(params, carry, h):
         W_hy, b_y = params
-        return carry, output(plus(project(h, W_hy, dtype), b_y), W_hy, dtype)
+        return carry, output(act(plus_bias(project(h, W_hy, dtype), b_y)), W_hy, dtype)
 
     return Cell(init, empty_carry, step, input_size=input_size, output_size=output_size)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, PyTree, check_cell, flatten
+from jaxrnn._base import Cell, PyTree, expect_cell, flatten
 from jaxrnn._checks import check_carry, check_float_carry, check_params, sequence_shape
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.running.scan import shapes_of_params
@@ -73,7 +73,7 @@ def state_space(who: str, cell: Cell, params: PyTree) -> StateSpace:
 
 def run_of(who: str, cell: Cell, params: PyTree, xs: PyTree, carry: PyTree) -> tuple[StateSpace, jax.Array, int]:
     """The cell as a map, the state (*B, N) that a run over xs (T, *B, …) starts from, and T."""
-    check_cell(who, cell)
+    expect_cell(who, cell)
     T, batch_shape = sequence_shape(who, xs, cell.x_ndim)
     if T == 0:
         raise ValueError(f"{who}: xs has T = 0 steps; give at least 1.")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn._base import Cell, PyTree, check_cell
+from jaxrnn._base import Cell, PyTree, expect_cell
 from jaxrnn._checks import check_carry, check_choice, check_params, check_sizes
 from jaxrnn.gradients._state_space import StateSpace, state_space
 from jaxrnn.running.scan import shapes_of_params
@@ -85,7 +85,7 @@ def find_fixed_points(
         recurrent neural networks", JOSS 3, 2018 (filters).
     """
     who = "find_fixed_points"
-    check_cell(who, cell)
+    expect_cell(who, cell)
     check_choice(who, "method", method, ("adam", "newton"))
     steps = (2000 if method == "adam" else 100) if steps is None else steps
     check_sizes(who, steps=steps, batch_size=batch_size)
@@ -159,7 +159,7 @@ def linear_analysis(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> Lin
         networks", Neural Computation 25, 2013.
     """
     who = "linear_analysis"
-    check_cell(who, cell)
+    expect_cell(who, cell)
     check_params(who, params, shapes_of_params(cell))
     if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
         came = getattr(x, "dtype", type(x).__name__)

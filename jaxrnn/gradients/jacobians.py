@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, PyTree, check_cell
+from jaxrnn._base import Cell, PyTree, expect_cell
 from jaxrnn._checks import check_finite, check_params, check_sizes
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import run_of, state_space
@@ -33,7 +33,7 @@ def step_jacobian(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> jax.A
         >>> jr.gradients.step_jacobian(cell, cell.init(jax.random.key(0)), jnp.zeros(2), jnp.ones(3)).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    check_cell("step_jacobian", cell)
+    expect_cell("step_jacobian", cell)
     check_params("step_jacobian", params, shapes_of_params(cell))
     space = state_space("step_jacobian", cell, params)
     space.check("step_jacobian", carry)

@@ -71,7 +71,7 @@ def _levels(who: str, spec: Spec, params: PyTree) -> list[Level]:
                 levels += _levels(who, child, own)
         return levels
     if spec.kind == "scan":
-        return [Level((Run(spec.children[0], params, options.get("reverse", False)),))]
+        return [Level((Run(_linear(spec.children[0]), params, options.get("reverse", False)),))]
     if spec.kind == "bidirectional":
         merge = options.get("merge", "concat")
         if callable(merge):
@@ -79,7 +79,15 @@ def _levels(who: str, spec: Spec, params: PyTree) -> list[Level]:
         check_run(who, spec)
         ahead, back = spec.children
         return [Level((Run(ahead, params.forward), Run(back, params.backward, reverse=True)), merge)]
-    return [Level((Run(spec, params),))]
+    return [Level((Run(_linear(spec), params),))]
+
+
+def _linear(spec: Spec) -> Spec:
+    """A ``dense`` without an activation as the ``readout`` that it is."""
+    options = dict(spec.options)
+    if spec.kind != "dense" or named(options.pop("activation", "identity")) != "identity":
+        return spec
+    return spec._replace(kind="readout", options=tuple(options.items()))
 
 
 def check_run(who: str, spec: Spec) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, Layer, check_cell, check_model, name_of, select
+from jaxrnn._base import Cell, Layer, check_model, expect_cell, name_of, select
 from jaxrnn._checks import (
     check_carry,
     check_features,
@@ -99,7 +99,7 @@ def scan(
     Reference:
         Werbos, "Backpropagation through time: what it does and how to do it", Proceedings of the IEEE 78, 1990.
     """
-    check_cell("scan", cell, if_layer="it already runs over time, use it as it is")
+    expect_cell("scan", cell, if_layer="it already runs over time, use it as it is")
     check_sizes("scan", unroll=unroll)
     check_plan("scan", plan)
     check_checkpoint("scan", checkpoint)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn._base import Cell, PyTree, check_cell, name_of
+from jaxrnn._base import Cell, PyTree, expect_cell, name_of
 from jaxrnn._checks import check_batch_shape, check_features, check_flags, check_sizes, step_batch_shape
 from jaxrnn._narrowing import check_held
 from jaxrnn.running.scan import scan
@@ -70,7 +70,7 @@ def stream(cell: Cell) -> Stream:
         >>> {session: y[slots[session]].shape for session in sent}, float(y[slots["bob"]][0])
         ({'ann': (1,), 'eve': (1,)}, 0.0)
     """
-    check_cell(
+    expect_cell(
         "stream",
         cell,
         if_layer="a Layer needs the whole sequence; put the Cells it is made of together with jr.chain, which takes "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxrnn._base import Cell, PyTree, check_cell, name_of
+from jaxrnn._base import Cell, PyTree, expect_cell, name_of
 from jaxrnn._spec import FACTORIES
 from jaxrnn.cells.fused import gate_order
 from jaxrnn.running.scan import layer_of
@@ -76,7 +76,7 @@ def trace_gates(
 
 
 def _with_gates(who: str, cell: Cell) -> Cell:
-    check_cell(who, cell)
+    expect_cell(who, cell)
     if cell.gates is None:
         gated = ", ".join(sorted(kind for kind in FACTORIES if gate_order(kind)))
         raise TypeError(

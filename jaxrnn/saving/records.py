@@ -116,6 +116,8 @@ def model_of(
 NO_EQUATION = {"plan", "unroll", "checkpoint", "run", "dtype", "param_dtype", "forget_bias", "T_max"}
 # Wrappers whose values are those of what they wrap.
 NO_VALUE = {"tbptt", "cotangent_clip"}
+# Kinds that compute what another does, from the same parameters.
+SAME = {"chain": "stack", "dense": "readout"}
 
 
 def _equations(spec: Spec) -> Any:
@@ -130,8 +132,9 @@ def _equations(spec: Spec) -> Any:
         return _equations(spec.children[0])
     if spec.kind == "dropout":
         options = {}
-    kind = "stack" if spec.kind == "chain" else spec.kind
-    return kind, sorted(options.items()), [_equations(child) for child in spec.children]
+    if spec.kind == "dense" and options.get("activation") == "identity":
+        del options["activation"]
+    return SAME.get(spec.kind, spec.kind), sorted(options.items()), [_equations(child) for child in spec.children]
 
 
 def described(spec: Spec) -> str:

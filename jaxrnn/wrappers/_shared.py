@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, PyTree, check_cell, is_float, name_of
+from jaxrnn._base import Cell, PyTree, expect_cell, is_float, name_of
 
 
 def check_wrapped(who: str, cell: Any) -> None:
     """What is wrapped is a Cell."""
-    check_cell(who, cell, if_layer="wrap the cell, then lift it with jr.scan")
+    expect_cell(who, cell, if_layer="wrap the cell, then lift it with jr.scan")
 
 
 def check_rate(who: str, name: str, rate: Any, *, below: float = 1.0) -> None:

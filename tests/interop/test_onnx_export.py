@@ -115,6 +115,14 @@ def test_export(case):
     assert_same(interop.load(model)[1], params)
 
 
+def test_dense_without_activation_is_a_readout_and_may_have_no_bias():
+    layer = jr.stack(jr.gru(I, H), jr.dense(H, I), jr.readout(I, 2, bias=False))
+    params = drawn_params(layer, "float32")
+    model = interop.export(layer, params)
+    inputs = inputs_of(model)
+    assert_close(jax.jit(functools.partial(by_layer, layer))(params, inputs), by_runtime(model, inputs))
+
+
 @pytest.mark.usefixtures("x64")
 def test_export_float64():
     """By the reference evaluator, which knows no lengths; onnxruntime has no float64 kernels."""

@@ -28,7 +28,7 @@ def from_keras(source: Any) -> tuple[Cell | Layer, PyTree]:
             SimpleRNN, LSTM, GRU, or RNN of their cells or of StackedRNNCells of them: gives ``jr.scan(cell)``, of a
                 ``jr.chain`` where they are stacked, wrapped in ``jr.recurrent_dropout`` where the cell drops out;
             Bidirectional of such layers, merged: gives ``jr.bidirectional``;
-            Dropout, Dense without activation (``jr.readout``), also inside TimeDistributed;
+            Dropout, Dense (``jr.readout``, with an activation ``jr.dense``), also inside TimeDistributed;
             a Sequential or a list of these: gives a ``jr.stack`` (inputs count for nothing);
             a cell, SimpleRNNCell, LSTMCell, GRUCell, StackedRNNCells: gives a Cell.
 
@@ -119,7 +119,7 @@ def _member(keras: ModuleType, layer: Any, flipped: bool) -> tuple[Cell | Layer,
     if isinstance(layer, kinds.TimeDistributed):
         layer = layer.layer
     if type(layer) is kinds.Dense:
-        return *_readout(keras, layer), flipped
+        return *_dense(keras, layer), flipped
     if type(layer) is kinds.Dropout:
         if layer.noise_shape is not None:
             refuse(who, f"{layer.name}'s noise_shape={layer.noise_shape}", "jr.dropout draws for each feature and step")
@@ -130,15 +130,17 @@ def _member(keras: ModuleType, layer: Any, flipped: bool) -> tuple[Cell | Layer,
     refuse(who, f"{getattr(layer, 'name', layer)!s} ({type(layer).__name__})", known)
 
 
-def _readout(keras: ModuleType, layer: Any) -> tuple[Cell, PyTree]:
-    who = "from_keras"
-    if (activation := _name(keras, layer.activation)) != "linear":
-        refuse(who, f"{layer.name}'s activation={activation!r}", "jr.readout is linear; apply it to the outputs")
-    if not layer.use_bias:
-        refuse(who, f"{layer.name} (Dense) with use_bias=False", "jr.readout has a bias")
+def _dense(keras: ModuleType, layer: Any) -> tuple[Cell, PyTree]:
+    activation = _ours(keras, layer, "activation", "identity")
     W, b = _arrays(keras, layer, "kernel", "bias")
-    cell = jr.build(spec_of("readout", *W.shape, param_dtype=param_dtype(W), dtype=_compute_dtype(layer)))
-    return cell, jr.cells.ReadoutParams(W, b)
+    options: dict[str, Any] = {
+        "activation": activation,
+        "bias": None if layer.use_bias else False,
+        "param_dtype": param_dtype(W),
+        "dtype": _compute_dtype(layer),
+    }
+    kind = "readout" if activation is None else "dense"
+    return jr.build(spec_of(kind, *W.shape, **options)), jr.cells.ReadoutParams(W, b)
 
 
 def _cells(keras: ModuleType) -> dict[type, str]:

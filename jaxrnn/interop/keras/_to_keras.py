@@ -21,7 +21,8 @@ def to_keras(model: Cell | Layer, params: PyTree) -> Any:
 
     Args:
         model: ``jr.scan`` or ``jr.bidirectional`` of ``elman``, ``lstm``, ``gru`` cells, a ``jr.chain`` of them or one
-            of them in ``jr.recurrent_dropout``; ``jr.dropout`` and ``jr.readout``; a ``jr.stack`` of these; or a cell.
+            of them in ``jr.recurrent_dropout``; ``jr.dropout``, ``jr.readout`` and
+            ``jr.dense``; a ``jr.stack`` of these; or a cell.
         params: its parameters.
 
     Returns:
@@ -78,13 +79,15 @@ def _keras_layer(keras: ModuleType, spec: Spec, params: PyTree, flipped: bool) -
     reverse, cell = (options.get("reverse", False), spec.children[0]) if spec.kind == "scan" else (False, spec)
     if cell.kind == "dropout":
         return keras.layers.Dropout(dict(cell.options)["rate"]), flipped
-    if cell.kind == "readout":
-        check_options(who, Run(cell, params), "output_size")
-        I, O = params.W_hy.shape
-        dense = keras.layers.Dense(O, dtype=_policy(cell, params.W_hy))
+    if cell.kind in ("readout", "dense"):
+        run, (I, O) = Run(cell, params), params.W_hy.shape
+        check_options(who, run, "output_size", "activation", "bias")
+        activation = "linear" if run.option("activation") is None else _theirs(run, "activation", "identity")
+        dense = keras.layers.Dense(O, activation, use_bias=params.b_y is not None, dtype=_policy(cell, params.W_hy))
         dense.build((None, None, I))
         dense.kernel.assign(np.asarray(params.W_hy))
-        dense.bias.assign(np.asarray(params.b_y))
+        if params.b_y is not None:
+            dense.bias.assign(np.asarray(params.b_y))
         return dense, flipped
     shape = (None, None, jr.build(cell).input_size)
     if cell.kind == "bidirectional":

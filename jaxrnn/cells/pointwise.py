@@ -1,0 +1,45 @@
+"""A function of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxrnn._base import Cell, PyTree
+from jaxrnn._spec import specified
+from jaxrnn.cells._products import empty_carry
+from jaxrnn.cells.activations import activation_of
+
+
+@specified
+def pointwise(f: str | Callable[[PyTree], PyTree], *, x_ndim: int = 1) -> Cell:
+    """A function of every step, without parameters.
+
+        y_t = f(x_t)
+
+    Args:
+        f: an activation by name, as for ``elman``, or a function of x (*B, I), or of whatever arrives there, a tuple
+            say; what it returns leads with *B.
+        x_ndim: the number of feature axes of x: 0 for integer tokens, 3 for images.
+
+    Returns:
+        A Cell with no parameters, ``()``, and the carry (). On steps that are not valid the output is 0, whatever f(0)
+        is; f is called there with zeros, where it has to have finite derivatives.
+
+    Raises:
+        ValueError: an unknown activation. TypeError: an x_ndim that is no count.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr
+        >>> model = jr.stack(jr.pointwise(lambda token: jax.nn.one_hot(token, 5), x_ndim=0), jr.lstm(5, 8))
+        >>> carry, ys = model.apply(model.init(jax.random.key(0)), jnp.array([3, 1, 4]))
+        >>> ys.shape
+        (3, 8)
+    """
+    function = activation_of("pointwise", "f", f)
+    if isinstance(x_ndim, bool) or not isinstance(x_ndim, int) or x_ndim < 0:
+        raise TypeError(f"pointwise: x_ndim must be a whole number of axes, got {x_ndim!r}; 1 is for vectors.")
+
+    def step(params, carry, x):
+        return carry, function(x)
+
+    return Cell(lambda key: (), empty_carry, step, x_ndim=x_ndim)
