@@ -18,7 +18,8 @@ from jaxrnn._base import PyTree
 from jaxrnn._spec import Spec, defaults_of
 from jaxrnn.commands._terminal import STATUS, guarded, say, suffix_of
 from jaxrnn.interop.registry import formats
-from jaxrnn.saving.files import Header, Tensor, read_header
+from jaxrnn.saving.digests import check_tensor, has_digests
+from jaxrnn.saving.files import Tensor, opened, read_named
 from jaxrnn.saving.parameters import by_name
 from jaxrnn.saving.records import described, kept_in, model_of
 
@@ -53,7 +54,7 @@ class Part(NamedTuple):
 
 
 def show(path: str) -> None:
-    """Print what a file holds.
+    """Print what a file holds, once all of it is known.
 
     Raises:
         ValueError: files that are damaged or of no known format.
@@ -63,44 +64,52 @@ def show(path: str) -> None:
         format = formats()[suffix]
         model, params, _ = format.read(path)
         spec, tensors = model.spec, tensors_of(params)
-        say(f"{path}: {format.title}, {os.path.getsize(path):,} bytes; as jaxrnn loads it")
+        report = [f"{path}: {format.title}, {os.path.getsize(path):,} bytes; as jaxrnn loads it"]
     else:
-        header = read_header("inspect", path)
-        tensors = header.tensors
-        spec = _show_header(path, header)
+        report, spec, tensors = _safetensors(path)
     if spec is not None:
-        parts = parts_of(spec, tensors)
-        say(f"\nmodel: {described(spec)}\n")
-        rows = [
-            (part.name, _in_words(part), _sizes(part.spec), f"{count(part.tensors):,}", dtypes(part.tensors))
-            for part in parts
-        ]
-        say(table(("layer", "cell", "sizes", "parameters", "dtype"), rows, right=(3,)))
-        lines = {f"  {part.spec.kind}: {conventions(part)}" for part in parts if conventions(part)}
-        if lines:
-            say("\nconventions\n" + "\n".join(sorted(lines)))
-    say("")
+        report += ["", f"model: {described(spec)}", "", *_layers(spec, tensors)]
     own = [(name, str(tensor.shape), tensor.dtype, f"{tensor.size:,}") for name, tensor in tensors.items()]
-    say(table(("tensor", "shape", "dtype", "numbers"), own, right=(3,)))
-    say(f"\n{count(tensors):,} parameters in {len(tensors)} tensors, {dtypes(tensors)}")
+    report += ["", table(("tensor", "shape", "dtype", "numbers"), own, right=(3,))]
+    report += ["", f"{count(tensors):,} parameters in {len(tensors)} tensors, {dtypes(tensors)}"]
+    say("\n".join(report))
 
 
-def _show_header(path: str, header: Header) -> Spec | None:
-    """What the header of a safetensors file says of the whole; the model's spec, where there is one."""
-    size = f"{os.path.getsize(path):,} bytes"
-    if not header.is_ours:
-        say(f"{path}: safetensors, {size}; foreign: not saved by jaxrnn, so its tensors are shown and no model")
-        for name, text in sorted(header.metadata.items()):
-            say(f"metadata  {name}: {' '.join(text.split())}")
-        return None
-    kept = kept_in("inspect", path, header)
-    say(f"{path}: safetensors, {size}; saved by jaxrnn {kept.get('version')}, format {kept['format']}")
-    for name, value in kept.get("metadata", {}).items():
-        say(f"metadata  {name}: {json.dumps(value, ensure_ascii=False)}")
+def _safetensors(path: str) -> tuple[list[str], Spec | None, dict[str, Tensor]]:
+    """Of a safetensors file the lines about the whole, the model's spec, where there is one, and the tensors."""
+    who, size = "inspect", f"{os.path.getsize(path):,} bytes"
+    with opened(who, path) as (file, header):
+        if not header.is_ours:
+            lines = [
+                f"{path}: safetensors, {size}; foreign: not saved by jaxrnn, so its tensors are shown and no model"
+            ]
+            texts = sorted(header.metadata.items())
+            return lines + [f"metadata  {name}: {' '.join(text.split())}" for name, text in texts], None, header.tensors
+        kept = kept_in(who, path, header)
+        lines = [f"{path}: safetensors, {size}; saved by jaxrnn {kept.get('version')}, format {kept['format']}"]
+        if has_digests(kept):
+            for name, a in zip(header.tensors, read_named(who, path, file, header, header.tensors), strict=True):
+                check_tensor(who, path, kept, name, a)
+            lines.append(f"digests: all {len(header.tensors)} tensors are as they were saved (sha256)")
+        else:
+            lines.append("digests: none; a changed bit is not seen")
+    metadata = kept.get("metadata", {}).items()
+    lines += [f"metadata  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in metadata]
     if "spec" not in kept:
-        say(f"no model: {kept.get('no_spec', 'the file has no spec')}")
-        return None
-    return model_of("inspect", path, kept)[0].spec
+        return [*lines, f"no model: {kept.get('no_spec', 'the file has no spec')}"], None, header.tensors
+    return lines, model_of(who, path, kept)[0].spec, header.tensors
+
+
+def _layers(spec: Spec, tensors: Mapping[str, Tensor]) -> list[str]:
+    """A model's cells as a table, and their conventions."""
+    parts = parts_of(spec, tensors)
+    rows = [
+        (part.name, _in_words(part), _sizes(part.spec), f"{count(part.tensors):,}", dtypes(part.tensors))
+        for part in parts
+    ]
+    said = {f"  {part.spec.kind}: {conventions(part)}" for part in parts if conventions(part)}
+    lines = [table(("layer", "cell", "sizes", "parameters", "dtype"), rows, right=(3,))]
+    return [*lines, "", "conventions", *sorted(said)] if said else lines
 
 
 def tensors_of(params: PyTree) -> dict[str, Tensor]:

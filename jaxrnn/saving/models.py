@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 
 from jaxrnn._base import Cell, Layer, PyTree, check_model, name_of
 from jaxrnn._version import __version__
+from jaxrnn.saving.digests import check_tensor, with_digests
 from jaxrnn.saving.files import opened, read_named, safetensors_library, write_atomically
 from jaxrnn.saving.parameters import as_jax, by_name, check_fit, fitting_arrays
 from jaxrnn.saving.records import FORMAT, as_json, kept_in, model_of, spec_or_why
@@ -22,7 +22,8 @@ def save(
     """Write a model and its parameters into one safetensors file, from which :func:`load` brings both back.
 
     The file takes its name when it is complete and on disk: whoever is killed on the way leaves the old file as it was
-    (and a folder ``.jaxrnn-…`` beside it). Arrays on several devices are fetched.
+    (and a folder ``.jaxrnn-…`` beside it). Arrays on several devices are fetched. A SHA-256 digest of each tensor, and
+    of what stands beside them, goes into the file, so that ``load`` sees a changed bit.
 
     Args:
         path: the file, usually ``….safetensors``; one of that name is replaced, the target of a symbolic link too.
@@ -61,7 +62,7 @@ def save(
 
     def write(unfinished: str) -> None:
         try:
-            library.numpy.save_file(arrays, unfinished, {"jaxrnn": json.dumps(kept, allow_nan=False)})
+            library.numpy.save_file(arrays, unfinished, {"jaxrnn": with_digests(kept, arrays)})
         except library.SafetensorError as error:
             raise OSError(f"save: {os.fspath(path)!r} cannot be written: {error}.") from error
 
@@ -72,6 +73,9 @@ def load(
     path: str | os.PathLike[str], model: Cell | Layer | None = None
 ) -> tuple[Cell | Layer, PyTree, dict[str, Any]]:
     """Read a file that :func:`save` wrote.
+
+    Every tensor is compared with its digest in the file; files of jaxrnn 0.1.0 have none, and are read as they are. A
+    digest tells damage, not who wrote the file.
 
     Args:
         path: the file.
@@ -106,5 +110,8 @@ def load(
         wanted = by_name("load", expected)
         title = f"load: the parameters in {os.fspath(path)!r} do not fit the model ({name_of(model)})"
         check_fit(title, fix, header.tensors, wanted)
-        arrays = [as_jax(a) for a in read_named("load", path, file, header, wanted)]
+        arrays = []
+        for name, a in zip(wanted, read_named("load", path, file, header, wanted), strict=True):
+            check_tensor("load", path, kept, name, a)
+            arrays.append(as_jax(a))
     return model, jax.tree.unflatten(jax.tree.structure(expected), arrays), kept.get("metadata", {})

@@ -1,4 +1,4 @@
-"""What jaxrnn writes beside the tensors: one JSON text with the model's spec and the user's metadata.
+"""What jaxrnn writes beside the tensors: one JSON text with the model's spec, the user's metadata, and digests.
 
 One text, as the safetensors library writes several in any order, and the same model should give the same bytes.
 """
@@ -13,10 +13,12 @@ from typing import Any
 from jaxrnn._base import Cell, Layer, PyTree, check_model, name_of
 from jaxrnn._spec import Spec, build, defaults_of
 from jaxrnn._version import __version__
+from jaxrnn.saving.digests import ENTRY, check_text
 from jaxrnn.saving.files import Header, few
 from jaxrnn.saving.parameters import expected_params, outline
 
 FORMAT = 1  # of jaxrnn's text; raised when older versions of jaxrnn could misread it
+ENTRIES = {"format", "version", "spec", "no_spec", "metadata", ENTRY}
 
 
 def spec_or_why(model: Cell | Layer) -> dict[str, Any]:
@@ -70,6 +72,10 @@ def kept_in(who: str, path: Any, header: Header) -> dict[str, Any]:
         kept = json.loads(header.metadata["jaxrnn"], parse_constant=int)  # which raises: NaN is no JSON
         if not isinstance(kept, dict) or not isinstance(kept.get("metadata", {}), dict):
             raise ValueError("expected a dict with a dict of metadata")
+        if kept.get("format") == FORMAT:  # what a later one may say is not known here
+            if unknown := sorted(kept.keys() - ENTRIES):  # a name that changed must not hide what it names
+                raise ValueError(f"format {FORMAT} has no entry {few(unknown)}")
+            check_text(kept)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{who}: jaxrnn's part of the metadata in {os.fspath(path)!r} is damaged: {error}.") from error
     if kept.get("format") != FORMAT:
