@@ -92,6 +92,7 @@ def test_inspect_says_the_conventions_of_every_cell(cell, said, run, tmp_path):
     assert words_of(report, "- ")[0] == "-"  # the model is the cell, and has no name
 
 
+@pytest.mark.filterwarnings("ignore:save:UserWarning")
 def test_inspect_a_model_without_a_spec(run, tmp_path):
     path = tmp_path / "m.safetensors"
     cell = jr.elman(I, H, activation=jnp.arctan)
@@ -185,6 +186,7 @@ def test_overwriting_takes_force(run, tmp_path):
     assert status == 1 and "are one file; name another target" in errors[0]
 
 
+@pytest.mark.filterwarnings("ignore:save:UserWarning")
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [

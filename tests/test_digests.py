@@ -66,6 +66,7 @@ def test_tensors_that_change_places(path):
         jr.load(path)
 
 
+@pytest.mark.filterwarnings("ignore:save:UserWarning")
 def test_a_tensor_of_another_shape_and_width_with_the_same_bytes(path):
     """The model that is given sets no width, and a square of other sides may fit: name, dtype and shape count too."""
     own = jr.Cell(

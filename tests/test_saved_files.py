@@ -136,8 +136,11 @@ def test_files_that_are_ours_but_changed(path):
             load(path)
         assert repr(str(path)) in str(caught.value)
 
-    changed(f"the format 2 of jaxrnn {jr.__version__}, .* reads 1; upgrade", {"format": 2})
+    changed(f"the format 3 of jaxrnn {jr.__version__}, .* reads 1 and 2; upgrade", {"format": 3})
     changed("the format None of jaxrnn None", {"format": "absent", "version": "absent"})
+    changed("is damaged: unhashable", {"format": []})
+    for models in ("absent", [], {}, {"a": []}):
+        changed("is damaged: expected models to be a dict of dicts", {"format": 2, "spec": "absent", "models": models})
     changed("is damaged: .*'NaN'", {"metadata": {"a": float("nan")}})
     changed("is damaged: expected a dict", {"metadata": []})
     larger = {"kind": "lstm", "options": {"input_size": 10**30, "hidden_size": 4}}
@@ -188,6 +191,7 @@ def test_one_changed_byte_gives_a_clear_error_or_other_numbers(data, tmp_path_fa
         assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, wanted)
 
 
+@pytest.mark.filterwarnings("ignore:save:UserWarning")
 def test_booleans_are_0_or_1(path):
     cell = jr.Cell(
         lambda key: jnp.array([True]), lambda params, batch_shape=(): (), lambda params, carry, x: (carry, x)

@@ -22,7 +22,7 @@ def digest_of(name: str, a: np.ndarray) -> str:
     """The digest of a tensor: its name, dtype and shape, as JSON has them, and its bytes, little end first."""
     digest = hashlib.sha256(json.dumps([name, a.dtype.name, a.shape]).encode())
     little = a.astype(a.dtype.newbyteorder("<"), order="C", copy=False)
-    digest.update(little.reshape(-1).view(np.uint8))
+    digest.update(little.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
