@@ -63,3 +63,10 @@ def saved(path, model=MODELS["cell"]):
 def text_of(path):
     """What jaxrnn says in a file beside the tensors."""
     return json.loads(contents(path)[0]["__metadata__"]["jaxrnn"])
+
+
+def with_text(header, **entries):
+    """A header in which jaxrnn's text says other things, without digests, as in files of 0.1.0."""
+    text = {**json.loads(header["__metadata__"]["jaxrnn"]), "sha256": "absent", **entries}
+    text = json.dumps({name: value for name, value in text.items() if value != "absent"})
+    return {**header, "__metadata__": {"jaxrnn": text}}

@@ -14,6 +14,7 @@ import safetensors.numpy
 import jaxrnn as jr
 from jaxrnn import load, save
 from jaxrnn.__main__ import main
+from jaxrnn.interop.registry import Loaded
 from tests.commands import lines_of, run_command, words_of, write
 from tests.saved import randomised
 
@@ -165,6 +166,14 @@ def test_a_copy_of_ours_keeps_metadata(run, tmp_path):
     save(source, MODEL, randomised(MODEL), {"epoch": 3})
     assert run("convert", source, target)[0] == 0
     assert target.read_bytes() == source.read_bytes()
+
+
+def test_parameters_kept_alone_are_told(run, tmp_path, monkeypatch):
+    cell = jr.elman(I, H, activation=jnp.arctan)
+    monkeypatch.setattr("jaxrnn.commands.convert._read", lambda *_: (Loaded(cell, randomised(cell)), {}))
+    (tmp_path / "a.safetensors").touch()
+    status, _, errors = run("convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert status == 0 and len(errors) == 1 and errors[0].startswith("save: '") and "without their model" in errors[0]
 
 
 # ---- what is refused ----------------------------------------------------------------------------

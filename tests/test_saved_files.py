@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import jaxrnn as jr
 from jaxrnn import load, save
 from jaxrnn.saving.files import read_header, read_tensors
-from tests.saved import MODELS, assert_same, randomised, saved, write
+from tests.saved import MODELS, assert_same, randomised, saved, with_text, write
 
 
 @pytest.fixture
@@ -127,8 +127,7 @@ def test_files_that_are_ours_but_changed(path):
     def changed(message, kept=None, **fields):
         """Other entries in jaxrnn's text, without digests as in files of 0.1.0, and other fields of tensors."""
         header, data = saved(path)
-        theirs = {**json.loads(header["__metadata__"]["jaxrnn"]), "sha256": "absent", **(kept or {})}
-        header["__metadata__"]["jaxrnn"] = json.dumps({name: v for name, v in theirs.items() if v != "absent"})
+        header = with_text(header, **(kept or {}))
         for name, other in fields.items():
             header[name].update(other)
         write(path, header, data)

@@ -19,7 +19,7 @@ from jaxrnn._spec import Spec, defaults_of
 from jaxrnn.commands._terminal import STATUS, guarded, say, suffix_of
 from jaxrnn.interop.registry import formats
 from jaxrnn.saving.digests import check_tensor, has_digests
-from jaxrnn.saving.files import Tensor, opened, read_named
+from jaxrnn.saving.files import Tensor, check_regular, opened, read_named
 from jaxrnn.saving.parameters import by_name
 from jaxrnn.saving.records import described, entries_of, fitting_model, kept_in
 
@@ -59,7 +59,9 @@ def show(path: str) -> None:
     Raises:
         ValueError: files that are damaged or of no known format.
     """
-    if (suffix := suffix_of("inspect", path, suffixes())) != OURS:
+    suffix = suffix_of("inspect", path, suffixes())
+    check_regular("inspect", path)
+    if suffix != OURS:
         format = formats()[suffix]
         model, params, _ = format.read(path)
         tensors = tensors_of(params)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ def spec_or_why(model: Cell | Layer) -> dict[str, Any]:
         spec = json.loads(json.dumps(model.spec.to_dict(), allow_nan=False))
         if build(spec).spec != model.spec:
             raise ValueError(f"{model.spec.kind} is not the same after a round trip through JSON")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         return {"no_spec": str(error).removesuffix(".")}
     return {"spec": spec}
 
@@ -49,9 +50,11 @@ def as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError(f"save: metadata must be a dict, got {type(metadata).__name__}; use {{'note': …}}.")
     try:
         back = json.loads(json.dumps(dict(metadata), allow_nan=False))
+        same = back == metadata
     except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"save: metadata {metadata!r} cannot be kept as JSON: {error}; use text, numbers …") from error
-    if back != metadata:
+        said = f"save: metadata {reprlib.repr(metadata)} cannot be kept as JSON: {error}; use text, numbers …"
+        raise TypeError(said) from error
+    if not same:
         raise TypeError(
             f"save: metadata {metadata!r} would come back from JSON as {back!r}; use lists in place of tuples and text "
             f"as keys."
@@ -128,11 +131,31 @@ def entry_of(who: str, path: Any, kept: Mapping[str, Any], name: str) -> dict[st
     )
 
 
-def model_of(
-    who: str, path: Any, kept: Mapping[str, Any], model: Cell | Layer | None = None, *, name: str = ""
+def fitting_model(
+    who: str, path: Any, kept: Mapping[str, Any], header: Header, model: Cell | Layer | None = None, *, name: str = ""
 ) -> tuple[Cell | Layer, PyTree]:
-    """A model of a file of ours, or the one given where it computes the same, and the shapes of its ``init``."""
-    entry = entry_of(who, path, kept, name)
+    """A model of a file of ours, or the one given where it computes the same, and the shapes of its ``init``.
+
+    The shapes are those that the header gives, so whoever reads the tensors reads what the file has, however large the
+    spec says that the model is.
+    """
+    fix = "fetch or save the file once more" if model is None else "give the model that was saved"
+    tensors = _tensors_of(kept, name, header)
+    model, expected = _model_of(who, path, kept, entry_of(who, path, kept, name), model, len(tensors), name)
+    title = f"{who}: the parameters in {os.fspath(path)!r} do not fit the model ({name_of(model)})"
+    check_fit(title, fix, tensors, by_name(who, expected, name))
+    return model, expected
+
+
+def _model_of(
+    who: str,
+    path: Any,
+    kept: Mapping[str, Any],
+    entry: Mapping[str, Any],
+    model: Cell | Layer | None,
+    tensors: int,
+    name: str,
+) -> tuple[Cell | Layer, PyTree]:
     if "spec" not in entry or (model is not None and model.spec is None):
         if model is None:
             raise ValueError(
@@ -142,6 +165,8 @@ def model_of(
         return model, expected_params(model)
     try:
         spec = Spec.from_dict(entry["spec"])
+        if (cells := _with_weights(spec)) > tensors:  # before any of them is traced, which takes time
+            raise ValueError(f"it has {cells:,} cells with parameters, but the file has {tensors:,} tensors for them")
         rebuilt = build(spec)
         check_model(who, rebuilt)  # a Plan has a spec too
         model = rebuilt if model is None else model
@@ -168,15 +193,10 @@ def call_with_model(name: str) -> str:
     return f"load(path, {name!r}, model=model)" if name else "load(path, model=model)"
 
 
-def fitting_model(
-    who: str, path: Any, kept: Mapping[str, Any], header: Header, model: Cell | Layer | None = None, *, name: str = ""
-) -> tuple[Cell | Layer, PyTree]:
-    """As ``model_of``, once the tensors in the file's header are seen to be the model's: nothing is read before."""
-    fix = "fetch or save the file once more" if model is None else "give the model that was saved"
-    model, expected = model_of(who, path, kept, model, name=name)
-    title = f"{who}: the parameters in {os.fspath(path)!r} do not fit the model ({name_of(model)})"
-    check_fit(title, fix, _tensors_of(kept, name, header), by_name(who, expected, name))
-    return model, expected
+def _with_weights(spec: Spec) -> int:
+    """How many cells of a spec have parameters, at the least."""
+    own = not spec.children and any(option in ("input_size", "vocabulary_size") for option, _ in spec.options)
+    return own + sum(map(_with_weights, spec.children))
 
 
 # Options that say how a run goes or how parameters are drawn, and not what is computed from them.

@@ -92,7 +92,7 @@ class Records:
     def _row(self, line: str) -> dict[str, Any] | None:
         try:
             return json.loads(line) if line.endswith("\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise CheckpointError(f"{self.path}: expected a row in JSON, got {line.strip():.80}; remove it.") from None
 
 

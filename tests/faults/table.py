@@ -384,6 +384,12 @@ FAULTS = (
         'if "text" not in digests:',
         tests("test_digests", "changed_anywhere"),
     ),
+    Fault(
+        "a model's tensors not compared with the file's header",
+        "    check_fit(title, fix, tensors, by_name(who, expected, name))",
+        "    check_fit(title, fix, by_name(who, expected, name), by_name(who, expected, name))",
+        tests("test_bounds", "beyond_the_file"),
+    ),
     # ---- weights from and to other libraries
     Fault(
         "from_torch: the GRU's z not negated",
