@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import itertools
+import reprlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
@@ -71,18 +73,52 @@ class Spec(NamedTuple):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Spec:
-        """The inverse of :meth:`to_dict`."""
-        unknown = set(data) - set(cls._fields) if isinstance(data, dict) else None
-        if unknown is None or unknown or not isinstance(data.get("kind"), str):
-            raise ValueError(f"Spec.from_dict: expected a dict with the keys kind, options and children, got {data!r}.")
-        options = data.get("options", {})
-        if not isinstance(options, dict):
-            raise ValueError(f"Spec.from_dict: expected a dict of options for {data['kind']!r}, got {options!r}.")
-        return cls(
-            data["kind"],
-            tuple(sorted((n, cls.from_dict(v) if isinstance(v, dict) else _plain(n, v)) for n, v in options.items())),
-            tuple(cls.from_dict(child) for child in data.get("children", ())),
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: what is no spec; one nested deeper than 64, or of more than 4,096 members, which a file may hold
+                but no model needs.
+        """
+        return _from_dict(data, 1, itertools.count(1))
+
+
+DEEPEST, MOST = 64, 4096  # of what is nested in a spec from data, and of the specs in it
+
+
+def _from_dict(data: Any, depth: int, number: Iterator[int]) -> Spec:
+    """A spec at some depth of another; ``number`` counts them all."""
+
+    def inner(name: str, value: Any, depth: int) -> Any:
+        if not isinstance(value, dict | list | tuple):
+            return _plain(name, value)
+        if depth > DEEPEST:
+            raise ValueError(f"Spec.from_dict: the spec is nested deeper than {DEEPEST}; build such a model in code.")
+        if isinstance(value, dict):
+            return _from_dict(value, depth, number)
+        return tuple(inner(name, v, depth + 1) for v in value)
+
+    if next(number) > MOST:
+        raise ValueError(f"Spec.from_dict: the spec has more than {MOST:,} members; build such a model in code.")
+    unknown = set(data) - set(Spec._fields) if isinstance(data, dict) else None
+    if unknown is None or unknown or not isinstance(data.get("kind"), str):
+        raise ValueError(
+            f"Spec.from_dict: expected a dict with the keys kind, options and children, got {reprlib.repr(data)}."
         )
+    options, children = data.get("options", {}), data.get("children", ())
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"Spec.from_dict: expected a dict of options for {data['kind']!r}, got {reprlib.repr(options)}."
+        )
+    if not isinstance(children, list | tuple) or not all(isinstance(child, dict) for child in children):
+        raise ValueError(
+            f"Spec.from_dict: expected a list of specs as the children of {data['kind']!r}, got "
+            f"{reprlib.repr(children)}."
+        )
+    return Spec(
+        data["kind"],
+        tuple(sorted((name, inner(name, value, depth + 1)) for name, value in options.items())),
+        tuple(inner("", child, depth + 1) for child in children),
+    )
 
 
 def _exact(value: Any) -> Any:

@@ -50,9 +50,26 @@ def write(path, header, data=b"", length=None):
     path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
 
 
-def saved(path, model=MODELS["cell"]):
-    """The header, as JSON has it, and the data of a sound file."""
-    jr.save(path, model, randomised(model))
+def contents(path):
+    """The header, as JSON has it, and the data of a file."""
     raw = path.read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
     return json.loads(raw[8:start]), raw[start:]
+
+
+def saved(path, model=MODELS["cell"]):
+    """The header and the data of a sound file, which is written."""
+    jr.save(path, model, randomised(model))
+    return contents(path)
+
+
+def text_of(path):
+    """What jaxrnn says in a file beside the tensors."""
+    return json.loads(contents(path)[0]["__metadata__"]["jaxrnn"])
+
+
+def with_text(header, **entries):
+    """A header in which jaxrnn's text says other things, without digests, as in files of 0.1.0."""
+    text = {**json.loads(header["__metadata__"]["jaxrnn"]), "sha256": "absent", **entries}
+    text = json.dumps({name: value for name, value in text.items() if value != "absent"})
+    return {**header, "__metadata__": {"jaxrnn": text}}

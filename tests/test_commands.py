@@ -14,6 +14,7 @@ import safetensors.numpy
 import jaxrnn as jr
 from jaxrnn import load, save
 from jaxrnn.__main__ import main
+from jaxrnn.interop.registry import Loaded
 from tests.commands import lines_of, run_command, words_of, write
 from tests.saved import randomised
 
@@ -92,6 +93,7 @@ def test_inspect_says_the_conventions_of_every_cell(cell, said, run, tmp_path):
     assert words_of(report, "- ")[0] == "-"  # the model is the cell, and has no name
 
 
+@pytest.mark.filterwarnings("ignore:save:UserWarning")
 def test_inspect_a_model_without_a_spec(run, tmp_path):
     path = tmp_path / "m.safetensors"
     cell = jr.elman(I, H, activation=jnp.arctan)
@@ -166,6 +168,14 @@ def test_a_copy_of_ours_keeps_metadata(run, tmp_path):
     assert target.read_bytes() == source.read_bytes()
 
 
+def test_parameters_kept_alone_are_told(run, tmp_path, monkeypatch):
+    cell = jr.elman(I, H, activation=jnp.arctan)
+    monkeypatch.setattr("jaxrnn.commands.convert._read", lambda *_: (Loaded(cell, randomised(cell)), {}))
+    (tmp_path / "a.safetensors").touch()
+    status, _, errors = run("convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert status == 0 and len(errors) == 1 and errors[0].startswith("save: '") and "without their model" in errors[0]
+
+
 # ---- what is refused ----------------------------------------------------------------------------
 
 
@@ -185,6 +195,7 @@ def test_overwriting_takes_force(run, tmp_path):
     assert status == 1 and "are one file; name another target" in errors[0]
 
 
+@pytest.mark.filterwarnings("ignore:save:UserWarning")
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [

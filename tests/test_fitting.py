@@ -1,6 +1,7 @@
 """Training in blocks: what is recorded, when it stops, and how it goes on."""
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -335,6 +336,23 @@ def test_accumulated_batches_make_one_step_on_their_mean():
         measures["loss"], [(9 + 4 + 1 + 0) / 8, np.mean([(2.25 - n) ** 2 / 2 for n in range(4, 8)])]
     )
     assert float(state.params) == 3.875 and int(state.step) == 2
+
+
+def test_more_batches_than_a_step_can_hold_are_refused():
+    """At the factory, before anything is as long as that; and a batch that does not hold as many is named."""
+    options = {"init": lambda key: jnp.asarray(3.0), "loss": half, "optimizer": optax.sgd(0.5)}
+    with pytest.raises(
+        ValueError, match=r"training\.loop: accumulate must be at most 65,536 .* got 1,000,000,000; take"
+    ):
+        training.loop(**options, accumulate=10**9)
+    learn = training.loop(**options, accumulate=2**16)
+    state = jax.eval_shape(learn.init, jax.random.key(0))
+    for x in (jnp.zeros(4), jnp.zeros(())):
+        message = (
+            rf"training\.loop: with accumulate=65536 .* got batch\['x'\] of shape {re.escape(str(x.shape))}; stack"
+        )
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(learn.step, state, {"x": x})
 
 
 def test_gradients_of_half_precision_accumulate_in_float32():

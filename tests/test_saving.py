@@ -86,7 +86,8 @@ def of_every_dtype():
 @pytest.mark.usefixtures("x64")
 def test_every_dtype_and_every_bit(path):
     cell, arrays = of_every_dtype()
-    save(path, cell, arrays)
+    with pytest.warns(UserWarning, match="holds parameters without their model"):
+        save(path, cell, arrays)
     _, params, _ = load(path, cell)
     assert_same(params, arrays)
 
@@ -203,7 +204,12 @@ OWN = {
 def test_a_model_without_a_spec_is_saved_and_needs_the_model_at_load(name, path):
     model, said = OWN[name]
     params = randomised(model)
-    save(path, model, params, {"epoch": 1})
+    message = (
+        rf"^save: '.*' holds parameters without their model: .*{said}.*\. Keep the code .*; load\(path, model=model\)"
+    )
+    with pytest.warns(UserWarning, match=message) as told:
+        save(path, model, params, {"epoch": 1})
+    assert told[0].filename == __file__
     assert "spec" not in json.loads(read_header("test", path).metadata["jaxrnn"])
     again, weights, metadata = load(path, model=model)
     assert again is model and metadata == {"epoch": 1}
@@ -212,6 +218,7 @@ def test_a_model_without_a_spec_is_saved_and_needs_the_model_at_load(name, path)
         load(path)
 
 
+@pytest.mark.filterwarnings("ignore:save:UserWarning")
 def test_a_lone_array_and_ambiguous_names(path):
     lone = jr.Cell(lambda key: jnp.ones(3), lambda params, batch_shape=(): (), lambda params, carry, x: (carry, x))
     save(path, lone, jnp.arange(3.0))
@@ -268,8 +275,12 @@ def test_a_given_model_that_computes_something_else_is_refused(saved, given, pat
 def test_what_is_no_model_is_refused(path):
     with pytest.raises(TypeError, match=r"save: expected a Cell or a Layer, got tuple"):
         save(path, (), ())
+    with pytest.raises(TypeError, match=r"load: expected the name of a model, or a Cell or a Layer, got int"):
+        load(path, 3)
     with pytest.raises(TypeError, match=r"load: expected a Cell or a Layer, got str"):
-        load(path, "lstm")
+        load(path, model="lstm")
+    with pytest.raises(TypeError, match=r"load: got two models; give one"):
+        load(path, MODELS["cell"], MODELS["cell"])
 
 
 # ---- parameters that do not fit ----------------------------------------------------------------

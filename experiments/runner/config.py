@@ -71,7 +71,7 @@ class Train(Table):
     clip: Literal["global_norm", "value", "adaptive", "none"] = "global_norm"
     clip_at: float = Field(default=1.0, gt=0)  # the largest global norm, value, or share of the weights' norm
     seeds: Many[Seed] = (0, 1, 2, 3)
-    accumulate: int = Field(default=1, gt=0)  # batches of batch_size that make one step
+    accumulate: int = Field(default=1, gt=0, le=2**16)  # batches of batch_size that make one step
     precision: Literal["float32", "bfloat16"] = "float32"  # of what cells compute; parameters and sums are float32
     nonfinite: Literal["stop", "skip", "record"] = "stop"  # at a loss or gradient that is no finite number
     patience: int = Field(default=0, ge=0)  # blocks without a better held-out measure after which to stop; 0: never

@@ -62,8 +62,8 @@ def of_file(predictor: Predictor, params: Any, path: Path, out: Path | None) -> 
         ConfigError: the file is no array like those that the model was trained on.
     """
     try:
-        inputs = np.load(path)
-    except (OSError, ValueError) as error:
+        inputs = np.load(path, mmap_mode="r")  # the system compares what the header says with the file
+    except (OSError, ValueError, MemoryError, OverflowError) as error:
         raise ConfigError(f"--input: {path}: not a readable .npy file: {error}") from None
     like = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, predictor.examples()[0]))
     wanted = f"{like.dtype} (T, N{''.join(f', {size}' for size in like.shape[2:])})"
@@ -101,7 +101,7 @@ def step_by_step(predictor: Predictor, params: Any, lines: Iterable[str]) -> Ite
             continue
         try:
             x = np.asarray(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ConfigError(
                 f"line {number}: expected JSON, such as {_example(shape)}, got {line.strip()!r}"
             ) from None

@@ -98,7 +98,7 @@ def stored_grid(directory: Path) -> dict[str, list[Any]]:
     """The grid that a sweep was started with."""
     try:
         return json.loads((directory / "sweep.json").read_text(encoding="utf-8"))["grid"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, RecursionError):
         raise ConfigError(f"{directory}: not the directory of a sweep: it has no readable sweep.json") from None
 
 

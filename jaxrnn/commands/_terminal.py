@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TextIO
 
@@ -11,18 +12,21 @@ import jax
 
 from jaxrnn.interop.registry import refused
 
+LONGEST = 2_000  # characters of an error's line
 STATUS = "The exit status is 0 where all went well, 1 for an error, 2 for wrong arguments."
 
 
 def guarded(who: str, command: Callable[[], None]) -> int:
-    """The exit status of a command; an error becomes one line."""
+    """The exit status of a command; an error becomes one line, and is all that is printed beside the command's own."""
     try:
-        with jax.enable_x64(True):  # weights keep their dtype
+        with jax.enable_x64(True), warnings.catch_warnings():  # 64 bits: weights keep their dtype
+            warnings.simplefilter("ignore")  # those of other libraries; a command says its own
             command()
     except Exception as error:  # readers of other libraries raise anything
         known = isinstance(error, OSError) and error.strerror and error.filename
         text = f"{error.strerror}: {error.filename!r}" if known else str(error)  # type: ignore[attr-defined]
         text = " ".join(text.split()) or type(error).__name__
+        text = text if len(text) < LONGEST else f"{text[:LONGEST]} …"  # names and values in a file may be of any length
         say(text if text.startswith(f"{who}: ") else f"{who}: {text}", file=sys.stderr)
         return 1
     return 0

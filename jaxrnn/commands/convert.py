@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Any
 
 import jaxrnn as jr
@@ -64,7 +65,11 @@ def convert(source: str, target: str, force: bool = False, **options: str) -> No
     for note in loaded.notes:
         say(note, file=sys.stderr)
     if wanted == OURS:
-        jr.save(target, loaded.model, loaded.params, metadata)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            jr.save(target, loaded.model, loaded.params, metadata)
+        for warning in told:  # that the parameters are kept alone
+            say(str(warning.message), file=sys.stderr)
     else:
         write = formats()[wanted].write
         assert write is not None

@@ -18,9 +18,10 @@ from jaxrnn._base import PyTree
 from jaxrnn._spec import Spec, defaults_of
 from jaxrnn.commands._terminal import STATUS, guarded, say, suffix_of
 from jaxrnn.interop.registry import formats
-from jaxrnn.saving.files import Header, Tensor, read_header
+from jaxrnn.saving.digests import check_tensor, has_digests
+from jaxrnn.saving.files import Tensor, check_regular, opened, read_named
 from jaxrnn.saving.parameters import by_name
-from jaxrnn.saving.records import described, kept_in, model_of
+from jaxrnn.saving.records import described, entries_of, fitting_model, kept_in
 
 OURS = ".safetensors"
 
@@ -53,54 +54,68 @@ class Part(NamedTuple):
 
 
 def show(path: str) -> None:
-    """Print what a file holds.
+    """Print what a file holds, once all of it is known.
 
     Raises:
         ValueError: files that are damaged or of no known format.
     """
-    spec: Spec | None
-    if (suffix := suffix_of("inspect", path, suffixes())) != OURS:
+    suffix = suffix_of("inspect", path, suffixes())
+    check_regular("inspect", path)
+    if suffix != OURS:
         format = formats()[suffix]
         model, params, _ = format.read(path)
-        spec, tensors = model.spec, tensors_of(params)
-        say(f"{path}: {format.title}, {os.path.getsize(path):,} bytes; as jaxrnn loads it")
+        tensors = tensors_of(params)
+        report = [f"{path}: {format.title}, {os.path.getsize(path):,} bytes; as jaxrnn loads it"]
+        report += _layers(model.spec, tensors) if model.spec is not None else []
     else:
-        header = read_header("inspect", path)
-        tensors = header.tensors
-        spec = _show_header(path, header)
-    if spec is not None:
-        parts = parts_of(spec, tensors)
-        say(f"\nmodel: {described(spec)}\n")
-        rows = [
-            (part.name, _in_words(part), _sizes(part.spec), f"{count(part.tensors):,}", dtypes(part.tensors))
-            for part in parts
-        ]
-        say(table(("layer", "cell", "sizes", "parameters", "dtype"), rows, right=(3,)))
-        lines = {f"  {part.spec.kind}: {conventions(part)}" for part in parts if conventions(part)}
-        if lines:
-            say("\nconventions\n" + "\n".join(sorted(lines)))
-    say("")
+        report, tensors = _safetensors("inspect", path)
     own = [(name, str(tensor.shape), tensor.dtype, f"{tensor.size:,}") for name, tensor in tensors.items()]
-    say(table(("tensor", "shape", "dtype", "numbers"), own, right=(3,)))
-    say(f"\n{count(tensors):,} parameters in {len(tensors)} tensors, {dtypes(tensors)}")
+    report += ["", table(("tensor", "shape", "dtype", "numbers"), own, right=(3,))]
+    report += ["", f"{count(tensors):,} parameters in {len(tensors)} tensors, {dtypes(tensors)}"]
+    say("\n".join(report))
 
 
-def _show_header(path: str, header: Header) -> Spec | None:
-    """What the header of a safetensors file says of the whole; the model's spec, where there is one."""
+def _safetensors(who: str, path: str) -> tuple[list[str], dict[str, Tensor]]:
+    """Of a safetensors file the lines about the whole and about each model, and the tensors."""
     size = f"{os.path.getsize(path):,} bytes"
-    if not header.is_ours:
-        say(f"{path}: safetensors, {size}; foreign: not saved by jaxrnn, so its tensors are shown and no model")
-        for name, text in sorted(header.metadata.items()):
-            say(f"metadata  {name}: {' '.join(text.split())}")
-        return None
-    kept = kept_in("inspect", path, header)
-    say(f"{path}: safetensors, {size}; saved by jaxrnn {kept.get('version')}, format {kept['format']}")
-    for name, value in kept.get("metadata", {}).items():
-        say(f"metadata  {name}: {json.dumps(value, ensure_ascii=False)}")
-    if "spec" not in kept:
-        say(f"no model: {kept.get('no_spec', 'the file has no spec')}")
-        return None
-    return model_of("inspect", path, kept)[0].spec
+    with opened(who, path) as (file, header):
+        if not header.is_ours:
+            lines = [
+                f"{path}: safetensors, {size}; foreign: not saved by jaxrnn, so its tensors are shown and no model"
+            ]
+            texts = sorted(header.metadata.items())
+            return lines + [f"metadata  {name}: {' '.join(text.split())}" for name, text in texts], header.tensors
+        kept = kept_in(who, path, header)
+        lines = [f"{path}: safetensors, {size}; saved by jaxrnn {kept.get('version')}, format {kept['format']}"]
+        if has_digests(kept):
+            for name, a in zip(header.tensors, read_named(who, path, file, header, header.tensors), strict=True):
+                check_tensor(who, path, kept, name, a)
+            lines.append(f"digests: all {len(header.tensors)} tensors are as they were saved (sha256)")
+        else:
+            lines.append("digests: none; a changed bit is not seen")
+    metadata = kept.get("metadata", {}).items()
+    lines += [f"metadata  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in metadata]
+    for name, entry in entries_of(kept).items():
+        if "spec" in entry:
+            model, _ = fitting_model(who, path, kept, header, name=name)
+            assert model.spec is not None
+            lines += _layers(model.spec, header.tensors, name)
+        else:
+            lines.append(f"no model{f' {name}' if name else ''}: {entry.get('no_spec', 'the file has no spec')}")
+    return lines, header.tensors
+
+
+def _layers(spec: Spec, tensors: Mapping[str, Tensor], name: str = "") -> list[str]:
+    """A model, its cells as a table, and their conventions."""
+    parts = parts_of(spec, tensors, name)
+    rows = [
+        (part.name, _in_words(part), _sizes(part.spec), f"{count(part.tensors):,}", dtypes(part.tensors))
+        for part in parts
+    ]
+    said = {f"  {part.spec.kind}: {conventions(part)}" for part in parts if conventions(part)}
+    lines = ["", f"model{f' {name}' if name else ''}: {described(spec)}", ""]
+    lines.append(table(("layer", "cell", "sizes", "parameters", "dtype"), rows, right=(3,)))
+    return [*lines, "", "conventions", *sorted(said)] if said else lines
 
 
 def tensors_of(params: PyTree) -> dict[str, Tensor]:
@@ -108,8 +123,8 @@ def tensors_of(params: PyTree) -> dict[str, Tensor]:
     return {name: Tensor(a.shape, str(a.dtype)) for name, a in by_name("inspect", params).items()}
 
 
-def parts_of(spec: Spec, tensors: Mapping[str, Tensor]) -> list[Part]:
-    """The cells of a model, in the order of its parameters."""
+def parts_of(spec: Spec, tensors: Mapping[str, Tensor], name: str = "") -> list[Part]:
+    """The cells of a model, in the order of its parameters, which begin with its name."""
 
     def walk(spec: Spec, owner: str, prefix: str, around: tuple[str, ...]) -> list[Part]:
         if spec.kind in ("stack", "chain"):
@@ -132,7 +147,8 @@ def parts_of(spec: Spec, tensors: Mapping[str, Tensor]) -> list[Part]:
             parts += walk(child, name, name, wrapped)
         return parts
 
-    return walk(spec, "", "", ())
+    before = f"{name}." if name else ""
+    return walk(spec, before, before, ())
 
 
 SIZES = ("input_size", "hidden_size", "output_size", "vocabulary_size")

@@ -5,6 +5,7 @@ a subject:
 
     models.py      save and load
     records.py     the text: the model's spec and the user's metadata
+    digests.py     what tells that a bit of either has changed
     parameters.py  parameters by name, checked against the model's own
     files.py       safetensors files of anybody's: header, tensors, writing a file whole or not at all
 """

@@ -75,7 +75,7 @@ def read_tensors(who: str, path: str | os.PathLike[str]) -> dict[str, np.ndarray
 def opened(who: str, path: str | os.PathLike[str]) -> Iterator[tuple[Any, Header]]:
     """The file, opened by the library, which judges the header against the format and the size of the file."""
     library = safetensors_library()
-    _check_regular(who, path)
+    check_regular(who, path)
     with open(path, "rb") as plain:  # the library says of whatever it cannot open that it is not there
         size = os.fstat(plain.fileno()).st_size
     try:
@@ -121,7 +121,7 @@ def read_named(who: str, path: Any, file: Any, header: Header, names: Iterable[s
 def write_atomically(who: str, path: str | os.PathLike[str], write: Callable[[str], Any]) -> None:
     """Give a file its name when ``write``, which takes a path, has written it and it is on disk."""
     target = os.path.realpath(path)  # a symbolic link stays one
-    _check_regular(who, path)
+    check_regular(who, path)
     if os.path.exists(target) and not os.access(target, os.W_OK):  # as open would; a rename does not ask
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
     folder = os.path.dirname(target)
@@ -138,7 +138,12 @@ def write_atomically(who: str, path: str | os.PathLike[str], write: Callable[[st
         os.replace(unfinished, target)
 
 
-def _check_regular(who: str, path: str | os.PathLike[str]) -> None:
+def check_regular(who: str, path: str | os.PathLike[str]) -> None:
+    """What is there under this name is a file, and no device or pipe, which may have no end.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if os.path.exists(path) and not os.path.isfile(path):
         what = "a directory" if os.path.isdir(path) else "no regular file"
         raise ValueError(f"{who}: {os.fspath(path)!r} is {what}; give the name of a file.")

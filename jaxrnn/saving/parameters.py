@@ -15,15 +15,16 @@ from jaxrnn._checks import check_params
 from jaxrnn.saving.files import DTYPES, few
 
 
-def by_name(who: str, tree: PyTree) -> dict[str, Any]:
-    """A tree's leaves by name: their paths, as in ``0.forward.W_xh``.
+def by_name(who: str, tree: PyTree, owner: str = "") -> dict[str, Any]:
+    """A tree's leaves by name: their paths, as in ``0.forward.W_xh``, after the name of the model that owns them.
 
     Raises:
         ValueError: two leaves of one name.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     # A lone array has an empty path, but should be told from a missing name.
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") or "params" for path, _ in leaves]
+    before = f"{owner}." if owner else ""
+    names = [before + (jax.tree_util.keystr(path, simple=True, separator=".") or "params") for path, _ in leaves]
     ambiguous = [name for name, times in collections.Counter([*names, "__metadata__"]).items() if times > 1]
     if ambiguous:
         raise ValueError(
@@ -33,15 +34,17 @@ def by_name(who: str, tree: PyTree) -> dict[str, Any]:
     return {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
 
 
-def fitting_arrays(model: Cell | Layer, params: PyTree) -> dict[str, np.ndarray]:
+def fitting_arrays(model: Cell | Layer, params: PyTree, owner: str = "") -> dict[str, np.ndarray]:
     """Parameters by name, in NumPy, once they are seen to be those of the model."""
     expected = expected_params(model)
-    leaves = by_name("save", params)
+    leaves = by_name("save", params, owner)
     for name, leaf in leaves.items():
         _check_array(name, leaf)
     fix = "pass what this model's own init(key) gave, as it is or trained"
-    check_fit(f"save: params do not fit the model ({name_of(model)})", fix, leaves, by_name("save", expected))
-    check_params(f"save: {name_of(model)}", params, expected)  # a list in place of a tuple, say
+    check_fit(f"save: params do not fit the model ({name_of(model)})", fix, leaves, by_name("save", expected, owner))
+    check_params(
+        f"save: {f'{owner}, ' if owner else ''}{name_of(model)}", params, expected
+    )  # a list in place of a tuple, say
     return {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
 
 

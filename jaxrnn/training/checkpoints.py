@@ -177,7 +177,7 @@ def _record(where: Path, fix: str) -> dict[str, Any]:
     try:
         record = json.loads((where / "note" / "metadata").read_text(encoding="utf-8"))
         written_by, crc = record.get("format"), record.pop("crc", None)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{where}: damaged, or not a checkpoint of jaxrnn: {_cause(error)}; {fix}.") from None
     if written_by != FORMAT:
         raise CheckpointError(

@@ -15,6 +15,7 @@ from jaxrnn._deprecated import moved_names
 from jaxrnn._dtypes import accumulator
 
 Measures = dict[str, jax.Array]  # scalars by name
+MOST_ACCUMULATED = 2**16  # float32 sums of so many numbers are wrong by up to 0.4 %; experiments' configs have it too
 NOISE = 0x6E6F6973  # any number that counts no batch: sets the noise apart from the batches, whose key is the same
 
 
@@ -55,8 +56,8 @@ def loop(
         loss: ``(params, batch, key)`` -> a number, the mean over the batch, or (number, measures) with a dict of what
             else to record. ``key`` is another one at each step; None in ``evaluate``, where nothing is to be dropped.
         optimizer: from optax; schedules and clipping are part of it.
-        accumulate: K, how many batches make one step. The gradients are added up in float32, or wider if the parameters
-            are, and each batch counts the same.
+        accumulate: K, how many batches make one step, at most 65,536. The gradients are added up in float32, or wider
+            if the parameters are, and each batch counts the same.
         nonfinite: what a step does whose loss or gradient is not finite: "keep" updates all the same (the measures show
             it), "skip" leaves parameters and optimiser as they were and counts it in ``TrainState.skipped``. A gradient
             whose norm is beyond the range of its dtype counts as not finite.
@@ -91,6 +92,11 @@ def loop(
         ((100,), 100, True)
     """
     check_sizes("training.loop", accumulate=accumulate)
+    if accumulate > MOST_ACCUMULATED:
+        raise ValueError(
+            f"training.loop: accumulate must be at most {MOST_ACCUMULATED:,} batches, which all are computed for one "
+            f"step, got {accumulate:,}; take larger batches, or more steps."
+        )
     check_choice("training.loop", "nonfinite", nonfinite, ("keep", "skip"))
 
     def start(key: jax.Array) -> TrainState:
@@ -105,6 +111,12 @@ def loop(
 
     def mean_gradient(params: PyTree, batches: PyTree, key: jax.Array) -> tuple[PyTree, Measures]:
         """Over batches that lead with K."""
+        for path, a in jax.tree_util.tree_leaves_with_path(batches):
+            if jnp.shape(a)[:1] != (accumulate,):
+                raise ValueError(
+                    f"training.loop: with accumulate={accumulate} every array of the batch leads with {accumulate}, "
+                    f"got batch{jax.tree_util.keystr(path)} of shape {jnp.shape(a)}; stack that many batches."
+                )
 
         def add(total, batch_and_place):
             batch, place = batch_and_place

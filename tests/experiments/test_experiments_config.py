@@ -63,6 +63,7 @@ def said(tmp_path, monkeypatch, capsys):
         ("data.test_fraction=0.9", "data.test_fraction: expected a number of at most 0.5, got 0.9"),
         ("train.lr=0", "train.learning_rate: expected a number above 0, got 0"),
         ("train.accumulate=0", "train.accumulate: expected a number above 0, got 0"),
+        ("train.accumulate=1000000000", "train.accumulate: expected a number of at most 65536, got 1000000000"),
         (
             "train.precision=bfloat",
             "train.precision: expected 'float32' or 'bfloat16', got 'bfloat'; did you mean 'bfloat16'?",

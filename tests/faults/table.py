@@ -389,6 +389,25 @@ FAULTS = (
         "params = jax.tree.map(lambda a, b: jnp.where(good, a, b), new[0], old[0])",
         tests("test_fitting", "skipped_and_counted"),
     ),
+    # ---- files
+    Fault(
+        "a tensor's digest not compared",
+        'if ENTRY in kept and kept[ENTRY]["tensors"].get(name) != digest_of(name, a):',
+        'if ENTRY in kept and name not in kept[ENTRY]["tensors"]:',
+        tests("test_digests"),
+    ),
+    Fault(
+        "the digest of the spec and metadata not compared",
+        'if digests.get("text") != _digest_of_text(kept):',
+        'if "text" not in digests:',
+        tests("test_digests", "changed_anywhere"),
+    ),
+    Fault(
+        "a model's tensors not compared with the file's header",
+        "    check_fit(title, fix, tensors, by_name(who, expected, name))",
+        "    check_fit(title, fix, by_name(who, expected, name), by_name(who, expected, name))",
+        tests("test_bounds", "beyond_the_file"),
+    ),
     # ---- weights from and to other libraries
     Fault(
         "from_torch: the GRU's z not negated",
