@@ -151,11 +151,11 @@ def test_a_recurrent_module_inside_a_torch_model(run, tmp_path):
         assert (status, said, target.exists()) == (1, "", False)
         assert len(errors) == 1 and errors[0].startswith("convert: ") and message in errors[0]
 
-    refused("holds 2 recurrent modules; choose one with --prefix: decoder., encoder.rnn.")
-    refused("has no head.weight_ih_l0; --prefix may be decoder., encoder.rnn.", "--prefix", "head.")
+    refused("there are 2 recurrent modules; choose one with --prefix: 'encoder.rnn.', 'decoder.'.")
+    refused("no recurrent module is called 'head.'; --prefix may be 'encoder.rnn.', 'decoder.'", "--prefix", "head.")
     refused("does not say its nonlinearity; give --nonlinearity tanh or relu", "--prefix", "decoder.")
     status, _, errors = run("convert", source, target, "--prefix", "decoder.", "--nonlinearity", "relu")
-    assert status == 0 and "head.weight" in errors[0] and errors[0].startswith("left out, as no part of decoder.: enc")
+    assert status == 0 and "head.weight" in errors[0] and errors[0].startswith("left out, as no part of decoder.: ")
     model, params, _ = load(target)
     assert dict(model.spec.children[0].options)["activation"] == "relu"
     np.testing.assert_array_equal(params.W_hh, state["decoder.weight_hh_l0"].T)
@@ -199,15 +199,26 @@ def test_overwriting_takes_force(run, tmp_path):
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ("a.pt", "b.onnx", "'a.pt' is not taken: it is a pickle, which can run code"),
-        ("a.PTH", "b.onnx", "from_torch and jr.save"),
-        ("a.weights.h5", "b.onnx", "it holds weights without the layers' options; in Python, build the Keras model"),
+        ("a.pkl", "b.onnx", "'a.pkl' is not taken: it is a pickle, which can run code"),
+        ("a.PICKLE", "b.onnx", "torch.save(model.state_dict(), 'weights.pt')"),
+        ("broken.pt", "b.onnx", "'broken.pt' is no archive as torch.save has written since its version 1.6"),
+        ("text.keras", "b.onnx", "'text.keras' is no file of Keras"),
+        ("text.safetensors", "b.onnx", "'text.safetensors' (4 bytes) is no sound safetensors file"),
+        ("a.weights.h5", "b.onnx", "it holds weights without the layers' options; in Python, make the model of"),
         ("a.txt", "b.onnx", "'a.txt' should end with one of .safetensors, .onnx, .keras"),
         ("a.safetensors", "b.keras", "'b.keras' should end with one of .safetensors, .onnx"),
         ("a.safetensors", "b.onnx", "'a.safetensors' is not there"),
-        ("folder.onnx", "b.safetensors", "'folder.onnx' is no file"),
-        ("broken.keras", "b.safetensors", "'broken.keras' is no .keras file"),
-        ("broken.safetensors", "b.onnx", "'broken.safetensors' (21 bytes) is no sound safetensors file"),
+        (
+            "folder.onnx",
+            "b.safetensors",
+            "'folder.onnx' is not taken: by its content it is a directory; give",
+        ),
+        (
+            "broken.keras",
+            "b.safetensors",
+            "'broken.keras' is not taken: by its content it is a pickle, which",
+        ),
+        ("broken.safetensors", "b.onnx", "'broken.safetensors' is not taken: by its content it is a pickle"),
         ("foreign.safetensors", "b.onnx", "is a safetensors file, but not one that jaxrnn saved"),
         ("own.safetensors", "b.onnx", "'own.safetensors' holds parameters without their model"),
         ("mgu.safetensors", "absent/b.safetensors", "cannot write in"),
@@ -216,6 +227,8 @@ def test_overwriting_takes_force(run, tmp_path):
 def test_one_line_for_what_cannot_be_converted(source, target, message, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.onnx").mkdir()
+    for name in ("text.keras", "text.safetensors", "broken.pt"):
+        (tmp_path / name).write_bytes(b"text")
     for name in ("broken.keras", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"\x80\x04nothing\nof the kind")
     write(tmp_path / "foreign.safetensors", {"a": np.ones(2)})
@@ -238,8 +251,8 @@ def test_options_of_torch_for_what_is_not_torchs(run, tmp_path):
 def test_inspect_errors(run, tmp_path):
     absent = str(tmp_path / "absent.safetensors")
     assert run("inspect", absent) == (1, "", [f"inspect: No such file or directory: {absent!r}"])
-    assert run("inspect", "a.pt")[0] == 1
-    assert "should end with one of .safetensors, .onnx" in run("inspect", "a.keras")[2][0]
+    assert run("inspect", "a.pt") == (1, "", ["inspect: No such file or directory: 'a.pt'"])
+    assert "should end with one of .safetensors, .onnx" in run("inspect", "a.txt")[2][0]
 
 
 @pytest.mark.parametrize("command", ["inspect", "convert"])

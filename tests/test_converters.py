@@ -92,12 +92,13 @@ def test_a_converter_without_its_library(module, call, monkeypatch):
 def test_the_files_that_converters_read_and_write():
     ours = {
         ".safetensors": ("torch state dicts", False),
+        ".pt": ("torch state dicts", False),
         ".keras": ("Keras models", False),
         ".onnx": ("ONNX", True),
     }
     found = {suffix: (format.title, format.write is not None) for suffix, format in formats().items()}
     assert found.items() >= ours.items()
-    assert {".pt", ".pkl", ".h5"} <= refused().keys()
+    assert {".pkl", ".weights.h5"} <= refused().keys()
 
 
 def test_two_converters_cannot_read_the_same_files(monkeypatch):

@@ -11,6 +11,7 @@ from typing import TextIO
 import jax
 
 from jaxrnn.interop.registry import refused
+from jaxrnn.saving.recognise import recognised
 
 LONGEST = 2_000  # characters of an error's line
 STATUS = "The exit status is 0 where all went well, 1 for an error, 2 for wrong arguments."
@@ -35,6 +36,20 @@ def guarded(who: str, command: Callable[[], None]) -> int:
 def say(text: str, file: TextIO | None = None) -> None:
     """Print lines; what a file says cannot steer the terminal."""
     print("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text), file=file)
+
+
+def format_of(who: str, path: str, known: Iterable[str]) -> str:
+    """The suffix that says how a file is read: by its content where that is known, else by its name.
+
+    Raises:
+        ValueError: another one, with the way round where there is one.
+    """
+    kind = recognised(path)
+    if kind is None:
+        return suffix_of(who, path, known)
+    if kind.suffix in known:
+        return kind.suffix
+    raise ValueError(f"{who}: {path!r} is not taken: by its content it is {kind.title}; {kind.fix}.")
 
 
 def suffix_of(who: str, path: str, known: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
 """``python -m jaxrnn convert SOURCE TARGET``: the same weights in another file format.
 
-The suffixes say what the files are: ``.safetensors`` is jaxrnn's own, the others are those of the converters, which
-say by which options they are read. Nothing that runs code when it is opened is read.
+What a source is, its content says, or else its suffix; what is written, the target's suffix: ``.safetensors`` is
+jaxrnn's own, the others are those of the converters, which say by which options they are read. No code that a file
+brings is run.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import warnings
 from typing import Any
 
 import jaxrnn as jr
-from jaxrnn.commands._terminal import STATUS, guarded, say, suffix_of
-from jaxrnn.commands.inspect import OURS, count, dtypes, suffixes, tensors_of
+from jaxrnn.commands._terminal import STATUS, format_of, guarded, say, suffix_of
+from jaxrnn.commands.inspect import OURS, count, dtypes, sources, suffixes, tensors_of
 from jaxrnn.interop.registry import Loaded, Option, formats
 from jaxrnn.saving.files import read_header, write_atomically
 from jaxrnn.saving.records import described, kept_in
@@ -25,8 +26,8 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "convert",
         help="convert weights from one file format to another",
-        description="Read a model with its weights and write it in another format, as the suffixes say: from "
-        f"{', '.join(_sources())} to {' or '.join(suffixes())}. A {OURS} source is jaxrnn's own"
+        description="Read a model with its weights and write it in another format, as its suffix says: from "
+        f"{', '.join(sources())} to {' or '.join(suffixes())}. A {OURS} source is jaxrnn's own"
         + (f", or holds {foreign.title} as the safetensors library writes them." if foreign else "."),
         epilog=STATUS,
     )
@@ -47,14 +48,14 @@ def convert(source: str, target: str, force: bool = False, **options: str) -> No
     """Write the model in one file into another, and print what was written.
 
     Args:
-        source, target: the files; their suffixes say the formats.
+        source, target: the files; the target's suffix says its format, the source's where its content does not.
         force: replace a target that exists.
         options: what the source does not say, as its format's ``options`` name it.
 
     Raises:
         ValueError: suffixes that are not known, a target that exists, models that the target cannot hold.
     """
-    kind, wanted = suffix_of("convert", source, _sources()), suffix_of("convert", target, suffixes())
+    kind, wanted = format_of("convert", source, sources()), suffix_of("convert", target, suffixes())
     if not os.path.isfile(source):
         raise ValueError(f"convert: {source!r} is {'no file' if os.path.exists(source) else 'not there'}.")
     if os.path.exists(target) and os.path.samefile(source, target):
@@ -94,11 +95,6 @@ def _read(kind: str, source: str, options: dict[str, str]) -> tuple[Loaded, dict
     kept_in("convert", source, header)  # says what the file is where it is not ours
     model, params, metadata = jr.load(source)
     return Loaded(model, params), metadata
-
-
-def _sources() -> list[str]:
-    """The suffixes of the files that are read: what is written comes first."""
-    return list(dict.fromkeys([*suffixes(), *formats()]))
 
 
 def _options() -> dict[str, tuple[str, Option]]:

@@ -16,7 +16,7 @@ import jax
 import jaxrnn as jr
 from jaxrnn._base import PyTree
 from jaxrnn._spec import Spec, defaults_of
-from jaxrnn.commands._terminal import STATUS, guarded, say, suffix_of
+from jaxrnn.commands._terminal import STATUS, format_of, guarded, say
 from jaxrnn.interop.registry import formats
 from jaxrnn.saving.digests import check_tensor, has_digests
 from jaxrnn.saving.files import Tensor, check_regular, opened, read_named
@@ -35,13 +35,18 @@ def add_command(commands: Any) -> None:
         "tensors with their shapes and dtypes. Of safetensors files that jaxrnn did not save: the tensors.",
         epilog=STATUS,
     )
-    parser.add_argument("file", metavar="FILE", help=f"a file with the suffix {' or '.join(suffixes())}")
+    parser.add_argument("file", metavar="FILE", help=f"a file with the suffix {', '.join(sources())}")
     parser.set_defaults(run=lambda arguments: guarded("inspect", lambda: show(arguments.file)))
 
 
 def suffixes() -> list[str]:
     """Of the files that jaxrnn writes: its own, and those of converters that write files."""
     return [OURS, *(suffix for suffix, format in formats().items() if format.write is not None)]
+
+
+def sources() -> list[str]:
+    """The suffixes of the files that are read: what is written comes first."""
+    return list(dict.fromkeys([*suffixes(), *formats()]))
 
 
 class Part(NamedTuple):
@@ -59,11 +64,11 @@ def show(path: str) -> None:
     Raises:
         ValueError: files that are damaged or of no known format.
     """
-    suffix = suffix_of("inspect", path, suffixes())
     check_regular("inspect", path)
+    suffix = format_of("inspect", path, sources())
     if suffix != OURS:
         format = formats()[suffix]
-        model, params, _ = format.read(path)
+        model, params, _ = format.read(path, **dict.fromkeys(format.options))
         tensors = tensors_of(params)
         report = [f"{path}: {format.title}, {os.path.getsize(path):,} bytes; as jaxrnn loads it"]
         report += _layers(model.spec, tensors) if model.spec is not None else []

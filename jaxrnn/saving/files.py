@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn.saving.recognise import recognised
+
 # The dtypes that can be saved and loaded: the format's words for them, and NumPy's.
 DTYPES = {
     **{"BOOL": "bool", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
@@ -84,6 +86,10 @@ def opened(who: str, path: str | os.PathLike[str]) -> Iterator[tuple[Any, Header
             tensors = {name: _tensor(file.get_slice(name)) for name in file.offset_keys()}
             yield file, Header(tensors, file.metadata() or {})
     except library.SafetensorError as error:
+        if kind := recognised(path):
+            raise ValueError(
+                f"{who}: {os.fspath(path)!r} is no safetensors file; by its content it is {kind.title}: {kind.fix}."
+            ) from error
         what = str(error).removeprefix("Error while deserializing header: ")
         raise ValueError(
             f"{who}: {os.fspath(path)!r} ({size:,} bytes) is no sound safetensors file: {what}. If it was one, it was "
@@ -145,8 +151,9 @@ def check_regular(who: str, path: str | os.PathLike[str]) -> None:
         ValueError: it is something else.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        what = "a directory" if os.path.isdir(path) else "no regular file"
-        raise ValueError(f"{who}: {os.fspath(path)!r} is {what}; give the name of a file.")
+        kind = recognised(path)
+        what = f"{kind.title}; {kind.fix}" if kind else "no regular file; give the name of a file"
+        raise ValueError(f"{who}: {os.fspath(path)!r} is {what}.")
 
 
 def few(items: Sequence[str], joint: str = ", ") -> str:

@@ -306,7 +306,15 @@ MISREAD = {
         {},
     ),
     "the state dict has no 'bias_hh_l0'": (state_of(nn.GRU, drop=["bias_hh_l0"]), {}),
-    "the state dict has no 'weight_ih', 'weight_hh' under prefix='rnn.'": (state_of(nn.GRU), {"prefix": "rnn."}),
+    "no recurrent module is called 'rnn.'; the names of the only one stand alone; leave it out": (
+        state_of(nn.GRU),
+        {"prefix": "rnn."},
+    ),
+    "the state dict has no 'weight_hh_l0', 'bias_hh_l0' under prefix='rnn.'": (
+        {"rnn.weight_ih_l0": torch.ones(12, 3), "rnn.bias_ih_l0": torch.ones(12)},
+        {},
+    ),
+    "there is no recurrent module: no tensor is called weight_ih_l0": ({"head.weight": torch.ones(2, 2)}, {}),
     "weight_hh has shape (8, 4), but an nn.RNN has": (
         {"weight_ih": torch.ones(8, 3), "weight_hh": torch.ones(8, 4)},
         {},

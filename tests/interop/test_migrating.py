@@ -23,5 +23,5 @@ def test_the_guide_runs(tmp_path, monkeypatch):
             np.testing.assert_allclose(ys * on, np.where(on, expected, 0), rtol=0, atol=2e-6)
             assert np.abs(expected).max() > 0.05
             compared.append(title)
-    assert compared == ["PyTorch", "Keras", "Flax", "Haiku", "Equinox", "ONNX"]
+    assert compared == ["PyTorch", "Keras", "TensorFlow 1", "Flax", "Haiku", "Equinox", "ONNX"]
     assert names["metadata"] == {"step": 100}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,17 @@ import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn.cells.fused import block, gate_order
 from jaxrnn.interop.conversion import param_dtype, refuse, spec_of
-from jaxrnn.interop.keras._names import ACTIVATIONS, LIBRARY, MERGES, NAMES, from_their_gates, refuse_activation
+from jaxrnn.interop.keras._chains import chain_of
+from jaxrnn.interop.keras._names import (
+    ACTIVATIONS,
+    LIBRARY,
+    MERGES,
+    NAMES,
+    OLD_HARD_SIGMOID,
+    from_their_gates,
+    old_hard_sigmoid,
+    refuse_activation,
+)
 from jaxrnn.saving.parameters import as_jax
 
 
@@ -29,7 +40,9 @@ def from_keras(source: Any) -> tuple[Cell | Layer, PyTree]:
                 ``jr.chain`` where they are stacked, wrapped in ``jr.recurrent_dropout`` where the cell drops out;
             Bidirectional of such layers, merged: gives ``jr.bidirectional``;
             Dropout, Dense (``jr.readout``, with an activation ``jr.dense``), also inside TimeDistributed;
-            a Sequential or a list of these: gives a ``jr.stack`` (inputs count for nothing);
+            Embedding: gives ``jr.embedding``, which puts out NaN for tokens that it has not;
+            a Sequential, a functional model that is a chain, or a list of these: gives a ``jr.stack``. Inputs count
+                for nothing; of Masking and ``mask_zero`` a warning says which ``mask`` to pass;
             a cell, SimpleRNNCell, LSTMCell, GRUCell, StackedRNNCells: gives a Cell.
 
     Returns:
@@ -54,24 +67,37 @@ def from_keras(source: Any) -> tuple[Cell | Layer, PyTree]:
     Under a mixed policy Keras keeps its states in the narrow dtype, we keep them in float32. On its JAX backend Keras
     rounds tanh to float32 in float64 layers too; ours is float64.
     """
-    keras = LIBRARY.load()
-    if isinstance(source, keras.Sequential | list | tuple):
-        return _stack(keras, [source] if isinstance(source, keras.Sequential) else source)
-    if isinstance(source, keras.Model):
-        refuse(
-            "from_keras",
-            f"the graph of {type(source).__name__} {source.name!r}",
-            "only chains of layers are read here; where it is one, pass the list model.layers",
-        )
+    model, params, notes = with_notes(LIBRARY.load(), source)
+    for note in notes:
+        warnings.warn(f"from_keras: {note}", stacklevel=2)
+    return model, params
+
+
+def with_notes(keras: ModuleType, source: Any) -> tuple[Cell | Layer, PyTree, list[str]]:
+    """The same, and what the user should know."""
+    if isinstance(source, list | tuple | keras.Model):
+        return _stack(keras, [source] if isinstance(source, keras.Model) else source)
     if type(source) in (*_cells(keras), keras.layers.StackedRNNCells):
         cell, params = _cell(keras, source)
-        return cell, as_jax(params)
+        return cell, as_jax(params), []
     member, params, _ = _member(keras, source, False)
-    return (jr.scan(member) if isinstance(member, Cell) else member), as_jax(params)
+    return (jr.scan(member) if isinstance(member, Cell) else member), as_jax(params), _notes(keras, [source])
 
 
-def _stack(keras: ModuleType, sources: Iterable[Any]) -> tuple[Layer, PyTree]:
-    layers = list(_flat(keras, sources))
+def _notes(keras: ModuleType, layers: Iterable[Any]) -> list[str]:
+    """Which layers say what is padding: here whoever calls does."""
+    how = []
+    for layer in layers:
+        if isinstance(layer, keras.layers.Masking):
+            how.append(f"{layer.name} (Masking) is left out: pass mask=(xs != {layer.mask_value}).any(-1) to apply")
+        elif isinstance(layer, keras.layers.Embedding) and layer.mask_zero:
+            how.append(f"{layer.name} masks token 0: pass mask=(xs != 0) to apply")
+    return [f"{note}, or lengths." for note in how]
+
+
+def _stack(keras: ModuleType, sources: Iterable[Any]) -> tuple[Layer, PyTree, list[str]]:
+    every = list(_flat(keras, sources))
+    layers = [layer for layer in every if not isinstance(layer, keras.layers.Masking)]
     members: list[Any] = []
     params: list[PyTree] = []
     flipped = False  # whether Keras hands the outputs on last step first
@@ -85,16 +111,33 @@ def _stack(keras: ModuleType, sources: Iterable[Any]) -> tuple[Layer, PyTree]:
             )
         members.append(member)
         params.append(own)
-    return jr.stack(*members), as_jax(tuple(params))
+    return jr.stack(*members), as_jax(tuple(params)), _notes(keras, every)
 
 
 def _flat(keras: ModuleType, sources: Iterable[Any]) -> Iterator[Any]:
-    """Layers one by one, those of a Sequential among them, inputs left out."""
+    """Layers one by one, those of a Sequential or of a chain among them, inputs left out."""
     for layer in sources:
         if isinstance(layer, keras.Sequential):
             yield from _flat(keras, layer.layers)
+        elif isinstance(layer, keras.Model):
+            yield from _flat(keras, _chained(layer))
         elif not isinstance(layer, keras.layers.InputLayer):
             yield layer
+
+
+def _chained(model: Any) -> list[Any]:
+    """The layers of a functional model, where it is a chain."""
+    try:
+        config = model.get_config()
+    except NotImplementedError:
+        config = {}
+    if "output_layers" not in config:
+        refuse(
+            "from_keras",
+            f"{type(model).__name__} {model.name!r}, a model of one's own,",
+            "what it computes is not known here; pass the list of its layers",
+        )
+    return [model.get_layer(name) for name in chain_of("from_keras", config)]
 
 
 def _member(keras: ModuleType, layer: Any, flipped: bool) -> tuple[Cell | Layer, PyTree, bool]:
@@ -124,10 +167,14 @@ def _member(keras: ModuleType, layer: Any, flipped: bool) -> tuple[Cell | Layer,
         if layer.noise_shape is not None:
             refuse(who, f"{layer.name}'s noise_shape={layer.noise_shape}", "jr.dropout draws for each feature and step")
         return jr.dropout(layer.rate), (), flipped
+    if type(layer) is kinds.Embedding:
+        (table,) = _arrays(keras, layer, "embeddings")
+        own: dict[str, Any] = {"param_dtype": param_dtype(table), "dtype": _compute_dtype(layer)}
+        return jr.build(spec_of("embedding", *table.shape, **own)), jr.cells.EmbeddingParams(table), flipped
     if isinstance(layer, kinds.Masking):
-        refuse(who, f"{layer.name} (Masking)", "take it out and pass lengths or mask to apply")
-    known = "SimpleRNN, LSTM, GRU, RNN, Bidirectional, Dense, Dropout and Sequential are read; convert the rest apart"
-    refuse(who, f"{getattr(layer, 'name', layer)!s} ({type(layer).__name__})", known)
+        refuse(who, f"{layer.name} (Masking)", "it has no weights; pass lengths or mask to apply")
+    known = "SimpleRNN, LSTM, GRU, RNN, Bidirectional, Dense, Embedding, Dropout and chains of them are read"
+    refuse(who, f"{getattr(layer, 'name', layer)!s} ({type(layer).__name__})", f"{known}; convert the rest apart")
 
 
 def _dense(keras: ModuleType, layer: Any) -> tuple[Cell, PyTree]:
@@ -205,11 +252,13 @@ def _compute_dtype(layer: Any) -> str | None:
 
 def _name(keras: ModuleType, activation: Any) -> str:
     """A built-in activation's name, which names the same thing again; else a description of the function."""
+    if activation is old_hard_sigmoid(keras):
+        return OLD_HARD_SIGMOID
     name = getattr(activation, "__name__", type(activation).__name__)
     return name if getattr(keras.activations, name, None) is activation else f"{name}, a function or layer"
 
 
-def _ours(keras: ModuleType, cell: Any, option: str, default: str) -> str | None:
+def _ours(keras: ModuleType, cell: Any, option: str, default: str) -> Any:
     """The name of our activation; None for the default."""
     theirs = _name(keras, getattr(cell, option))
     ours = next((ours for ours, name in ACTIVATIONS.items() if name == theirs), None)

@@ -13,7 +13,17 @@ from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._spec import Spec
 from jaxrnn.cells.fused import block
 from jaxrnn.interop.conversion import Run, check_options, check_run, checked_spec, named, no_learned_carry, refuse
-from jaxrnn.interop.keras._names import ACTIVATIONS, GATES, LIBRARY, MERGES, NAMES, refuse_activation, to_their_gates
+from jaxrnn.interop.keras._names import (
+    ACTIVATIONS,
+    GATES,
+    LIBRARY,
+    MERGES,
+    NAMES,
+    OLD_HARD_SIGMOID,
+    old_hard_sigmoid,
+    refuse_activation,
+    to_their_gates,
+)
 
 
 def to_keras(model: Cell | Layer, params: PyTree) -> Any:
@@ -21,8 +31,8 @@ def to_keras(model: Cell | Layer, params: PyTree) -> Any:
 
     Args:
         model: ``jr.scan`` or ``jr.bidirectional`` of ``elman``, ``lstm``, ``gru`` cells, a ``jr.chain`` of them or one
-            of them in ``jr.recurrent_dropout``; ``jr.dropout``, ``jr.readout`` and
-            ``jr.dense``; a ``jr.stack`` of these; or a cell.
+            of them in ``jr.recurrent_dropout``; ``jr.dropout``, ``jr.embedding``, ``jr.readout`` and ``jr.dense``;
+            a ``jr.stack`` of these; or a cell.
         params: its parameters.
 
     Returns:
@@ -61,6 +71,8 @@ def to_keras(model: Cell | Layer, params: PyTree) -> Any:
     for layer in layers:
         if isinstance(layer, keras.layers.Dropout):
             layer.dtype_policy = dtype
+    if layers and isinstance(layers[0], keras.layers.Embedding):
+        return keras.Sequential([keras.Input((None,), dtype="int32"), *layers])
     return keras.Sequential([keras.Input((None, size), dtype=dtype), *layers])
 
 
@@ -79,6 +91,12 @@ def _keras_layer(keras: ModuleType, spec: Spec, params: PyTree, flipped: bool) -
     reverse, cell = (options.get("reverse", False), spec.children[0]) if spec.kind == "scan" else (False, spec)
     if cell.kind == "dropout":
         return keras.layers.Dropout(dict(cell.options)["rate"]), flipped
+    if cell.kind == "embedding":
+        table = np.asarray(params.table)
+        layer = keras.layers.Embedding(*table.shape, embeddings_initializer="zeros", dtype=_policy(cell, table))
+        layer.build(None)
+        layer.embeddings.assign(table)
+        return layer, flipped
     if cell.kind in ("readout", "dense"):
         run, (I, O) = Run(cell, params), params.W_hy.shape
         check_options(who, run, "output_size", "activation", "bias")
@@ -114,7 +132,7 @@ def _rnn(keras: ModuleType, spec: Spec, params: PyTree, go_backwards: bool) -> A
     if spec.kind == "chain":
         stacked = _keras_cell(keras, spec, params)
         return keras.layers.RNN(stacked, dtype=stacked.cells[-1].dtype_policy.name, **options)
-    name, own = _config(spec, params)
+    name, own = _config(keras, spec, params)
     return getattr(keras.layers, name)(**own, **options)
 
 
@@ -123,11 +141,11 @@ def _keras_cell(keras: ModuleType, spec: Spec, params: PyTree) -> Any:
     if spec.kind == "chain":
         cells = [_keras_cell(keras, child, own) for child, own in zip(spec.children, params, strict=True)]
         return keras.layers.StackedRNNCells(cells, dtype=cells[-1].dtype_policy.name)
-    name, own = _config(spec, params)
+    name, own = _config(keras, spec, params)
     return getattr(keras.layers, f"{name}Cell")(**own)
 
 
-def _config(spec: Spec, params: PyTree) -> tuple[str, dict[str, Any]]:
+def _config(keras: ModuleType, spec: Spec, params: PyTree) -> tuple[str, dict[str, Any]]:
     """The name of Keras' layer, and the options of its cell."""
     who, dropped = "to_keras", {}
     if spec.kind == "recurrent_dropout":
@@ -141,22 +159,24 @@ def _config(spec: Spec, params: PyTree) -> tuple[str, dict[str, Any]]:
     check_options(who, run, "activation", "gate_activation", "bias", "reset")
     config = {
         "units": params.W_hh.shape[0],
-        "activation": _theirs(run, "activation", "tanh"),
+        "activation": _theirs(keras, run, "activation", "tanh"),
         "use_bias": params.b is not None,
         "dtype": _policy(spec, params.W_hh),
     }
     if spec.kind != "elman":
-        config["recurrent_activation"] = _theirs(run, "gate_activation", "sigmoid")
+        config["recurrent_activation"] = _theirs(keras, run, "gate_activation", "sigmoid")
     if spec.kind == "gru":
         config["reset_after"] = run.option("reset", "before") == "after"
     return NAMES[spec.kind], config | dropped
 
 
-def _theirs(run: Run, option: str, default: str) -> str:
+def _theirs(keras: ModuleType, run: Run, option: str, default: str) -> Any:
+    """The name of Keras' activation, or the function where no name of Keras 3 says it."""
     ours = named(run.option(option, default))
     if ours not in ACTIVATIONS:
         refuse_activation("to_keras", f"{run.cell.kind}'s {option}={ours!r}", ours)
-    return ACTIVATIONS[ours]
+    theirs = ACTIVATIONS[ours]
+    return old_hard_sigmoid(keras) if theirs == OLD_HARD_SIGMOID else theirs
 
 
 def _policy(spec: Spec, W: Any) -> str:
