@@ -11,6 +11,7 @@ from jaxrnn.interop.registry import Library
 
 LIBRARY = Library("ONNX", "onnx", extra="interop")
 OLDEST = 7  # the operator set in which RNN, LSTM and GRU took the form that they still have
+STANDARD = ("", "ai.onnx")  # the domain of ONNX's own operators
 VERSIONS = (OLDEST, 14, 22)  # in which they changed: 14 added layout, 22 a dtype
 
 
@@ -67,6 +68,11 @@ def name_of(who: str, node: Any) -> str:
     """How errors call a node: by its name, or by what it computes where it has none."""
     called = repr(node.name) if node.name else f"that computes {next(filter(None, node.output), '')!r}"
     return f"{who}: {node.op_type} node {called}"
+
+
+def label_of(node: Any) -> str:
+    """The name by which a node is chosen: its own, or that of its first output."""
+    return node.name or next(filter(None, node.output), "")
 
 
 def attributes_of(node: Any) -> dict[str, Any]:

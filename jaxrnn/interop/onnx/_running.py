@@ -169,13 +169,13 @@ def evaluate(where: str, node: Any, given: Sequence[Any]) -> Any:
         raise ValueError(f"{where}: it does not fit its inputs of the shapes {shapes}: {error}") from error
 
 
-def _ints(a: Any) -> list[int]:
+def ints(a: Any) -> list[int]:
     return [int(v) for v in np.ravel(np.asarray(a))]
 
 
 def _axes(attributes: Mapping[str, Any], given: Any) -> tuple[int, ...] | None:
     """Axes, which are an attribute in the older versions of an operator and an input in the newer ones."""
-    axes = _ints(given) if given is not None else attributes.get("axes")
+    axes = ints(given) if given is not None else attributes.get("axes")
     return None if axes is None else tuple(axes)
 
 
@@ -192,7 +192,7 @@ def _constant(xp, attributes):
 
 
 def _constant_of_shape(xp, attributes, shape):
-    return np.full(_ints(shape), np.ravel(attributes.get("value", np.zeros(1, np.float32)))[0])
+    return np.full(ints(shape), np.ravel(attributes.get("value", np.zeros(1, np.float32)))[0])
 
 
 def _cast(xp, attributes, x):
@@ -205,18 +205,18 @@ def _cast(xp, attributes, x):
 
 
 def _reshape(xp, attributes, x, shape):
-    shape = _ints(shape)
+    shape = ints(shape)
     if not attributes.get("allowzero", 0):
         shape = [x.shape[k] if size == 0 else size for k, size in enumerate(shape)]
     return xp.reshape(x, shape)
 
 
 def _slice(xp, attributes, x, starts=None, ends=None, axes=None, steps=None):
-    starts, ends = (_ints(a) if a is not None else attributes[n] for n, a in (("starts", starts), ("ends", ends)))
+    starts, ends = (ints(a) if a is not None else attributes[n] for n, a in (("starts", starts), ("ends", ends)))
     axes = _axes(attributes, axes) or tuple(range(len(starts)))
     cut = [slice(None)] * x.ndim
     for axis, start, end, step in zip(
-        axes, starts, ends, [1] * len(starts) if steps is None else _ints(steps), strict=True
+        axes, starts, ends, [1] * len(starts) if steps is None else ints(steps), strict=True
     ):
         cut[axis] = slice(start, end, step)
     return x[tuple(cut)]
@@ -251,7 +251,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
     # Expand broadcasts both ways: a 1 in the shape keeps the size that is there.
-    "Expand": lambda xp, attributes, x, shape: xp.broadcast_to(x, np.broadcast_shapes(x.shape, _ints(shape))),
+    "Expand": lambda xp, attributes, x, shape: xp.broadcast_to(x, np.broadcast_shapes(x.shape, ints(shape))),
     "Gather": lambda xp, attributes, x, indices: xp.take(x, indices, axis=attributes.get("axis", 0)),
     "Identity": lambda xp, attributes, x: x,
     "Less": _binary(operator.lt),
@@ -266,7 +266,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Slice": _slice,
     "Squeeze": _squeeze,
     "Sub": _binary(operator.sub),
-    "Tile": lambda xp, attributes, x, repeats: xp.tile(x, _ints(repeats)),
+    "Tile": lambda xp, attributes, x, repeats: xp.tile(x, ints(repeats)),
     "Transpose": lambda xp, attributes, x: xp.transpose(x, attributes.get("perm")),
     "Unsqueeze": lambda xp, attributes, x, axes=None: xp.expand_dims(x, _axes(attributes, axes)),
     "Where": lambda xp, attributes, condition, a, b: xp.where(condition, a, b),
