@@ -11,8 +11,9 @@ import numpy as np
 from jax.errors import InconclusiveDimensionOperation
 
 from jaxrnn.interop.onnx import _chain as chains
+from jaxrnn.interop.onnx._inspecting import nodes_of
 from jaxrnn.interop.onnx._operators import GATES, operator_of
-from jaxrnn.interop.onnx._reading import STANDARD, attributes_of, initializers_of, label_of, name_of
+from jaxrnn.interop.onnx._reading import STANDARD, attributes_of, initializers_of, name_of
 from jaxrnn.interop.onnx._running import OPERATORS, evaluate
 from jaxrnn.interop.onnx._values import (
     LAYING,
@@ -41,7 +42,8 @@ class Graph:
     """
 
     def __init__(self, who: str, proto: Any, taken: Sequence[str] | None = None) -> None:
-        self.who, self.taken = who, taken
+        self.who, self.proto, self.taken = who, proto, taken
+        self.names = {node.outputs: node.name for node in nodes_of(proto)}
         self.sizes = Sizes()
         self.tensors: dict[str, Any] = {"": None, **initializers_of(who, proto)}
         for entry in proto.graph.input:
@@ -51,6 +53,22 @@ class Graph:
             made = self._made(node)
             self.tensors |= {name: a for name, a in zip(node.output, made, strict=False) if name}
         self.outputs = [(entry.name, self.tensors[entry.name]) for entry in proto.graph.output]
+
+    def readers(self, chain: Any) -> Any:
+        """The one chain by which everything that reads these outputs prolongs them; None where there is none."""
+
+        def of(name: str) -> Any:
+            tensor = self.tensors[name]
+            return tensor.chain if isinstance(tensor, View) and tensor.kind == "outputs" else None
+
+        found = []
+        for node in self.proto.graph.node:
+            if node.op_type != "Shape" and any(of(name) is chain for name in node.input):
+                found.append(of(node.output[0]))
+        found += [None for name, _ in self.outputs if of(name) is chain]
+        after = {id(other): other for other in found if other is not chain}
+        (one,) = after.values() if len(after) == 1 else (None,)
+        return one if one is not None and one.parent is chain and one.nodes == chain.nodes else None
 
     def _input(self, entry: Any) -> Any:
         dims = entry.type.tensor_type.shape.dim
@@ -74,7 +92,7 @@ class Graph:
         return [unknown] * len(node.output)
 
     def _recurrent(self, where: str, node: Any, given: list[Any]) -> Sequence[Any]:
-        label = label_of(node)
+        label = self.names[tuple(node.output)]
         if self.taken is not None and label not in self.taken:
             return [Unknown(where, "its outputs", "it is not among the nodes to be loaded")] * len(node.output)
         op = operator_of(where, node.op_type, attributes_of(node))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any, NoReturn
 
 import numpy as np
 
+from jaxrnn.interop.onnx._tensors import check_tensors
 from jaxrnn.interop.registry import Library
 
 LIBRARY = Library("ONNX", "onnx", extra="interop")
@@ -29,14 +31,21 @@ def read(who: str, model: Any) -> Any:
     """
     onnx = LIBRARY.load()
     checker = LIBRARY.load("onnx.checker")
+    folder = None
     if isinstance(model, bytes):
         proto = _parsed(who, onnx, onnx.load_model_from_string, model, f"{len(model)} bytes")
     elif isinstance(model, str | os.PathLike):
-        proto = _parsed(who, onnx, onnx.load_model, os.fspath(model), f"the file {os.fspath(model)}")
+        path = os.fspath(model)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(f"{who}: {path} is no regular file; pass the path of an ONNX model.")
+        folder = os.path.dirname(os.path.abspath(path))
+        parse = functools.partial(onnx.load_model, load_external_data=False)
+        proto = _parsed(who, onnx, parse, path, f"the file {path}")
     elif isinstance(model, onnx.ModelProto):
         proto = model
     else:
         raise TypeError(f"{who}: expected a path, bytes or an onnx.ModelProto, got {type(model).__name__}.")
+    check_tensors(who, LIBRARY, proto, folder)
     try:
         checker.check_model(proto)
     except checker.ValidationError as error:
@@ -47,6 +56,8 @@ def read(who: str, model: Any) -> Any:
         version = LIBRARY.load("onnx.defs").get_schema(kind, opset_of(proto), "").since_version
         if version not in VERSIONS:
             fail(who, f"version {version} of {kind} is newer than this library; convert the model to operator set 22")
+    if proto.functions:
+        proto = LIBRARY.load("onnx.inliner").inline_local_functions(proto)
     return proto
 
 
@@ -68,11 +79,6 @@ def name_of(who: str, node: Any) -> str:
     """How errors call a node: by its name, or by what it computes where it has none."""
     called = repr(node.name) if node.name else f"that computes {next(filter(None, node.output), '')!r}"
     return f"{who}: {node.op_type} node {called}"
-
-
-def label_of(node: Any) -> str:
-    """The name by which a node is chosen: its own, or that of its first output."""
-    return node.name or next(filter(None, node.output), "")
 
 
 def attributes_of(node: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,8 +25,9 @@ def run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     RNN, LSTM and GRU, of the operator sets 7 to 22 and later ones that leave them as they are, run as cells with the
     operator's own equations under ``jr.scan``: every direction, activation and its constants, ``clip``, both layouts,
     peepholes, ``input_forget``, ``linear_before_reset``, lengths and initial states. Around them stand the operators
-    that exporters put there: Add, Cast, Concat, Constant, ConstantOfShape, Expand, Gather, Identity, Less, MatMul, Mul,
-    Range, ReduceMean, ReduceProd, ReduceSum, Reshape, Shape, Slice, Squeeze, Sub, Tile, Transpose, Unsqueeze, Where.
+    that exporters put there: Add, Cast, Concat, Constant, ConstantOfShape, DequantizeLinear, Div, Expand, Flatten,
+    Gather, Gemm, Identity, Less, MatMul, Mul, Range, ReduceMean, ReduceProd, ReduceSum, Relu, Reshape, Shape, Sigmoid,
+    Slice, Squeeze, Sub, Tanh, Tile, Transpose, Unsqueeze, Where.
 
     Args:
         model: a path, the model's bytes, or an ``onnx.ModelProto``.
@@ -204,6 +206,16 @@ def _cast(xp, attributes, x):
     return x.astype(dtype)
 
 
+def _dequantized(xp, attributes, x, scale, zero=None):
+    if attributes.get("block_size", 0):
+        raise ValueError("scales of blocks are not read; give one for each row or one for all")
+    shape = [1] * x.ndim
+    if scale.ndim:
+        shape[attributes.get("axis", 1)] = -1
+    of_zero = 0 if zero is None else zero.astype("int32").reshape(shape)
+    return (x.astype("int32") - of_zero).astype(scale.dtype) * scale.reshape(shape)
+
+
 def _reshape(xp, attributes, x, shape):
     shape = ints(shape)
     if not attributes.get("allowzero", 0):
@@ -244,15 +256,34 @@ def _binary(compute: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return lambda xp, attributes, a, b: compute(a, b)
 
 
+def _div(a, b):
+    return a / b if np.issubdtype(a.dtype, np.floating) else a // b  # sizes, which are not negative
+
+
+def _flatten(xp, attributes, x):
+    axis = attributes.get("axis", 1) % (x.ndim + 1)
+    return xp.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
+
+
+def _gemm(xp, attributes, a, b, c=None):
+    a, b = (x.T if attributes.get(name, 0) else x for name, x in (("transA", a), ("transB", b)))
+    y = a.dtype.type(attributes.get("alpha", 1)) * xp.matmul(a, b)
+    return y if c is None else y + c.dtype.type(attributes.get("beta", 1)) * c
+
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": _binary(operator.add),
     "Cast": _cast,
     "Concat": lambda xp, attributes, *given: xp.concatenate(given, axis=attributes["axis"]),
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
+    "DequantizeLinear": _dequantized,
+    "Div": _binary(_div),
     # Expand broadcasts both ways: a 1 in the shape keeps the size that is there.
     "Expand": lambda xp, attributes, x, shape: xp.broadcast_to(x, np.broadcast_shapes(x.shape, ints(shape))),
+    "Flatten": _flatten,
     "Gather": lambda xp, attributes, x, indices: xp.take(x, indices, axis=attributes.get("axis", 0)),
+    "Gemm": _gemm,
     "Identity": lambda xp, attributes, x: x,
     "Less": _binary(operator.lt),
     "MatMul": lambda xp, attributes, a, b: xp.matmul(a, b),
@@ -261,11 +292,14 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "ReduceMean": _reduce("mean"),
     "ReduceProd": _reduce("prod"),
     "ReduceSum": _reduce("sum"),
+    "Relu": lambda xp, attributes, x: xp.maximum(x, 0),
     "Reshape": _reshape,
     "Shape": _shape,
+    "Sigmoid": lambda xp, attributes, x: 1 / (1 + xp.exp(-x)),
     "Slice": _slice,
     "Squeeze": _squeeze,
     "Sub": _binary(operator.sub),
+    "Tanh": lambda xp, attributes, x: xp.tanh(x),
     "Tile": lambda xp, attributes, x, repeats: xp.tile(x, ints(repeats)),
     "Transpose": lambda xp, attributes, x: xp.transpose(x, attributes.get("perm")),
     "Unsqueeze": lambda xp, attributes, x, axes=None: xp.expand_dims(x, _axes(attributes, axes)),
