@@ -15,7 +15,7 @@ import jaxrnn as jr
 from jaxrnn.interop.conversion import Level, Run, param_dtype, refuse, spec_of
 from jaxrnn.interop.onnx._operators import Operator, weights_of
 from jaxrnn.interop.onnx._reading import fail
-from jaxrnn.interop.onnx._values import RUN, Atom, Mask, Repeated, Sizes, Unknown, View, atoms_of, named, size_of
+from jaxrnn.interop.onnx._values import TAKE, Atom, Mask, Repeated, Sizes, Unknown, View, atoms_of, named, size_of
 from jaxrnn.interop.onnx._weights import run_of
 from jaxrnn.saving.parameters import as_jax
 
@@ -50,6 +50,13 @@ class Chain(NamedTuple):
     lengths: tuple[str, ...] = ()
     bare: str | None = None
     parent: Any = None
+
+    def comes_after(self, other: Chain) -> bool:
+        """Whether this chain prolongs the other."""
+        chain: Chain | None = self.parent
+        while chain is not None and chain is not other:
+            chain = chain.parent
+        return chain is other
 
     def merged(self, merge: str) -> Chain:
         """The last level's two directions merged."""
@@ -142,7 +149,7 @@ def joined(kind: str, given: Sequence[View], axis: int | None = None) -> View | 
         return None
     a, b = given
     last = axis is not None and axis % len(a.axes) == len(a.axes) - 1
-    if kind == "Concat" and not (last and all(features_of(y._replace(part=None)) is not None for y in given)):
+    if kind == "Concat" and not (last and named([a.axes[-1]]) == named([b.axes[-1]]) == "H"):
         return None
     if kind != "Concat" and [named([axis]) for axis in a.axes] != [named([axis]) for axis in b.axes]:
         return None
@@ -211,7 +218,7 @@ def recurrent(
         if isinstance(array, Unknown):
             array.refuse()
         if array is not None and (not isinstance(array, np.ndarray) or array.dtype == object):
-            refuse(op.where, f"{weight} that is not stored in the model", RUN)
+            refuse(op.where, f"{weight} that is not stored in the model", TAKE)
     weights = weights_of(op, W, R, B, P)
     chain = _read(op, sizes, X, W.shape[-1])
     H = R.shape[-1]
@@ -248,22 +255,22 @@ def _read(op: Operator, sizes: Sizes, X: Any, features: int) -> Chain:
     if isinstance(X, Unknown):
         X.refuse()
     if not isinstance(X, View) or X.kind == "state" or not (X.whole or X.kind == "outputs"):
-        refuse(op.where, "a sequence that is not an input of the graph", RUN)
+        refuse(op.where, "a sequence that is not an input of the graph", TAKE)
     chain = X.chain or Chain((), features, X.source)
     if len(X.axes) != 3 or (came := features_of(X)) is None:
         want = "B, T, F" if op.layout else "T, B, F"
-        refuse(op.where, f"an X with the axes {named(X.axes)}", f"expected {want}; {RUN}")
+        refuse(op.where, f"an X with the axes {named(X.axes)}", f"expected {want}; {TAKE}")
     if not sizes.same(came, features):
         fail(op.where, f"W is for {features} features, but the layer before it outputs {came}")
     time, batch = X.axes[1::-1] if op.layout else X.axes[:2]
     if not chain.reads:
         if len(atoms_of(time)) > 1 or len(atoms_of(batch)) > 1:
-            refuse(op.where, "a sequence whose axes are merged from others", RUN)
+            refuse(op.where, "a sequence whose axes are merged from others", TAKE)
         T, B = Atom("T", size_of(time)), Atom("B", size_of(batch))
         return chain._replace(reads=X.axes, time=(T,), batch=(B,))
     if [atoms_of(axis) for axis in (time, batch)] != [atoms_of(axis) for axis in (chain.time, chain.batch)]:
         want = "B, T, F" if op.layout else "T, B, F"
-        refuse(op.where, f"an X with the axes {named(X.axes)}", f"expected {want}; {RUN}")
+        refuse(op.where, f"an X with the axes {named(X.axes)}", f"expected {want}; {TAKE}")
     return chain
 
 
@@ -273,7 +280,7 @@ def _source(where: str, lens: Any) -> str:
         return ""
     if isinstance(lens, View) and lens.kind == "input" and lens.whole:
         return lens.source
-    refuse(where, "sequence_lens that are not an input of the graph", f"lengths are an argument of apply; {RUN}")
+    refuse(where, "sequence_lens that are not an input of the graph", f"lengths are an argument of apply; {TAKE}")
 
 
 def _initial(op: Operator, name: str, state: Any, d: int, H: int, dtype: Any) -> np.ndarray | None:
@@ -294,4 +301,4 @@ def _initial(op: Operator, name: str, state: Any, d: int, H: int, dtype: Any) ->
         if rows.shape[0] and (rows == rows[:1]).all():
             return rows[0].astype(dtype)
         refuse(op.where, f"a stored {name} that differs from sequence to sequence", "pass it as an input of the graph")
-    refuse(op.where, f"an {name} that the graph computes", f"a carry starts stored or is passed; {RUN}")
+    refuse(op.where, f"an {name} that the graph computes", f"a carry starts stored or is passed; {TAKE}")

@@ -68,7 +68,7 @@ class Graph:
         found += [None for name, _ in self.outputs if of(name) is chain]
         after = {id(other): other for other in found if other is not chain}
         (one,) = after.values() if len(after) == 1 else (None,)
-        return one if one is not None and one.parent is chain and one.nodes == chain.nodes else None
+        return one if one is not None and one.nodes == chain.nodes and one.comes_after(chain) else None
 
     def _input(self, entry: Any) -> Any:
         dims = entry.type.tensor_type.shape.dim

@@ -22,6 +22,7 @@ from jaxrnn.interop.conversion import refuse
 from jaxrnn.interop.onnx._running import ints
 
 RUN = "run() computes it"
+TAKE = f"{RUN}, and node= takes recurrent nodes out"
 
 
 class Atom(NamedTuple):
