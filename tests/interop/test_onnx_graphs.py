@@ -248,6 +248,18 @@ REFUSED = {
         lambda: ([recurrent("GRU", "a", "x"), node("Slice", "a.Y first_1 two first_1", "y")], weights("GRU", "a", I)),
         "y",
     ),
+    "node 'Cast y': Cast of outputs": (
+        lambda: (
+            [recurrent("GRU", "a", "x"), node("Cast", "a.Y", "y", to=onnx.TensorProto.FLOAT16)],
+            weights("GRU", "a", I),
+        ),
+        "y",
+    ),
+    # Of an open size a number that the file does not declare might mix the axes.
+    "node 'Reshape mixed': Reshape of outputs": (
+        lambda: ([recurrent("GRU", "a", "x"), node("Reshape", "a.Y first_b", "mixed")], weights("GRU", "a", I)),
+        "mixed",
+    ),
     "node 'a': an initial_h that the graph computes": (
         lambda: (
             [recurrent("GRU", "b", "x", outputs=["h"]), recurrent("GRU", "a", "x", "", "h")],
@@ -273,7 +285,9 @@ REFUSED = {
 def test_chains_that_are_refused(message):
     make, output = REFUSED[message]
     nodes, stored = make()
-    stored |= sizes(one=[1], two=[2], ones=[1, 1], first=0, last=-1, first_1=[0], mix=[-1, 2 * B, 2])
+    stored |= sizes(
+        one=[1], two=[2], ones=[1, 1], first=0, last=-1, first_1=[0], mix=[-1, 2 * B, 2], first_b=[B, -1, H]
+    )
     model = opened(model_of(nodes, {"x": X}, {output: ("float32", 3)}, stored), x=("steps", "batch"))
     with pytest.raises(ValueError, match=message):
         interop.load(model)

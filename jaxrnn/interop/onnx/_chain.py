@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import jaxrnn as jr
@@ -50,6 +51,11 @@ class Chain(NamedTuple):
     lengths: tuple[str, ...] = ()
     bare: str | None = None
     parent: Any = None
+
+    @property
+    def dtype(self) -> Any:
+        """Of the outputs, which is that of the weights."""
+        return jax.tree.leaves(self.levels[-1].runs[0].params)[0].dtype
 
     def comes_after(self, other: Chain) -> bool:
         """Whether this chain prolongs the other."""
@@ -117,7 +123,8 @@ def masked(condition: Any, y: View, other: Any) -> View | None:
     """Where that sets the padded steps of a readout to 0; None for another form."""
     if y.chain is None or not y.chain.lengths or not isinstance(condition, Mask) or not is_zero(other):
         return None
-    if condition.kind != "valid" or condition.source != y.chain.lengths[-1]:
+    fits = condition.size == size_of(y.chain.time) and condition.source == y.chain.lengths[-1]
+    if condition.kind != "valid" or not fits:
         return None
     return y._replace(chain=y.chain._replace(bare=None, parent=y.chain))
 

@@ -44,6 +44,7 @@ class Graph:
     def __init__(self, who: str, proto: Any, taken: Sequence[str] | None = None) -> None:
         self.who, self.proto, self.taken = who, proto, taken
         self.names = {node.outputs: node.name for node in nodes_of(proto)}
+        self.declared = {entry.name: entry for entry in (*proto.graph.value_info, *proto.graph.output)}
         self.sizes = Sizes()
         self.tensors: dict[str, Any] = {"": None, **initializers_of(who, proto)}
         for entry in proto.graph.input:
@@ -125,18 +126,26 @@ class Graph:
         if node.domain not in STANDARD or kind not in {*OPERATORS, *LAYING, *CHAINED}:
             return Unknown(where, "this operator", "a layer is recurrent nodes and a readout; cut the graph there")
         if kind == "Shape" and isinstance(given[0], View | Repeated):
-            return self._shape(given[0], attributes)
+            return self._shape(where, given[0], attributes)
         if all(a is None or isinstance(a, np.ndarray) for a in given):
             return self._computed(where, node, given)
         if kind in CHAINED and (made := CHAINED[kind](where, self.sizes, attributes, *given)) is not None:
             return made
         if kind in LAYING and all(a is None or isinstance(a, np.ndarray) for a in given[1:]):
-            return self._laid(where, kind, given[0], attributes, given[1:])
+            rest = [*given[1:], self._declared(node.output[0])] if kind == "Reshape" else given[1:]
+            return self._laid(where, kind, given[0], attributes, rest)
         return _not_known(where, kind, given)
 
-    def _shape(self, x: Any, attributes: dict[str, Any]) -> Any:
+    def _declared(self, name: str) -> Sequence[Any]:
+        """The sizes of a tensor as the file declares them, () where it does not or where one has no name."""
+        entry = self.declared.get(name)
+        dims = [] if entry is None else entry.type.tensor_type.shape.dim
+        sizes = [d.dim_value if d.HasField("dim_value") else self.sizes.known.get(d.dim_param) for d in dims]
+        return () if None in sizes else sizes
+
+    def _shape(self, where: str, x: Any, attributes: dict[str, Any]) -> Any:
         if isinstance(x, View) and not (x.axes or x.whole):
-            return Unknown("", "")
+            return Unknown(where, f"Shape of a part of {x}")
         shape = [self.sizes.settle(size) for size in shape_of(x)]
         return _as_sizes(shape[attributes.get("start", 0) : attributes.get("end")])
 

@@ -9,6 +9,7 @@ and a Concat of a_0 … a_{N-1}. A backward run reads ``linear`` turned round, a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -88,7 +89,8 @@ class _Unrolled:
         self.arrays: dict[str, np.ndarray] = {t.name: self.numpy_helper.to_array(t) for t in proto.graph.initializer}
         for node in proto.graph.node:
             if node.op_type in FOLDED and all(name in self.arrays for name in node.input):
-                self.arrays[node.output[0]] = evaluate("", node, [self.arrays[name] for name in node.input])
+                with contextlib.suppress(ValueError):  # an operator that does not fit: load will say so
+                    self.arrays[node.output[0]] = evaluate("", node, [self.arrays[name] for name in node.input])
         self.stored: list[Any] = []
         self.steps = {
             node.output[0]: step for node in proto.graph.node if (step := self._step(node.output[0])) is not None

@@ -197,8 +197,13 @@ def _constant_of_shape(xp, attributes, shape):
     return np.full(ints(shape), np.ravel(attributes.get("value", np.zeros(1, np.float32)))[0])
 
 
+def dtype_of(element_type: int) -> np.dtype:
+    """NumPy's dtype for an element type of ONNX."""
+    return LIBRARY.load("onnx.helper").tensor_dtype_to_np_dtype(element_type)
+
+
 def _cast(xp, attributes, x):
-    dtype = LIBRARY.load("onnx.helper").tensor_dtype_to_np_dtype(attributes["to"])
+    dtype = dtype_of(attributes["to"])
     if xp is jnp and dtype == np.float64 and jnp.result_type(float) != np.float64:
         raise TypeError("float64 needs jax.config.update('jax_enable_x64', True)")
     if xp is jnp and dtype == np.int64 and x.dtype == np.int32:

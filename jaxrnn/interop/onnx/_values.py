@@ -19,7 +19,7 @@ import numpy as np
 from jax import export
 
 from jaxrnn.interop.conversion import refuse
-from jaxrnn.interop.onnx._running import ints
+from jaxrnn.interop.onnx._running import dtype_of, ints
 
 RUN = "run() computes it"
 TAKE = f"{RUN}, and node= takes recurrent nodes out"
@@ -129,29 +129,45 @@ class Sizes:
         return self.settled.get(size, size)
 
     def same(self, size: Any, other: Any) -> bool:
-        """Whether two sizes are equal, or a size that was open is settled: exporters write the number of an example."""
+        """Whether two sizes are equal, or a size that was open is settled by a number that it must be."""
         size, other = self.settle(size), self.settle(other)
-        if size == other:
-            return True
-        if isinstance(other, int) and other > 1 and any(size is dim for dim in self.known.values()):
+        if size != other and self.is_open(size) and isinstance(other, int):
             self.settled[size] = other
             return True
-        return False
+        return bool(size == other)
+
+    def settle_all(self, atoms: Sequence[Atom]) -> Any:
+        """The product of some atoms' sizes."""
+        return math.prod((self.settle(atom.size) for atom in atoms), start=1)
+
+    def is_open(self, size: Any) -> bool:
+        return any(size is dim for dim in self.known.values())
 
 
 # ---- the operators that lay axes out anew -------------------------------------------------------
 
 
-def reshaped(sizes: Sizes, view: View, target: Sequence[Any]) -> View:
-    """The atoms in the same order, grouped to the sizes of the target, of which one may be -1."""
+def reshaped(sizes: Sizes, view: View, target: Sequence[Any], declared: Sequence[Any] = ()) -> View:
+    """The atoms in the same order, grouped to the sizes of the target, of which one may be -1.
+
+    Exporters write an example's number in the place of a size that the graph leaves open. It stands for that size only
+    where the file declares the axes of the result, the others by their names: elsewhere it might mix the axes.
+
+    Args:
+        declared: the sizes of the result as the file declares them.
+    """
     atoms = [atom for axis in view.axes for atom in atoms_of(axis)]
     axes: list[Any] = [None] * len(target)
     open_at = next((k for k, size in enumerate(target) if _is(size, -1)), None)
     ahead = range(len(target) if open_at is None else open_at)
     back = [] if open_at is None else range(len(target) - 1, open_at, -1)
+    settled: dict[Any, int] = {}
     for k in (*ahead, *back):
         taken: list[Atom] = []
-        while not _same_product(sizes, taken, target[k], last=not atoms):
+        while (product := sizes.settle_all(taken)) != sizes.settle(target[k]):
+            if len(taken) == 1 and declared and sizes.is_open(product) and isinstance(target[k], int):
+                settled[product] = target[k]
+                break
             if not atoms:
                 raise Misfit
             if k in back:
@@ -161,19 +177,25 @@ def reshaped(sizes: Sizes, view: View, target: Sequence[Any]) -> View:
         axes[k] = tuple(taken)
     if open_at is not None:
         axes[open_at], atoms = tuple(atoms), []
-    if atoms:
+    made = view._replace(axes=tuple(axes))
+    if atoms or (settled and not _as_declared(sizes, made, declared, settled)):
         raise Misfit
-    return view._replace(axes=tuple(axes))
+    sizes.settled |= settled
+    return made
 
 
-def _same_product(sizes: Sizes, atoms: Sequence[Atom], size: Any, *, last: bool) -> bool:
-    if len(atoms) == 1:
-        return sizes.same(atoms[0].size, size)
-    product = size_of([atom._replace(size=sizes.settle(atom.size)) for atom in atoms])
-    return bool(product == sizes.settle(size))
+def _as_declared(sizes: Sizes, view: View, declared: Sequence[Any], settled: Mapping[Any, int]) -> bool:
+    """Whether each axis has the size that the file declares of it."""
+    if len(declared) != len(view.axes):
+        return False
+    for axis, want in zip(view.axes, declared, strict=True):
+        size = sizes.settle_all(axis)
+        if settled.get(size, size) != want:
+            return False
+    return True
 
 
-def _reshape(sizes: Sizes, x: Any, attributes: Mapping[str, Any], shape: Any) -> Any:
+def _reshape(sizes: Sizes, x: Any, attributes: Mapping[str, Any], shape: Any, declared: Sequence[Any] = ()) -> Any:
     target = listed(shape)
     if not attributes.get("allowzero", 0):
         own = shape_of(x)
@@ -187,7 +209,7 @@ def _reshape(sizes: Sizes, x: Any, attributes: Mapping[str, Any], shape: Any) ->
             rest = math.prod(size for size in target if not _is(size, -1))
             target = [math.prod(x.shape) // rest if _is(size, -1) else size for size in target]
         return Repeated(x.array.reshape([1] * len(target)), tuple(target))
-    return reshaped(sizes, x, target)
+    return reshaped(sizes, x, target, declared)
 
 
 def _transpose(sizes: Sizes, x: Any, attributes: Mapping[str, Any]) -> Any:
@@ -333,13 +355,20 @@ def shape_of(x: Any) -> tuple[Any, ...]:
     return tuple(x.shape)
 
 
+def _cast(sizes: Sizes, x: Any, attributes: Mapping[str, Any]) -> Any:
+    """An input in another dtype is the caller's; outputs keep theirs."""
+    if isinstance(x, View) and x.kind != "input" and x.chain.dtype != dtype_of(attributes["to"]):
+        raise Misfit
+    return x
+
+
 def _same(sizes: Sizes, x: Any, attributes: Mapping[str, Any], *others: Any) -> Any:
     return x
 
 
 # What each operator makes of a View or of something Repeated: f(sizes, x, attributes, *stored). Misfit where it cannot.
 LAYING: dict[str, Callable[..., Any]] = {
-    "Cast": _same,
+    "Cast": _cast,
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
