@@ -12,7 +12,7 @@ from jaxrnn._checks import check_sizes
 from jaxrnn.cells._built_in import built_in
 from jaxrnn.cells._options import Initializer, check_bias, initializer
 from jaxrnn.cells._products import empty_carry, output, plus_bias, project
-from jaxrnn.cells.activations import ACTIVATIONS, Activation
+from jaxrnn.cells.activations import ACTIVATIONS, Function
 
 
 class ReadoutParams(NamedTuple):
@@ -68,7 +68,7 @@ def affine(
     who: str,
     input_size: int,
     output_size: int,
-    act: Activation,
+    act: Function,
     bias: bool,
     kernel_init: str | Initializer,
     bias_init: str | Initializer,

@@ -68,9 +68,19 @@ def show(path: str) -> None:
     suffix = format_of("inspect", path, sources())
     if suffix != OURS:
         format = formats()[suffix]
-        model, params, _ = format.read(path, **dict.fromkeys(format.options))
+        size = f"{os.path.getsize(path):,} bytes"
+        report = [f"{path}: {format.title}, {size}"]
+        if parts_in := format.parts(path) if format.parts else ():
+            report += ["", "recurrent nodes", *(f"  {line}" for line in parts_in)]
+        try:
+            model, params, _ = format.read(path, **dict.fromkeys(format.options))
+        except ValueError as error:
+            if not parts_in:
+                raise
+            say("\n".join([*report, "", f"not one layer: {error}"]))
+            return
+        report += ["", "as jaxrnn loads it"]
         tensors = tensors_of(params)
-        report = [f"{path}: {format.title}, {os.path.getsize(path):,} bytes; as jaxrnn loads it"]
         report += _layers(model.spec, tensors) if model.spec is not None else []
     else:
         report, tensors = _safetensors("inspect", path)

@@ -100,7 +100,7 @@ def _keras_layer(keras: ModuleType, spec: Spec, params: PyTree, flipped: bool) -
     if cell.kind in ("readout", "dense"):
         run, (I, O) = Run(cell, params), params.W_hy.shape
         check_options(who, run, "output_size", "activation", "bias")
-        activation = "linear" if run.option("activation") is None else _theirs(run, "activation", "identity")
+        activation = "linear" if run.option("activation") is None else _theirs(keras, run, "activation", "identity")
         dense = keras.layers.Dense(O, activation, use_bias=params.b_y is not None, dtype=_policy(cell, params.W_hy))
         dense.build((None, None, I))
         dense.kernel.assign(np.asarray(params.W_hy))
