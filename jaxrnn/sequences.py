@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import select
 from jaxrnn._checks import check_flags, check_lengths
 from jaxrnn.running.scan import valid_steps
 
 
+@checks_arguments
 def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0) -> tuple[jax.Array, jax.Array]:
     """Put sequences of different lengths into one array, time first.
 

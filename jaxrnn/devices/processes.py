@@ -10,9 +10,11 @@ from collections.abc import Iterator
 
 import jax
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._checks import check_sizes
 
 
+@checks_arguments
 def join_processes(*, timeout: int = 60, heartbeat: int = 30) -> int:
     """Join the processes of this program, on one host or several, so that their devices make one mesh.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, check_cell
 from jaxrnn._checks import check_carry, check_choice, check_params, check_sizes
 from jaxrnn.gradients._state_space import StateSpace, state_space
@@ -23,6 +24,7 @@ class FixedPoints(NamedTuple):
     start: jax.Array  # (M,): the index of the start that came nearest
 
 
+@checks_arguments
 def find_fixed_points(
     cell: Cell,
     params: PyTree,
@@ -129,6 +131,7 @@ class LinearAnalysis(NamedTuple):
     time_constants: jax.Array  # (*B, N) steps: 1 / |log |λ||, in which a mode changes by a factor of e
 
 
+@checks_arguments
 def linear_analysis(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> LinearAnalysis:
     """The linear dynamics of a cell around states, as around its fixed points.
 

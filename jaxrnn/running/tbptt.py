@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
 from jaxrnn._checks import check_sizes, check_start
 from jaxrnn._spec import Spec, specified
@@ -17,6 +18,7 @@ from jaxrnn.running.scan import as_layer, check_inputs
 
 
 @specified
+@checks_arguments
 def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkpoint: bool = False) -> Layer:
     """Truncated back-propagation through time, BPTT(h; h') with h = ``window`` and h' = ``stride``.
 

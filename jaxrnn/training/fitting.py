@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_choice, check_sizes
 from jaxrnn._deprecated import moved_names, renamed_keywords, warn_renamed
@@ -53,6 +54,7 @@ class Interrupted(Exception):
 
 
 @renamed_keywords(enough="stop_when", on_point="on_block")
+@checks_arguments(who="training.fit")
 def fit(
     block: Block,
     state: PyTree,

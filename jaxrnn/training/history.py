@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._checks import check_sizes, nearest
 from jaxrnn._deprecated import warn_renamed
 
@@ -29,6 +30,7 @@ class BlockResult(NamedTuple):
         return self.nonfinite
 
 
+@checks_arguments(who="training.patience")
 def patience(measure: str, blocks: int, *, lower: bool = True) -> Callable[[Sequence[BlockResult]], bool]:
     """Early stopping: a ``stop_when`` that is true once no member has had a better measure for so many blocks.
 

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 import jax
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._checks import check_sizes
 
 Item = TypeVar("Item")
 
 
+@checks_arguments
 def prefetch(items: Iterable[Item], *, size: int = 2, put: Callable[[Item], Any] = jax.device_put) -> Iterator[Any]:
     """Batches made, and moved to where they are used, ahead of their use.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_choice, check_scalar_loss, check_sizes
 from jaxrnn._deprecated import moved_names
@@ -36,6 +37,7 @@ class Loop(NamedTuple):
     evaluate: Callable[[PyTree, PyTree], Measures]
 
 
+@checks_arguments(who="training.loop")
 def loop(
     init: Callable[[jax.Array], PyTree],
     loss: Callable[[PyTree, PyTree, jax.Array | None], tuple[jax.Array, Measures]],
@@ -166,6 +168,7 @@ class Best(NamedTuple):
     params: PyTree
 
 
+@checks_arguments
 def init_best(params: PyTree, *, lower: bool = True) -> Best:
     """Before anything was measured; ``lower`` says whether small values are good.
 
@@ -178,6 +181,7 @@ def init_best(params: PyTree, *, lower: bool = True) -> Best:
     return Best(jnp.asarray(jnp.inf if lower else -jnp.inf, jnp.float32), jnp.zeros((), jnp.int32), params)
 
 
+@checks_arguments
 def update_best(best: Best, value: jax.Array, step: jax.Array, params: PyTree, *, lower: bool = True) -> Best:
     """The new parameters where their measure is strictly better, else those before; what is not finite is never better.
 
