@@ -70,10 +70,14 @@ def draw_gradient_norms(axes: Axes, flows: Mapping[str, Any]) -> None:
     styles = itertools.cycle(("-", "--"))  # curves that lie on each other show both
     for colour, style, (name, flow) in zip(_colours(), styles, flows.items(), strict=False):
         if isinstance(flow, Flow):
-            raise TypeError(f"gradient_norms: {name!r} is a whole Flow; give one of its states, such as flow.states.h.")
+            raise TypeError(
+                f"draw_gradient_norms: {name!r} is a whole Flow; give one of its states, such as flow.states.h."
+            )
         curve = np.asarray(norm_by_lag(flow.norm) if isinstance(flow, StateFlow) else flow, float)
         if curve.ndim not in (1, 2):
-            raise ValueError(f"gradient_norms: {name!r} must be (T,) by lag or (seeds, T), got shape {curve.shape}.")
+            raise ValueError(
+                f"draw_gradient_norms: {name!r} must be (T,) by lag or (seeds, T), got shape {curve.shape}."
+            )
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(np.where(curve > 0, curve, np.nan).reshape(-1, curve.shape[-1]))
         lags = np.arange(curve.shape[-1])
@@ -211,15 +215,15 @@ def draw_learning_curves(
         ['gru', 'chance']
     """
     if yscale not in ("linear", "log"):
-        raise ValueError(f"learning_curves: yscale must be 'linear' or 'log', got {yscale!r}.")
+        raise ValueError(f"draw_learning_curves: yscale must be 'linear' or 'log', got {yscale!r}.")
     for name, value in (baselines or {}).items():
         if not isinstance(value, numbers.Real):
-            raise TypeError(f"learning_curves: baselines[{name!r}] must be a number, got {value!r}.")
+            raise TypeError(f"draw_learning_curves: baselines[{name!r}] must be a number, got {value!r}.")
     for colour, (name, (steps, values)) in zip(_colours(), curves.items(), strict=False):
         values = np.atleast_2d(np.asarray(values, float))
         at = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
         if at.shape != values.shape[1:]:
-            raise ValueError(f"learning_curves: {name!r} has {values.shape[1]} points but {len(at)} steps.")
+            raise ValueError(f"draw_learning_curves: {name!r} has {values.shape[1]} points but {len(at)} steps.")
         with np.errstate(invalid="ignore"):
             axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
             axes.plot(at, values.mean(0), color=colour, label=name)
@@ -331,6 +335,7 @@ def fixed_points(
     if components not in (2, 3):
         raise ValueError(f"fixed_points: components must be 2 or 3, got {components!r}.")
     found = _flat(points.carry, 1)
+    _check_states(states, points.carry)
     runs = None if states is None else _flat(states, None)
     if len(found) == 0 and runs is None:
         raise ValueError("fixed_points: there is no point, and no states, to draw.")
@@ -371,6 +376,19 @@ def _flat(carry: Any, lead: int | None) -> np.ndarray:
     leaves = [np.asarray(a, float) for a in jax.tree.leaves(carry)]
     kept = min(a.ndim for a in leaves) - 1 if lead is None else lead
     return np.concatenate([a.reshape(*a.shape[:kept], math.prod(a.shape[kept:])) for a in leaves], axis=-1)
+
+
+def _check_states(states: Any, carry: Any) -> None:
+    """Each leaf of the states of runs is (T, *B, …) where that of the points is (M, …)."""
+    if states is None:
+        return
+    runs, points = ([np.shape(a)[1:] for a in jax.tree.leaves(tree)] for tree in (states, carry))
+    if len(runs) != len(points) or any(r[len(r) - len(p) :] != p for r, p in zip(runs, points, strict=True)):
+        raise ValueError(
+            f"fixed_points: states must be the carry along runs, each leaf (T, *B, …) where that of the points is "
+            f"(M, …) = {[np.shape(a) for a in jax.tree.leaves(carry)]}, got "
+            f"{[np.shape(a) for a in jax.tree.leaves(states)]}."
+        )
 
 
 def _named(who: str, what: str, values: Any) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
 import jaxrnn as jr
 from jaxrnn import training
@@ -25,6 +26,8 @@ PARAMS = GRU.init(KEY)
 CARRY = GRU.initial_carry(PARAMS, (B,))
 XS, X, YS = jnp.ones((T, B, I)), jnp.ones((B, I)), jnp.ones((T, B, H))
 LENGTHS = np.array([5, 2])
+AXES = Figure().subplots()
+POINTS = jr.gradients.FixedPoints(jnp.ones((2, H)), jnp.ones(2), jnp.ones(2, int), jnp.arange(2))
 SEQUENCES = [np.ones((3, I)), np.ones((2, I))]
 
 
@@ -110,12 +113,12 @@ CALLS: dict[str, dict[str, Any]] = {
     "training.padded": {"batches": training.bucketed([3, 2], batch_size=1, seed=0), "data": SEQUENCES},
     "training.prefetch": {"items": [1, 2]},
     "plotting.gradient_norms": {"flows": {"gru": jnp.ones((T, B))}},
-    "plotting.draw_gradient_norms": {"axes": None, "flows": {"gru": jnp.ones((T, B))}},
+    "plotting.draw_gradient_norms": {"axes": AXES, "flows": {"gru": jnp.ones((T, B))}},
     "plotting.singular_values": {"logs": jnp.ones((T, H))},
     "plotting.gates": {"gates": jr.cells.GRUGates(*[YS] * 4)},
     "plotting.learning_curves": {"curves": {"gru": np.ones(3)}},
     "plotting.draw_learning_curves": {
-        "axes": None,
+        "axes": AXES,
         "curves": {"gru": (None, np.ones(3))},
         "ylabel": "loss",
         "yscale": "log",
@@ -123,7 +126,7 @@ CALLS: dict[str, dict[str, Any]] = {
     },
     "plotting.eigenvalues": {"spectra": {"gru": np.ones(3)}},
     "plotting.lyapunov": {"spectra": {}},
-    "plotting.fixed_points": {"points": None},
+    "plotting.fixed_points": {"points": POINTS},
 }
 
 # What is wrong for a parameter that no annotation describes, by its name, or by its function's place and its name.
@@ -184,7 +187,7 @@ BAD: dict[str, Sequence[Any]] = {
     "lengths": ["x", 3.5, np.array([1.5, 2.0]), np.array([1, 2, 3])],
     "training.bucketed.lengths": [None, "x", [], [1.5], [-1], [[1]]],
     "mask": ["x", jnp.ones((T, B)), jnp.ones((T + 1, B), bool)],
-    "resets": ["x", jnp.ones((T, B)), jnp.ones((T + 1, B), bool)],
+    "resets": ["x", jnp.ones((T, B)), jnp.ones((T + 2, B), bool)],
     "key": ["x", 3, jax.random.split(KEY)],
     "init.key": ["x", 3, None, jax.random.split(KEY)],
     "start": ["x", 1.5, None, jnp.arange(B)],

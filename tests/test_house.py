@@ -8,7 +8,14 @@ import re
 ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "jaxrnn").rglob("*.py"))
 OURS = [*LIBRARY, *sorted((ROOT / "experiments").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
-GROUND_FLOOR = ("jaxrnn._base", "jaxrnn._checks", "jaxrnn._deprecated", "jaxrnn._spec", "jaxrnn._version")
+GROUND_FLOOR = (
+    "jaxrnn._arguments",
+    "jaxrnn._base",
+    "jaxrnn._checks",
+    "jaxrnn._deprecated",
+    "jaxrnn._spec",
+    "jaxrnn._version",
+)
 LONGEST = 450
 
 

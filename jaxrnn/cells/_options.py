@@ -61,8 +61,6 @@ def cell_options(
         initializers: ``input_init``, ``recurrent_init`` and ``bias_init``.
     """
     check_sizes(who, input_size=input_size, hidden_size=hidden_size)
-    if not isinstance(bias, bool):
-        raise TypeError(f"{who}: bias must be True or False, got {bias!r}; how biases start is bias_init.")
     return (
         *(activation_of(who, name, a) for name, a in zip(("activation", "gate_activation"), activations, strict=False)),
         *(initializer(who, name, init, hidden_size) for name, init in zip(INIT_OPTIONS, initializers, strict=True)),

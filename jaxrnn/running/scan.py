@@ -11,9 +11,11 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, check_cell, check_model, name_of, select
 from jaxrnn._checks import (
+    check_array,
     check_carry,
     check_features,
     check_flags,
+    check_key,
     check_leads_with_batch,
     check_lengths,
     check_params,
@@ -105,6 +107,11 @@ def scan(
     who = f"scan({name_of(cell)})"
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
+        for name, flags in (("lengths", lengths), ("mask", mask), ("resets", resets)):
+            if flags is not None:
+                check_array(who, name, flags)
+        if key is not None:
+            check_key(who, key)
         lengths, mask, resets = (None if a is None else jnp.asarray(a) for a in (lengths, mask, resets))
         T, batch_shape = check_inputs(who, cell, xs, lengths, mask, resets)
         check_start(who, start)
