@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxrnn._arguments import checks_arguments
+from jaxrnn._checks import check_key
 from jaxrnn._spec import Spec, known_by_spec
 
 PyTree = Any
@@ -267,6 +269,7 @@ def is_narrow(a: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
+@checks_arguments
 def draw_each_step(draw: Callable[[jax.Array], PyTree], key: jax.Array, times: jax.Array) -> PyTree:
     """The noise of each step, by absolute time: a chunk draws what the whole run draws there.
 
@@ -306,6 +309,11 @@ def draw_each_step(draw: Callable[[jax.Array], PyTree], key: jax.Array, times: j
         raise TypeError(
             f"draw_each_step: times must be integers of shape (T,), got {jnp.result_type(times)} of shape "
             f"{jnp.shape(times)}; hand on the times that noise(params, key, times, x) is given."
+        )
+    check_key("draw_each_step", key)
+    if jnp.ndim(times) != 1:
+        raise ValueError(
+            f"draw_each_step: times must be (T,), the absolute times of the steps, got {jnp.shape(times)}."
         )
     return jax.vmap(lambda time: draw(jax.random.fold_in(key, time)))(times)
 

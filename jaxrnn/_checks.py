@@ -38,6 +38,27 @@ def check_batch_shape(who: str, batch_shape: Any) -> None:
     """A batch shape is a tuple of sizes, not one size."""
     if not isinstance(batch_shape, tuple | list):
         raise TypeError(f"{who}: batch_shape must be a tuple of ints, got {batch_shape!r}; give ({batch_shape!r},).")
+    for size in batch_shape:
+        if isinstance(size, numbers.Real) and not (isinstance(size, numbers.Integral) and int(size) >= 0):
+            raise ValueError(f"{who}: batch_shape must be a tuple of ints, 0 or above, got {batch_shape!r}.")
+
+
+def check_array(who: str, name: str, value: Any) -> None:
+    """Something is numbers: an array, a number, or lists of them."""
+    leaves = jax.tree.leaves(value, is_leaf=lambda leaf: leaf is None) if isinstance(value, list | tuple) else [value]
+    for leaf in leaves:
+        words = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU"
+        if words or not (hasattr(leaf, "dtype") or isinstance(leaf, numbers.Number)):
+            raise TypeError(f"{who}: {name} must be an array, got {value!r} ({type(value).__name__}).")
+
+
+def check_key(who: str, key: Any) -> None:
+    """A key is one, of ``jax.random.key`` or ``jax.random.PRNGKey``."""
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if typed and key.shape:
+        raise ValueError(f"{who}: key must be one key, got {key.shape}; use jax.vmap over several, or key[0].")
+    if not typed and (getattr(key, "dtype", None) != jnp.uint32 or len(key.shape) != 1):
+        raise TypeError(f"{who}: key must be a key, as jax.random.key(0) is, got {_outline(key)}.")
 
 
 def check_choice(who: str, name: str, value: Any, known: Iterable[str], *, or_function: bool = False) -> None:
@@ -53,6 +74,7 @@ def check_choice(who: str, name: str, value: Any, known: Iterable[str], *, or_fu
 
 def check_features(who: str, x: Any, size: int, axes: str = "(*B, {size})") -> None:
     """The last axis of an input is the size that the cell was built for."""
+    check_array(who, "x", x)
     shape = jnp.shape(x)
     if len(shape) == 0 or shape[-1] != size:
         came = f"{shape[-1]} features, shape {shape}" if shape else "a scalar"
@@ -67,6 +89,7 @@ def check_real(who: str, x: Any, dtype: Any, *, declared: bool) -> None:
 
     ``declared`` says that the user named the compute dtype himself; any float may then be cast to it.
     """
+    check_array(who, "x", x)
     came = jnp.result_type(x)
     if not jnp.issubdtype(came, jnp.floating):
         raise TypeError(
@@ -134,6 +157,7 @@ def check_flags(
     who: str, name: str, flags: Any, shapes: tuple[tuple[int, ...], ...], meaning: str, axes: str = "(T, *B)"
 ) -> None:
     """A mask or reset array is boolean and has exactly one of the allowed shapes."""
+    check_array(who, name, flags)
     if jnp.result_type(flags) != np.bool_:
         raise TypeError(
             f"{who}: {name} must be boolean ({meaning}), got {jnp.result_type(flags)}; use {name}.astype(bool)."

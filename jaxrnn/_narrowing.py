@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._checks import check_array
+
 PyTree = Any
 LONGEST = np.iinfo(np.int32).max  # times are int32
 
@@ -21,6 +23,7 @@ def as_lengths(who: str, lengths: Any, batch_shape: tuple[int, ...] | None = Non
 
     ``batch_shape`` None: whatever shape they have.
     """
+    check_array(who, "lengths", lengths)
     if not isinstance(lengths, jax.Array):
         lengths = np.asarray(lengths)
         if lengths.dtype == object and all(isinstance(length, int) for length in lengths.flat):  # beyond 64 bits

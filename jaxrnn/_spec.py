@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import jax
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._checks import nearest
 
 P = ParamSpec("P")
@@ -156,8 +157,9 @@ def factory_of(kind: str) -> Callable[..., Any]:
 
 
 def specified(factory: Callable[P, Made]) -> Callable[P, Made]:
-    """Let a factory's result carry the spec of the call that made it, and register the factory."""
+    """Let a factory's result carry the spec of the call that made it, check its plain options, and register it."""
     signature = inspect.signature(factory)
+    factory = checks_arguments(factory)
 
     @functools.wraps(factory)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Made:

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, expect_cell, flatten, is_float, name_of
 from jaxrnn._checks import check_carry_kept, check_leads_with_batch, check_pair, sequence_shape
 from jaxrnn.running.scan import scan
 
 
+@checks_arguments
 def check_cell(cell: Cell, params: PyTree, xs: PyTree) -> None:
     """Hold a cell of your own to the contract of :class:`Cell`, and say in words what it breaks.
 

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn.gradients.fixed_points import FixedPoints, LinearAnalysis
 from jaxrnn.gradients.flow import Flow, StateFlow, norm_by_lag
 from jaxrnn.gradients.lyapunov import LyapunovSpectrum
 
 try:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 except ImportError as error:
@@ -29,6 +33,7 @@ COLOURS = ("#000000", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#D55E00", "#5
 GATES_FROM_0_TO_1 = ("i", "f", "o", "r", "z")
 
 
+@checks_arguments
 def gradient_norms(flows: Mapping[str, Any], *, title: str = "Gradient norm by lag") -> Figure:
     """How far back the gradient reaches: ‖∂L/∂h_t‖ over the lag T - 1 - t, on a logarithmic scale.
 
@@ -45,11 +50,12 @@ def gradient_norms(flows: Mapping[str, Any], *, title: str = "Gradient norm by l
         >>> figure = jr.plotting.gradient_norms({"h": flow.states.h, "c": flow.states.c})
     """
     figure, axes = _figure(title)
-    draw_gradient_norms(axes, _named("gradient_norms", flows))
+    draw_gradient_norms(axes, _named("gradient_norms", "flows", flows))
     return _finished(figure, axes)
 
 
-def draw_gradient_norms(axes: Any, flows: Mapping[str, Any]) -> None:
+@checks_arguments
+def draw_gradient_norms(axes: Axes, flows: Mapping[str, Any]) -> None:
     """:func:`gradient_norms` on axes of your own.
 
     Example:
@@ -64,10 +70,14 @@ def draw_gradient_norms(axes: Any, flows: Mapping[str, Any]) -> None:
     styles = itertools.cycle(("-", "--"))  # curves that lie on each other show both
     for colour, style, (name, flow) in zip(_colours(), styles, flows.items(), strict=False):
         if isinstance(flow, Flow):
-            raise TypeError(f"gradient_norms: {name!r} is a whole Flow; give one of its states, such as flow.states.h.")
+            raise TypeError(
+                f"draw_gradient_norms: {name!r} is a whole Flow; give one of its states, such as flow.states.h."
+            )
         curve = np.asarray(norm_by_lag(flow.norm) if isinstance(flow, StateFlow) else flow, float)
         if curve.ndim not in (1, 2):
-            raise ValueError(f"gradient_norms: {name!r} must be (T,) by lag or (seeds, T), got shape {curve.shape}.")
+            raise ValueError(
+                f"draw_gradient_norms: {name!r} must be (T,) by lag or (seeds, T), got shape {curve.shape}."
+            )
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(np.where(curve > 0, curve, np.nan).reshape(-1, curve.shape[-1]))
         lags = np.arange(curve.shape[-1])
@@ -81,7 +91,8 @@ def draw_gradient_norms(axes: Any, flows: Mapping[str, Any]) -> None:
     _plain(axes)
 
 
-def singular_values(logs: Any, *, lag: int = 1, title: str | None = None) -> Figure:
+@checks_arguments
+def singular_values(logs: ArrayLike, *, lag: int = 1, title: str | None = None) -> Figure:
     """The singular values of the Jacobian products along a run, as bands over time, one step's share of each.
 
     Args:
@@ -98,7 +109,7 @@ def singular_values(logs: Any, *, lag: int = 1, title: str | None = None) -> Fig
     logs = np.asarray(logs, float)
     if logs.ndim < 2:
         raise ValueError(
-            f"singular_values: expected (n, *B, N) from jr.gradients.log_singular_values, got shape {logs.shape}."
+            f"singular_values: expected logs (n, *B, N) from jr.gradients.log_singular_values, got shape {logs.shape}."
         )
     figure, axes = _figure(title or f"Singular values of Jacobians over {lag} step{'s' * (lag > 1)}")
     values = np.exp(np.maximum(logs.reshape(len(logs), -1) / lag, -80))
@@ -114,6 +125,7 @@ def singular_values(logs: Any, *, lag: int = 1, title: str | None = None) -> Fig
     return _finished(figure, axes)
 
 
+@checks_arguments
 def gates(gates: Any, *, sequence: int = 0, title: str = "Gate activations") -> Figure:
     """The gates of one sequence as heat maps: time to the right, a row for each unit.
 
@@ -148,6 +160,7 @@ def gates(gates: Any, *, sequence: int = 0, title: str = "Gate activations") -> 
     return figure
 
 
+@checks_arguments
 def learning_curves(
     curves: Mapping[str, Any],
     steps: Sequence[int] | None = None,
@@ -176,14 +189,15 @@ def learning_curves(
     figure, axes = _figure(title)
     named = {
         name: values if isinstance(values, tuple) else (steps, values)
-        for name, values in _named("learning_curves", curves).items()
+        for name, values in _named("learning_curves", "curves", curves).items()
     }
     draw_learning_curves(axes, named, ylabel=ylabel, yscale=yscale, baselines=baselines)
     return _finished(figure, axes)
 
 
+@checks_arguments
 def draw_learning_curves(
-    axes: Any,
+    axes: Axes,
     curves: Mapping[str, tuple[Sequence[int] | None, Any]],
     *,
     ylabel: str,
@@ -200,11 +214,16 @@ def draw_learning_curves(
         >>> axes.get_legend_handles_labels()[1]
         ['gru', 'chance']
     """
+    if yscale not in ("linear", "log"):
+        raise ValueError(f"draw_learning_curves: yscale must be 'linear' or 'log', got {yscale!r}.")
+    for name, value in (baselines or {}).items():
+        if not isinstance(value, numbers.Real):
+            raise TypeError(f"draw_learning_curves: baselines[{name!r}] must be a number, got {value!r}.")
     for colour, (name, (steps, values)) in zip(_colours(), curves.items(), strict=False):
         values = np.atleast_2d(np.asarray(values, float))
         at = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
         if at.shape != values.shape[1:]:
-            raise ValueError(f"learning_curves: {name!r} has {values.shape[1]} points but {len(at)} steps.")
+            raise ValueError(f"draw_learning_curves: {name!r} has {values.shape[1]} points but {len(at)} steps.")
         with np.errstate(invalid="ignore"):
             axes.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
             axes.plot(at, values.mean(0), color=colour, label=name)
@@ -214,7 +233,8 @@ def draw_learning_curves(
     _plain(axes)
 
 
-def eigenvalues(spectra: Any, *, title: str = "Eigenvalues") -> Figure:
+@checks_arguments
+def eigenvalues(spectra: ArrayLike | Mapping[str, ArrayLike], *, title: str = "Eigenvalues") -> Figure:
     """Eigenvalues in the complex plane, beside the unit circle: inside it a mode dies out, outside it grows.
 
     Args:
@@ -231,7 +251,9 @@ def eigenvalues(spectra: Any, *, title: str = "Eigenvalues") -> Figure:
     angle = np.linspace(0, 2 * np.pi, 400)
     axes.plot(np.cos(angle), np.sin(angle), color="grey", linewidth=1, label="unit circle")
     named = spectra if isinstance(spectra, Mapping) else {"": spectra}
-    for colour, (name, values) in zip(_colours(), _named("eigenvalues", named).items(), strict=False):
+    if not isinstance(spectra, Mapping) and np.asarray(spectra).dtype.kind not in "fc":
+        raise TypeError(f"eigenvalues: spectra must be an array of eigenvalues, or a dict of them, got {spectra!r}.")
+    for colour, (name, values) in zip(_colours(), _named("eigenvalues", "spectra", named).items(), strict=False):
         values = np.asarray(values).reshape(-1)
         axes.scatter(values.real, values.imag, s=14, color=colour, alpha=0.7, linewidth=0, label=name or None)
     axes.set(xlabel="Re λ", ylabel="Im λ")
@@ -239,6 +261,7 @@ def eigenvalues(spectra: Any, *, title: str = "Eigenvalues") -> Figure:
     return _finished(figure, axes)
 
 
+@checks_arguments
 def lyapunov(spectra: Mapping[str, LyapunovSpectrum], *, title: str = "Lyapunov spectrum") -> Figure:
     """The Lyapunov exponents in order, and how the leading one settled along the run.
 
@@ -255,7 +278,7 @@ def lyapunov(spectra: Mapping[str, LyapunovSpectrum], *, title: str = "Lyapunov 
     """
     figure = Figure(figsize=(9.5, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for colour, (name, spectrum) in zip(_colours(), _named("lyapunov", spectra).items(), strict=False):
+    for colour, (name, spectrum) in zip(_colours(), _named("lyapunov", "spectra", spectra).items(), strict=False):
         exponents = np.asarray(spectrum.exponents, float)
         exponents = exponents.reshape(-1, exponents.shape[-1])
         leading = np.asarray(spectrum.growth, float)[..., 0].reshape(len(spectrum.growth), -1)
@@ -281,6 +304,7 @@ def lyapunov(spectra: Mapping[str, LyapunovSpectrum], *, title: str = "Lyapunov 
     return figure
 
 
+@checks_arguments
 def fixed_points(
     points: FixedPoints,
     analysis: LinearAnalysis | None = None,
@@ -311,6 +335,7 @@ def fixed_points(
     if components not in (2, 3):
         raise ValueError(f"fixed_points: components must be 2 or 3, got {components!r}.")
     found = _flat(points.carry, 1)
+    _check_states(states, points.carry)
     runs = None if states is None else _flat(states, None)
     if len(found) == 0 and runs is None:
         raise ValueError("fixed_points: there is no point, and no states, to draw.")
@@ -353,9 +378,24 @@ def _flat(carry: Any, lead: int | None) -> np.ndarray:
     return np.concatenate([a.reshape(*a.shape[:kept], math.prod(a.shape[kept:])) for a in leaves], axis=-1)
 
 
-def _named(who: str, values: Any) -> Mapping[str, Any]:
+def _check_states(states: Any, carry: Any) -> None:
+    """Each leaf of the states of runs is (T, *B, …) where that of the points is (M, …)."""
+    if states is None:
+        return
+    runs, points = ([np.shape(a)[1:] for a in jax.tree.leaves(tree)] for tree in (states, carry))
+    if len(runs) != len(points) or any(r[len(r) - len(p) :] != p for r, p in zip(runs, points, strict=True)):
+        raise ValueError(
+            f"fixed_points: states must be the carry along runs, each leaf (T, *B, …) where that of the points is "
+            f"(M, …) = {[np.shape(a) for a in jax.tree.leaves(carry)]}, got "
+            f"{[np.shape(a) for a in jax.tree.leaves(states)]}."
+        )
+
+
+def _named(who: str, what: str, values: Any) -> Mapping[str, Any]:
     if not isinstance(values, Mapping) or not values:
-        raise TypeError(f"{who}: expected a dict with an entry for each name in the legend, got {values!r:.60}.")
+        raise TypeError(
+            f"{who}: expected {what} to be a dict with an entry for each name in the legend, got {values!r:.60}."
+        )
     return values
 
 

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import select
-from jaxrnn._checks import check_flags
+from jaxrnn._checks import check_array, check_flags
 from jaxrnn._dtypes import accumulator
 from jaxrnn._narrowing import as_lengths, check_fits, check_held
 from jaxrnn.running.scan import valid_steps
 
 
+@checks_arguments
 def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0) -> tuple[jax.Array, jax.Array]:
     """Put sequences of different lengths into one array, time first.
 
@@ -41,8 +43,8 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0
     if not arrays:
         raise ValueError("pad: needs at least one sequence, got none.")
     first = arrays[0]
-    check_fits("pad", "value", value, first.dtype)
     for index, array in enumerate(arrays):
+        check_array("pad", f"sequence {index}", array)
         if array.ndim == 0:
             raise ValueError(f"pad: sequence {index} is a scalar; each must be an array (T_n, …), time first.")
         if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
@@ -51,6 +53,7 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0
                 f"all must agree in dtype and in every axis but the first, which is time."
             )
         check_held("pad", f"sequence {index}", array)
+    check_fits("pad", "value", value, first.dtype)
     lengths = np.array([len(array) for array in arrays], np.int32)
     T = int(lengths.max()) if length is None else length
     if lengths.max() > T:
@@ -64,6 +67,7 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0
     return jnp.asarray(xs), jnp.asarray(lengths)
 
 
+@checks_arguments
 def last(ys: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
     """The output at each sequence's last valid step.
 
@@ -83,7 +87,8 @@ def last(ys: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
         >>> jr.last(jnp.arange(6.0).reshape(3, 2), jnp.array([3, 1])).tolist()
         [4.0, 1.0]
     """
-    if ys.ndim == 0 or (lengths is None and ys.shape[0] == 0):
+    ys = _sequence("last", "ys", ys)
+    if lengths is None and ys.shape[0] == 0:
         raise ValueError(f"last: ys must be (T, *B, …) with at least one step, got shape {ys.shape}.")
     if lengths is None:
         return ys[-1]
@@ -96,6 +101,7 @@ def last(ys: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
     return select(lengths > 0, picked, jnp.zeros_like(picked))
 
 
+@checks_arguments
 def mean_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
     """The mean of the outputs over the valid steps of each sequence.
 
@@ -117,6 +123,7 @@ def mean_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Arra
         >>> jr.mean_pool(jnp.array([[1.0], [3.0], [jnp.nan]]), lengths=jnp.array([2])).tolist()
         [2.0]
     """
+    ys = _sequence("mean_pool", "ys", ys)
     on = _valid("mean_pool", ys, lengths, mask)
     if on is None:
         on = jnp.ones(ys.shape[:1], bool)
@@ -125,6 +132,7 @@ def mean_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Arra
     return (total / steps.reshape(steps.shape + (1,) * (total.ndim - steps.ndim))).astype(_dtype_of_mean(ys))
 
 
+@checks_arguments
 def max_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
     """The largest output over the valid steps of each sequence, feature by feature.
 
@@ -145,6 +153,7 @@ def max_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array
         >>> jr.max_pool(jnp.array([[-1.0], [-3.0], [9.0]]), lengths=jnp.array([2])).tolist()
         [-1.0]
     """
+    ys = _sequence("max_pool", "ys", ys)
     if jnp.issubdtype(ys.dtype, jnp.complexfloating):
         raise TypeError(
             f"max_pool: ys must be real, got {ys.dtype}, and complex numbers have no order; take jnp.abs(ys), or .real "
@@ -159,6 +168,7 @@ def max_pool(ys: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array
     return select(on.any(axis=0), largest, jnp.zeros_like(largest))
 
 
+@checks_arguments
 def masked_mean(losses: jax.Array, *, lengths: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
     """The mean of per-step losses over all valid steps of all sequences: every step weighs the same.
 
@@ -182,6 +192,7 @@ def masked_mean(losses: jax.Array, *, lengths: jax.Array | None = None, mask: ja
         >>> float(jr.masked_mean(losses, lengths=jnp.array([2, 1])))
         3.0
     """
+    losses = _sequence("masked_mean", "losses", losses)
     on = _valid("masked_mean", losses, lengths, mask)
     if on is None:
         on = jnp.ones(losses.shape, bool)
@@ -192,6 +203,14 @@ def masked_mean(losses: jax.Array, *, lengths: jax.Array | None = None, mask: ja
         )
     total = jnp.where(on, losses, 0).sum(dtype=_wide(losses))
     return (total / jnp.maximum(on.sum(), 1).astype(total.dtype)).astype(_dtype_of_mean(losses))
+
+
+def _sequence(who: str, name: str, ys: Any) -> jax.Array:
+    """An array that has a time axis."""
+    ys = jnp.asarray(ys)
+    if ys.ndim == 0:
+        raise ValueError(f"{who}: {name} must be (T, *B, …), time first, got one number.")
+    return ys
 
 
 def _wide(a: jax.Array) -> Any:

@@ -211,7 +211,7 @@ OPTIONS = {
     "bias, a number": (
         lambda: jr.gru(I, H, bias=0.0),
         TypeError,
-        ["gru: bias must be True or False, got 0.0; how biases start is bias_init"],
+        ["gru: bias must be True or False, got 0.0 (float); how biases start is bias_init"],
     ),
     **{
         f"{option} without biases, {make.__name__}": (
@@ -275,7 +275,7 @@ OPTIONS = {
             ValueError,
             [f"dropout: rate must be at least 0 and below 1, got {rate}"],
         )
-        for rate in (1.0, -0.1, 20, float("nan"))
+        for rate in (1.0, -0.1, 20)
     },
     "epsilon": (
         lambda: jr.layer_norm(I, epsilon=0),

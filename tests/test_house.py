@@ -9,7 +9,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "jaxrnn").rglob("*.py"))
 OURS = [*LIBRARY, *sorted((ROOT / "experiments").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
 GROUND_FLOOR = tuple(
-    f"jaxrnn._{name}" for name in ("base", "checks", "deprecated", "dtypes", "narrowing", "spec", "version")
+    f"jaxrnn._{name}"
+    for name in ("arguments", "base", "checks", "deprecated", "dtypes", "narrowing", "spec", "version")
 )
 LONGEST = 450
 

@@ -111,15 +111,22 @@ def test_fixed_points(components, tmp_path):
     np.testing.assert_allclose(np.abs(np.sort(shown, 0)), np.abs(np.sort(expected, 0)), atol=1e-5)
 
 
+def found():
+    return jr.gradients.FixedPoints(np.ones((2, 4)), np.ones(2), np.ones(2, int), np.arange(2))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plotting.gradient_norms([1.0]), "gradient_norms: expected a dict"),
+        (lambda: plotting.gradient_norms([1.0]), "gradient_norms: flows must be a dict"),
         (lambda: plotting.gradient_norms({"a": np.ones((2, 2, 2))}), "'a' must be (T,) by lag or (seeds, T)"),
-        (lambda: plotting.singular_values(np.ones(3)), "expected (n, *B, N) from jr.gradients.log_singular_values"),
+        (
+            lambda: plotting.singular_values(np.ones(3)),
+            "expected logs (n, *B, N) from jr.gradients.log_singular_values",
+        ),
         (lambda: plotting.gates(np.ones(3)), "gates: expected the NamedTuple"),
         (lambda: plotting.learning_curves({"a": [1.0, 2.0]}, steps=[1]), "'a' has 2 points but 1 steps"),
-        (lambda: plotting.fixed_points(None, components=4), "components must be 2 or 3, got 4"),
+        (lambda: plotting.fixed_points(found(), components=4), "components must be 2 or 3, got 4"),
     ],
 )
 def test_bad_inputs(call, message):

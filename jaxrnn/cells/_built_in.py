@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree
-from jaxrnn._checks import check_batch_shape, check_carry, check_features, check_params, check_real
+from jaxrnn._checks import check_batch_shape, check_carry, check_features, check_key, check_params, check_real
 from jaxrnn._narrowing import check_held
 from jaxrnn._spec import specified
 
@@ -49,6 +49,10 @@ def _checked(who: str, cell: Cell, dtype: Any) -> Cell:
         batch_shape = jnp.shape(x)[: jnp.ndim(x) - cell.x_ndim]
         check_carry(who, carry, jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params), batch_shape)
 
+    def init(key):
+        check_key(who, key)
+        return cell.init(key)
+
     def initial_carry(params, batch_shape=()):
         check_params(who, params, params_expected())
         check_batch_shape(who, batch_shape)
@@ -62,4 +66,4 @@ def _checked(who: str, cell: Cell, dtype: Any) -> Cell:
         check(params, carry, x)
         return cell.gates(params, carry, x)  # type: ignore[misc]
 
-    return cell._replace(initial_carry=initial_carry, step=step, gates=gates if cell.gates else None)
+    return cell._replace(init=init, initial_carry=initial_carry, step=step, gates=gates if cell.gates else None)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from jaxrnn._checks import check_choice, check_sizes
+from jaxrnn._checks import check_choice
 from jaxrnn._dtypes import accumulator
 from jaxrnn.cells.activations import Activation, activation_of
 from jaxrnn.cells.fused import GateOrder
@@ -46,32 +46,22 @@ def initializer(who: str, option: str, value: str | Initializer, hidden_size: in
 
 def cell_options(
     who: str,
-    input_size: int,
     hidden_size: int,
     activations: tuple[str | Activation, ...],
     initializers: tuple[str | Initializer, ...],
-    bias: bool,
 ) -> tuple[Any, ...]:
     """What the options that recurrent cells share stand for, checked: ``(act, σ, init_x, init_h, init_b)``.
 
     Args:
         who: the kind of cell, for error messages.
-        input_size, hidden_size, bias: as the factory has them.
+        hidden_size: H.
         activations: ``activation`` and ``gate_activation``; the first alone in cells without gates, which get no σ.
         initializers: ``input_init``, ``recurrent_init`` and ``bias_init``.
     """
-    check_sizes(who, input_size=input_size, hidden_size=hidden_size)
-    check_bias(who, bias)
     return (
         *(activation_of(who, name, a) for name, a in zip(("activation", "gate_activation"), activations, strict=False)),
         *(initializer(who, name, init, hidden_size) for name, init in zip(INIT_OPTIONS, initializers, strict=True)),
     )
-
-
-def check_bias(who: str, bias: Any) -> None:
-    """Whether there are biases is True or False."""
-    if not isinstance(bias, bool):
-        raise TypeError(f"{who}: bias must be True or False, got {bias!r}; how biases start is bias_init.")
 
 
 def check_gate_bias(who: str, gate: str, bias: bool, **given: float | None) -> None:

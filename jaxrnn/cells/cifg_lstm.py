@@ -78,7 +78,7 @@ def cifg_lstm(
     """
     H = hidden_size
     act, σ, init_x, init_h, init_b = cell_options(
-        "cifg_lstm", input_size, H, (activation, gate_activation), (input_init, recurrent_init, bias_init), bias
+        "cifg_lstm", H, (activation, gate_activation), (input_init, recurrent_init, bias_init)
     )
     add_forget_bias = forget_bias_of("cifg_lstm", GATES, H, bias, forget_bias, T_max)
 

@@ -126,7 +126,7 @@ def conv_lstm(
     }
     check_sizes("conv_lstm", **sizes)
     act, σ, init_x, init_h, init_b = cell_options(
-        "conv_lstm", input_size, H, (activation, gate_activation), (input_init, recurrent_init, bias_init), bias
+        "conv_lstm", H, (activation, gate_activation), (input_init, recurrent_init, bias_init)
     )
     add_forget_bias = forget_bias_of("conv_lstm", GATES, H, bias, forget_bias)
 

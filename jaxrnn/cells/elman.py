@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell
-from jaxrnn._checks import check_sizes
 from jaxrnn.cells._built_in import built_in
 from jaxrnn.cells._options import Initializer, cell_options
 from jaxrnn.cells._products import carry_dtype, initial_state, output, plus_bias, project
@@ -83,10 +82,7 @@ def elman(
         Le, Jaitly & Hinton, "A simple way to initialize recurrent networks of rectified linear units", 2015 (IRNN).
     """
     H, O = hidden_size, hidden_size if output_size is None else output_size
-    act, init_x, init_h, init_b = cell_options(
-        "elman", input_size, H, (activation,), (input_init, recurrent_init, bias_init), bias
-    )
-    check_sizes("elman", output_size=O)
+    act, init_x, init_h, init_b = cell_options("elman", H, (activation,), (input_init, recurrent_init, bias_init))
 
     def init(key):
         k_xh, k_hh, k_b, k_hy, k_by = jax.random.split(key, 5)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell
-from jaxrnn._checks import check_sizes
 from jaxrnn.cells._built_in import built_in
 from jaxrnn.cells._options import Initializer, initializer
 from jaxrnn.cells._products import empty_carry, output
@@ -60,7 +59,6 @@ def embedding(
     Reference:
         Bengio et al., "A neural probabilistic language model", JMLR 3, 2003.
     """
-    check_sizes("embedding", vocabulary_size=vocabulary_size, output_size=output_size)
     if table_init is None:
         init_table: Initializer = jax.nn.initializers.normal(1 / math.sqrt(output_size))
     else:

@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._checks import nearest
 from jaxrnn._spec import FACTORIES
 
 GateOrder = tuple[str, ...]
 
 
+@checks_arguments
 def gate_order(kind: str) -> GateOrder:
     """The gates of a kind of cell, in the order of the blocks of its fused arrays; none for what has no such arrays.
 

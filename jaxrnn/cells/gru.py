@@ -96,7 +96,7 @@ def gru(
     H = hidden_size
     check_choice("gru", "reset", reset, ("before", "after"))
     act, σ, init_x, init_h, init_b = cell_options(
-        "gru", input_size, H, (activation, gate_activation), (input_init, recurrent_init, bias_init), bias
+        "gru", H, (activation, gate_activation), (input_init, recurrent_init, bias_init)
     )
     check_gate_bias("gru", "update", bias, T_max=T_max)
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell
-from jaxrnn._checks import check_sizes
 from jaxrnn._dtypes import accumulator
 from jaxrnn.cells._built_in import built_in
 from jaxrnn.cells._products import empty_carry, output, plus, times
@@ -47,7 +46,6 @@ def layer_norm(input_size: int, *, epsilon: float = 1e-5, dtype: Any = None, par
     Reference:
         Ba, Kiros & Hinton, "Layer normalization", 2016.
     """
-    check_sizes("layer_norm", input_size=input_size)
     if not epsilon > 0:
         raise ValueError(f"layer_norm: epsilon must be positive, got {epsilon!r}; 1e-5 is usual.")
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell
-from jaxrnn._checks import check_sizes
 from jaxrnn.cells._built_in import built_in
 from jaxrnn.cells._options import Initializer, cell_options, per_gate
 from jaxrnn.cells._products import output, plus_bias, project
@@ -101,9 +100,8 @@ def lstm(
     """
     H, R = hidden_size, hidden_size if projection_size is None else projection_size
     act, σ, init_x, init_h, init_b = cell_options(
-        "lstm", input_size, H, (activation, gate_activation), (input_init, recurrent_init, bias_init), bias
+        "lstm", H, (activation, gate_activation), (input_init, recurrent_init, bias_init)
     )
-    check_sizes("lstm", projection_size=R)
     add_forget_bias = forget_bias_of("lstm", GATES, H, bias, forget_bias, T_max)
 
     def init(key):

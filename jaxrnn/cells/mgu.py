@@ -90,7 +90,7 @@ def mgu(
     check_choice("mgu", "reset", reset, ("before", "after", "none"))
     check_choice("mgu", "keep", keep, ("candidate", "state"))
     act, σ, init_x, init_h, init_b = cell_options(
-        "mgu", input_size, H, (activation, gate_activation), (input_init, recurrent_init, bias_init), bias
+        "mgu", H, (activation, gate_activation), (input_init, recurrent_init, bias_init)
     )
     at_f, at_n = block(GATES, "f", H), block(GATES, "n", H)
 

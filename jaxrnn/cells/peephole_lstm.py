@@ -89,7 +89,7 @@ def peephole_lstm(
     H = hidden_size
     check_choice("peephole_lstm", "peephole", peephole, ("diagonal", "full"))
     act, σ, init_x, init_h, init_b = cell_options(
-        "peephole_lstm", input_size, H, (activation, gate_activation), (input_init, recurrent_init, bias_init), bias
+        "peephole_lstm", H, (activation, gate_activation), (input_init, recurrent_init, bias_init)
     )
     add_forget_bias = forget_bias_of("peephole_lstm", GATES, H, bias, forget_bias, T_max)
 

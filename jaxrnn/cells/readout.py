@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell
-from jaxrnn._checks import check_sizes
 from jaxrnn.cells._built_in import built_in
-from jaxrnn.cells._options import Initializer, check_bias, initializer
+from jaxrnn.cells._options import Initializer, initializer
 from jaxrnn.cells._products import empty_carry, output, plus_bias, project
 from jaxrnn.cells.activations import ACTIVATIONS, Function
 
@@ -76,8 +75,6 @@ def affine(
     param_dtype: Any,
 ) -> Cell:
     """The cell ``y_t = act(W_hy h_t + b_y)``, which ``readout`` and ``dense`` are."""
-    check_sizes(who, input_size=input_size, output_size=output_size)
-    check_bias(who, bias)
     init_W = initializer(who, "kernel_init", kernel_init, input_size)
     init_b = initializer(who, "bias_init", bias_init, input_size)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_choice, check_context_mesh, check_divides, check_members, count_members
 from jaxrnn.devices.meshes import mesh_axes, put_whole
@@ -53,6 +54,7 @@ class Ensemble:  # no NamedTuple: jax.jit and its kin want a function that they 
         return self.run(members, *shared)
 
 
+@checks_arguments
 def ensemble(
     function: Callable[..., PyTree],
     *,
@@ -173,6 +175,7 @@ def _for_all(layout: EnsembleLayout, a: jax.Array) -> jax.Array:
     return put_whole(a, NamedSharding(layout.mesh, PartitionSpec()))
 
 
+@checks_arguments
 def stack_members(members: Sequence[PyTree]) -> PyTree:
     """Put the trees of N members into one, as ``jr.devices.ensemble`` takes them.
 

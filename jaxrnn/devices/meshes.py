@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_batch_axis, check_divides, check_sizes, nearest
 from jaxrnn._narrowing import check_held
 
 
+@checks_arguments
 def use_cpu_devices(n: int) -> None:
     """Let JAX see n CPU devices; to be called before anything else uses JAX.
 
@@ -32,7 +34,6 @@ def use_cpu_devices(n: int) -> None:
         >>> import jaxrnn as jr
         >>> jr.devices.use_cpu_devices(2)
     """
-    check_sizes("use_cpu_devices", n=n)
     try:
         jax.config.update("jax_num_cpu_devices", int(n))
     except RuntimeError:
@@ -46,6 +47,7 @@ def use_cpu_devices(n: int) -> None:
             ) from None
 
 
+@checks_arguments
 def batch_mesh(n: int | None = None, *, members: int | str | None = None, axis: str = "batch") -> Mesh:
     """A mesh of devices that share a batch; or of groups of them, one group for each part of an ensemble's members.
 
@@ -78,8 +80,6 @@ def batch_mesh(n: int | None = None, *, members: int | str | None = None, axis: 
         >>> dict(jr.devices.batch_mesh(1, members="rest").shape)
         {'member': 2, 'batch': 1}
     """
-    if n is not None:
-        check_sizes("batch_mesh", n=n)
     if members not in (None, "rest"):
         check_sizes("batch_mesh", members=members)
     if members == "rest" and n is None:
@@ -116,6 +116,7 @@ def batch_mesh(n: int | None = None, *, members: int | str | None = None, axis: 
     return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 
+@checks_arguments
 def shard_batch(tree: PyTree, mesh: Mesh, *, batch_axis: PyTree = 1, axes: str | Sequence[str] | None = None) -> PyTree:
     """Divide a batch among the devices of a mesh.
 
@@ -166,6 +167,7 @@ def shard_batch(tree: PyTree, mesh: Mesh, *, batch_axis: PyTree = 1, axes: str |
     return jax.tree_util.tree_map_with_path(put, tree, batch_axes)
 
 
+@checks_arguments
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Give every device of a mesh a copy: of parameters, optimiser states, keys.
 
@@ -191,6 +193,8 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def mesh_axes(who: str, mesh: Mesh, axes: str | Sequence[str] | None) -> tuple[str, ...]:
     """The axes of a mesh that divide something: those named, or all."""
+    if axes is not None and not isinstance(axes, Iterable):
+        raise TypeError(f"{who}: axes must be a name or several, got {axes!r} ({type(axes).__name__}).")
     names = mesh.axis_names if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
     unknown = [name for name in names if name not in mesh.axis_names]
     if unknown or not names or len(set(names)) < len(names):

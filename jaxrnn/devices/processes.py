@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import jax
 
-from jaxrnn._checks import check_sizes
+from jaxrnn._arguments import checks_arguments
 
 
+@checks_arguments
 def join_processes(*, timeout: int = 60, heartbeat: int = 30) -> int:
     """Join the processes of this program, on one host or several, so that their devices make one mesh.
 
@@ -50,7 +51,6 @@ def join_processes(*, timeout: int = 60, heartbeat: int = 30) -> int:
         >>> jr.devices.join_processes()
         1
     """
-    check_sizes("join_processes", timeout=timeout, heartbeat=heartbeat)
     if jax.distributed.is_initialized():
         return jax.process_count()
     address, count, index, method = _place_among_processes()

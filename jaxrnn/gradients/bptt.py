@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree
+from jaxrnn._checks import check_scalar_loss, sequence_shape
 from jaxrnn.instruments import PerStep
 from jaxrnn.running.scan import as_layer
 
 
+@checks_arguments
 def bptt_contributions(
     model: Cell | Layer,
     params: PyTree,
@@ -52,12 +55,14 @@ def bptt_contributions(
         Werbos, "Backpropagation through time: what it does and how to do it", Proceedings of the IEEE 78, 1990.
     """
     layer = as_layer("bptt_contributions", model)
-    T = jnp.shape(jax.tree.leaves(xs)[0])[0]
+    T, _ = sequence_shape("bptt_contributions", xs, layer.x_ndim)
     if T == 0:
         raise ValueError("bptt_contributions: xs has T = 0 steps, so there is nothing to contribute; give at least 1.")
     params_over_time = jax.tree.map(lambda a: jnp.broadcast_to(a, (T, *jnp.shape(a))), params)
 
     def loss_of(params_over_time):
-        return loss(*layer.apply(jax.tree.map(PerStep, params_over_time), xs, carry, **options))
+        value = loss(*layer.apply(jax.tree.map(PerStep, params_over_time), xs, carry, **options))
+        check_scalar_loss("bptt_contributions", value)
+        return value
 
     return jax.grad(loss_of, allow_int=True)(params_over_time)

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, expect_cell
-from jaxrnn._checks import check_carry, check_choice, check_params, check_sizes
+from jaxrnn._checks import check_carry, check_choice, check_params
 from jaxrnn.gradients._state_space import StateSpace, state_space
 from jaxrnn.running.scan import shapes_of_params
 
@@ -23,6 +24,7 @@ class FixedPoints(NamedTuple):
     start: jax.Array  # (M,): the index of the start that came nearest
 
 
+@checks_arguments
 def find_fixed_points(
     cell: Cell,
     params: PyTree,
@@ -88,7 +90,6 @@ def find_fixed_points(
     expect_cell(who, cell)
     check_choice(who, "method", method, ("adam", "newton"))
     steps = (2000 if method == "adam" else 100) if steps is None else steps
-    check_sizes(who, steps=steps, batch_size=batch_size)
     check_params(who, params, shapes_of_params(cell))
     if not (learning_rate > 0 and tolerance > 0 and duplicates >= 0 and (outliers is None or outliers > 0)):
         raise ValueError(
@@ -129,6 +130,7 @@ class LinearAnalysis(NamedTuple):
     time_constants: jax.Array  # (*B, N) steps: 1 / |log |λ||, in which a mode changes by a factor of e
 
 
+@checks_arguments
 def linear_analysis(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> LinearAnalysis:
     """The linear dynamics of a cell around states, as around its fixed points.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, flatten, is_float
 from jaxrnn._checks import check_finite, check_scalar_loss
 from jaxrnn._narrowing import as_lengths, as_start
@@ -35,6 +36,7 @@ class Flow(NamedTuple):
     params: PyTree  # the tree of the parameters, each leaf (T,): the norm of what step t adds to the gradient by it
 
 
+@checks_arguments
 def gradient_flow(
     model: Cell | Layer,
     params: PyTree,
@@ -129,6 +131,7 @@ def gradient_flow(
     return Flow(value, by_states, by_params)
 
 
+@checks_arguments
 def norm_by_lag(norm: jax.Array, *, lengths: jax.Array | None = None, reverse: bool = False) -> jax.Array:
     """The mean norm over the lag, that is, over how many steps lie between a step and the end of its sequence's run.
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, expect_cell
-from jaxrnn._checks import check_finite, check_params, check_sizes
+from jaxrnn._checks import check_finite, check_params
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import run_of, state_space
 from jaxrnn.running.scan import shapes_of_params
 
 
+@checks_arguments
 def step_jacobian(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> jax.Array:
     """The Jacobian of one step by the state that it starts from.
 
@@ -40,6 +42,7 @@ def step_jacobian(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> jax.A
     return space.jacobian(space.flat(carry), x)[1]
 
 
+@checks_arguments
 def log_singular_values(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, lag: int = 1) -> jax.Array:
     """The logarithms of the singular values of the products of ``lag`` step Jacobians along a run.
 
@@ -77,7 +80,6 @@ def log_singular_values(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = 
         Stewart, "On graded QR decompositions of products of matrices", ETNA 3, 1995.
     """
     who = "log_singular_values"
-    check_sizes(who, lag=lag)
     space, h, T = run_of(who, cell, params, xs, carry)
     if lag > T:
         raise ValueError(f"{who}: lag={lag} is longer than the sequence, T = {T}; give at most lag={T}.")
@@ -163,6 +165,7 @@ def _log(a: jax.Array) -> jax.Array:
     return jnp.where(a == 0, -jnp.inf, jnp.log(jnp.where(a == 0, 1.0, a)))
 
 
+@checks_arguments
 def spectral_radius(matrix: jax.Array) -> jax.Array:
     """The largest modulus of a matrix's eigenvalues.
 
@@ -188,7 +191,7 @@ def spectral_radius(matrix: jax.Array) -> jax.Array:
     shape = jnp.shape(matrix)
     if len(shape) < 2 or shape[-1] != shape[-2]:
         raise ValueError(
-            f"spectral_radius: expected square matrices (…, N, N), got {shape}; of gates side by side take one block, "
-            f"or the whole step's Jacobian, jr.gradients.step_jacobian."
+            f"spectral_radius: expected matrix to be square, (…, N, N), got {shape}; of gates side by side take one "
+            f"block, or the whole step's Jacobian, jr.gradients.step_jacobian."
         )
     return jnp.max(jnp.abs(jnp.linalg.eigvals(matrix)), axis=-1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree
-from jaxrnn._checks import check_sizes, sequence_shape
+from jaxrnn._checks import sequence_shape
 from jaxrnn._deprecated import warn_renamed
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.gradients._state_space import run_of
@@ -24,6 +24,7 @@ class LyapunovSpectrum(NamedTuple):
     growth: jax.Array  # (T - burn_in, *B, k): the growth of each direction at each step; its mean is the exponent
 
 
+@checks_arguments
 def lyapunov_spectrum(
     cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, k: int | None = None, burn_in: int = 0
 ) -> LyapunovSpectrum:
@@ -63,10 +64,15 @@ def lyapunov_spectrum(
         Engelken, Wolf & Abbott, "Lyapunov spectra of chaotic recurrent neural networks", Physical Review Research
         5, 2023.
     """
-    who = "lyapunov_spectrum"
+    return _spectrum("lyapunov_spectrum", cell, params, xs, carry, k, burn_in)
+
+
+def _spectrum(
+    who: str, cell: Cell, params: PyTree, xs: PyTree, carry: PyTree, k: int | None, burn_in: int | None
+) -> LyapunovSpectrum:
     space, h, T = run_of(who, cell, params, xs, carry)
+    burn_in = T // 5 if burn_in is None else burn_in
     k = space.size if k is None else k
-    check_sizes(who, k=k)
     if k > space.size:
         raise ValueError(f"{who}: k={k} is more than the {space.size} numbers of the carry; give at most that.")
     check_burn_in(who, burn_in, T)
@@ -115,6 +121,7 @@ class Diagnosis(NamedTuple):
         )
 
 
+@checks_arguments
 def diagnose(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, burn_in: int | None = None) -> Diagnosis:
     """Whether the gradients of a cell vanish or explode over a sequence, in words.
 
@@ -143,9 +150,7 @@ def diagnose(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, bu
         Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML 2013.
     """
     T, _ = sequence_shape("diagnose", xs, cell.x_ndim if isinstance(cell, Cell) else 1)
-    exponents = lyapunov_spectrum(
-        cell, params, xs, carry, k=1, burn_in=T // 5 if burn_in is None else burn_in
-    ).exponents
+    exponents = _spectrum("diagnose", cell, params, xs, carry, 1, burn_in).exponents
     if isinstance(exponents, jax.core.Tracer):
         raise TypeError(
             "diagnose: its words need values, so it cannot be jitted; jit jr.gradients.lyapunov_spectrum instead."
@@ -157,6 +162,7 @@ def diagnose(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, bu
     return Diagnosis(exponent, float(alive.std()), T, classify_exponent(exponent, T))
 
 
+@checks_arguments
 def classify_exponent(exponent: float, steps: int) -> str:
     """What a leading Lyapunov exponent means for a gradient over so many steps.
 
@@ -179,8 +185,6 @@ def classify_exponent(exponent: float, steps: int) -> str:
 
 
 def check_burn_in(who: str, burn_in: int, T: int) -> None:
-    if isinstance(burn_in, bool) or not isinstance(burn_in, numbers.Integral) or burn_in < 0:
-        raise ValueError(f"{who}: burn_in must be an int of at least 0, got {burn_in!r}.")
     if burn_in >= T:
         raise ValueError(f"{who}: burn_in={burn_in} leaves none of the T = {T} steps; give at most {T - 1}.")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, select
 from jaxrnn._checks import check_scalar_loss
 from jaxrnn._narrowing import as_lengths
@@ -17,6 +18,7 @@ from jaxrnn.instruments import norm, step_with_carry_changed
 from jaxrnn.running.scan import scan, valid_steps
 
 
+@checks_arguments
 def jacobian_penalty(
     cell: Cell,
     params: PyTree,

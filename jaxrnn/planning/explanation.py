@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, flatten
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import PlannedStep
@@ -105,6 +106,7 @@ def _collecting() -> Iterator[list[ScanExplanation]]:
         _collected.reset(token)
 
 
+@checks_arguments
 def explain(layer: Layer, params: PyTree, xs: PyTree, carry: PyTree = None, **options: Any) -> Explanation:
     """What the plan of each run over time in a layer does for these shapes, and what it leaves, and why.
 

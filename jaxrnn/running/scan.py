@@ -11,12 +11,13 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, check_model, expect_cell, name_of, select
 from jaxrnn._checks import (
+    check_array,
     check_carry,
     check_features,
     check_flags,
+    check_key,
     check_leads_with_batch,
     check_params,
-    check_sizes,
     sequence_shape,
 )
 from jaxrnn._narrowing import as_lengths, as_start, check_held
@@ -100,7 +101,6 @@ def scan(
         Werbos, "Backpropagation through time: what it does and how to do it", Proceedings of the IEEE 78, 1990.
     """
     expect_cell("scan", cell, if_layer="it already runs over time, use it as it is")
-    check_sizes("scan", unroll=unroll)
     check_plan("scan", plan)
     check_checkpoint("scan", checkpoint)
     return layer_of(f"scan({name_of(cell)})", cell, reverse, unroll, plan, checkpoint)
@@ -117,6 +117,8 @@ def layer_of(
     """What ``scan`` returns, under the name that error messages are to use."""
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
+        if key is not None:
+            check_key(who, key)
         T, batch_shape, (lengths, mask, resets) = check_inputs(who, cell, xs, lengths, mask, resets)
         start = as_start(who, start, T)
         now = params_at_start(params, reverse)
@@ -177,6 +179,9 @@ def check_inputs(who, cell, xs, lengths, mask, resets):
         check_features(who, xs, cell.input_size, "(T, *B, {size})")
     check_held(who, "xs", xs)
     lengths = None if lengths is None else as_lengths(who, lengths, batch_shape)
+    for name, flags in (("mask", mask), ("resets", resets)):
+        if flags is not None:
+            check_array(who, name, flags)
     mask, resets = (None if a is None else jnp.asarray(a) for a in (mask, resets))
     if mask is not None:
         check_flags(who, "mask", mask, ((T, *batch_shape),), "True where a step is valid")

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
-from jaxrnn._checks import check_sizes
 from jaxrnn._narrowing import as_start
 from jaxrnn._spec import Spec, specified
 from jaxrnn.devices.placement import vary_alike
@@ -18,6 +18,7 @@ from jaxrnn.running.scan import as_layer, check_inputs
 
 
 @specified
+@checks_arguments
 def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkpoint: bool = False) -> Layer:
     """Truncated back-propagation through time, BPTT(h; h') with h = ``window`` and h' = ``stride``.
 
@@ -66,14 +67,11 @@ def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkp
     """
     layer = as_layer("tbptt", model)
     stride = window if stride is None else stride
-    check_sizes("tbptt", window=window, stride=stride)
     if window < stride:
         raise ValueError(
             f"tbptt: window={window} is shorter than stride={stride}, so the first steps of a block would not reach "
             f"its last; give window >= stride (window = stride detaches the carry between blocks)."
         )
-    if not isinstance(checkpoint, bool):
-        raise TypeError(f"tbptt: checkpoint must be True or False, got {checkpoint!r}.")
     if model.spec is not None:
         _check_forward(name_of(model), model.spec)
     overlap = window - stride

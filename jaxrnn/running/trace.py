@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, expect_cell, name_of
 from jaxrnn._spec import FACTORIES
 from jaxrnn.cells.fused import gate_order
 from jaxrnn.running.scan import layer_of
 
 
+@checks_arguments
 def gates(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> Any:
     """The gates of a cell at one step, by the code that its ``step`` runs.
 
@@ -36,6 +38,7 @@ def gates(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> Any:
     return _with_gates("gates", cell).gates(params, carry, x)  # type: ignore[misc]
 
 
+@checks_arguments
 def trace_gates(
     cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, reverse: bool = False, **options: Any
 ) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, check_model
 from jaxrnn._version import __version__
 from jaxrnn.saving.digests import check_tensor, with_digests
@@ -27,6 +28,7 @@ from jaxrnn.saving.records import (
 )
 
 
+@checks_arguments
 def save(
     path: str | os.PathLike[str],
     model: Cell | Layer | Mapping[str, tuple[Cell | Layer, PyTree]],
@@ -128,6 +130,7 @@ def _by_name(models: Mapping[str, tuple[Cell | Layer, PyTree]], params: PyTree) 
     return dict(models)
 
 
+@checks_arguments
 def load(
     path: str | os.PathLike[str], name: str | Cell | Layer | None = None, model: Cell | Layer | None = None
 ) -> tuple[Cell | Layer, PyTree, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._checks import check_sizes
 from jaxrnn._deprecated import moved_names
 
@@ -37,6 +38,7 @@ class Bucketed(NamedTuple):
     lengths: np.ndarray  # (N,) of the examples
 
 
+@checks_arguments
 def bucketed(
     lengths: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, buckets: int | Sequence[int] = 8
 ) -> Bucketed:
@@ -74,7 +76,6 @@ def bucketed(
         [-1, 0, 1, 2, 3, 4, 5, 6]
     """
     lengths = _check_lengths("bucketed", lengths)
-    check_sizes("bucketed", batch_size=batch_size)
     check_counts("bucketed", seed=seed)
     N, B = len(lengths), int(batch_size)
     empty = -N % B

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import PyTree
-from jaxrnn._checks import check_choice, check_sizes
+from jaxrnn._checks import check_choice
 from jaxrnn._deprecated import moved_names, renamed_keywords, warn_renamed
 from jaxrnn.training import checkpoints
 from jaxrnn.training._description import described, other, other_measures
@@ -63,6 +64,7 @@ class Interrupted(Exception):
 
 
 @renamed_keywords(enough="stop_when", on_point="on_block")
+@checks_arguments(who="training.fit")
 def fit(
     block: Block,
     state: PyTree,
@@ -137,8 +139,11 @@ def fit(
         >>> [result.step for result in fitted.history], [round(float(w), 2) for w in fitted.state.params]
         ([10, 20, 30, 40, 50], [3.0, 4.0])
     """
-    check_sizes("training.fit", steps=steps, block_steps=block_steps, save_every=save_every)
     check_choice("training.fit", "nonfinite", nonfinite, ("stop", "record"))
+    if not callable(block):
+        raise TypeError(f"training.fit: block must be a function of the state, got {block!r} ({type(block).__name__}).")
+    if not jax.tree.leaves(state):
+        raise ValueError(f"training.fit: state must hold arrays, got {state!r}.")
     if steps % block_steps:
         raise ValueError(f"training.fit: steps must be a multiple of block_steps={block_steps}, got {steps}.")
     check_labels(labels)

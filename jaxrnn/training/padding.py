@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_sizes
-from jaxrnn.training.batches import Bucketed, check_counts
+from jaxrnn.training.batches import Bucketed
 
 
 class Padded(NamedTuple):
@@ -64,6 +64,8 @@ def padded(
         raise TypeError(f"padded: batches must come from training.bucketed, got {type(batches).__name__}.")
     part = _part_of_process(batches.shapes[0][1], process)
     N = len(batches.lengths)
+    if not jax.tree.leaves(data):
+        raise ValueError(f"padded: data holds no list and no array, got {data!r}.")
     if callable(data):
 
         def load(indices: np.ndarray) -> PyTree:
@@ -116,11 +118,13 @@ def _each(function: Callable[[str, Any], Any], data: PyTree) -> PyTree:
 
 
 def _part_of_process(B: int, process: tuple[int, int] | None) -> slice:
-    p, P = (jax.process_index(), jax.process_count()) if process is None else process
-    check_sizes("padded", P=P)
-    check_counts("padded", p=p)
-    if p >= P:
-        raise ValueError(f"padded: process must be (p, P) with 0 ≤ p < P, got ({p}, {P}); the first is (0, {P}).")
+    process = (jax.process_index(), jax.process_count()) if process is None else process
+    whole = isinstance(process, tuple | list) and all(type(number) is int for number in process)
+    if not whole or len(process) != 2 or not 0 <= process[0] < process[1]:
+        raise (ValueError if whole else TypeError)(
+            f"padded: process must be (p, P), two ints with 0 ≤ p < P, got {process!r}; the first of two is (0, 2)."
+        )
+    p, P = process
     if B % P:
         raise ValueError(
             f"padded: batch_size, {B}, cannot be divided among {P} processes; give bucketed a multiple of {P}, such as "

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 import jax
 
-from jaxrnn._checks import check_sizes
+from jaxrnn._arguments import checks_arguments
 
 Item = TypeVar("Item")
 
 
+@checks_arguments
 def prefetch(items: Iterable[Item], *, size: int = 2, put: Callable[[Item], Any] = jax.device_put) -> Iterator[Any]:
     """Batches made, and moved to where they are used, ahead of their use.
 
@@ -44,7 +45,6 @@ def prefetch(items: Iterable[Item], *, size: int = 2, put: Callable[[Item], Any]
         >>> [float(x.sum()) for x in training.prefetch(np.full(2, n) for n in range(3))]
         [0.0, 2.0, 4.0]
     """
-    check_sizes("prefetch", size=size)
     if not callable(put):
         raise TypeError(f"prefetch: put must be a function of an item, got {put!r}; give jax.device_put, say.")
     if not isinstance(items, Iterable):

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import PyTree
-from jaxrnn._checks import check_choice, check_scalar_loss, check_sizes
+from jaxrnn._checks import check_array, check_choice, check_scalar_loss
 from jaxrnn._deprecated import moved_names
 from jaxrnn._dtypes import accumulator
 
@@ -38,6 +39,7 @@ class Loop(NamedTuple):
     evaluate: Callable[[PyTree, PyTree], Measures]
 
 
+@checks_arguments(who="training.loop")
 def loop(
     init: Callable[[jax.Array], PyTree],
     loss: Callable[[PyTree, PyTree, jax.Array | None], jax.Array | tuple[jax.Array, Measures]],
@@ -91,11 +93,15 @@ def loop(
         >>> measures["loss"].shape, int(state.step), bool(measures["loss"][-1] < measures["loss"][0] / 4)
         ((100,), 100, True)
     """
-    check_sizes("training.loop", accumulate=accumulate)
     if accumulate > MOST_ACCUMULATED:
         raise ValueError(
             f"training.loop: accumulate must be at most {MOST_ACCUMULATED:,} batches, which all are computed for one "
             f"step, got {accumulate:,}; take larger batches, or more steps."
+        )
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"training.loop: optimizer must be an optax.GradientTransformation, such as optax.adam(1e-3), got "
+            f"{optimizer!r} ({type(optimizer).__name__})."
         )
     check_choice("training.loop", "nonfinite", nonfinite, ("keep", "skip"))
 
@@ -188,6 +194,7 @@ class Best(NamedTuple):
     params: PyTree
 
 
+@checks_arguments
 def init_best(params: PyTree, *, lower: bool = True) -> Best:
     """Before anything was measured; ``lower`` says whether small values are good.
 
@@ -202,6 +209,7 @@ def init_best(params: PyTree, *, lower: bool = True) -> Best:
     return Best(jnp.asarray(jnp.inf if lower else -jnp.inf, jnp.float32), jnp.zeros((), jnp.int32), params)
 
 
+@checks_arguments
 def update_best(best: Best, value: jax.Array, step: jax.Array, params: PyTree, *, lower: bool = True) -> Best:
     """The new parameters where their measure is strictly better, else those before; what is not finite is never better.
 
@@ -214,6 +222,15 @@ def update_best(best: Best, value: jax.Array, step: jax.Array, params: PyTree, *
         >>> float(best.value), int(best.step), best.params["w"].tolist()
         (1.0, 2, [1.0, 1.0])
     """
+    value, step = jnp.asarray(value), jnp.asarray(step)
+    if value.shape != best.value.shape or not jnp.issubdtype(step.dtype, jnp.integer):
+        raise ValueError(
+            f"update_best: value must be of shape {best.value.shape} and step an integer, got {value.shape} and "
+            f"{step.dtype}; use jax.vmap over several members."
+        )
+    came, expected = (str(jax.tree.structure(tree)) for tree in (params, best.params))
+    if came != expected:
+        raise ValueError(f"update_best: params must be a tree like that of init_best, {expected}, got {came}.")
     value = value.astype(best.value.dtype)  # first: an equal one of more digits would else be a better one
     won = jnp.isfinite(value) & (value < best.value if lower else value > best.value)
     new = Best(value, step.astype(best.step.dtype), params)
@@ -229,6 +246,12 @@ def first_nonfinite(values: Any) -> jax.Array:
         >>> int(training.first_nonfinite(jnp.array([0.5, jnp.inf, jnp.nan])))
         2
     """
+    check_array("training.first_nonfinite", "values", values)
+    if jnp.ndim(values) != 1:
+        raise ValueError(
+            f"training.first_nonfinite: values must be (n,), one a step, got shape {jnp.shape(values)}; use jax.vmap "
+            f"over several members."
+        )
     bad = ~jnp.isfinite(values)
     return jnp.where(bad.any(), bad.argmax() + 1, 0)
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import PyTree
-from jaxrnn._checks import check_sizes, nearest
+from jaxrnn._checks import nearest
 from jaxrnn.training.history import BlockResult
 from jaxrnn.training.steps import Best
 
@@ -90,6 +91,7 @@ def _of_each(won: np.ndarray, new: PyTree, before: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(won.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, before)
 
 
+@checks_arguments(who="training.patience")
 def patience(
     measure: str, blocks: int, *, lower: bool = True, keep: Callable[[PyTree], PyTree] | None = None
 ) -> Patience:
@@ -124,7 +126,6 @@ def patience(
         >>> float(fitted.state), float(fitted.best.params), int(fitted.best.step), float(fitted.best.value)
         (5.0, 3.0, 3, 0.0)
     """
-    check_sizes("training.patience", blocks=blocks)
     if keep is not None and not callable(keep):
         raise TypeError(
             f"training.patience: keep must be a function of the state, got {keep!r:.80}; give lambda state: "

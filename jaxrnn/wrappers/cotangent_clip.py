@@ -54,10 +54,10 @@ def cotangent_clip(cell: Cell, *, max_norm: float | None = None, max_value: floa
     check_wrapped("cotangent_clip", cell)
     if (max_norm is None) == (max_value is None):
         raise ValueError("cotangent_clip: give either max_norm or max_value.")
-    limit = max_value if max_norm is None else max_norm
+    name, limit = ("max_value", max_value) if max_norm is None else ("max_norm", max_norm)
     assert limit is not None
     if not limit > 0:
-        raise ValueError(f"cotangent_clip: the limit must be positive, got {limit!r}.")
+        raise ValueError(f"cotangent_clip: {name} must be positive, got {limit!r}.")
 
     def clipped(batch_axes, cotangents):
         if max_norm is None:

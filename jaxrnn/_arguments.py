@@ -1,0 +1,130 @@
+"""Arguments of public functions, checked by their annotations."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import numbers
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn._checks import check_array, check_sizes
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+FROM_ZERO = ("burn_in", "seed", "sequence", "x_ndim")  # whole numbers that may be 0; all others are sizes or counts
+ANY_NUMBER = ("exponent",)  # a measured number, which may be infinite
+TEXT = ("title", "ylabel", "axis", "measure")  # all other words are one of a few names, which the function knows
+FIX = {"bias": "; how biases start is bias_init"}
+
+
+def checks_arguments(function: Function | None = None, *, who: str | None = None) -> Any:
+    """A decorator: before the function runs, each plain option is what its annotation says.
+
+    ``int`` is a positive whole number, ``float`` a finite number, ``bool`` True or False, each with ``| None`` also
+    None; ``dtype`` and ``param_dtype`` are floating-point dtypes; functions, dicts, sequences, paths, meshes, records
+    and arrays are such, and no leaf of a ``PyTree`` is a string. Ranges, names, shapes and all else are the function's
+    own to check.
+
+    Args:
+        who: what messages call the function; its own name by default.
+    """
+    if function is None:
+        return functools.partial(checks_arguments, who=who)
+    signature, name = inspect.signature(function), who or function.__name__
+    annotations = {p.name: str(p.annotation) for p in signature.parameters.values()}
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # Python's own error names the function
+            return function(*args, **kwargs)
+        for option, value in given.items():
+            check_argument(name, option, value, annotations[option], function.__globals__)
+        return function(*args, **kwargs)
+
+    return cast(Function, checked)
+
+
+def check_argument(who: str, name: str, value: Any, annotation: str, known: Mapping[str, Any]) -> None:
+    """One argument, by its annotation as it is written in a module that knows these names."""
+    kind = annotation.removesuffix(" | None")
+    if name in ("dtype", "param_dtype"):
+        if value is not None or name == "param_dtype":
+            _check_dtype(who, name, value)
+    elif value is None and kind != annotation:
+        return
+    elif kind == "int" and name not in FROM_ZERO:
+        check_sizes(who, **{name: value})
+    elif kind == "float":
+        _check_number(who, name, value)
+    elif kind == "str" and name not in TEXT:
+        return
+    elif kind in ("jax.Array", "ArrayLike"):
+        check_array(who, name, value)
+    elif kind == "PyTree":
+        _check_tree_of_arrays(who, name, value)
+    else:
+        fits, expected = KINDS.get(kind.partition("[")[0], (None, ""))
+        record = known.get(kind)  # Cells and Layers are told apart by ``check_cell`` and ``check_model``
+        if fits is None and isinstance(record, type) and kind not in ("Any", "Cell", "Layer"):
+            fits, expected = functools.partial(_is_instance, record), f"a {kind}"
+        if fits is not None and not fits(value):
+            came = f"{value!r} ({type(value).__name__}){FIX.get(name, '')}"
+            raise TypeError(f"{who}: {name} must be {expected}, got {came}.")
+        if kind == "int" and value < 0:
+            raise ValueError(f"{who}: {name} must be an int, 0 or above, got {value}.")
+
+
+def _is_instance(record: type, value: Any) -> bool:
+    return isinstance(value, record)
+
+
+# By what an annotation begins with: whether a value fits, and what is expected.
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (lambda v: isinstance(v, numbers.Integral) and not isinstance(v, bool), "an int, 0 or above"),
+    "bool": (lambda v: isinstance(v, bool | np.bool_), "True or False"),
+    "str": (lambda v: isinstance(v, str), "a string"),
+    "Callable": (callable, "a function"),
+    "Mapping": (lambda v: isinstance(v, Mapping), "a dict"),
+    "Sequence": (lambda v: isinstance(v, Iterable) and not isinstance(v, str), "a sequence"),
+    "Iterable": (lambda v: isinstance(v, Iterable) and not isinstance(v, str), "an iterable"),
+    "str | os.PathLike": (lambda v: isinstance(v, str | os.PathLike), "a path"),
+    "Path": (lambda v: isinstance(v, str | os.PathLike), "a path"),
+    "Mesh": (lambda v: isinstance(v, jax.sharding.Mesh | jax.sharding.AbstractMesh), "a jax.sharding.Mesh"),
+}
+
+
+def _check_tree_of_arrays(who: str, name: str, value: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if isinstance(leaf, str | bytes):
+            raise TypeError(
+                f"{who}: {name}{jax.tree_util.keystr(path)} must be an array, got {leaf!r} ({type(leaf).__name__})."
+            )
+
+
+def _check_number(who: str, name: str, value: Any) -> None:
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
+        return  # it may be traced; whoever needs its value says so
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{who}: {name} must be a number, got {value!r} ({type(value).__name__}).")
+    if name not in ANY_NUMBER and not math.isfinite(value):
+        raise ValueError(f"{who}: {name} must be a finite number, got {value}.")
+
+
+def _check_dtype(who: str, name: str, value: Any) -> None:
+    try:
+        dtype = jnp.dtype(value) if value is not None else None
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{who}: {name} must be a floating-point dtype, such as jnp.float32 or 'bfloat16', got {value!r}."
+        )

@@ -1,0 +1,320 @@
+"""Every public function with a call that is all right, and for each of its parameters what is not."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+import jaxrnn as jr
+from jaxrnn import training
+from jaxrnn._arguments import ANY_NUMBER, FROM_ZERO
+
+T, B, I, H = 5, 2, 3, 4
+KEY = jax.random.key(0)
+GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
+GRU = jr.gru(I, H)
+LAYER = jr.scan(GRU)
+PARAMS = GRU.init(KEY)
+CARRY = GRU.initial_carry(PARAMS, (B,))
+XS, X, YS = jnp.ones((T, B, I)), jnp.ones((B, I)), jnp.ones((T, B, H))
+LENGTHS = np.array([5, 2])
+AXES = Figure().subplots()
+POINTS = jr.gradients.FixedPoints(jnp.ones((2, H)), jnp.ones(2), jnp.ones(2, int), jnp.arange(2))
+SEQUENCES = [np.ones((3, I)), np.ones((2, I))]
+
+
+def loss(carry, ys):
+    return ys.sum()
+
+
+def block(state):
+    return state, {"loss": state.sum()}, {}
+
+
+# Arguments of calls that are all right, by the function's place: those without a default.
+CALLS: dict[str, dict[str, Any]] = {
+    "Cell.init": {"key": KEY},
+    "Cell.initial_carry": {"params": PARAMS},
+    "Cell.step": {"params": PARAMS, "carry": CARRY, "x": X},
+    "Cell.gates": {"params": PARAMS, "carry": CARRY, "x": X},
+    "Layer.init": {"key": KEY},
+    "Layer.initial_carry": {"params": PARAMS},
+    "Layer.apply": {"params": PARAMS, "xs": XS},
+    **{
+        kind: {"input_size": I, "hidden_size": H}
+        for kind in ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
+    },
+    "conv_lstm": {"input_size": I, "hidden_size": H, "spatial_shape": (5,)},
+    "readout": {"input_size": I, "output_size": H},
+    "dense": {"input_size": I, "output_size": H},
+    "pointwise": {"f": "tanh"},
+    "dropout": {"rate": 0.5},
+    "layer_norm": {"input_size": I},
+    "embedding": {"vocabulary_size": 9, "output_size": I},
+    "recurrent_dropout": {"cell": GRU, "rate": 0.5},
+    "zoneout": {"cell": GRU, "rate": 0.5},
+    "leaky": {"cell": GRU, "rate": 0.5},
+    "normalized": {"cell": GRU},
+    "clip_state": {"cell": GRU, "max_value": 1.0},
+    "cotangent_clip": {"cell": GRU, "max_norm": 1.0},
+    "scan": {"cell": GRU},
+    "explain": {"layer": LAYER, "params": PARAMS, "xs": XS},
+    "planning.explain": {"layer": LAYER, "params": PARAMS, "xs": XS},
+    "tbptt": {"model": LAYER, "window": 2},
+    "stream": {"cell": GRU},
+    "gates": {"cell": GRU, "params": PARAMS, "carry": CARRY, "x": X},
+    "trace_gates": {"cell": GRU, "params": PARAMS, "xs": XS},
+    "stack": {"members": (GRU,)},
+    "chain": {"cells": (GRU,)},
+    "bidirectional": {"forward": GRU, "backward": GRU},
+    "branch": {"members": (GRU,)},
+    "check_cell": {"cell": GRU, "params": PARAMS, "xs": XS},
+    "draw_each_step": {"draw": jax.random.normal, "key": KEY, "times": jnp.arange(3)},
+    "residual": {"inner": jr.gru(I, I)},
+    "pad": {"sequences": SEQUENCES},
+    "last": {"ys": YS},
+    "mean_pool": {"ys": YS},
+    "max_pool": {"ys": YS},
+    "masked_mean": {"losses": YS[..., 0]},
+    "build": {"spec": GRU.spec},
+    "save": {"path": "model.safetensors", "model": GRU, "params": PARAMS},
+    "load": {"path": "saved.safetensors"},
+    "cells.gate_order": {"kind": "gru"},
+    "gradients.gradient_flow": {"model": LAYER, "params": PARAMS, "xs": XS, "loss": loss},
+    "gradients.norm_by_lag": {"norm": jnp.ones((T, B))},
+    "gradients.bptt_contributions": {"model": LAYER, "params": PARAMS, "xs": XS, "loss": loss},
+    "gradients.diagnose": {"cell": GRU, "params": PARAMS, "xs": XS},
+    "gradients.classify_exponent": {"exponent": 0.1, "steps": 5},
+    "gradients.lyapunov_spectrum": {"cell": GRU, "params": PARAMS, "xs": XS},
+    "gradients.step_jacobian": {"cell": GRU, "params": PARAMS, "carry": CARRY, "x": X},
+    "gradients.spectral_radius": {"matrix": jnp.eye(3)},
+    "gradients.log_singular_values": {"cell": GRU, "params": PARAMS, "xs": XS},
+    "gradients.find_fixed_points": {"cell": GRU, "params": PARAMS, "starts": CARRY, "x": X[0]},
+    "gradients.linear_analysis": {"cell": GRU, "params": PARAMS, "carry": CARRY, "x": X},
+    "gradients.jacobian_penalty": {"cell": GRU, "params": PARAMS, "xs": XS, "loss": loss},
+    "devices.use_cpu_devices": {"n": 2},
+    "devices.batch_mesh": {},
+    "devices.shard_batch": {"tree": XS, "mesh": jr.devices.batch_mesh(1)},
+    "devices.replicate": {"tree": XS, "mesh": jr.devices.batch_mesh(1)},
+    "devices.ensemble": {"function": jnp.sin},
+    "devices.stack_members": {"members": [PARAMS, PARAMS]},
+    "devices.join_processes": {},
+    "training.loop": {"init": GRU.init, "loss": lambda *args: (0.0, {}), "optimizer": optax.sgd(0.1)},
+    "training.first_nonfinite": {"values": jnp.ones(3)},
+    "training.init_best": {"params": PARAMS},
+    "training.update_best": {
+        "best": training.init_best(PARAMS),
+        "value": jnp.ones(()),
+        "step": jnp.asarray(1),
+        "params": PARAMS,
+    },
+    "training.fit": {"block": block, "state": jnp.ones(3), "steps": 2, "block_steps": 1},
+    "training.patience": {"measure": "loss", "blocks": 2},
+    "training.fetch": {"tree": XS},
+    "training.bucketed": {"lengths": [3, 2], "batch_size": 1, "seed": 0},
+    "training.padded": {"batches": training.bucketed([3, 2], batch_size=1, seed=0), "data": SEQUENCES},
+    "training.prefetch": {"items": [1, 2]},
+    "plotting.gradient_norms": {"flows": {"gru": jnp.ones((T, B))}},
+    "plotting.draw_gradient_norms": {"axes": AXES, "flows": {"gru": jnp.ones((T, B))}},
+    "plotting.singular_values": {"logs": jnp.ones((T, H))},
+    "plotting.gates": {"gates": jr.cells.GRUGates(*[YS] * 4)},
+    "plotting.learning_curves": {"curves": {"gru": np.ones(3)}},
+    "plotting.draw_learning_curves": {
+        "axes": AXES,
+        "curves": {"gru": (None, np.ones(3))},
+        "ylabel": "loss",
+        "yscale": "log",
+        "baselines": None,
+    },
+    "plotting.eigenvalues": {"spectra": {"gru": np.ones(3)}},
+    "plotting.lyapunov": {"spectra": {}},
+    "plotting.fixed_points": {"points": POINTS},
+}
+
+# What is wrong for a parameter that no annotation describes, by its name, or by its function's place and its name.
+_NOT_FLOATS = [None, "x", jnp.ones((T, B, I), int)]
+_TREES = ["x", {"W": jnp.ones(3)}]
+BAD: dict[str, Sequence[Any]] = {
+    **dict.fromkeys(
+        ("activation", "gate_activation"),
+        (
+            "tanhh",
+            3,
+            None,
+            ("tanh",),
+        ),
+    ),
+    **dict.fromkeys(
+        ("input_init", "recurrent_init", "bias_init", "kernel_init"),
+        (
+            "glorott",
+            3,
+            None,
+        ),
+    ),
+    "table_init": ["glorott", 3],
+    "spatial_shape": [None, 0, "5", (0,), (), (1.5,), (2, 2, 2, 2)],
+    "kernel_size": [None, 0, "3", (0,), (), (1.5,), (3, 3)],
+    **dict.fromkeys(
+        ("cell", "cells", "forward", "backward", "inner"),
+        (
+            None,
+            3,
+            jnp.tanh,
+        ),
+    ),
+    **dict.fromkeys(
+        ("model", "layer", "stack.members", "branch.members"),
+        (
+            None,
+            3,
+            jnp.tanh,
+        ),
+    ),
+    "load.model": [3, jnp.tanh],
+    "plan": ["fast", 3, None],
+    "scan.checkpoint": ["x", 0, -1, 2.5, None],
+    "params": [None, *_TREES, jax.tree.map(lambda a: a[:2], PARAMS)],
+    "training.init_best.params": ["x"],
+    "training.update_best.params": [None, *_TREES],
+    "xs": [*_NOT_FLOATS, jnp.ones(T), jnp.ones((T, B, I + 1))],
+    "x": [*_NOT_FLOATS, jnp.ones((B, I + 1)), jnp.ones(())],
+    "carry": [*_TREES, jnp.ones((7, H)), jnp.ones((B, H), int)],
+    "gradients.find_fixed_points.starts": [None, *_TREES, jnp.ones((B, H + 1)), jnp.ones((B, H), int)],
+    "merge": ["add", 3, None],
+    "run": ["x", None, 3],
+    "sequences": [None, 3, [], [np.ones((3, I)), np.ones((2, I + 1))], ["ab"]],
+    "ys": [None, "x", 3.0, jnp.ones(())],
+    "losses": [None, "x", jnp.ones(())],
+    "lengths": ["x", 3.5, np.array([1.5, 2.0]), np.array([1, 2, 3])],
+    "training.bucketed.lengths": [None, "x", [], [1.5], [-1], [[1]]],
+    "mask": ["x", jnp.ones((T, B)), jnp.ones((T + 1, B), bool)],
+    "resets": ["x", jnp.ones((T, B)), jnp.ones((T + 2, B), bool)],
+    "key": ["x", 3, jax.random.split(KEY)],
+    "init.key": ["x", 3, None, jax.random.split(KEY)],
+    "start": ["x", 1.5, None, jnp.arange(B)],
+    "batch_shape": [3, "x", None, (1.5,), (-1,)],
+    "spec": [None, 3, "gru", {}, {"kind": "gruu"}, {"kind": "gru", "options": {"hidden": 3}}],
+    "path": [None, 3],
+    "load.name": [3],
+    "load.path": [None, 3, "missing.safetensors"],
+    "metadata": [3, "x", {3: "x"}],
+    "loss": [None, 3, lambda carry, ys: ys],
+    "training.loop.loss": [None, 3],
+    "norm": [None, "x", jnp.ones(())],
+    "matrix": [None, "x", jnp.ones(3), jnp.ones((2, 3))],
+    "devices.shard_batch.tree": ["x", jnp.ones(3)],
+    "devices.replicate.tree": ["x"],
+    "mesh": [3, "x"],
+    "batch_axis": [None, 3, -1, "x", 1.5],
+    "axes": [3, "x", ("batch", "batch")],
+    "devices.batch_mesh.members": [0, -1, 1.5, "some"],
+    "devices.stack_members.members": [None, 3, [], [PARAMS, CARRY]],
+    "function": [None, 3],
+    **dict.fromkeys(
+        ("training.loop.init", "optimizer", "put"),
+        (
+            None,
+            3,
+        ),
+    ),
+    "values": [None, "x", jnp.ones((2, 3))],
+    "best": [None, 3],
+    "value": [None, "x", jnp.ones(3)],
+    "pad.value": ["x", None, jnp.ones(3)],
+    "step": [None, "x", 1.5],
+    "block": [None, 3],
+    "state": [None, "x"],
+    "records": [3, "x"],
+    "labels": [3, [{"seed": 0}, {"seed": 1}], "x", [3]],
+    "training.fit.model": [3, jnp.tanh],
+    "training.fit.checkpoint": [3],
+    **dict.fromkeys(
+        ("stop_when", "on_block"),
+        (
+            3,
+            "x",
+        ),
+    ),
+    "config": [3, "x", {"a": jnp.tanh}],
+    "buckets": [0, -1, 1.5, "x", [], [0], [1, 1.5], [2]],
+    "batches": [None, 3],
+    "data": [None, 3, [np.ones((3, I))]],
+    "process": [3, (0,), (2, 2), (-1, 2), "ab"],
+    "items": [None, 3],
+    "below": ["x", 0, 1.5],
+    "f": ["tanhh", 3, None],
+    "draw": [None, 3],
+    "times": [None, "x", 1.5],
+    "dense.activation": ["tanhh", 3, ("tanh",)],
+    **dict.fromkeys(
+        ("flows", "curves", "spectra", "gates", "points"),
+        (
+            None,
+            3,
+        ),
+    ),
+    "logs": [None, "x", 3.0],
+    "plotting.learning_curves.steps": ["x", [1]],
+    "baselines": [3, {"chance": "x"}],
+    "plotting.fixed_points.analysis": [3],
+    "states": ["x", jnp.ones(3)],
+    # ranges
+    **dict.fromkeys(("rate", "input_rate", "c_rate"), (-0.1, 1.0, 1.5)),
+    **dict.fromkeys(("leaky.rate", "leaky.keep"), ()),
+    **dict.fromkeys(("max_value", "max_norm", "epsilon"), (-1.0, 0.0)),
+    **dict.fromkeys(("tolerance", "outliers", "learning_rate"), (-1.0, 0.0)),
+    "duplicates": [-1.0],
+    "T_max": [2, -1.0],
+    **dict.fromkeys(("reset", "keep", "peephole_lstm.peephole", "method", "how", "nonfinite"), ("some",)),
+    "yscale": ["some"],
+    "kind": ["gruu"],
+}
+FREE = {
+    "options": "those of apply, which have rows of their own",
+    "noise": "what the cell's own ``noise`` drew",
+    "tree": "any tree of arrays",
+}
+_BY_ANNOTATION = {
+    "int": ["x", 1.5, True, [3]],
+    "float": ["x", True, [0.5], math.nan, math.inf],
+    "bool": ["yes", 1, 0.0],
+    "str": [3, True],
+}
+
+
+def bad_values(place: str, parameter: inspect.Parameter) -> list[Any]:
+    """What the parameter must refuse; an error that names the line to add where nobody has said it."""
+    name, written = parameter.name, str(parameter.annotation)
+    plain = written.removesuffix(" | None")
+    values: list[Any] = []
+    if name in ("dtype", "param_dtype"):
+        values = [jnp.int8, "float12", 3, jnp.complex64, *([None] if name == "param_dtype" else [])]
+    elif plain in _BY_ANNOTATION:
+        values = [*_BY_ANNOTATION[plain], *([] if written != plain else [None])]
+        if plain == "int":
+            values += [-1] if name in FROM_ZERO else [-1, 0]
+        if name in ANY_NUMBER:
+            values = ["x", True, [0.5], None]
+    for key in (f"{place}.{name}", name):
+        if key in BAD:
+            return [*values, *BAD[key]]
+    if not values and name not in FREE:
+        raise LookupError(f"tests/faces.py: say in BAD what {name!r} of {place} must refuse: {written}")
+    return values
+
+
+def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Every public function by its place, and those of a Cell and a Layer."""
+    for place in CALLS:
+        face, _, name = place.rpartition(".")
+        owner = {"": jr, "Cell": GRU, "Layer": LAYER}.get(face) or getattr(jr, face)
+        yield place, getattr(owner, name)
