@@ -153,6 +153,15 @@ def check_leads_with_batch(who: str, what: str, tree: PyTree, batch_shape: tuple
             )
 
 
+def check_has_number(who: str, what: str, T: Any) -> None:
+    """T is a number, not an axis of a program that ``jax.export`` makes for any."""
+    if not isinstance(T, int):
+        raise ValueError(
+            f"{who}: {what} divides a run by its number of steps, which is open in a program that is exported for any "
+            f"T; export it for one T, or a layer without {what.split('=')[0]}, which takes the same params."
+        )
+
+
 def check_flags(
     who: str, name: str, flags: Any, shapes: tuple[tuple[int, ...], ...], meaning: str, axes: str = "(T, *B)"
 ) -> None:

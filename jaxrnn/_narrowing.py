@@ -54,7 +54,7 @@ def as_start(who: str, start: Any, T: int) -> Any:
     if isinstance(start, jax.core.Tracer) or (isinstance(start, jax.Array) and start.dtype == jnp.int32):
         return start.astype(jnp.int32)  # unknown, or not worth waiting for
     start = int(start)
-    if not -LONGEST <= start <= LONGEST - T:
+    if not -LONGEST <= start <= LONGEST - (T if isinstance(T, int) else 0):  # no number: exported for any T
         raise ValueError(
             f"{who}: start={start} with T = {T} steps is beyond int32, in which times are counted; count from a later "
             f"time 0, and lengths with it."

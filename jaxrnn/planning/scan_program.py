@@ -47,7 +47,10 @@ def scan_program(
     ready = dict(zip(parts.ready, before_the_loop(fixed, list(xs)) if parts.ready else [], strict=True))
     outputs = [*program.outputs[: loop.n_carry], *parts.stacked]
     used = {n for op in parts.each_step for n in op.inputs}.union(outputs)
-    enter = {n: a for n, a in (*ready.items(), *zip(loop.x, xs, strict=True)) if n in used}
+    T, given = xs[0].shape[0], dict(zip(loop.x, xs, strict=True))
+    enter = {n: a for n, a in (*ready.items(), *given.items()) if n in used}
+    if not enter and not isinstance(T, int):
+        enter = given  # from which the scan takes how long it is
     fixed_inside = {n: a for n, a in fixed.items() if n in used}
 
     @checkpoint
@@ -60,7 +63,7 @@ def scan_program(
         functools.partial(step, fixed_inside),
         list(carry),
         list(enter.values()),
-        length=xs[0].shape[0],
+        length=T if isinstance(T, int) else None,
         reverse=reverse,
         unroll=unroll,
     )

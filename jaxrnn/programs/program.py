@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+TYPICAL = 32  # what a plan takes the size of a batch for where it has no number
+
 
 class Op(NamedTuple):
     """``outputs = run(*inputs)``, values by their numbers."""
@@ -45,8 +47,8 @@ class Program(NamedTuple):
     kinds: dict[int, Any]  # the type (shape, dtype, sharding) of each value
 
     def size(self, number: int) -> int:
-        """The elements of a value."""
-        return math.prod(self.kinds[number].shape)
+        """The elements of a value; an axis without a number, of a program that is exported for any, counts TYPICAL."""
+        return math.prod(axis if isinstance(axis, int) else TYPICAL for axis in self.kinds[number].shape)
 
     def fixed(self) -> set[int]:
         """The values that depend on no input: the constants and what is made of them alone."""

@@ -15,6 +15,7 @@ from jaxrnn._checks import (
     check_carry,
     check_features,
     check_flags,
+    check_has_number,
     check_key,
     check_leads_with_batch,
     check_params,
@@ -121,6 +122,8 @@ def layer_of(
             check_key(who, key)
         T, batch_shape, (lengths, mask, resets) = check_inputs(who, cell, xs, lengths, mask, resets)
         start = as_start(who, start, T)
+        if unroll > 1:
+            check_has_number(who, f"unroll={unroll}", T)
         now = params_at_start(params, reverse)
         check_params(who, now, shapes_of_params(cell))
         expected = jax.eval_shape(lambda: cell.initial_carry(now, batch_shape))

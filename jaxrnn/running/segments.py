@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import PyTree
-from jaxrnn._checks import check_sizes
+from jaxrnn._checks import check_has_number, check_sizes
 from jaxrnn._spec import registered
 
 
@@ -54,7 +54,10 @@ def check_checkpoint(who: str, checkpoint: Any) -> None:
 
 def segment_lengths(who: str, checkpoint: bool | int | Budget, T: int) -> tuple[int, ...]:
     """The lengths of the segments, outermost first; none where the run stays whole."""
-    if checkpoint is False or T < 2:
+    if checkpoint is False:
+        return ()
+    check_has_number(who, f"checkpoint={checkpoint!r}", T)
+    if T < 2:
         return ()
     if checkpoint is True:
         return (_near(T, math.sqrt(T)),)

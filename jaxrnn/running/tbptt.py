@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, flatten, name_of
+from jaxrnn._checks import check_has_number
 from jaxrnn._narrowing import as_start
 from jaxrnn._spec import Spec, specified
 from jaxrnn.devices.placement import vary_alike
@@ -82,6 +83,7 @@ def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkp
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
         T, _, (lengths, mask, resets) = check_inputs("tbptt", layer, xs, lengths, mask, resets)
+        check_has_number("tbptt", f"window={window}", T)
         start = as_start("tbptt", start, T)
         refuse_marks(
             "tbptt",
