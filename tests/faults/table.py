@@ -371,6 +371,18 @@ FAULTS = (
         "params = jax.tree.map(lambda a, b: jnp.where(good, a, b), new[0], old[0])",
         tests("test_fitting", "skipped_and_counted"),
     ),
+    Fault(
+        "a second training in the same directory",
+        "_fcntl.LOCK_EX | _fcntl.LOCK_NB",
+        "_fcntl.LOCK_SH | _fcntl.LOCK_NB",
+        tests("test_locks", "two_trainings"),
+    ),
+    Fault(
+        "an equal measure counts as a better one",
+        "(losses.argmin(0) == len(history) - 1)",
+        "(losses[-1] == losses.min(0))",
+        tests("test_stopping", "best_is_kept"),
+    ),
     # ---- weights from and to other libraries
     Fault(
         "from_torch: the GRU's z not negated",
