@@ -202,11 +202,6 @@ def test_errors_of_the_search(arguments, error, message):
         search(**arguments)
 
 
-def test_an_input_that_does_not_fit_is_told_by_the_cell():
-    with pytest.raises(ValueError, match=r"elman: expected x of shape \(\*B, 3\), got 9 features"):
-        search(x=jnp.zeros(9))
-
-
 @pytest.mark.parametrize("traced", ["params", "starts", "x"])
 def test_search_is_not_for_jit(traced):
     values = {"params": PARAMS, "starts": STARTS, "x": X}

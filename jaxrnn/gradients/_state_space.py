@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,47 @@ def state_space(who: str, cell: Cell, params: PyTree) -> StateSpace:
         )
 
     return StateSpace(sum(sizes), flat, tree, lambda h, x: flat(cell.step(params, tree(h), x)[0]), bare)
+
+
+def one_for_each(who: str, cell: Cell, x: PyTree, lead: tuple[int, ...], each: str) -> bool:
+    """Whether the inputs of one step are one for each of the states, whose batch axes are ``lead``; else one for all.
+
+    Raises:
+        ValueError: they are neither; ``each`` says what they could be for each of.
+    """
+    arrays = jax.tree_util.tree_leaves_with_path(x)
+    ndims = [cell.x_ndim] * len(arrays) if isinstance(cell.x_ndim, int) else jax.tree.leaves(cell.x_ndim)
+    if len(ndims) != len(arrays):
+        raise ValueError(f"{who}: x must have the structure of the cell's x_ndim, {cell.x_ndim!r}, got {x!r:.80}.")
+    found = set()
+    for (path, a), ndim in zip(arrays, ndims, strict=True):
+        shape = jnp.shape(a)
+        before, features = shape[: max(len(shape) - ndim, 0)], shape[max(len(shape) - ndim, 0) :]
+        wanted: list[Any] = ["I", "I2", "I3"][:ndim] if len(features) < ndim else list(features)
+        if ndim and len(arrays) == 1 and cell.input_size is not None:
+            wanted[-1] = cell.input_size
+        if list(features) != wanted or before not in ((), lead):
+            one, for_each = (_shape(*axes, *wanted) for axes in ((), lead))
+            raise ValueError(
+                f"{who}: x{jax.tree_util.keystr(path)} must be {one}, one input for all"
+                + (f", or {for_each}, one for each {each}" if lead else "")
+                + f", got {shape}."
+            )
+        found.add(before)
+    if len(found) > 1:
+        raise ValueError(f"{who}: of x, all arrays must be one for all {each}s, or all one for each; broadcast them.")
+    return bool(lead) and lead in found
+
+
+def for_each_state(who: str, cell: Cell, x: PyTree, lead: tuple[int, ...]) -> PyTree:
+    """The inputs of one step, given once or for each of the states, as one for each."""
+    if one_for_each(who, cell, x, lead, "state"):
+        return x
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (*lead, *jnp.shape(a))), x)
+
+
+def _shape(*axes: int | str) -> str:
+    return f"({', '.join(map(str, axes))}{',' if len(axes) == 1 else ''})"
 
 
 def run_of(who: str, cell: Cell, params: PyTree, xs: PyTree, carry: PyTree) -> tuple[StateSpace, jax.Array, int]:

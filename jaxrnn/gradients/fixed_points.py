@@ -11,7 +11,7 @@ import numpy as np
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, expect_cell
 from jaxrnn._checks import check_carry, check_choice, check_params
-from jaxrnn.gradients._state_space import StateSpace, state_space
+from jaxrnn.gradients._state_space import StateSpace, for_each_state, one_for_each, state_space
 from jaxrnn.running.scan import shapes_of_params
 
 
@@ -21,7 +21,7 @@ class FixedPoints(NamedTuple):
     carry: PyTree  # each leaf (M, …)
     speed: jax.Array  # (M,): q = ½ ‖F(h) - h‖²
     hits: jax.Array  # (M,): how many of the starts ended there
-    start: jax.Array  # (M,): the index of the start that came nearest
+    start: jax.Array  # (M,): the index of the start that came nearest, and of its input where each start has one
 
 
 @checks_arguments
@@ -50,7 +50,8 @@ def find_fixed_points(
         starts: the carries to start from, each leaf (M0, …): states of a run (``trace_gates``, or ys where they are
             the state), with some noise on them.
         params: of the cell.
-        x: the constant input of one step, (I,).
+        x: the constant input of one step, (I,), or one for each start, (M0, I): ``x[found.start]`` are then those of
+            the points.
         method: "adam" follows the gradient of q, which finds slow points too and stays in the basin of its
             start. "newton" solves F(h) = h by Levenberg and Marquardt's damped Newton steps: fewer, each with a linear
             system of N numbers.
@@ -58,7 +59,7 @@ def find_fixed_points(
         learning_rate: of "adam", falling to 0 along a cosine.
         tolerance: the largest q that counts as a fixed point. Rounding leaves about 1e-14 in float32.
         duplicates: points within this distance of a slower one, Euclidean over the whole carry, are that one. So a
-            line of fixed points is shown by points at least so far apart.
+            line of fixed points is shown by points at least so far apart. Under different inputs two points are two.
         outliers: points farther from the starts' mean than this many times the starts' own mean distance are
             left out; None keeps them.
         batch_size: starts that are run at once.
@@ -69,7 +70,7 @@ def find_fixed_points(
 
     Raises:
         ValueError, TypeError: arguments that do not fit, a Layer, a carry that is empty or has integer parts; a
-            FloatingPointError for starts that are not finite.
+            FloatingPointError for starts or inputs that are not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -107,15 +108,22 @@ def find_fixed_points(
     h0 = space.flat(starts)
     if not bool(jnp.isfinite(h0).all()):
         raise FloatingPointError(f"{who}: {int((~jnp.isfinite(h0).all(1)).sum())} of {count} starts are not finite.")
-    search = _adam(space, x, steps, learning_rate) if method == "adam" else _newton(space, x, steps)
+    each = one_for_each(who, cell, x, (count,), "start")
+    if not all(np.isfinite(np.asarray(a, float)).all() for a in jax.tree.leaves(x)):
+        raise FloatingPointError(f"{who}: x is not finite.")
+    search = _adam(space, steps, learning_rate) if method == "adam" else _newton(space, steps)
 
     @jax.jit
-    def from_all(h0):
-        h = jax.lax.map(search, h0, batch_size=batch_size)
-        return h, jax.vmap(lambda h: _speed(space, h, x))(h)
+    def from_all(h0, x):
+        if each:
+            h = jax.lax.map(lambda of_one: search(*of_one), (h0, x), batch_size=batch_size)
+        else:
+            h = jax.lax.map(lambda h: search(h, x), h0, batch_size=batch_size)
+        return h, jax.vmap(lambda h, x: _speed(space, h, x), in_axes=(0, 0 if each else None))(h, x)
 
-    h, speed = from_all(h0)
-    kept, hits = _kept(np.asarray(h0), np.asarray(h), np.asarray(speed), tolerance, duplicates, outliers)
+    h, speed = from_all(h0, x)
+    inputs = _alike(x) if each else np.zeros(count, int)
+    kept, hits = _kept(np.asarray(h0), np.asarray(h), np.asarray(speed), inputs, tolerance, duplicates, outliers)
     return FixedPoints(space.tree(h[kept]), speed[kept], jnp.asarray(hits), jnp.asarray(kept))
 
 
@@ -140,7 +148,7 @@ def linear_analysis(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> Lin
         cell: a Cell whose carry holds floats alone, N numbers.
         params: of the cell.
         carry: the states, each leaf (*B, …), such as ``FixedPoints.carry``.
-        x: the input of one step, (I,) for all states; an array of floats.
+        x: the input of one step, (I,) for all states or (*B, I), one for each; an array of floats.
 
     Returns:
         A :class:`LinearAnalysis`.
@@ -169,7 +177,7 @@ def linear_analysis(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> Lin
     space = state_space(who, cell, params)
     space.check(who, carry)
     h = space.flat(carry)
-    x = jnp.broadcast_to(x, (*h.shape[:-1], *jnp.shape(x)))
+    x = for_each_state(who, cell, x, h.shape[:-1])
     A = space.jacobian(h, x)[1]
     features = int(np.prod(x.shape[h.ndim - 1 :], dtype=int))
     _, push = jax.linearize(lambda x: space.step(h, x), x)
@@ -187,12 +195,12 @@ def _speed(space: StateSpace, h: jax.Array, x: PyTree) -> jax.Array:
     return 0.5 * jnp.sum(jnp.square(space.step(h, x) - h))
 
 
-def _adam(space: StateSpace, x: PyTree, steps: int, learning_rate: float) -> Any:
+def _adam(space: StateSpace, steps: int, learning_rate: float) -> Any:
     import optax  # here: `import jaxrnn` stays light
 
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
-    def search(h):
+    def search(h, x):
         def one_step(state, _):
             h, opt_state = state
             slope = jax.grad(lambda h: _speed(space, h, x))(h)
@@ -205,10 +213,10 @@ def _adam(space: StateSpace, x: PyTree, steps: int, learning_rate: float) -> Any
     return search
 
 
-def _newton(space: StateSpace, x: PyTree, steps: int) -> Any:
+def _newton(space: StateSpace, steps: int) -> Any:
     """Damped Gauss-Newton on r(h) = F(h) - h: a step that makes ‖r‖ smaller is taken and trusted more, else less."""
 
-    def search(h):
+    def search(h, x):
         def one_step(state, _):
             h, damping = state
             new, A = space.jacobian(h, x)
@@ -225,15 +233,28 @@ def _newton(space: StateSpace, x: PyTree, steps: int) -> Any:
     return search
 
 
+def _alike(x: PyTree) -> np.ndarray:
+    """(M0,): a number for each start, the same where the inputs (M0, …) are."""
+    found = []
+    for a in jax.tree.leaves(x):
+        rows = np.asarray(a).reshape(len(a), -1)
+        found.append(np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1))
+    return np.unique(np.stack(found, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+
+
 def _kept(
     starts: np.ndarray,
     h: np.ndarray,
     speed: np.ndarray,
+    inputs: np.ndarray,
     tolerance: float,
     duplicates: float,
     outliers: float | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of the points that are slow, near enough and different, the slowest first, and the hits of each."""
+    """The indices of the points that are slow, near enough and different, the slowest first, and the hits of each.
+
+    ``inputs`` (M0,) are equal where two starts have the same input: without that they do not end in the same point.
+    """
     from scipy.spatial import cKDTree
 
     good = np.isfinite(h).all(1) & (speed <= tolerance)
@@ -253,6 +274,7 @@ def _kept(
     for place in range(len(index)):  # the slowest first: each takes all that are near and not taken yet
         if free[place]:
             near = np.array(tree.query_ball_point(h[index[place]], duplicates), int)
+            near = near[inputs[index[near]] == inputs[index[place]]]
             points.append(index[place])
             hits.append(int(free[near].sum()))
             free[near] = False

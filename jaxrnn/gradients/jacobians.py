@@ -9,7 +9,7 @@ from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, expect_cell
 from jaxrnn._checks import check_finite, check_params
 from jaxrnn.devices.placement import vary_alike
-from jaxrnn.gradients._state_space import run_of, state_space
+from jaxrnn.gradients._state_space import for_each_state, run_of, state_space
 from jaxrnn.running.scan import shapes_of_params
 
 
@@ -21,13 +21,14 @@ def step_jacobian(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> jax.A
 
     Args:
         cell: a Cell whose carry holds floats alone.
-        params, carry, x: as for ``cell.step``: x (*B, I).
+        params, carry: as for ``cell.step``, each leaf of the carry (*B, …).
+        x: the input of one step, (*B, I), or (I,) for all states.
 
     Returns:
         (*B, N, N), rows for h_t and columns for h_{t-1}.
 
     Raises:
-        TypeError, ValueError: a Layer, a carry that is empty or has integer parts.
+        TypeError, ValueError: a Layer, a carry that is empty or has integer parts, an x of another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -39,7 +40,8 @@ def step_jacobian(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> jax.A
     check_params("step_jacobian", params, shapes_of_params(cell))
     space = state_space("step_jacobian", cell, params)
     space.check("step_jacobian", carry)
-    return space.jacobian(space.flat(carry), x)[1]
+    h = space.flat(carry)
+    return space.jacobian(h, for_each_state("step_jacobian", cell, x, h.shape[:-1]))[1]
 
 
 @checks_arguments

@@ -389,6 +389,18 @@ FAULTS = (
         "params = jax.tree.map(lambda a, b: jnp.where(good, a, b), new[0], old[0])",
         tests("test_fitting", "skipped_and_counted"),
     ),
+    Fault(
+        "a second training in the same directory",
+        "_fcntl.LOCK_EX | _fcntl.LOCK_NB",
+        "_fcntl.LOCK_SH | _fcntl.LOCK_NB",
+        tests("test_locks", "two_trainings"),
+    ),
+    Fault(
+        "an equal measure counts as a better one",
+        "(losses.argmin(0) == len(history) - 1)",
+        "(losses[-1] == losses.min(0))",
+        tests("test_stopping", "best_is_kept"),
+    ),
     # ---- files
     Fault(
         "a tensor's digest not compared",
