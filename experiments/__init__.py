@@ -12,8 +12,8 @@ To add an experiment, add two things; ``python -m experiments list`` then shows 
 1. A folder here. The docstring of its ``__init__.py`` says on the first line what is learned or measured, and on the
    third how long it takes. The module holds ``Config``, a ``runner.config.Trained`` whose field ``experiment`` is
    ``Literal["the folder's name"]``, and ``STUDY``, a ``runner.study.Study``: models, task, columns, conclusion. Where
-   nothing is trained, ``Config`` is a ``runner.config.Table``, and ``run(config, directory)`` takes the place of
-   ``STUDY``. ``adding`` is the shortest to start from.
+   nothing is trained, or not by batches as a Study does it, ``Config`` is a ``runner.config.Table``, and
+   ``run(config, directory)`` takes the place of ``STUDY``. ``adding`` is the shortest to start from.
 2. ``configs/NAME.toml``: ``experiment = "NAME"``, and whatever is to differ from the defaults.
 """
 

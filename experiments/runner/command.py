@@ -149,7 +149,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     shared = config.load(path, overrides, schema_of)
     module = importlib.import_module(EXPERIMENTS[shared.experiment].module)
     if not hasattr(module, "STUDY"):
-        raise config.ConfigError(f"{path}: {shared.experiment} trains nothing, so there is nothing to sweep")
+        raise config.ConfigError(f"{path}: {shared.experiment} has a run of its own, which cannot be swept")
     study: Study = module.STUDY
     for group in sweeps.groups(study, configs):  # what is wrong with the grid is said before a directory is made
         training.device_mesh(shared.mesh, len(group.members))
@@ -176,7 +176,9 @@ def predict(arguments: argparse.Namespace) -> None:
     settings = config.load_again(arguments.run, None, [], schema_of)
     module = importlib.import_module(EXPERIMENTS[settings.experiment].module)
     if not hasattr(module, "STUDY"):
-        raise config.ConfigError(f"{arguments.run}: {settings.experiment} trains nothing that could be asked")
+        raise config.ConfigError(
+            f"{arguments.run}: {settings.experiment} has a run of its own, which leaves no model to be asked"
+        )
     predictor, params, title = predictions.choose(
         module.STUDY, settings, arguments.run, arguments.model, arguments.seed, arguments.best
     )

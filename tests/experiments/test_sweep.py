@@ -141,4 +141,4 @@ def test_a_member_that_diverged_is_lost_and_last(tmp_path, capsys):
 
 def test_what_trains_nothing_is_told(tmp_path, capsys):
     assert main(["sweep", str(ROOT / "configs/gradient_flow.toml"), "--out", str(tmp_path)]) == 2
-    assert "gradient_flow trains nothing, so there is nothing to sweep" in capsys.readouterr().err
+    assert "gradient_flow has a run of its own, which cannot be swept" in capsys.readouterr().err
