@@ -8,7 +8,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("hypothesis")
 
-from onnx import helper  # noqa: E402
+from onnx import helper, numpy_helper  # noqa: E402
 
 from jaxrnn.interop import onnx as interop  # noqa: E402
 from tests.interop import torch_exports  # noqa: E402
@@ -255,10 +255,12 @@ REFUSED = {
         ),
         "y",
     ),
-    # Of an open size a number that the file does not declare might mix the axes.
-    "node 'Reshape mixed': Reshape of outputs": (
-        lambda: ([recurrent("GRU", "a", "x"), node("Reshape", "a.Y first_b", "mixed")], weights("GRU", "a", I)),
-        "mixed",
+    "node 'Concat y': Concat of outputs with the axes T, B, H": (
+        lambda: (
+            (made := one_by_one(SPLIT, "Concat", axis=2))[0][:-1] + [node("Concat", "back ahead", "y", axis=2)],
+            made[1],
+        ),
+        "y",
     ),
     "node 'a': an initial_h that the graph computes": (
         lambda: (
@@ -286,11 +288,34 @@ def test_chains_that_are_refused(message):
     make, output = REFUSED[message]
     nodes, stored = make()
     stored |= sizes(
-        one=[1], two=[2], ones=[1, 1], first=0, last=-1, first_1=[0], mix=[-1, 2 * B, 2], first_b=[B, -1, H]
+        one=[1],
+        two=[2],
+        ones=[1, 1],
+        first=0,
+        last=-1,
+        first_1=[0],
+        mix=[-1, 2 * B, 2],
     )
     model = opened(model_of(nodes, {"x": X}, {output: ("float32", 3)}, stored), x=("steps", "batch"))
     with pytest.raises(ValueError, match=message):
         interop.load(model)
+
+
+@pytest.mark.parametrize(("declared", "loads"), [((T, "batch", H), True), ((T, "steps", H), False), ((), False)])
+def test_numbers_of_an_example_for_open_sizes(declared, loads):
+    """A number stands for an open size where the file says which axis is which; elsewhere it might mix the axes."""
+    nodes, stored = [recurrent("GRU", "a", "x"), node("Reshape", "a.Y shape", "y")], weights("GRU", "a", I)
+    model = model_of(nodes, {"x": X}, {"y": ("float32", 3)}, stored | sizes(shape=[T, -1, H]))
+    for dim, size in zip(model.graph.output[0].type.tensor_type.shape.dim, declared, strict=False):
+        setattr(dim, "dim_value" if isinstance(size, int) else "dim_param", size)
+    model = opened(model, x=("steps", "batch"))
+    if not loads:
+        with pytest.raises(ValueError, match="node 'Reshape y': Reshape of outputs"):
+            interop.load(model)
+        return
+    layer, params = interop.load(model)
+    for xs in (X, X[:, :2]):
+        assert_close(quick_jit(layer.apply)(params, xs)[1], by_runtime(model, {"x": xs})["y"])
 
 
 # ---- quantised ----------------------------------------------------------------------------------
@@ -387,3 +412,24 @@ def test_unrolled_networks_whose_steps_are_read_elsewhere():
     assert interop.inspect(model) == []
     with pytest.raises(ValueError, match=r"onnx.load: .* node .*of outputs"):
         interop.load(model)
+
+
+def folded(model):
+    """The first step's product of a zero state, which is the bias alone, becomes another number."""
+    for tensor in model.graph.initializer:
+        if list(tensor.dims) == [1, torch_exports.B, torch_exports.H]:
+            tensor.CopyFrom(numpy_helper.from_array(1 + numpy_helper.to_array(tensor), tensor.name))
+
+
+def longer(model):
+    """One step more than the graph computes."""
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value += 1
+    del model.graph.value_info[:]
+
+
+@pytest.mark.parametrize("change", [folded, longer])
+def test_unrolled_networks_that_compute_something_else(change):
+    model = onnx.load_model_from_string(torch_exports.stored(("RNN", "static", 19, 1, False, False)))
+    assert len(interop.inspect(model)) == 1
+    change(model)
+    assert interop.inspect(model) == []
