@@ -378,4 +378,40 @@ FAULTS = (
         "return reordered(a, old, new)",
         tests("interop/test_from_torch", "gru"),
     ),
+    Fault(
+        "from_torch: weight_norm without its norms",
+        "return (g.astype(np.float64) * wide / norm).astype(v.dtype)",
+        "return (wide / norm).astype(v.dtype)",
+        tests("interop/test_torch_files", "folded_in"),
+    ),
+    Fault(
+        "torch files: the pickle is run",
+        'tree = tree_of(archive.read("data.pkl", LARGEST_PICKLE))',
+        'tree = __import__("pickle").loads(archive.read("data.pkl", LARGEST_PICKLE))',
+        tests("interop/test_torch_files", "never_run"),
+    ),
+    Fault(
+        "Keras files: hard_sigmoid of Keras 3 whatever the version",
+        '(name == "hard_sigmoid" and version < 3)',
+        '(name == "hard_sigmoid" and version < 0)',
+        tests("interop/test_old_keras", "keras_1_and_2"),
+    ),
+    Fault(
+        "Keras files: kernels of CuDNN layers as they stand",
+        "kernels = [W.reshape(H, -1).T for W in np.split(kernel, gates, axis=1)]",
+        "kernels = list(np.split(kernel, gates, axis=1))",
+        tests("interop/test_old_keras", "cudnn"),
+    ),
+    Fault(
+        "Keras files: the gates of Keras 1 in the order of Keras 2",
+        "order = {3: (0, 1, 2), 4: (0, 2, 1, 3)}[gates]",
+        "order = range(gates)",
+        tests("interop/test_old_keras", "keras_1_and_2"),
+    ),
+    Fault(
+        "Flax: a carry_init forgotten",
+        "return rows[0] if rows[0].any() else None",
+        "return None",
+        tests("interop/test_flax_layers", "fixed_carry_init"),
+    ),
 )
