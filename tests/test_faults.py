@@ -5,7 +5,8 @@ import ast
 import pytest
 
 from tests.faults.__main__ import ROOT
-from tests.faults.table import FAULTS, Fault, place_of
+from tests.faults.fault import Fault, place_of
+from tests.faults.table import FAULTS
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

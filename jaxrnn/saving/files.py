@@ -77,6 +77,8 @@ def read_tensors(who: str, path: str | os.PathLike[str]) -> dict[str, np.ndarray
 def opened(who: str, path: str | os.PathLike[str]) -> Iterator[tuple[Any, Header]]:
     """The file, opened by the library, which judges the header against the format and the size of the file."""
     library = safetensors_library()
+    if os.path.isdir(path) and (kind := recognised(path)):
+        raise ValueError(f"{who}: {os.fspath(path)!r} is {kind.title}; {kind.fix}.")
     check_regular(who, path)
     with open(path, "rb") as plain:  # the library says of whatever it cannot open that it is not there
         size = os.fstat(plain.fileno()).st_size
@@ -151,9 +153,8 @@ def check_regular(who: str, path: str | os.PathLike[str]) -> None:
         ValueError: it is something else.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        kind = recognised(path)
-        what = f"{kind.title}; {kind.fix}" if kind else "no regular file; give the name of a file"
-        raise ValueError(f"{who}: {os.fspath(path)!r} is {what}.")
+        what = "a directory" if os.path.isdir(path) else "no regular file"
+        raise ValueError(f"{who}: {os.fspath(path)!r} is {what}; give the name of a file.")
 
 
 def few(items: Sequence[str], joint: str = ", ") -> str:

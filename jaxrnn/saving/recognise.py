@@ -13,12 +13,12 @@ class Kind(NamedTuple):
     Fields:
         title: in words, "a Keras model (HDF5)".
         fix: what reads it.
-        suffix: under which ``python -m jaxrnn convert`` reads it; "" where it does not.
+        suffix: as such files are called, by which ``python -m jaxrnn convert`` finds who reads them.
     """
 
     title: str
     fix: str
-    suffix: str = ""
+    suffix: str
 
 
 def _read_by(library: str, function: str = "load(path)") -> str:
@@ -29,18 +29,21 @@ HDF5 = Kind("an HDF5 file, as Keras writes them", _read_by("keras"), ".h5")
 KERAS = Kind("a .keras archive", _read_by("keras"), ".keras")
 TORCH = Kind("a file of torch.save", _read_by("torch"), ".pt")
 TORCHSCRIPT = Kind("a TorchScript archive", _read_by("torch"), ".pt")
-NPZ = Kind("an archive of NumPy arrays", "read it with numpy.load, and give its arrays to a model's params")
-ZIP = Kind("a zip archive", "unpack it, and use what reads the files in it")
-NPY = Kind("a NumPy array", "read it with numpy.load")
+NPZ = Kind("an archive of NumPy arrays", "read it with numpy.load, and give its arrays to a model's params", ".npz")
+ZIP = Kind("a zip archive", "unpack it, and use what reads the files in it", ".zip")
+NPY = Kind("a NumPy array", "read it with numpy.load", ".npy")
 PICKLE = Kind(
     "a pickle, which can run code when it is opened",
     "read what you trust with what wrote it (torch.load(…, weights_only=True)), and save its tensors",
+    ".pkl",
 )
 ONNX = Kind("an ONNX model", _read_by("onnx"), ".onnx")
-GGUF = Kind("a GGUF file", "no converter reads it")
-DIRECTORY = Kind("a directory", "give the name of a file")
-ORBAX = Kind("a directory of orbax", "restore it with orbax, and give its arrays to jaxrnn.interop.flax.from_linen")
-SAVED_MODEL = Kind("a directory of TensorFlow (SavedModel)", "load it in TensorFlow, and save it as .keras or .h5")
+GGUF = Kind("a GGUF file", "no converter reads it", ".gguf")
+DIRECTORY = Kind("a directory", "give the name of a file", "/")
+ORBAX = Kind(
+    "a directory of orbax", "restore it with orbax, and give its arrays to jaxrnn.interop.flax.from_linen", "/"
+)
+SAVED_MODEL = Kind("a directory of TensorFlow (SavedModel)", "load it in TensorFlow, and save it as .keras or .h5", "/")
 
 MAGIC = {b"\x89HDF\r\n\x1a\n": HDF5, b"\x93NUMPY": NPY, b"GGUF": GGUF}
 

@@ -11,7 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.table import FAULTS, Fault, place_of
+from tests.faults.fault import Fault, place_of
+from tests.faults.table import FAULTS
 
 ROOT = Path(__file__).parent.parent.parent
 COPIED = ("jaxrnn", "tests", "experiments", "configs", "docs", "README.md", "CONTRIBUTING.md", "pyproject.toml")

@@ -1,43 +1,9 @@
-"""Faults to plant in the library one at a time, each with the tests that must notice it.
-
-A fault is a piece of text that stands in the library exactly once, and what is put in its place: no file is named, so
-the table outlives moves. Each is one that a change could bring in and that leaves programs running.
-"""
+"""Faults to plant in the library one at a time, each with the tests that must notice it."""
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
-from typing import NamedTuple
-
-
-class Fault(NamedTuple):
-    name: str
-    old: str  # stands exactly once in jaxrnn/
-    new: str
-    tests: tuple[str, ...]  # pytest's arguments
-
-
-@functools.cache
-def _library(tree: Path) -> dict[Path, str]:
-    return {path: path.read_text() for path in sorted((tree / "jaxrnn").rglob("*.py"))}
-
-
-def place_of(fault: Fault, tree: Path) -> Path:
-    """The file of the library in which the fault's text stands."""
-    places = [path for path, text in _library(tree).items() for _ in range(text.count(fault.old))]
-    if len(places) != 1:
-        raise ValueError(
-            f"{fault.name!r} stands {len(places)} times in jaxrnn/, not once; write its text in tests/faults/table.py "
-            f"as it is now: {fault.old!r}"
-        )
-    return places[0]
-
-
-def tests(file: str, of: str = "") -> tuple[str, ...]:
-    """pytest's arguments: a file and, where given, ``-k``."""
-    return (f"tests/{file}.py", *(("-k", of) if of else ()))
-
+from tests.faults import files
+from tests.faults.fault import Fault, tests
 
 FAULTS = (
     # ---- equations
@@ -401,48 +367,5 @@ FAULTS = (
         "(losses[-1] == losses.min(0))",
         tests("test_stopping", "best_is_kept"),
     ),
-    # ---- files
-    Fault(
-        "a tensor's digest not compared",
-        'if ENTRY in kept and kept[ENTRY]["tensors"].get(name) != digest_of(name, a):',
-        'if ENTRY in kept and name not in kept[ENTRY]["tensors"]:',
-        tests("test_digests"),
-    ),
-    Fault(
-        "the digest of the spec and metadata not compared",
-        'if digests.get("text") != _digest_of_text(kept):',
-        'if "text" not in digests:',
-        tests("test_digests", "changed_anywhere"),
-    ),
-    Fault(
-        "a model's tensors not compared with the file's header",
-        "    check_fit(title, fix, tensors, by_name(who, expected, name))",
-        "    check_fit(title, fix, by_name(who, expected, name), by_name(who, expected, name))",
-        tests("test_bounds", "beyond_the_file"),
-    ),
-    # ---- weights from and to other libraries
-    Fault(
-        "from_torch: the GRU's z not negated",
-        'return reordered(a, old, new, negate=("z",))',
-        "return reordered(a, old, new)",
-        tests("interop/test_from_torch", "gru"),
-    ),
-    Fault(
-        "onnx: an example's size taken for an open one anywhere",
-        "if atoms or (settled and not _as_declared(sizes, made, declared, settled)):",
-        "if atoms:",
-        tests("interop/test_onnx_graphs", "open_sizes"),
-    ),
-    Fault(
-        "onnx: the steps of a backward network rolled up as forward ones",
-        'direction = "reverse" if like.reverse else "forward"',
-        'direction = "forward"',
-        tests("interop/test_onnx_torch", "RNN_static_18"),
-    ),
-    Fault(
-        "onnx: zero points of quantised weights ignored",
-        "return np.ascontiguousarray(((q.astype(np.int32) - z).astype(np.float32) * s).swapaxes(1, 2))",
-        "return np.ascontiguousarray((q.astype(np.float32) * s).swapaxes(1, 2))",
-        tests("interop/test_onnx_graphs", "quantised_lstms"),
-    ),
+    *files.FAULTS,
 )

@@ -325,8 +325,9 @@ def test_not_from_linen():
             from_linen(module, params)
 
     gru = to_linen(jr.gru(I, H, reset="after"), drawn_params(jr.gru(I, H, reset="after"), "float32"))[1]
-    ones = jax.nn.initializers.ones
-    refused(nn.SimpleCell(H, carry_init=ones), {}, "from_linen: a carry_init other than zeros has no counterpart")
+    simple = to_linen(jr.elman(I, H), drawn_params(jr.elman(I, H), "float32"))[1]
+    own = nn.SimpleCell(H, carry_init=jax.nn.initializers.normal())
+    refused(own, simple, "from_linen: a carry_init that draws has no counterpart: pass the initial carry")
     refused(nn.GRUCell(H, gate_fn=nn.softplus), gru, "from_linen: a GRU with gate_fn='softplus' has no counterpart: z")
     refused(nn.ConvLSTMCell(H, (3,)), {}, "from_linen: a ConvLSTMCell has no counterpart: known are SimpleCell")
     refused(nn.RNN(nn.GRUCell(H), reverse=True), {}, "an RNN with reverse=True and keep_order=False has no counterpart")
@@ -347,7 +348,7 @@ def test_not_from_nnx():
             from_nnx(module)
 
     with pytest.warns(UserWarning, match="carry_init"):
-        refused(undrawn(nnx.SimpleCell, carry_init=jax.nn.initializers.ones), "a carry_init other than zeros")
+        refused(undrawn(nnx.SimpleCell, carry_init=jax.nn.initializers.normal()), "a carry_init that draws")
     own = undrawn(nnx.LSTMCell, promote_dtype=lambda a, dtype=None: a)
     refused(own, "a promote_dtype of your own has no counterpart")
     refused(undrawn(nnx.GRUCell, gate_fn=nnx.softplus), "a GRU with gate_fn='softplus' has no counterpart")

@@ -67,6 +67,21 @@ def test_models_of_keras_3(suffix, tmp_path, capsys):
     assert jr.load(target)[0].spec == model.spec
 
 
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.filterwarnings("ignore")  # Keras' own, of HDF5 and of the digits that it drops
+def test_float64_keeps_its_digits_or_is_refused(suffix, tmp_path):
+    path = tmp_path / f"theirs{suffix}"
+    with jax.enable_x64(True):
+        layers = [keras.Input((T, I), dtype="float64"), kl.GRU(H, dtype="float64", **SEQUENCES)]
+        theirs = keras.Sequential(layers)
+        theirs.set_weights([np.random.default_rng(0).normal(size=w.shape) for w in theirs.get_weights()])
+        theirs.save(path)
+        assert_same(load(path)[1], from_keras(theirs)[1])
+        assert load(path)[1][0].W_hh.dtype == "float64"
+    with pytest.raises(TypeError, match=r"the weights of .* are float64, but were made float32 while JAX's 64 bits"):
+        load(path)
+
+
 @functools.cache
 def apply_of(spec):
     return jax.jit(jr.build(spec).apply, compiler_options={"xla_backend_optimization_level": 0})
@@ -119,10 +134,44 @@ def test_hard_sigmoid_is_that_of_the_version_that_wrote_the_file(tmp_path):
         again, back = from_keras(to_keras(model, params))
         assert again.spec == model.spec
         assert_same(back, params)
+        jr.save(tmp_path / "ours", model, params)
+        assert jr.load(tmp_path / "ours")[0].spec == model.spec
     σ = {"3.15.1": lambda a: np.clip(a / 6 + 0.5, 0, 1), "2.15.0": lambda a: np.clip(0.2 * a + 0.5, 0, 1)}
     for version, ys in outputs.items():
         np.testing.assert_allclose(ys, lstm_by_hand(*theirs.get_weights(), XS, σ[version]), rtol=0, atol=2e-6)
     assert np.abs(outputs["3.15.1"] - outputs["2.15.0"]).max() > 0.01
+
+
+READ = {
+    "tanh",
+    "relu",
+    "sigmoid",
+    "hard_sigmoid",
+    "softplus",
+    "softsign",
+    "elu",
+    "silu",
+    "swish",
+    "linear",
+    "leaky_relu",
+}
+OTHERS = {"get", "serialize", "deserialize", *READ}
+REFUSED = {name for name in vars(keras.activations) if not name.startswith("_")} - OTHERS
+
+
+@pytest.mark.parametrize("name", sorted(READ | REFUSED))
+def test_an_activation_means_the_same_or_is_refused(name):
+    theirs = kl.SimpleRNNCell(1, activation=name, **UNDRAWN)
+    theirs.build((None, 1))
+    theirs.set_weights([np.ones((1, 1)), np.zeros((1, 1)), np.zeros(1)])
+    if name in REFUSED:
+        with pytest.raises(ValueError, match="has no counterpart"):
+            from_keras(theirs)
+        return
+    cell, params = from_keras(theirs)
+    x = np.linspace(-6, 6, 49, dtype="float32")[:, None]
+    want = keras.activations.get(name)(x)
+    np.testing.assert_allclose(cell.step(params, np.zeros_like(x), x)[1], want, rtol=0, atol=1e-6)
 
 
 def rewritten(path, name, change):

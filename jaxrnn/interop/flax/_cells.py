@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import jaxrnn as jr
@@ -58,6 +59,7 @@ class FlaxCell(NamedTuple):
     gate: Any = None  # of all but "simple"
     residual: bool = False  # of "simple"
     dtype: Any = None
+    carry: np.ndarray | None = None  # (H,), what a carry starts from where that is not zero
 
 
 def names_of(kind: str) -> tuple[str, ...]:
@@ -93,6 +95,16 @@ def check_weights(who: str, kind: str, weights: Mapping[str, Any], hidden_size: 
     return arrays
 
 
+def fixed_carry(who: str, carry_init: Any, hidden_size: int, dtype: Any) -> np.ndarray | None:
+    """(H,), what a ``carry_init`` gives for every key and sequence; None for zeros."""
+    if carry_init in (None, jax.nn.initializers.zeros):
+        return None
+    rows = np.concatenate([carry_init(jax.random.key(seed), (2, hidden_size), dtype) for seed in (0, 1)])
+    if (rows != rows[0]).any():
+        refuse(who, "a carry_init that draws", "pass the initial carry that you want to every call")
+    return rows[0] if rows[0].any() else None
+
+
 def from_flax(who: str, cell: FlaxCell) -> tuple[Cell, PyTree]:
     """The jaxrnn cell that computes what the Flax cell does, and its parameters."""
     kind, w = cell.kind, cell.weights
@@ -124,6 +136,10 @@ def from_flax(who: str, cell: FlaxCell) -> tuple[Cell, PyTree]:
         options |= {"reset": "after" if kind == "mgu" else "none", "keep": "state"}
     if cell.dtype is not None:
         options["dtype"] = np.dtype(cell.dtype)
+    if cell.carry is not None:
+        h: Any = cell.carry
+        options["learned_carry"] = True
+        params = params._replace(initial=jr.LSTMCarry(h, h)) if kind == "lstm" else params._replace(h0=h)
     I, H = w[names_of(kind)[0]]["kernel"].shape
     spec = spec_of(made, I, H, param_dtype=param_dtype(params.W_xh), **options)
     return jr.build(spec), as_jax(params)

@@ -17,6 +17,7 @@ from jaxrnn.interop.conversion import refuse
 from jaxrnn.interop.flax._cells import (
     FlaxCell,
     check_weights,
+    fixed_carry,
     from_flax,
     merge_name,
     names_of,
@@ -39,7 +40,9 @@ def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Lay
     """A linen recurrent module and its parameters as jaxrnn's.
 
     Flax keeps a kernel for each gate; its z (of a GRU) and f (of an MGU) are the share of the *old* state, so z
-    blocks are negated: 1 - σ(a) = σ(-a). A SimpleCell's ``residual`` becomes a part of the recurrent matrix.
+    blocks are negated: 1 - σ(a) = σ(-a). A SimpleCell's ``residual`` becomes a part of the recurrent matrix. A
+    ``carry_init`` that gives the same for every key and sequence becomes a learned initial carry, which trains with the
+    other parameters; Flax's does not.
 
     Args:
         module: a SimpleCell, LSTMCell, OptimizedLSTMCell, GRUCell or MGUCell; an ``nn.RNN`` of one, or an
@@ -50,7 +53,7 @@ def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Lay
         ``(cell, params)``; for an RNN ``(layer, params)``. A layer is time-major, whatever ``time_major`` says.
 
     Raises:
-        ValueError, TypeError: what has no counterpart: other classes, a ``carry_init`` other than zeros, a GRU with
+        ValueError, TypeError: what has no counterpart: other classes, a ``carry_init`` that draws, a GRU with
             a ``gate_fn`` for which 1 - gate_fn(a) = gate_fn(-a) does not hold, an RNN that returns its outputs in
             reversed order; parameters that do not fit the module; float64 ones where JAX's 64 bits are off.
 
@@ -108,8 +111,6 @@ def _read(module: nn.Module, params: Mapping[str, Any]) -> FlaxCell:
     if type(module) not in KINDS:
         known = ", ".join(cls.__name__ for cls in KINDS)
         refuse(who, f"a {type(module).__name__}", f"known are {known}, nn.RNN and nn.Bidirectional of them")
-    if module.carry_init is not jax.nn.initializers.zeros:
-        refuse(who, "a carry_init other than zeros", "pass the initial carry that you want to every call")
     kind = KINDS[type(module)]
     if kind == "mgu" and not module.reset_gate:
         kind = "mgu without reset"
@@ -121,6 +122,7 @@ def _read(module: nn.Module, params: Mapping[str, Any]) -> FlaxCell:
         getattr(module, "gate_fn", None),
         getattr(module, "residual", False),
         module.dtype,
+        fixed_carry(who, module.carry_init, module.features, module.param_dtype),
     )
 
 

@@ -19,6 +19,7 @@ from jaxrnn.interop.flax._cells import (
     FlaxCell,
     Weights,
     check_weights,
+    fixed_carry,
     from_flax,
     merge_name,
     names_of,
@@ -39,6 +40,9 @@ def from_nnx(module: nnx.Module) -> tuple[Cell | Layer, PyTree]:
     no bias inside the reset product: ``b_hh`` is 0. A SimpleCell's ``residual`` becomes a part of the recurrent
     matrix.
 
+    A ``carry_init`` that gives the same for every key and sequence becomes a learned initial carry, which trains with
+    the other parameters; Flax's does not.
+
     Args:
         module: a SimpleCell, LSTMCell, OptimizedLSTMCell or GRUCell; an ``nnx.RNN`` of one, or an
             ``nnx.Bidirectional`` of two such RNNs; or what :func:`nnx_cell` or :func:`nnx_layer` gave.
@@ -47,7 +51,7 @@ def from_nnx(module: nnx.Module) -> tuple[Cell | Layer, PyTree]:
         ``(cell, params)``; for an RNN ``(layer, params)``. A layer is time-major, whatever ``time_major`` says.
 
     Raises:
-        ValueError: what has no counterpart: other classes, a ``carry_init`` other than zeros, another
+        ValueError: what has no counterpart: other classes, a ``carry_init`` that draws, another
             ``promote_dtype``, a GRU with a ``gate_fn`` for which 1 - gate_fn(a) = gate_fn(-a) does not hold, an RNN
             that returns its outputs in reversed order, one RNN for both directions.
 
@@ -97,8 +101,6 @@ def _read(module: nnx.Module) -> FlaxCell:
     if type(module) not in KINDS:
         known = ", ".join(cls.__name__ for cls in KINDS)
         refuse(who, f"a {type(module).__name__}", f"known are {known}, nnx.RNN and nnx.Bidirectional of them")
-    if module.carry_init not in (None, jax.nn.initializers.zeros):
-        refuse(who, "a carry_init other than zeros", "pass the initial carry that you want to every call")
     if module.promote_dtype is not dtypes.promote_dtype:
         refuse(who, "a promote_dtype of your own", "jaxrnn computes in dtype, or in that of the weights")
     kind = KINDS[type(module)]
@@ -112,6 +114,7 @@ def _read(module: nnx.Module) -> FlaxCell:
         getattr(module, "gate_fn", None),
         getattr(module, "residual", False),
         module.dtype,
+        fixed_carry(who, module.carry_init, module.hidden_features, module.param_dtype),
     )
 
 
@@ -301,9 +304,23 @@ class NnxLayer(_Holder):
                     f"give nnx_layer rngs, or this call a key, or switch to evaluation with .eval()."
                 )
             key = self.rngs()
-        return self.layer.apply(
-            self.jaxrnn_params(), xs, carry, lengths=lengths, mask=mask, resets=resets, key=key, start=start
+        params = self.jaxrnn_params()
+        if carry is not None:
+            carry = _named_as(jax.eval_shape(lambda params: self.layer.initial_carry(params, ()), params), carry)
+        return self.layer.apply(params, xs, carry, lengths=lengths, mask=mask, resets=resets, key=key, start=start)
+
+
+def _named_as(like: PyTree, carry: PyTree) -> PyTree:
+    """A carry with bare tuples and lists in the place of the tuples and records of ``like``, but for an LSTM's."""
+    if not isinstance(like, tuple) or type(carry) not in (tuple, list) or len(carry) != len(like):
+        return carry
+    if isinstance(like, jr.LSTMCarry):
+        raise ValueError(
+            "nnx_layer: the carry of an LSTM is given as a bare pair, which may be (h, c), as torch has it, or (c, h), "
+            "as Flax has it; pass jr.LSTMCarry(h=…, c=…)."
         )
+    parts = [_named_as(own, part) for own, part in zip(like, carry, strict=True)]
+    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
 
 
 def may_draw(spec: Spec | None) -> bool:
@@ -324,9 +341,12 @@ def nnx_layer(layer: Cell | Layer, params: PyTree = None, *, rngs: nnx.Rngs | No
 
     Returns:
         An ``nnx.Module``, called as ``layer.apply`` is, without its first argument: ``(xs, carry=None, *, lengths=None,
-        mask=None, resets=None, key=None, start=0) -> (carry, ys)``, time-major. Each array of the parameters is an
-        ``nnx.Param`` under its name, ``module.params["W_xh"]``, in a stack ``module.params["0"]["W_xh"]``;
-        ``module.jaxrnn_params()`` and :func:`from_nnx` give them as ``layer`` takes them.
+        mask=None, resets=None, key=None, start=0) -> (carry, ys)``, time-major. A carry may have bare tuples or lists
+        where ours has records, ``(forward, backward)``, but for an LSTM's: ``jr.LSTMCarry(h=…, c=…)``.
+
+        Each array of the parameters is an ``nnx.Param`` under its name, ``module.params["W_xh"]``, in a stack
+        ``module.params["0"]["W_xh"]``; ``module.jaxrnn_params()`` and :func:`from_nnx` give them as ``layer`` takes
+        them.
 
         Noise (dropout, zoneout …): ``key`` where it is given. Where not, as with ``nnx.Dropout``, a new key of the
         stream ``dropout`` at each call in train mode, which a module starts in, and none after ``module.eval()``.
@@ -334,7 +354,7 @@ def nnx_layer(layer: Cell | Layer, params: PyTree = None, *, rngs: nnx.Rngs | No
 
     Raises:
         ValueError: neither ``params`` nor ``rngs``; when called, a model with noise in train mode that was made without
-            ``rngs`` and is given no ``key``.
+            ``rngs`` and is given no ``key``, an LSTM's carry as a bare pair, (h, c) or Flax's (c, h).
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn as jr, optax

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn as jr
@@ -65,7 +66,8 @@ def from_keras(source: Any) -> tuple[Cell | Layer, PyTree]:
     Differs: stateful and unroll concern how Keras runs, initialisers, regularisers and constraints how it trains: none
     of them comes along. Where Keras' cells drop out they may draw a mask for each gate; ours is one for all gates.
     Under a mixed policy Keras keeps its states in the narrow dtype, we keep them in float32. On its JAX backend Keras
-    rounds tanh to float32 in float64 layers too; ours is float64.
+    rounds tanh to float32 in float64 layers too; ours is float64. Names mean what they mean in Keras 3: a file of Keras
+    1 or 2 that Keras 3 has loaded has its ``hard_sigmoid`` already; :func:`load` reads it as it was.
     """
     model, params, notes = with_notes(LIBRARY.load(), source)
     for note in notes:
@@ -241,8 +243,17 @@ def _arrays(keras: ModuleType, layer: Any, *names: str) -> list[Any]:
         )
     if getattr(layer, "quantization_mode", None):
         refuse("from_keras", f"{layer.name}'s quantization {layer.quantization_mode!r}", "our weights are floats")
-    variables = (getattr(layer, name) for name in names)
-    return [None if v is None else np.asarray(keras.ops.convert_to_numpy(v)) for v in variables]
+    return [None if v is None else _array(keras, layer, v) for v in (getattr(layer, name) for name in names)]
+
+
+def _array(keras: ModuleType, layer: Any, variable: Any) -> np.ndarray:
+    a = np.asarray(keras.ops.convert_to_numpy(variable))
+    if a.dtype != (meant := jnp.dtype(variable.dtype)):
+        raise TypeError(
+            f"from_keras: the weights of {layer.name} are {meant}, but were made {a.dtype} while JAX's 64 bits were "
+            f"off; set jax.config.update('jax_enable_x64', True) before the layer is made or the file is loaded."
+        )
+    return a
 
 
 def _compute_dtype(layer: Any) -> str | None:

@@ -61,7 +61,7 @@ def from_torch(
         (['bidirectional', 'bidirectional'], (10, 20))
         >>> checkpoint = {"epoch": 3, "state_dict": {"module.rnn.weight_ih": torch.ones(4, 3),
         ...                                          "module.rnn.weight_hh": torch.ones(4, 4)}}
-        >>> from_torch(checkpoint, prefix="rnn")[0].kind
+        >>> from_torch(checkpoint, prefix="rnn")[0].spec.kind
         'elman'
 
     Differs: PyTorch adds the two biases one after the other; their sum, rounded once, moves a pre-activation by about
