@@ -307,8 +307,8 @@ FAULTS = (
     ),
     Fault(
         "contributions of a reversed run at the wrong steps",
-        "return loss(*layer.apply(jax.tree.map(PerStep, params_over_time), xs, carry, **options))",
-        "return loss(*layer.apply(jax.tree.map(lambda a: PerStep(a[::-1]), params_over_time), xs, carry, **options))",
+        "value = loss(*layer.apply(jax.tree.map(PerStep, params_over_time), xs, carry, **options))",
+        "value = loss(*layer.apply(jax.tree.map(lambda a: PerStep(a[::-1]), params_over_time), xs, carry, **options))",
         tests("test_contract", "contributions_step_by_step"),
     ),
     Fault(
