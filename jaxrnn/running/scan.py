@@ -189,6 +189,7 @@ def counted_from(start, steps):
     """``start + steps``, the absolute times of steps (T,) or (), where start may be an array of another width."""
     if not hasattr(start, "dtype"):
         return start + steps
+    start = jnp.asarray(start)
     dtype = promoted(start.dtype, steps.dtype)
     return start.astype(dtype) + steps.astype(dtype)
 
