@@ -19,9 +19,13 @@ from tests.cases import CASES, CELLS, FLAGS, WRAPPERS, B, H, I, T, case_by_flags
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["", "x64"])
+@pytest.fixture(autouse=True)
 def strict(request):
-    with jax.enable_x64(request.param), jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+    with (
+        jax.enable_x64(getattr(request, "param", False)),
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+    ):
         yield
 
 
@@ -47,7 +51,18 @@ def gradient_of(layer, params, xs, carry, options):
     return jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2), allow_int=True))(params, xs, carry, options)
 
 
-@case_by_flags(FLAGS, list(in_turn(CASES)))
+# float64 on gives integers of two widths, and so more to refuse.
+BITS = [pytest.param(False, marks=pytest.mark.full, id=""), pytest.param(True, id="x64")]
+
+
+@pytest.mark.parametrize(
+    ("case", "flags", "strict"),
+    [
+        pytest.param(*row.values, bool(n % 2), id=row.id, marks=row.marks)  # with and without float64 in turn
+        for n, row in enumerate(case_by_flags(FLAGS, list(in_turn(CASES))).args[1])
+    ],
+    indirect=["strict"],
+)
 def test_every_case_and_its_gradient(case, flags):
     layer = case.layer
     params = shapes(jax.eval_shape(layer.init, KEY))
@@ -149,23 +164,34 @@ CALLS = {
 }
 
 
+@pytest.mark.parametrize("strict", BITS, indirect=True)
 @pytest.mark.parametrize("name", CALLS)
 def test_other_calls(name):
     jax.eval_shape(CALLS[name], xs())
 
 
-def test_calls_that_need_values():
-    cell = jr.elman(1, 2)
-    x, method = jnp.zeros(1, jnp.float32), "newton" if jax.config.jax_enable_x64 else "adam"
-    found = gradients.find_fixed_points(cell, cell.init(KEY), jnp.zeros((3, 2), jnp.float32), x, method=method, steps=2)
+@pytest.mark.parametrize("method", ["adam", pytest.param("newton", marks=pytest.mark.full)])
+def test_calls_that_need_values(method):
+    cell, starts = jr.elman(1, 2), jnp.zeros((3, 2))
+    found = gradients.find_fixed_points(cell, cell.init(KEY), starts, jnp.zeros(1), method=method, steps=2)
     assert found.carry.shape == (1, 2)
     assert devices.ensemble(lambda a, b: a + b)(jnp.ones((3, 2)), jnp.ones(2)).shape == (3, 2)
 
 
-@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", None)], ids=str)
-@pytest.mark.parametrize("kind", ["elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "conv_lstm"])
-def test_other_dtypes(kind, dtypes):
+KINDS = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "conv_lstm")
+DTYPES = (("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", None))
+
+
+@pytest.mark.parametrize(
+    ("kind", "param_dtype", "dtype"),
+    [
+        pytest.param(kind, *dtypes, marks=() if (n - m) % len(DTYPES) == 0 else pytest.mark.full)
+        for n, kind in enumerate(KINDS)
+        for m, dtypes in enumerate(DTYPES)
+    ],
+)
+def test_other_dtypes(kind, param_dtype, dtype):
     own = {"spatial_shape": (4,), "peephole": True} if kind == "conv_lstm" else {"learned_carry": True}
-    cell = getattr(jr, kind)(I, H, param_dtype=dtypes[0], dtype=dtypes[1], **own)
-    x = jax.ShapeDtypeStruct((B, *x_shape(cell)), dtypes[1] or dtypes[0])
+    cell = getattr(jr, kind)(I, H, param_dtype=param_dtype, dtype=dtype, **own)
+    x = jax.ShapeDtypeStruct((B, *x_shape(cell)), dtype or param_dtype)
     jax.eval_shape(functools.partial(stepped, cell), x)

@@ -170,7 +170,7 @@ def norm_by_lag(norm: jax.Array, *, lengths: jax.Array | None = None, reverse: b
 def _state_flow(gradient: jax.Array, on: jax.Array) -> StateFlow:
     """Of ∂L/∂h (T, *B, …), the steps (T, *B) being valid where ``on``."""
     batch = tuple(range(1, on.ndim))
-    flat = gradient.reshape(*on.shape, -1)
+    flat = jax.lax.collapse(gradient, on.ndim)
     norms = norm(flat, axis=-1)
     mean = _mean_over_batch(norms, on)
     sd = jnp.sqrt(_mean_over_batch(jnp.square(norms - mean.reshape(-1, *(1,) * len(batch))), on))

@@ -136,7 +136,7 @@ def diagnose(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, bu
         A :class:`Diagnosis`. Not for use inside ``jit``: it holds words.
 
     Raises:
-        as :func:`lyapunov_spectrum`; TypeError inside ``jit``.
+        as :func:`lyapunov_spectrum`; ValueError: a batch of no sequences. TypeError inside ``jit``.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -149,7 +149,9 @@ def diagnose(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, bu
     Reference:
         Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML 2013.
     """
-    T, _ = sequence_shape("diagnose", xs, cell.x_ndim if isinstance(cell, Cell) else 1)
+    T, batch_shape = sequence_shape("diagnose", xs, cell.x_ndim if isinstance(cell, Cell) else 1)
+    if 0 in batch_shape:
+        raise ValueError(f"diagnose: xs holds no sequence, its batch is {batch_shape}; give at least one.")
     exponents = _spectrum("diagnose", cell, params, xs, carry, 1, burn_in).exponents
     if isinstance(exponents, jax.core.Tracer):
         raise TypeError(

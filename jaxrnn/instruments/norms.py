@@ -112,7 +112,7 @@ def _zeros_like_product(op: Op, operand: int, inputs: list[jax.Array], out: jax.
     (axis,) = op.params["dimension_numbers"][0][1 - operand]
     rows = jnp.moveaxis(x, axis, -1)
     lead, units = rows.shape[:-1], inputs[operand].size // rows.shape[-1]
-    zeros = norm_of_product(rows.reshape(-1, rows.shape[-1]), z, units, out.dtype).reshape(*lead, units)
+    zeros = norm_of_product(jax.lax.collapse(rows, 0, rows.ndim - 1), z, units, out.dtype).reshape(*lead, units)
     return zeros if operand == 1 else jnp.moveaxis(zeros, -1, 0)
 
 
@@ -202,8 +202,8 @@ def _jvp(primals, tangents, *, units, dtype):
 def _transpose(d, x, z, *, units, dtype):
     if type(d) is ad.Zero:
         return None, None
-    norms = _norms_of_xT_d(x.reshape(-1, *x.shape[-2:]), d.reshape(-1, *d.shape[-2:])).reshape(x.shape[:-2])
-    return None, norms.astype(z.aval.dtype)
+    norms = _norms_of_xT_d(*(jax.lax.collapse(a, 0, a.ndim - 2) for a in (x, d)))
+    return None, norms.reshape(x.shape[:-2]).astype(z.aval.dtype)
 
 
 def _batch(args, axes, *, units, dtype):

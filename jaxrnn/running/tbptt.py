@@ -132,7 +132,7 @@ def tbptt(model: Cell | Layer, *, window: int, stride: int | None = None, checkp
             (handed_on, end, before), ys = jax.lax.scan(
                 body, (handed_on, end, before), (jnp.arange(count, dtype=jnp.int32), blocks)
             )
-            outputs.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), ys))
+            outputs.append(jax.tree.map(lambda a: jax.lax.collapse(a, 0, 2), ys))
         if ragged:
             part = _join(before, _part(sequence, T - ragged, None))
             end, ys = run(handed_on, part, start + T - ragged - overlap)

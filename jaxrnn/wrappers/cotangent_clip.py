@@ -63,7 +63,7 @@ def cotangent_clip(cell: Cell, *, max_norm: float | None = None, max_value: floa
         if max_norm is None:
             return [held_within(d, limit) for d in cotangents]
         sizes = [jnp.abs(d) if jnp.iscomplexobj(d) else d for d in cotangents]
-        flat = jnp.concatenate([d.reshape(*d.shape[:batch_axes], -1) for d in sizes], axis=-1)
+        flat = jnp.concatenate([jax.lax.collapse(d, batch_axes) for d in sizes], axis=-1)
         size = norm(flat, axis=-1)
         factor = jnp.where(size > limit, limit / jnp.where(size > limit, size, 1.0), 1.0)
         return [d * factor.reshape(factor.shape + (1,) * (d.ndim - batch_axes)).astype(d.dtype) for d in cotangents]

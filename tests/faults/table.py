@@ -242,6 +242,18 @@ FAULTS = (
         "return field.__get__(self)",
         tests("test_known_by_spec", "replaced"),
     ),
+    Fault(
+        "a learned carry handed out as the parameter itself",
+        "return state if isinstance(state, jax.core.Tracer) else jnp.copy(state)",
+        "return state",
+        tests("test_donated_carries"),
+    ),
+    Fault(
+        "a product in the compute dtype, the state in the parameters'",
+        "preferred_element_type=accumulator(dtype)).astype(kept)",
+        "preferred_element_type=accumulator(dtype))",
+        tests("test_dtypes"),
+    ),
     # ---- plans
     Fault(
         "a cotangent added twice",
