@@ -176,6 +176,18 @@ FAULTS = (
         tests("test_large_integers", "clamped"),
     ),
     Fault(
+        "wrappers leave complex numbers alone",
+        "return jnp.issubdtype(jnp.result_type(a), jnp.inexact)",
+        "return jnp.issubdtype(jnp.result_type(a), jnp.floating)",
+        tests("test_complex_carries", "real_form"),
+    ),
+    Fault(
+        "a token of as many passes",
+        "outside = np.argwhere((array < 0) | (array >= limit))",
+        "outside = np.argwhere((array < 0) | (array > limit))",
+        tests("test_errors_of_batches", "token or label"),
+    ),
+    Fault(
         "a merge of zeros stands in the padding",
         'ys = zeroed_padding("bidirectional", ys, xs, **options)',
         "pass",
