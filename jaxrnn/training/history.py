@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrnn._deprecated import warn_renamed
+from jaxrnn.training.records import to_json
 
 Labels = Sequence[Mapping[str, Any]] | None
 
@@ -29,7 +30,7 @@ class BlockResult(NamedTuple):
 
 
 def check_labels(labels: Any) -> None:
-    """Labels are one mapping or more, that name nothing which a row has."""
+    """Labels are one mapping or more, in JSON, that name nothing which a row has."""
     if labels is None:
         return
     mappings = isinstance(labels, Sequence) and all(isinstance(label, Mapping) for label in labels)
@@ -43,6 +44,10 @@ def check_labels(labels: Any) -> None:
             f"training.fit: {', '.join(map(repr, sorted(taken)))} cannot stand in a label: a row has it already; take "
             f"another name."
         )
+    try:
+        to_json(list(labels))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"training.fit: labels must be JSON: {error}; give numbers and strings.") from None
 
 
 def to_rows(result: BlockResult, labels: Labels) -> list[dict[str, Any]]:
