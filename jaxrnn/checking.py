@@ -20,9 +20,9 @@ from jaxrnn.running.scan import scan
 def check_cell(cell: Cell, params: PyTree, xs: PyTree) -> None:
     """Hold a cell of your own to the contract of :class:`Cell`, and say in words what it breaks.
 
-        purity          the same arguments give the same results; no value of a trace is kept
-        kept            the carry's structure, shapes and dtypes, from step to step
         batch shapes    (), (B,) and (B1, B2), each sequence by itself
+        kept            the carry's structure, shapes and dtypes, from step to step
+        purity          the same arguments give the same results; no value of a trace is kept
         loop            ``jr.scan`` gives what a Python loop over ``step`` gives, with noise too
         chunks          a run cut in two gives the whole run, noise by absolute time too
         padding         masked steps do not reach the gradients, whatever stands in them
@@ -31,14 +31,15 @@ def check_cell(cell: Cell, params: PyTree, xs: PyTree) -> None:
     Args:
         cell: a Cell.
         params: its parameters, such as ``cell.init(key)`` gives.
-        xs: (T, *B, I), inputs as the cell is used with; a few steps, at least 2, of a few sequences are enough.
+        xs: (T, *B, I), inputs as the cell is used with: a few steps, at least 2, of a few sequences are enough, but no
+            two of them alike, which would hide what is mixed.
 
     Returns:
         None, where every rule holds. Noise is drawn from ``jax.random.key(0)``.
 
     Raises:
-        ValueError: with a line for each rule that is broken, and how to mend it. After a break of purity or of what is
-            kept the other rules are not tried, as all would fail. TypeError: no Cell.
+        ValueError: with a line for each rule that is broken, and how to mend it. Where a single step breaks one, the
+            runs are not tried, as all would fail. TypeError: no Cell.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -61,7 +62,7 @@ def check_cell(cell: Cell, params: PyTree, xs: PyTree) -> None:
             f"of at least one sequence."
         )
     subject = _Subject(cell, params, _sequences(xs, T, batch_shape), T)
-    for rules in (_FIRST, _THEN):
+    for rules in _RULES:
         found: dict[str, None] = {}  # an ordered set: rules may break for one reason
         for rule in rules:
             try:
@@ -121,32 +122,30 @@ def _batches(s: _Subject) -> Iterator[tuple[tuple[int, ...], PyTree]]:
     yield (2, s.N), jax.tree.map(lambda a: jnp.stack([a, a[::-1]], axis=1), s.xs)
 
 
-# ---- without these, nothing else says much -------------------------------------------------------
+# ---- one step ----------------------------------------------------------------------------------------
 
 
 def _kept(s: _Subject) -> Iterator[str]:
     for batch_shape, xs in _batches(s):
-        at = f"with the batch shape {batch_shape} "
-        fix = "write it for any number of batch axes: (*batch_shape, H), x[..., i], axis=-1"
-        carry = y = None
-        for name in ("initial_carry", "step"):
-            try:
-                if name == "initial_carry":
-                    carry = s.cell.initial_carry(s.params, batch_shape)
-                else:
-                    x = jax.tree.map(lambda a: a[0], xs)
-                    returned = jax.eval_shape(lambda x, carry: s.cell.step(s.params, carry, x), x, carry)
-            except Exception as error:
-                yield f"batch shapes: {at}{name} raised {_first_line(error)}; {fix}"
-                break
-        else:
-            try:
-                check_leads_with_batch("batch shapes", f"{at}initial_carry()", carry, batch_shape)
-                new, y = check_pair("kept", returned)
-                check_carry_kept("kept", carry, new)
-                check_leads_with_batch("batch shapes", f"{at}the output of step", y, batch_shape)
-            except (TypeError, ValueError) as error:
-                yield str(error)
+        at, called = f"with the batch shape {batch_shape} ", "initial_carry"
+        try:
+            carry = s.cell.initial_carry(s.params, batch_shape)
+            called = "step"
+            x = jax.tree.map(lambda a: a[0], xs)
+            returned = jax.eval_shape(lambda x, carry: s.cell.step(s.params, carry, x), x, carry)
+        except Exception as error:  # whatever the user's functions raise
+            yield (
+                f"batch shapes: {at}{called} raised {_first_line(error)}; write it for any number of batch axes: "
+                f"(*batch_shape, H), x[..., i], axis=-1"
+            )
+            continue
+        try:
+            check_leads_with_batch("batch shapes", f"{at}initial_carry()", carry, batch_shape)
+            new, y = check_pair("kept", returned)
+            check_carry_kept("kept", carry, new)
+            check_leads_with_batch("batch shapes", f"{at}the output of step", y, batch_shape)
+        except (TypeError, ValueError) as error:
+            yield str(error)
 
 
 def _purity(s: _Subject) -> Iterator[str]:
@@ -295,8 +294,8 @@ def _gates(s: _Subject) -> Iterator[str]:
                 yield f"gates: their {name} is not the {name} that step carries on ({difference}); compute both at once"
 
 
-_FIRST = (_kept, _purity, _leaks)
-_THEN = (_loop, _batch_shapes, _chunks, _padding, _gates)
+# Where one of a group is broken, those of the next would fail with it.
+_RULES = ((_kept,), (_purity, _leaks), (_loop, _batch_shapes, _chunks, _padding, _gates))
 
 
 # ---- comparisons -----------------------------------------------------------------------------------

@@ -99,8 +99,12 @@ def test_plans():
 
 def test_reinforcement_learning():
     names = run("docs/reinforcement_learning.md")
-    np.testing.assert_allclose(names["logits"][4:, 0], names["second_episode"], **CLOSE)
-    np.testing.assert_allclose(names["acted"], names["logits"], **CLOSE)
+    assert names["first"]["dones"].any() and not names["rollout"]["resets"][0].all()
+    assert names["apart"] < 1e-5 and names["replayed"].shape == (10, 8)
+    _, logits, values = names["replay"](names["params"], names["rollout"])
+    np.testing.assert_allclose(names["logits"], logits[4:], **CLOSE)
+    np.testing.assert_allclose(names["values"][..., 0], values[4:], **CLOSE)
+    assert np.mean(names["rewards"][:5]) < 0.6 and np.mean(names["rewards"][-5:]) > 0.95
 
 
 def test_training(tmp_path):
