@@ -248,6 +248,13 @@ REFUSED = {
         lambda: ([recurrent("GRU", "a", "x"), node("Slice", "a.Y first_1 two first_1", "y")], weights("GRU", "a", I)),
         "y",
     ),
+    "node 'Transpose y': Transpose of outputs": (
+        lambda: (
+            [recurrent("GRU", "a", "x"), node("Transpose", "a.Y", "y", perm=[0, 2, 1, 4])],
+            weights("GRU", "a", I),
+        ),
+        "y",
+    ),
     "node 'Cast y': Cast of outputs": (
         lambda: (
             [recurrent("GRU", "a", "x"), node("Cast", "a.Y", "y", to=onnx.TensorProto.FLOAT16)],

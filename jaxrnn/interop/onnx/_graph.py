@@ -31,6 +31,7 @@ from jaxrnn.interop.onnx._values import (
 )
 
 WHOLE = f"a layer hands on whole sequences of outputs; {RUN}"
+NO_FIT = (ArithmeticError, LookupError, TypeError, ValueError)  # of attributes that do not fit the axes
 LARGEST = 2**20  # entries of integers that are computed from sizes
 
 
@@ -176,7 +177,7 @@ class Graph:
             return x if kind in ("Unsqueeze", "Cast", "Identity") else Unknown(where, f"{kind} of steps")
         try:
             return LAYING[kind](self.sizes, x, attributes, *rest)
-        except (Misfit, InconclusiveDimensionOperation):
+        except (Misfit, InconclusiveDimensionOperation, *NO_FIT):
             return _not_known(where, kind, [x])
 
 
