@@ -47,7 +47,7 @@ FAULTS = (
         "onnx: zero points of quantised weights ignored",
         "return np.ascontiguousarray(((q.astype(np.int32) - z).astype(np.float32) * s).swapaxes(1, 2))",
         "return np.ascontiguousarray((q.astype(np.float32) * s).swapaxes(1, 2))",
-        tests("interop/test_onnx_graphs", "quantised_lstms"),
+        tests("interop/test_onnx_quantised", "quantised_lstms"),
     ),
     Fault(
         "from_torch: weight_norm without its norms",

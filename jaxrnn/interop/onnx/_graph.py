@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from jaxrnn.interop.onnx._running import OPERATORS, evaluate
 from jaxrnn.interop.onnx._values import (
     LAYING,
     RUN,
+    TAKE,
     Atom,
     Mask,
     Misfit,
@@ -31,6 +33,7 @@ from jaxrnn.interop.onnx._values import (
 )
 
 WHOLE = f"a layer hands on whole sequences of outputs; {RUN}"
+NO_FIT = (ArithmeticError, LookupError, TypeError, ValueError)  # of attributes that do not fit the axes
 LARGEST = 2**20  # entries of integers that are computed from sizes
 
 
@@ -74,7 +77,7 @@ class Graph:
     def _input(self, entry: Any) -> Any:
         dims = entry.type.tensor_type.shape.dim
         axes = [
-            Atom(f"axis {k}", d.dim_value if d.HasField("dim_value") else self.sizes.named(d.dim_param))
+            Atom(f"axis {k}", d.dim_value if d.dim_value > 0 else self.sizes.named(d.dim_param))
             for k, d in enumerate(dims)
         ]
         return View("input", tuple((atom,) for atom in axes), source=entry.name)
@@ -107,18 +110,13 @@ class Graph:
     def _split(self, where: str, node: Any, given: Sequence[Any]) -> Sequence[Any]:
         """As slices, one for each output."""
         x, count = given[0], len(node.output)
-        attributes = attributes_of(node)
+        cut: list[Any] = []
         if isinstance(x, View | Repeated):
-            axis = attributes.get("axis", 0) % len(shape_of(x))
-            size = shape_of(x)[axis]
-            parts = listed(given[1]) if len(given) > 1 else attributes.get("split")
-            if parts is None and isinstance(size, int):
-                parts = [min(-(-size // count), size - k * -(-size // count)) for k in range(count)]
-            ends = [int(end) for end in np.cumsum(parts or [])]
-            cut = [{"axes": [axis], "starts": [a], "ends": [b]} for a, b in itertools.pairwise([0, *ends])]
-            if len(cut) == count:
-                return [self._laid(where, "Slice", x, own, ()) for own in cut]
-        return [Unknown(where, "Split of other than outputs")] * count
+            with contextlib.suppress(*NO_FIT):
+                cut = _slices(x, count, attributes_of(node), *given[1:])
+        if len(cut) != count:
+            return [_not_known(where, "Split", given)] * count
+        return [self._laid(where, "Slice", x, own, ()) for own in cut]
 
     def _one(self, where: str, node: Any, given: Sequence[Any]) -> Any:
         """The output of a node that has one."""
@@ -140,7 +138,7 @@ class Graph:
         """The sizes of a tensor as the file declares them, () where it does not or where one has no name."""
         entry = self.declared.get(name)
         dims = [] if entry is None else entry.type.tensor_type.shape.dim
-        sizes = [d.dim_value if d.HasField("dim_value") else self.sizes.known.get(d.dim_param) for d in dims]
+        sizes = [d.dim_value if d.dim_value > 0 else self.sizes.known.get(d.dim_param) for d in dims]
         return () if None in sizes else sizes
 
     def _shape(self, where: str, x: Any, attributes: dict[str, Any]) -> Any:
@@ -176,8 +174,20 @@ class Graph:
             return x if kind in ("Unsqueeze", "Cast", "Identity") else Unknown(where, f"{kind} of steps")
         try:
             return LAYING[kind](self.sizes, x, attributes, *rest)
-        except (Misfit, InconclusiveDimensionOperation):
+        except (Misfit, InconclusiveDimensionOperation, *NO_FIT):
             return _not_known(where, kind, [x])
+
+
+def _slices(x: View | Repeated, count: int, attributes: dict[str, Any], split: Any = None) -> list[Any]:
+    """The attributes of the Slices that a Split is."""
+    axis = attributes.get("axis", 0) % len(shape_of(x))
+    size = shape_of(x)[axis]
+    parts = attributes.get("split") if split is None else listed(split)
+    if parts is None:  # as even as it goes, the last one shorter
+        each = -(-size // count)
+        parts = [min(each, size - k * each) for k in range(count)]
+    ends = [int(end) for end in np.cumsum(parts)]
+    return [{"axes": [axis], "starts": [a], "ends": [b]} for a, b in itertools.pairwise([0, *ends])]
 
 
 def _as_passed(a: Any, name: str) -> Any:
@@ -210,8 +220,11 @@ def _not_known(where: str, kind: str, given: Sequence[Any]) -> Any:
     if outputs:
         return Unknown(where, f"{kind} of {outputs[0]}", WHOLE)
     if views and kind in (*LAYING, "Concat", "Split"):
-        kinds = {a.kind for a in views}
-        return View("state" if "state" in kinds else "input", (), whole=False)
+        found = [a.chain for a in views if a.chain is not None]
+        chain: Any = max(found, key=lambda chain: len(chain.nodes)) if found else None
+        if any(not {*other.nodes} <= {*chain.nodes} for other in found):
+            return Unknown(where, "final states of nodes that are no chain", TAKE)
+        return View("state" if chain else "input", (), chain, whole=False)
     if views:
         return Unknown(where, "arithmetic on the inputs or the final states", f"a layer computes neither; {RUN}")
     return Unknown(where, f"{kind} of what the graph computes")

@@ -11,7 +11,7 @@ from jaxrnn.interop.onnx._chain import Chain
 from jaxrnn.interop.onnx._graph import Graph
 from jaxrnn.interop.onnx._inspecting import chosen, prepared
 from jaxrnn.interop.onnx._reading import fail
-from jaxrnn.interop.onnx._values import RUN, Unknown, View, named
+from jaxrnn.interop.onnx._values import RUN, TAKE, Unknown, View, named
 from jaxrnn.saving.parameters import as_jax
 
 
@@ -87,13 +87,15 @@ def _whole(who: str, graph: Graph) -> Chain:
         if isinstance(tensor, Unknown):
             there = ", ".join(map(repr, graph.names.values()))
             tensor._replace(why=tensor.why + (f"; load(…, node=…) takes out one of {there}" if there else "")).refuse()
-    found = [tensor.chain for _, tensor in graph.outputs if isinstance(tensor, View) and tensor.chain]
-    if not any(chain.nodes for chain in found):
+    found = [(tensor.chain, tensor.kind) for _, tensor in graph.outputs if isinstance(tensor, View) and tensor.chain]
+    if not any(chain.nodes for chain, _ in found):
         fail(who, "the graph has no RNN, LSTM or GRU node")
-    last = max(found, key=_depth)
+    last = max([chain for chain, kind in found if kind == "outputs"] or [chain for chain, _ in found], key=_depth)
     for name, tensor in graph.outputs:
         if not isinstance(tensor, View) or tensor.kind == "input":
             refuse(who, f"the output {name!r}, neither outputs over time nor a final state", RUN)
+        if not {*tensor.chain.nodes} <= {*last.nodes}:
+            refuse(who, f"the output {name!r}, of a node beside the others", f"a layer is one chain; {TAKE}")
         if tensor.kind == "outputs" and tensor.chain is not last:
             refuse(who, f"the output {name!r} of a node below the last", f"a layer outputs its last; {RUN}")
         mixed = any({"T", "B"} <= {atom.name for atom in axis} for axis in tensor.axes)

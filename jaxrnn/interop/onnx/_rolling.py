@@ -197,8 +197,12 @@ class _Unrolled:
         return (X, W, b) if W in self.arrays and self.arrays[W].ndim == 2 else None
 
     def _lengths(self) -> Mapping[str, int]:
-        """The numbers of entries of axis 0 that are known, by name."""
-        inferred = self.library.load("onnx.shape_inference").infer_shapes(self.proto)
+        """The numbers of entries of axis 0 that are known, by name; none where the graph contradicts itself."""
+        inference = self.library.load("onnx.shape_inference")
+        try:
+            inferred = inference.infer_shapes(self.proto)
+        except inference.InferenceError:
+            return {}
         sizes = {}
         for entry in (*inferred.graph.value_info, *inferred.graph.input):
             dims = entry.type.tensor_type.shape.dim

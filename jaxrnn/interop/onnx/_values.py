@@ -114,16 +114,15 @@ class Sizes:
 
     def __init__(self) -> None:
         self.scope = export.SymbolicScope()
-        self.known: dict[str, Any] = {}
+        self.known: dict[str | int, Any] = {}
         self.settled: dict[Any, int] = {}
 
     def named(self, name: str) -> Any:
         """The size of that name in the file, whose names may be any text; a new one for the name ""."""
-        if not name or name not in self.known:
-            (dim,) = export.symbolic_shape(f"s{len(self.known)}", scope=self.scope)
-            self.known[name or f"unnamed {len(self.known)}"] = dim
-            return dim
-        return self.known[name]
+        key = name or len(self.known)
+        if key not in self.known:
+            (self.known[key],) = export.symbolic_shape(f"s{len(self.known)}", scope=self.scope)
+        return self.known[key]
 
     def settle(self, size: Any) -> Any:
         return self.settled.get(size, size)
