@@ -248,8 +248,8 @@ def _array(keras: ModuleType, layer: Any, variable: Any) -> np.ndarray:
     a = np.asarray(keras.ops.convert_to_numpy(variable))
     if a.dtype != (meant := jnp.dtype(variable.dtype)):
         raise TypeError(
-            f"from_keras: the weights of {layer.name} are {meant}, but were made {a.dtype} while JAX's 64 bits were off;"
-            f" set jax.config.update('jax_enable_x64', True) before the layer is made or the file is loaded."
+            f"from_keras: the weights of {layer.name} are {meant}, but were made {a.dtype} while JAX's 64 bits were "
+            f"off; set jax.config.update('jax_enable_x64', True) before the layer is made or the file is loaded."
         )
     return a
 
