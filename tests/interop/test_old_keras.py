@@ -211,6 +211,23 @@ def garbled(path):
         file.attrs["model_config"] = b"[" * 100_000
 
 
+def test_damaged_hdf5_is_told(tmp_path):
+    """Cut off or with bytes overwritten: read (there are no checksums), or refused in the reader's name."""
+    path = tmp_path / "bad.h5"
+    write_model(path, sequential(LSTM), {"a": ARRAYS}, "2.3.1")
+    raw, rng = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for k in range(60):
+        at = int(rng.integers(8, len(raw)))
+        path.write_bytes(raw[:at] if k % 3 == 0 else raw[:at] + rng.bytes(8) + raw[at + 8 :])
+        try:
+            load(path)
+        except ValueError as error:
+            assert str(error).startswith("load: ")
+            refused += 1
+    assert refused > 20
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -337,6 +337,28 @@ def test_hostile_programs(message, tmp_path, monkeypatch):
         load(tmp_path / "bad.pt")
 
 
+def test_damaged_archives_are_told(tmp_path):
+    """A byte changed or the end cut off, anywhere: the same numbers, or a refusal in the reader's name."""
+    module, path = nn.GRU(I, H), tmp_path / "bad.pt"
+    torch.save(module.state_dict(), path)
+    raw, want = path.read_bytes(), from_torch(module)[1]
+    rng = np.random.default_rng(0)
+    refused = 0
+    for k in range(120):
+        at = int(rng.integers(len(raw)))
+        path.write_bytes(
+            raw[:at] if k % 3 == 0 else raw[:at] + bytes([raw[at] ^ 1 << int(rng.integers(8))]) + raw[at + 1 :]
+        )
+        try:
+            _, params = load(path)
+        except ValueError as error:
+            assert str(error).startswith("load: ") and "bad.pt" in str(error)
+            refused += 1
+        else:
+            assert_same(params, want)
+    assert refused > 60
+
+
 def test_a_tensor_larger_than_its_bytes(tmp_path):
     """An expanded one, which a few bytes would make gigabytes of, and one that ends outside."""
     whole = {"weight_hh": torch.ones(4, 4), "weight_ih": torch.ones(4, 3)}

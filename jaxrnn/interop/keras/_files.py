@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -90,17 +91,26 @@ def _keras() -> ModuleType:
 
 def _keras_archive(keras: ModuleType, who: str, path: str) -> Any:
     """The model, read by Keras once nothing in the file is seen to name code."""
-    with zipfile.ZipFile(path) as file:
-        size = sum(info.file_size for info in file.infolist())
-        if size > MOST_INFLATED * os.path.getsize(path):
-            raise ValueError(f"{who}: {path!r} would inflate to {size:,} bytes, which no file of Keras does.")
-        config, metadata = (_json(who, path, file.read(name)) for name in ("config.json", "metadata.json"))
+    try:
+        with zipfile.ZipFile(path) as file:
+            size = sum(info.file_size for info in file.infolist())
+            texts = [b"", b""]
+            if size <= (most := MOST_INFLATED * os.path.getsize(path)):
+                texts = [file.read(name) for name in ("config.json", "metadata.json")]
+    except Exception as error:  # zipfile and zlib raise anything
+        raise ValueError(f"{who}: {path!r} is damaged: {error}.") from error
+    if size > most:
+        raise ValueError(f"{who}: {path!r} would inflate to {size:,} bytes, which no file of Keras does.")
+    config, metadata = (_json(who, path, text) for text in texts)
     if foreign := sorted(set(_foreign(config))):
         raise ValueError(
             f"{who}: {path!r} names code that is not Keras' own ({', '.join(foreign[:5])}), which is not run; where "
             f"you trust it, load it by keras.saving.load_model, and pass the layers to from_keras."
         )
-    model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises anything
+        raise ValueError(f"{who}: Keras does not load {path!r}: {error}") from error
     if _major(metadata.get("keras_version")) < 3:
         for layer in _inner(model):
             if isinstance(layer, keras.layers.RNN):
@@ -135,8 +145,18 @@ def _inner(layer: Any) -> Iterator[Any]:
             yield from _inner(inner)
 
 
+@contextlib.contextmanager
+def _hdf5(who: str, path: str) -> Iterator[Any]:
+    """The file, opened; whatever h5py finds wrong with it is told in its name."""
+    try:
+        with LIBRARY.load("h5py").File(path, "r") as file:
+            yield file
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, UnicodeError) as error:
+        raise ValueError(f"{who}: {path!r} is a damaged HDF5 file: {error}.") from error
+
+
 def _hdf5_model(keras: ModuleType, who: str, path: str) -> list[Any]:
-    with LIBRARY.load("h5py").File(path, "r") as file:
+    with _hdf5(who, path) as file:
         said = file.attrs.get("model_config")
         if said is None:
             raise ValueError(f"{who}: {path!r} {WEIGHTS_ALONE}.")
@@ -145,7 +165,7 @@ def _hdf5_model(keras: ModuleType, who: str, path: str) -> list[Any]:
     config = _json(who, path, said)
     try:
         return Stored(keras, who, arrays, version).model(config)
-    except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, UnicodeError) as error:
         raise ValueError(f"{who}: the model's description in {path!r} is damaged: {error!r}.") from error
 
 
@@ -204,7 +224,7 @@ def _weights(who: str, path: str, model: Cell | Layer) -> PyTree:
     whole = jr.stack(model) if model.spec is None or model.spec.kind != "stack" else model
     shapes = jax.eval_shape(whole.init, jax.random.key(0))
     theirs = to_keras(whole, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes))
-    with LIBRARY.load("h5py").File(path, "r") as file:
+    with _hdf5(who, path) as file:
         group = file.get("model_weights", file)
         stored = _arrays(who, path, group) if _texts(group.attrs, "layer_names") else None
     if stored is None:

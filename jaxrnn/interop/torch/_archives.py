@@ -45,7 +45,7 @@ class StoredTensor:
         size = self.dtype.itemsize
         last = self._offset + sum((n - 1) * step for n, step in zip(self.shape, self._strides, strict=True))
         if (last + 1) * size > len(data) or math.prod(self.shape) * size > len(data):
-            raise ValueError(f"{self._archive.path!r} is damaged: a tensor of {self.shape} is more than its bytes.")
+            raise ValueError(f"{self._archive.title} is damaged: a tensor of {self.shape} is more than its bytes.")
         stored = data[self._offset * size : len(data) // size * size].view(self.dtype)
         a = np.lib.stride_tricks.as_strided(stored, self.shape, [step * size for step in self._strides])
         return np.array(a, dtype)
@@ -54,13 +54,13 @@ class StoredTensor:
 class Archive:
     """A zip archive as torch writes it: every record as it is, in one folder."""
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, title: str, path: str):
+        self.title, self.path = title, path
         with zipfile.ZipFile(path) as file:
             self._records = {info.filename: info for info in file.infolist()}
         pickles = [name for name in self._records if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
-            raise ValueError(f"{path!r} is no archive of torch's: it holds {len(pickles)} files called data.pkl.")
+            raise ValueError(f"it holds {len(pickles)} files called data.pkl, and torch writes one")
         self._folder = pickles[0].removesuffix("data.pkl")
 
     def __contains__(self, name: str) -> bool:
@@ -70,14 +70,24 @@ class Archive:
         """A record; one that inflates, or is larger than its file, is none of torch's."""
         info = self._records.get(self._folder + name)
         if info is None:
-            raise ValueError(f"{self.path!r} is damaged: it has no {name}.")
+            raise ValueError(f"{self.title} is damaged: it has no {name}.")
         limit = os.path.getsize(self.path) if most is None else most
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > limit:
             raise ValueError(
-                f"{self.path!r}: {name} is compressed or larger than {limit:,} bytes, which torch does not write."
+                f"{self.title}: {name} is compressed or larger than {limit:,} bytes, which torch does not write."
             )
-        with zipfile.ZipFile(self.path) as file:
-            return file.read(info)
+        try:
+            with zipfile.ZipFile(self.path) as file:
+                return file.read(info)
+        except Exception as error:  # zipfile and zlib raise anything
+            raise ValueError(f"{self.title} is damaged: {error}.") from error
+
+
+def is_archive(path: str) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # some of them are told so
+        return False
 
 
 def read_archive(title: str, path: str) -> dict[str, Any]:
@@ -90,15 +100,15 @@ def read_archive(title: str, path: str) -> dict[str, Any]:
     Raises:
         ValueError: files in torch's older form, or damaged.
     """
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         raise ValueError(
             f"{title} is no archive as torch.save has written since its version 1.6. An older file is one "
             f"pickle with everything in it, which is not run here: {HOW}."
         )
     try:
-        archive = Archive(path)
+        archive = Archive(title, path)
         if "byteorder" in archive and archive.read("byteorder", 16).strip() != b"little":
-            raise ValueError(f"{path!r} was written on a big-endian machine.")
+            raise ValueError("it was written on a big-endian machine")
         tree = tree_of(archive.read("data.pkl", LARGEST_PICKLE))
         found = _Reading(archive).plain(tree)
     except Exception as error:  # a file can say anything
