@@ -1,0 +1,173 @@
+"""Models that nobody thought of, built at random, equal the plain loops of cases.py: values, gradients and chunks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("hypothesis")
+
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+import jaxrnn as jr
+from tests.cases import (
+    NEUTRAL,
+    RUNS,
+    B,
+    Flags,
+    I,
+    T,
+    differentiable,
+    of_branch,
+    of_cell,
+    of_pair,
+    of_stack,
+    problem,
+    reference,
+    weigh,
+)
+from tests.user_cells import clockwork, fast_weights, textbook_lstm
+
+SIZES = st.integers(2, 3)
+FLAGS = st.booleans()
+# Sums in another order: float64, and float32 where a cell computes in it, over six steps of a few layers.
+CLOSE = {None: {"rtol": 1e-9, "atol": 1e-10}, jnp.float32: {"rtol": 1e-3, "atol": 1e-4}}
+
+GATED = {
+    jr.lstm: {"forget_bias": st.sampled_from([None, 1.0]), "projection_size": st.sampled_from([None, 2])},
+    jr.gru: {"reset": st.sampled_from(["before", "after"])},
+    jr.peephole_lstm: {"peephole": st.sampled_from(["diagonal", "full"])},
+    jr.cifg_lstm: {},
+    jr.mgu: {"reset": st.sampled_from(["before", "after", "none"]), "keep": st.sampled_from(["candidate", "state"])},
+}
+ACTIVATIONS = st.sampled_from(["tanh", "sigmoid", "softsign", ("hard_sigmoid", 0.2, 0.5)])
+
+
+@st.composite
+def built_in(draw, size, dtype):
+    """A recurrent cell with options of its own."""
+    options = {"bias": draw(FLAGS), "learned_carry": draw(FLAGS), "dtype": dtype, "activation": draw(ACTIVATIONS)}
+    if draw(st.integers(0, 3)) == 0:
+        return jr.elman(size, draw(SIZES), output_size=draw(st.sampled_from([None, 2])), **options)
+    factory = draw(st.sampled_from(list(GATED)))
+    own = {name: draw(values) for name, values in GATED[factory].items()}
+    if not options["bias"]:
+        own.pop("forget_bias", None)
+    return factory(size, draw(SIZES), **options, **own)
+
+
+@st.composite
+def wrapped(draw, size, dtype):
+    """A cell in none, one or two wrappers, those that carry on with what the one before them made."""
+    cell = draw(built_in(size, dtype))
+    wrappers = [
+        functools.partial(jr.leaky, rate=0.3),
+        functools.partial(jr.clip_state, max_value=0.4),
+        functools.partial(jr.zoneout, rate=0.2),
+        functools.partial(jr.recurrent_dropout, rate=0.3),
+        jr.normalized,
+    ]
+    for wrap in draw(st.lists(st.sampled_from(wrappers), max_size=2)):
+        cell = wrap(cell)
+    return cell
+
+
+@st.composite
+def cells(draw, size, dtype):
+    """Any cell: in wrappers, a user's own, several in a chain, side by side."""
+    kind = draw(st.sampled_from(["wrapped", "wrapped", "user", "chain", "branch", "residual"]))
+    if kind == "user":
+        H = draw(SIZES)
+        return draw(st.sampled_from([clockwork, fast_weights, textbook_lstm]))(size, H)._replace(output_size=H)
+    if kind == "chain":
+        first = draw(wrapped(size, dtype))
+        O = first.output_size
+        return jr.chain(first, draw(st.sampled_from([jr.layer_norm(O), jr.dense(O, O, activation="tanh")])))
+    if kind == "branch":
+        return jr.branch(draw(wrapped(size, dtype)), draw(wrapped(size, dtype)), merge="concat")
+    if kind == "residual":
+        return jr.residual(jr.gru(size, size, dtype=dtype))
+    return draw(wrapped(size, dtype))
+
+
+@st.composite
+def layers(draw, size, dtype):
+    """A case of one layer, and how many features it puts out."""
+    kind = draw(st.sampled_from(["forward", "forward", "reverse", "pair", "branch"]))
+    if kind == "pair":
+        ahead, back = draw(cells(size, dtype)), draw(cells(size, dtype))
+        join = lambda f, b: jnp.concatenate([f, b], axis=-1)
+        return of_pair("pair", ahead, back, "concat", join), ahead.output_size + back.output_size
+    if kind == "branch":  # its merge makes of zeros what is not 0
+        one, two = draw(cells(size, dtype)), draw(cells(size, dtype))
+        merge = lambda a, b: jnp.concatenate([jnp.cos(a), b], axis=-1)
+        case = of_branch("branch", of_cell("", one), of_cell("", two, reverse=True), merge=merge)
+        return case, one.output_size + two.output_size
+    cell = draw(cells(size, dtype))
+    return of_cell(kind, cell, reverse=kind == "reverse"), cell.output_size
+
+
+@st.composite
+def models(draw):
+    """A case of one to three layers, and the dtype that its cells compute in."""
+    dtype = draw(st.sampled_from([None, None, jnp.float32]))
+    members, size = [], I
+    for _ in range(draw(st.integers(1, 3))):
+        case, size = draw(layers(size, dtype))
+        members.append(case)
+    case = members[0] if len(members) == 1 else of_stack("stack", *members)
+    return case.under(draw(st.sampled_from(list(RUNS)))), dtype
+
+
+@st.composite
+def all_flags(draw):
+    """Which steps are valid and where episodes begin, at random; each of them may be left out."""
+    bits = lambda: np.array(draw(st.lists(FLAGS, min_size=T * B, max_size=T * B))).reshape(T, B)
+    lengths = np.array(draw(st.lists(st.integers(0, T), min_size=B, max_size=B))) if draw(FLAGS) else None
+    return Flags("", lengths, bits() if draw(FLAGS) else None, bits() if draw(FLAGS) else None, draw(FLAGS))
+
+
+def check(model, flags, cut, number):
+    case, dtype = model
+    params, xs, carry = problem(case, flags, seed=number)
+    floats, join = differentiable(carry)
+
+    def differentiated(run):
+        def loss(params, xs, floats):
+            outputs = run(params, xs, join(floats))
+            return weigh(outputs), outputs
+
+        return lambda *args: jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*args)
+
+    run = lambda *args: case.layer.apply(*args, **flags.options)
+    got = jax.jit(differentiated(run))(params, xs, floats)
+    want = differentiated(lambda *args: reference(case, *args, flags))(params, xs, floats)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE[dtype]), got, want)
+
+    if case.chunks != "none" and 0 < cut < T:
+        options = NEUTRAL | flags.options
+        resets = np.concatenate([options["resets"], np.zeros((1, B), bool)])
+        parts = [slice(0, cut), slice(cut, T)]
+        ys = {}
+        for part in parts if case.chunks == "forward" else parts[::-1]:
+            of_part = {"mask": options["mask"][part], "resets": resets[part.start : part.stop + 1]}
+            carry, ys[part.start] = case.layer.apply(
+                params, xs[part], carry, lengths=options["lengths"], start=part.start, **of_part
+            )
+        outputs = carry, jnp.concatenate([ys[0], ys[cut]])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE[dtype]), outputs, got[0][1])
+
+
+@pytest.mark.parametrize("shard", range(4))
+def test_random_models_equal_the_plain_loop(shard, x64, request):
+    """60 models in four parts, so that several processes share them; 2,000 under ``--full``."""
+    config = request.config
+    examples = (config.getoption("--models") or (2000 if config.getoption("--full") else 60)) // 4
+    run = given(models(), all_flags(), st.integers(0, 3 * T), st.integers(0, 99))(check)
+    settings(
+        max_examples=examples, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck)
+    )(seed(shard)(run))()
