@@ -115,7 +115,7 @@ def models(draw):
     """A case of one to three layers, and the dtype that its cells compute in."""
     dtype = draw(st.sampled_from([None, None, jnp.float32]))
     members, size = [], I
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.sampled_from([1, 1, 2, 3]))):
         case, size = draw(layers(size, dtype))
         members.append(case)
     case = members[0] if len(members) == 1 else of_stack("stack", *members)
