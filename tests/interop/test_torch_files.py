@@ -133,6 +133,11 @@ def test_mistaken(message, model):
 def test_a_module_with_parts_wants_a_name(model):
     with pytest.raises(TypeError, match=r"got Model; pass the recurrent module inside it, .* 'encoder\.rnn\.'"):
         from_torch(model)
+    with pytest.raises(TypeError, match=r"got Sequential; pass the recurrent module inside it, .* may be '1\.'"):
+        from_torch(nn.Sequential(nn.Linear(2, I), nn.GRU(I, H)))
+    for wrong in ([], [model.decoder, 3], nn.ModuleList()):
+        with pytest.raises(TypeError, match=r"from_torch: expected nn\.RNN, .* got (list|ModuleList)"):
+            from_torch(wrong)
 
 
 # ---- parametrizations ---------------------------------------------------------------------------

@@ -73,7 +73,8 @@ def from_torch(
         return _stacked([from_torch(source, prefix=p, nonlinearity=nonlinearity, dropout=dropout) for p in prefix])
     torch = LIBRARY.load()
     given: dict[str, Any] = {"nonlinearity": nonlinearity, "dropout": dropout}
-    if isinstance(source, list | tuple | torch.nn.ModuleList | torch.nn.Sequential) and not prefix:
+    several = isinstance(source, list | tuple | torch.nn.ModuleList | torch.nn.Sequential) and len(source) > 0
+    if several and not prefix and all(is_recurrent(torch, module) for module in source):
         return _stacked([from_torch(module, **given) for module in source])
     if is_recurrent(torch, source):
         given = {name: value for name, value in ({"prefix": prefix or None} | given).items() if value is not None}
