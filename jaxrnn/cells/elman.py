@@ -49,7 +49,9 @@ def elman(
         hidden_size: H, the units of the carry, an array ``h`` (*B, H).
         output_size: O; adds the readout of Elman's paper, ``y`` (*B, O).
         activation: act: "tanh", "relu", "sigmoid", "hard_sigmoid", "softplus", "softsign", "elu", "gelu" (the tanh
-            form), "silu", "leaky_relu", "identity" or any function.
+            form), "silu", "leaky_relu", "identity", any function, or a name with numbers: ("affine", α, β),
+            ("elu", α), ("hard_sigmoid", α, β) for clip(α a + β, 0, 1), ("leaky_relu", α), ("scaled_tanh", α, β)
+            for α tanh(β a), ("thresholded_relu", α) for a where a ≥ α and 0 elsewhere.
         bias: whether there are biases.
         input_init, recurrent_init, bias_init: initialisers by name ("glorot_uniform", "orthogonal", "identity",
             "uniform" as PyTorch's …) or functions ``init(key, shape, dtype)``. ``activation="relu"`` with

@@ -13,7 +13,7 @@ import numpy as np
 
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree, name_of
-from jaxrnn.cells.activations import ACTIVATIONS
+from jaxrnn.cells.activations import activation_of
 from jaxrnn.cells.fused import GateOrder, gate_order
 from jaxrnn.combine import MERGES
 from jaxrnn.interop.conversion import (
@@ -148,7 +148,7 @@ def to_flax(who: str, run: Run) -> FlaxCell:
     gate = run.option("gate_activation", "sigmoid")
     W_xh, W_hh = np.asarray(p.W_xh), np.asarray(p.W_hh)
     b = np.zeros(W_xh.shape[-1:], W_xh.dtype) if p.b is None else np.asarray(p.b)
-    functions = tuple(f if callable(f) else ACTIVATIONS[f] for f in (activation, gate))
+    functions = tuple(activation_of(who, "activation", f) for f in (activation, gate))
     if kind == "elman":
         requires(who, run, "Flax's simple cell", output_size=None)
         return FlaxCell("simple", {"i": {"kernel": W_xh, "bias": b}, "h": {"kernel": W_hh}}, functions[0], dtype=dtype)
