@@ -61,9 +61,18 @@ def show(path: str) -> None:
     spec: Spec | None
     if (suffix := suffix_of("inspect", path, suffixes())) != OURS:
         format = formats()[suffix]
-        model, params, _ = format.read(path)
+        size = f"{os.path.getsize(path):,} bytes" if os.path.isfile(path) else "no file"
+        if parts_in := format.parts(path) if format.parts else ():
+            say(f"{path}: {format.title}, {size}\n\nrecurrent nodes\n" + "\n".join(f"  {line}" for line in parts_in))
+        try:
+            model, params, _ = format.read(path)
+        except ValueError as error:
+            if not parts_in:
+                raise
+            say(f"\nnot one layer: {error}")
+            return
         spec, tensors = model.spec, tensors_of(params)
-        say(f"{path}: {format.title}, {os.path.getsize(path):,} bytes; as jaxrnn loads it")
+        say("\nas jaxrnn loads it" if parts_in else f"{path}: {format.title}, {size}; as jaxrnn loads it")
     else:
         header = read_header("inspect", path)
         tensors = header.tensors

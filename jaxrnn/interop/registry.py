@@ -79,12 +79,14 @@ class Format(NamedTuple):
         read: ``read(path, **options) -> Loaded``.
         write: ``write(path, model, params)``; None where no such file is written.
         options: what the file does not say, by name; None is passed for one that the user leaves out.
+        parts: ``parts(path)``, a line for each part that the file may hold beside others; None where it is one model.
     """
 
     title: str
     read: Callable[..., Loaded]
     write: Callable[[str, Cell | Layer, PyTree], None] | None = None
     options: Mapping[str, Option] = NONE
+    parts: Callable[[str], Sequence[str]] | None = None
 
 
 def converters() -> dict[str, ModuleType]:

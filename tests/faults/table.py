@@ -378,4 +378,22 @@ FAULTS = (
         "return reordered(a, old, new)",
         tests("interop/test_from_torch", "gru"),
     ),
+    Fault(
+        "onnx: an example's size taken for an open one anywhere",
+        "if atoms or (settled and not _as_declared(sizes, made, declared, settled)):",
+        "if atoms:",
+        tests("interop/test_onnx_graphs", "open_sizes"),
+    ),
+    Fault(
+        "onnx: the steps of a backward network rolled up as forward ones",
+        'direction = "reverse" if like.reverse else "forward"',
+        'direction = "forward"',
+        tests("interop/test_onnx_torch", "RNN_static_18"),
+    ),
+    Fault(
+        "onnx: zero points of quantised weights ignored",
+        "return np.ascontiguousarray(((q.astype(np.int32) - z).astype(np.float32) * s).swapaxes(1, 2))",
+        "return np.ascontiguousarray((q.astype(np.float32) * s).swapaxes(1, 2))",
+        tests("interop/test_onnx_quantised", "quantised_lstms"),
+    ),
 )

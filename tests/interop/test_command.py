@@ -37,6 +37,26 @@ def test_inspect_onnx(run, tmp_path):
     assert report.endswith("\n256 parameters in 6 tensors, float32\n")
 
 
+def test_inspect_onnx_lists_the_recurrent_nodes(run, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from jaxrnn.interop.onnx import export
+
+    layer = jr.stack(jr.lstm(I, H), jr.gru(H, H + 1))
+    model, path = export(layer, drawn_params(layer), lengths=False, carry=False), tmp_path / "m.onnx"
+    onnx.save(model, path)
+    status, report, _ = run("inspect", path)
+    first = f"LSTM_outputs.0: LSTM {I} -> {H}, forward; X = X"
+    second = f"GRU_outputs.1: GRU {H} -> {H + 1}, forward; X = outputs.0.squeezed"
+    assert status == 0 and f"\n\nrecurrent nodes\n  {first}\n  {second}" in report
+    assert words_of(report, "1  ")[:5] == ["1", "gru", str(H), "->", str(H + 1)]
+    model.graph.node.append(onnx.helper.make_node("Softmax", ["Y"], ["p"], "head"))
+    model.graph.output[0].name = "p"
+    onnx.save(model, path)
+    status, report, errors = run("inspect", path)
+    assert (status, errors) == (0, []) and f"  {first}\n  {second}" in report
+    assert report.splitlines()[-1].startswith("not one layer: onnx.load: Softmax node 'head': this operator")
+
+
 SIZE = 4 * H * (I + H + 1) + 4 * H * (H + H + 1)  # the numbers in two LSTMs
 
 

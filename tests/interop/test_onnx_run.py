@@ -120,6 +120,13 @@ AROUND = {
     "Slice 13": (13, [("Slice", ["x", "three", "least", "zero", "minus_one"], {})]),
     "Reshape": (14, [("Reshape", ["x", "shape"], {})]),
     "Transpose": (13, [("Transpose", ["x"], {})]),
+    "Flatten": (
+        13,
+        [("Flatten", ["x"], {"axis": 2}), ("Tanh", ["0"], {}), ("Relu", ["1"], {}), ("Sigmoid", ["2"], {})],
+    ),
+    "Gemm": (13, [("Flatten", ["x"], {}), ("Gemm", ["0", "0", "two"], {"transB": 1, "alpha": 0.5, "beta": 2.0})]),
+    "Div": (13, [("Shape", ["x"], {}), ("Div", ["0", "three"], {}), ("ConstantOfShape", ["1"], {})]),
+    "DequantizeLinear": (13, [("DequantizeLinear", ["bytes", "scales", "zeros"], {"axis": 1})]),
     "Gather": (13, [("Gather", ["x", "one"], {"axis": 2})]),
     "ReduceSum 11": (11, [("ReduceSum", ["x"], {"axes": [1], "keepdims": 0})]),
     "ReduceProd 18": (18, [("ReduceProd", ["x", "one"], {})]),
@@ -141,6 +148,8 @@ def test_operators_around(case):
     inputs = {"x": np.random.default_rng(0).normal(size=(4, 1, 3)).astype(np.float32)}
     stored = {"one": [1], "zero": [0], "three": [3], "minus_one": [-1], "least": [-(2**31)], "shape": [0, -1]}
     stored = {name: np.array(a, np.int64) for name, a in stored.items()} | {"small": np.ones((1, 3), np.float32)}
+    stored |= {"two": np.array([[1.5]], np.float32), "scales": np.array([0.5, 2], np.float32)}
+    stored |= {"bytes": np.array([[1, 200], [7, 9]], np.uint8), "zeros": np.array([3, 128], np.uint8)}
     nodes = [helper.make_node(kind, names, [str(k)], **attrs) for k, (kind, names, attrs) in enumerate(chain)]
     probe = model_of(nodes, inputs, {}, stored, opset)
     rank = len(onnx.shape_inference.infer_shapes(probe).graph.value_info[-1].type.tensor_type.shape.dim)
@@ -216,8 +225,8 @@ def test_inputs_that_do_not_fit():
             interop.run(model, {**inputs, **change})
     with pytest.raises(ValueError, match="the model's input 'initial_h' is missing"):
         interop.run(model, {name: a for name, a in inputs.items() if name != "initial_h"})
-    unknown = chained(SQUEEZE, helper.make_node("Relu", ["flat"], ["out"], "relu"))
-    with pytest.raises(ValueError, match="Relu node 'relu': the operator is not one that runs here; there are RNN"):
+    unknown = chained(SQUEEZE, helper.make_node("Selu", ["flat"], ["out"], "selu"))
+    with pytest.raises(ValueError, match="Selu node 'selu': the operator is not one that runs here; there are RNN"):
         interop.run(unknown, {"X": inputs["X"], "sequence_lens": LENGTHS})
     turn = helper.make_node("Transpose", ["flat"], ["out"], "turn", perm=[0, 1])
     odd = chained(SQUEEZE, turn)

@@ -2,6 +2,7 @@
 
     run(model, inputs)          what the graph computes, as the operators define it: every option of RNN, LSTM and GRU
     load(model)                 (layer, params): the library's own cells with the model's weights
+    inspect(model)              the recurrent nodes of any graph, which load(model, node=…) takes out
     export(layer, params, …)    a model that other runtimes run to the same numbers
 
 What ONNX calls differently, and these functions translate:
@@ -22,8 +23,9 @@ length 0 is its initial state; onnxruntime gives zeros.
 
 from jaxrnn.interop.onnx._exporting import export
 from jaxrnn.interop.onnx._files import FORMATS as FORMATS
+from jaxrnn.interop.onnx._inspecting import RecurrentNode, inspect
 from jaxrnn.interop.onnx._loading import load
 from jaxrnn.interop.onnx._reading import LIBRARY as LIBRARY
 from jaxrnn.interop.onnx._running import run
 
-__all__ = ["export", "load", "run"]
+__all__ = ["RecurrentNode", "export", "inspect", "load", "run"]

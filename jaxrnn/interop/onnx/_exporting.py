@@ -13,8 +13,8 @@ import numpy as np
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn.cells.fused import block, gate_order
 from jaxrnn.interop.conversion import Level, Run, check_options, levels_of, refuse, reordered
-from jaxrnn.interop.onnx._loading import ACTIVATIONS, FLOAT32_ALONE, MERGES, SYMMETRIC
-from jaxrnn.interop.onnx._operators import GATES, KINDS, PEEPHOLES
+from jaxrnn.interop.onnx._chain import MERGES
+from jaxrnn.interop.onnx._operators import GATES, KINDS, PEEPHOLES, PLAIN, Activation, is_symmetric
 from jaxrnn.interop.onnx._reading import LIBRARY, OLDEST
 
 WHO = "onnx.export"
@@ -294,26 +294,34 @@ def _attributes(run: Run, dtype: Any) -> dict[str, Any]:
         names = [run.option("gate_activation", "sigmoid"), *names]
     if KIND[run.cell.kind] == "LSTM":
         names.append(names[-1])
-    for name in names:
-        if callable(name) or name not in ACTIVATIONS:
-            came = "a function" if callable(name) else name
-            refuse(WHO, f"the activation {came}", f"ONNX has {', '.join(ACTIVATIONS)}")
-        if name in FLOAT32_ALONE and dtype != np.float32:
-            refuse(WHO, f"{name} in {dtype.name}", "ONNX stores its constant in float32, which is another number")
-    theirs = [ACTIVATIONS[name] for name in names]
-    if run.cell.kind in ("gru", "cifg_lstm") and names[0] not in SYMMETRIC:
+    theirs = [_activation(name, dtype) for name in names]
+    if run.cell.kind in ("gru", "cifg_lstm") and not is_symmetric(names[0]):
         why = "ONNX turns the gate round, by 1 - σ(a) = σ(-a), which is not so for it"
         refuse(WHO, f"the gate activation {names[0]} of {run.cell.kind}", why)
     attributes: dict[str, Any] = {
         "activations": [a.name for a in theirs],
-        "activation_alpha": [a.alpha for a in theirs if KINDS[a.name].constants > 0],
-        "activation_beta": [a.beta for a in theirs if KINDS[a.name].constants > 1],
+        "activation_alpha": [a.constants[0] for a in theirs if a.constants],
+        "activation_beta": [a.constants[1] for a in theirs if len(a.constants) > 1],
     }
     if run.cell.kind == "gru":
         attributes["linear_before_reset"] = int(run.option("reset", "before") == "after")
     if run.cell.kind == "cifg_lstm":
         attributes["input_forget"] = 1
     return attributes
+
+
+def _activation(option: Any, dtype: Any) -> Activation:
+    """ONNX's activation for a cell's option."""
+    ours, *constants = option if isinstance(option, tuple) else PLAIN.get(option, (option,))
+    kind = next((name for name, kind in KINDS.items() if kind.ours == ours), None)
+    if kind is None:
+        came = "a function" if callable(option) else option
+        names = [kind.ours for kind in KINDS.values() if not kind.defaults] + list(PLAIN)
+        refuse(WHO, f"the activation {came}", f"ONNX has {', '.join(names)}, and those with numbers")
+    stored = tuple(float(np.float32(v)) for v in constants)
+    if dtype != np.float32 and list(stored) != constants:
+        refuse(WHO, f"{option} in {dtype.name}", "ONNX stores its constants in float32, where they are other numbers")
+    return Activation(kind, stored)
 
 
 def _elman_parts(run: Run) -> dict[str, Any]:

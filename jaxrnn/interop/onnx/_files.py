@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._spec import Spec
 from jaxrnn.interop.onnx._exporting import export
+from jaxrnn.interop.onnx._inspecting import inspect
 from jaxrnn.interop.onnx._loading import load
 from jaxrnn.interop.registry import Format, Loaded
 
@@ -25,4 +26,8 @@ def _is_learned(spec: Spec) -> bool:
     return bool(dict(spec.options).get("learned_carry")) or any(map(_is_learned, spec.children))
 
 
-FORMATS = {".onnx": Format("ONNX", _read, _write)}
+def _parts(path: str) -> list[str]:
+    return [str(node) for node in inspect(path)]
+
+
+FORMATS = {".onnx": Format("ONNX", _read, _write, parts=_parts)}

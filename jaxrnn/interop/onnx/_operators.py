@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._base import Cell
+from jaxrnn.cells.activations import activation_of
 from jaxrnn.cells.fused import GateOrder
 from jaxrnn.cells.lstm_family import LSTMCarry
 from jaxrnn.interop.onnx._reading import fail
@@ -26,37 +27,71 @@ DEFAULTS = {"RNN": ("Tanh",), "LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigm
 
 
 class Kind(NamedTuple):
-    """An activation of the operators: what it computes, its constants' defaults (None: must be given)."""
+    """An activation of the operators: our name of it, and its constants' defaults (None: must be given)."""
 
-    apply: Callable[[jax.Array, Any, Any], jax.Array]
-    alpha: float | None = None
-    beta: float | None = None
-    constants: int = 0
+    ours: str
+    defaults: tuple[float | None, ...] = ()
 
 
 KINDS = {
-    "Relu": Kind(lambda x, alpha, beta: jnp.maximum(x, 0)),
-    "Tanh": Kind(lambda x, alpha, beta: jnp.tanh(x)),
-    "Sigmoid": Kind(lambda x, alpha, beta: jax.nn.sigmoid(x)),
-    "Affine": Kind(lambda x, alpha, beta: alpha * x + beta, constants=2),
-    "LeakyRelu": Kind(lambda x, alpha, beta: jnp.where(x >= 0, x, alpha * x), 0.01, constants=1),
-    "ThresholdedRelu": Kind(lambda x, alpha, beta: jnp.where(x >= alpha, x, 0), 1.0, constants=1),
-    "ScaledTanh": Kind(lambda x, alpha, beta: alpha * jnp.tanh(beta * x), constants=2),
-    "HardSigmoid": Kind(lambda x, alpha, beta: jnp.clip(alpha * x + beta, 0, 1), 0.2, 0.5, constants=2),
-    # The exponential is taken of what is negative alone, so that it cannot overflow into the gradient.
-    "Elu": Kind(lambda x, alpha, beta: jnp.where(x >= 0, x, alpha * jnp.expm1(jnp.minimum(x, 0))), 1.0, constants=1),
-    "Softsign": Kind(lambda x, alpha, beta: x / (1 + jnp.abs(x))),
-    "Softplus": Kind(lambda x, alpha, beta: jnp.logaddexp(x, 0)),
+    "Relu": Kind("relu"),
+    "Tanh": Kind("tanh"),
+    "Sigmoid": Kind("sigmoid"),
+    "Affine": Kind("affine", (None, None)),
+    "LeakyRelu": Kind("leaky_relu", (0.01,)),
+    "ThresholdedRelu": Kind("thresholded_relu", (1.0,)),
+    "ScaledTanh": Kind("scaled_tanh", (None, None)),
+    "HardSigmoid": Kind("hard_sigmoid", (0.2, 0.5)),
+    "Elu": Kind("elu", (1.0,)),
+    "Softsign": Kind("softsign"),
+    "Softplus": Kind("softplus"),
+}
+
+# What our plain names compute, where it is one of those with constants.
+PLAIN = {
+    "identity": ("affine", 1.0, 0.0),
+    "leaky_relu": ("leaky_relu", 0.01),
+    "elu": ("elu", 1.0),
+    "hard_sigmoid": ("hard_sigmoid", 1 / 6, 0.5),
 }
 
 
 class Activation(NamedTuple):
+    """An activation of KINDS, and as many of alpha and beta as it has, as float32 holds them."""
+
     name: str
-    alpha: float | None = None
-    beta: float | None = None
+    constants: tuple[float, ...] = ()
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return KINDS[self.name].apply(x, self.alpha, self.beta)
+        return activation_of("onnx.run", "activation", self.ours)(x)
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}={v:g}" for name, v in zip(("alpha", "beta"), self.constants, strict=False))
+        return f"{self.name}{given and ' with '}{given}"
+
+    @property
+    def ours(self) -> str | tuple[Any, ...]:
+        """The option of a cell."""
+        name = KINDS[self.name].ours
+        return (name, *self.constants) if self.constants else name
+
+    def in_dtype(self, dtype: Any) -> str | tuple[Any, ...]:
+        """The option of a cell of some dtype. In float32 a plain name, or a constant with fewer digits, is the same."""
+        if dtype != np.float32 or not self.constants:
+            return self.ours
+        constants = list(self.constants)
+        for plain, (same, *usual) in PLAIN.items():
+            if same == KINDS[self.name].ours and [float(np.float32(v)) for v in usual] == constants:
+                return plain
+        return (KINDS[self.name].ours, *(float(str(np.float32(v))) for v in constants))
+
+
+def is_symmetric(option: Any) -> bool:
+    """Whether 1 - σ(a) = σ(-a), by which a gate's share is turned round."""
+    if isinstance(option, tuple):
+        name, *constants = option
+        return name in ("hard_sigmoid", "affine") and constants[1] == 0.5
+    return option in ("sigmoid", "hard_sigmoid")
 
 
 class Operator(NamedTuple):
@@ -133,22 +168,23 @@ def _activations(
 
     def constants(option, position):
         given = list(attributes.get(option) or ())
-        takers = [name for name in names if KINDS[name].constants > position]
+        takers = [name for name in names if len(KINDS[name].defaults) > position]
         if len(given) > len(takers) > 0:
             fail(where, f"{option} has {len(given)} values for the {len(takers)} of its activations that take one")
         values = iter(given)
         for name in names:
-            if KINDS[name].constants <= position:
+            if len(KINDS[name].defaults) <= position:
                 yield None
                 continue
-            default = (KINDS[name].alpha, KINDS[name].beta)[position]
+            default = KINDS[name].defaults[position]
             value = next(values, None if default is None else float(np.float32(default)))  # as an attribute stores it
             if value is None:
                 fail(where, f"{name} has no default {option.removeprefix('activation_')}; give it in {option}")
             yield value
 
     alphas, betas = constants("activation_alpha", 0), constants("activation_beta", 1)
-    every = [Activation(*one) for one in zip(names, alphas, betas, strict=True)]
+    constants_of = [tuple(v for v in own if v is not None) for own in zip(alphas, betas, strict=True)]
+    every = [Activation(name, own) for name, own in zip(names, constants_of, strict=True)]
     return tuple(tuple(every[d * count : (d + 1) * count]) for d in range(directions))
 
 

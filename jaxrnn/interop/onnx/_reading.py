@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any, NoReturn
 
 import numpy as np
 
+from jaxrnn.interop.onnx._tensors import check_tensors
 from jaxrnn.interop.registry import Library
 
 LIBRARY = Library("ONNX", "onnx", extra="interop")
 OLDEST = 7  # the operator set in which RNN, LSTM and GRU took the form that they still have
+STANDARD = ("", "ai.onnx")  # the domain of ONNX's own operators
 VERSIONS = (OLDEST, 14, 22)  # in which they changed: 14 added layout, 22 a dtype
 
 
@@ -28,14 +31,21 @@ def read(who: str, model: Any) -> Any:
     """
     onnx = LIBRARY.load()
     checker = LIBRARY.load("onnx.checker")
+    folder = None
     if isinstance(model, bytes):
         proto = _parsed(who, onnx, onnx.load_model_from_string, model, f"{len(model)} bytes")
     elif isinstance(model, str | os.PathLike):
-        proto = _parsed(who, onnx, onnx.load_model, os.fspath(model), f"the file {os.fspath(model)}")
+        path = os.fspath(model)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(f"{who}: {path} is no regular file; pass the path of an ONNX model.")
+        folder = os.path.dirname(os.path.abspath(path))
+        parse = functools.partial(onnx.load_model, load_external_data=False)
+        proto = _parsed(who, onnx, parse, path, f"the file {path}")
     elif isinstance(model, onnx.ModelProto):
         proto = model
     else:
         raise TypeError(f"{who}: expected a path, bytes or an onnx.ModelProto, got {type(model).__name__}.")
+    check_tensors(who, LIBRARY, proto, folder)
     try:
         checker.check_model(proto)
     except checker.ValidationError as error:
@@ -46,6 +56,8 @@ def read(who: str, model: Any) -> Any:
         version = LIBRARY.load("onnx.defs").get_schema(kind, opset_of(proto), "").since_version
         if version not in VERSIONS:
             fail(who, f"version {version} of {kind} is newer than this library; convert the model to operator set 22")
+    if proto.functions:
+        proto = LIBRARY.load("onnx.inliner").inline_local_functions(proto)
     return proto
 
 

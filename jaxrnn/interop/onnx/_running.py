@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,8 +25,9 @@ def run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     RNN, LSTM and GRU, of the operator sets 7 to 22 and later ones that leave them as they are, run as cells with the
     operator's own equations under ``jr.scan``: every direction, activation and its constants, ``clip``, both layouts,
     peepholes, ``input_forget``, ``linear_before_reset``, lengths and initial states. Around them stand the operators
-    that exporters put there: Add, Cast, Concat, Constant, ConstantOfShape, Expand, Gather, Identity, Less, MatMul, Mul,
-    Range, ReduceMean, ReduceProd, ReduceSum, Reshape, Shape, Slice, Squeeze, Sub, Tile, Transpose, Unsqueeze, Where.
+    that exporters put there: Add, Cast, Concat, Constant, ConstantOfShape, DequantizeLinear, Div, Expand, Flatten,
+    Gather, Gemm, Identity, Less, MatMul, Mul, Range, ReduceMean, ReduceProd, ReduceSum, Relu, Reshape, Shape, Sigmoid,
+    Slice, Squeeze, Sub, Tanh, Tile, Transpose, Unsqueeze, Where.
 
     Args:
         model: a path, the model's bytes, or an ``onnx.ModelProto``.
@@ -169,13 +171,13 @@ def evaluate(where: str, node: Any, given: Sequence[Any]) -> Any:
         raise ValueError(f"{where}: it does not fit its inputs of the shapes {shapes}: {error}") from error
 
 
-def _ints(a: Any) -> list[int]:
+def ints(a: Any) -> list[int]:
     return [int(v) for v in np.ravel(np.asarray(a))]
 
 
 def _axes(attributes: Mapping[str, Any], given: Any) -> tuple[int, ...] | None:
     """Axes, which are an attribute in the older versions of an operator and an input in the newer ones."""
-    axes = _ints(given) if given is not None else attributes.get("axes")
+    axes = ints(given) if given is not None else attributes.get("axes")
     return None if axes is None else tuple(axes)
 
 
@@ -192,11 +194,16 @@ def _constant(xp, attributes):
 
 
 def _constant_of_shape(xp, attributes, shape):
-    return np.full(_ints(shape), np.ravel(attributes.get("value", np.zeros(1, np.float32)))[0])
+    return np.full(ints(shape), np.ravel(attributes.get("value", np.zeros(1, np.float32)))[0])
+
+
+def dtype_of(element_type: int) -> np.dtype:
+    """NumPy's dtype for an element type of ONNX."""
+    return LIBRARY.load("onnx.helper").tensor_dtype_to_np_dtype(element_type)
 
 
 def _cast(xp, attributes, x):
-    dtype = LIBRARY.load("onnx.helper").tensor_dtype_to_np_dtype(attributes["to"])
+    dtype = dtype_of(attributes["to"])
     if xp is jnp and dtype == np.float64 and jnp.result_type(float) != np.float64:
         raise TypeError("float64 needs jax.config.update('jax_enable_x64', True)")
     if xp is jnp and dtype == np.int64 and x.dtype == np.int32:
@@ -204,19 +211,29 @@ def _cast(xp, attributes, x):
     return x.astype(dtype)
 
 
+def _dequantized(xp, attributes, x, scale, zero=None):
+    if attributes.get("block_size", 0):
+        raise ValueError("scales of blocks are not read; give one for each row or one for all")
+    shape = [1] * x.ndim
+    if scale.ndim:
+        shape[attributes.get("axis", 1)] = -1
+    of_zero = 0 if zero is None else zero.astype("int32").reshape(shape)
+    return (x.astype("int32") - of_zero).astype(scale.dtype) * scale.reshape(shape)
+
+
 def _reshape(xp, attributes, x, shape):
-    shape = _ints(shape)
+    shape = ints(shape)
     if not attributes.get("allowzero", 0):
         shape = [x.shape[k] if size == 0 else size for k, size in enumerate(shape)]
     return xp.reshape(x, shape)
 
 
 def _slice(xp, attributes, x, starts=None, ends=None, axes=None, steps=None):
-    starts, ends = (_ints(a) if a is not None else attributes[n] for n, a in (("starts", starts), ("ends", ends)))
+    starts, ends = (ints(a) if a is not None else attributes[n] for n, a in (("starts", starts), ("ends", ends)))
     axes = _axes(attributes, axes) or tuple(range(len(starts)))
     cut = [slice(None)] * x.ndim
     for axis, start, end, step in zip(
-        axes, starts, ends, [1] * len(starts) if steps is None else _ints(steps), strict=True
+        axes, starts, ends, [1] * len(starts) if steps is None else ints(steps), strict=True
     ):
         cut[axis] = slice(start, end, step)
     return x[tuple(cut)]
@@ -244,15 +261,34 @@ def _binary(compute: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return lambda xp, attributes, a, b: compute(a, b)
 
 
+def _div(a, b):
+    return a / b if np.issubdtype(a.dtype, np.floating) else a // b  # sizes, which are not negative
+
+
+def _flatten(xp, attributes, x):
+    axis = attributes.get("axis", 1) % (x.ndim + 1)
+    return xp.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
+
+
+def _gemm(xp, attributes, a, b, c=None):
+    a, b = (x.T if attributes.get(name, 0) else x for name, x in (("transA", a), ("transB", b)))
+    y = a.dtype.type(attributes.get("alpha", 1)) * xp.matmul(a, b)
+    return y if c is None else y + c.dtype.type(attributes.get("beta", 1)) * c
+
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": _binary(operator.add),
     "Cast": _cast,
     "Concat": lambda xp, attributes, *given: xp.concatenate(given, axis=attributes["axis"]),
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
+    "DequantizeLinear": _dequantized,
+    "Div": _binary(_div),
     # Expand broadcasts both ways: a 1 in the shape keeps the size that is there.
-    "Expand": lambda xp, attributes, x, shape: xp.broadcast_to(x, np.broadcast_shapes(x.shape, _ints(shape))),
+    "Expand": lambda xp, attributes, x, shape: xp.broadcast_to(x, np.broadcast_shapes(x.shape, ints(shape))),
+    "Flatten": _flatten,
     "Gather": lambda xp, attributes, x, indices: xp.take(x, indices, axis=attributes.get("axis", 0)),
+    "Gemm": _gemm,
     "Identity": lambda xp, attributes, x: x,
     "Less": _binary(operator.lt),
     "MatMul": lambda xp, attributes, a, b: xp.matmul(a, b),
@@ -261,12 +297,15 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "ReduceMean": _reduce("mean"),
     "ReduceProd": _reduce("prod"),
     "ReduceSum": _reduce("sum"),
+    "Relu": lambda xp, attributes, x: xp.maximum(x, 0),
     "Reshape": _reshape,
     "Shape": _shape,
+    "Sigmoid": lambda xp, attributes, x: 1 / (1 + xp.exp(-x)),
     "Slice": _slice,
     "Squeeze": _squeeze,
     "Sub": _binary(operator.sub),
-    "Tile": lambda xp, attributes, x, repeats: xp.tile(x, _ints(repeats)),
+    "Tanh": lambda xp, attributes, x: xp.tanh(x),
+    "Tile": lambda xp, attributes, x, repeats: xp.tile(x, ints(repeats)),
     "Transpose": lambda xp, attributes, x: xp.transpose(x, attributes.get("perm")),
     "Unsqueeze": lambda xp, attributes, x, axes=None: xp.expand_dims(x, _axes(attributes, axes)),
     "Where": lambda xp, attributes, condition, a, b: xp.where(condition, a, b),
