@@ -255,7 +255,7 @@ REFUSED |= {
         lambda: ([*BESIDE, node("Identity", "a.Y", "y")], weights("GRU", "a", I) | weights("GRU", "b", I)),
         ("k", "y"),
     ),
-    "node 'Concat y': final states of nodes that are no chain": (
+    "the output 'y', of a node beside the others": (
         lambda: ([*BESIDE, node("Concat", "h k", "y", axis=0)], weights("GRU", "a", I) | weights("GRU", "b", I)),
         ("y",),
     ),

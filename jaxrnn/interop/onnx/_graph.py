@@ -19,7 +19,6 @@ from jaxrnn.interop.onnx._running import OPERATORS, evaluate
 from jaxrnn.interop.onnx._values import (
     LAYING,
     RUN,
-    TAKE,
     Atom,
     Mask,
     Misfit,
@@ -221,9 +220,8 @@ def _not_known(where: str, kind: str, given: Sequence[Any]) -> Any:
         return Unknown(where, f"{kind} of {outputs[0]}", WHOLE)
     if views and kind in (*LAYING, "Concat", "Split"):
         found = [a.chain for a in views if a.chain is not None]
-        chain: Any = max(found, key=lambda chain: len(chain.nodes)) if found else None
-        if any(not {*other.nodes} <= {*chain.nodes} for other in found):
-            return Unknown(where, "final states of nodes that are no chain", TAKE)
+        nodes = tuple({name: None for chain in found for name in chain.nodes})
+        chain = found[0]._replace(nodes=nodes) if found else None
         return View("state" if chain else "input", (), chain, whole=False)
     if views:
         return Unknown(where, "arithmetic on the inputs or the final states", f"a layer computes neither; {RUN}")

@@ -87,14 +87,17 @@ def _whole(who: str, graph: Graph) -> Chain:
         if isinstance(tensor, Unknown):
             there = ", ".join(map(repr, graph.names.values()))
             tensor._replace(why=tensor.why + (f"; load(…, node=…) takes out one of {there}" if there else "")).refuse()
-    found = [(tensor.chain, tensor.kind) for _, tensor in graph.outputs if isinstance(tensor, View) and tensor.chain]
-    if not any(chain.nodes for chain, _ in found):
+    found = [tensor for _, tensor in graph.outputs if isinstance(tensor, View) and tensor.chain]
+    nodes = {name for tensor in found for name in tensor.chain.nodes}
+    if not nodes:
         fail(who, "the graph has no RNN, LSTM or GRU node")
-    last = max([chain for chain, kind in found if kind == "outputs"] or [chain for chain, _ in found], key=_depth)
+    last = max((tensor.chain for tensor in found if tensor.kind == "outputs"), key=_depth, default=None)
+    if last is None:  # final states alone: of the first chain that has them all
+        last = min((chain for chain in _chains(graph) if nodes <= {*chain.nodes}), key=_depth, default=None)
     for name, tensor in graph.outputs:
         if not isinstance(tensor, View) or tensor.kind == "input":
             refuse(who, f"the output {name!r}, neither outputs over time nor a final state", RUN)
-        if not {*tensor.chain.nodes} <= {*last.nodes}:
+        if last is None or not {*tensor.chain.nodes} <= {*last.nodes}:
             refuse(who, f"the output {name!r}, of a node beside the others", f"a layer is one chain; {TAKE}")
         if tensor.kind == "outputs" and tensor.chain is not last:
             refuse(who, f"the output {name!r} of a node below the last", f"a layer outputs its last; {RUN}")
@@ -104,19 +107,24 @@ def _whole(who: str, graph: Graph) -> Chain:
             refuse(who, what, f"a layer leaves T and B apart; {RUN}")
         if tensor.part is not None:
             refuse(who, f"the output {name!r}, one direction of two", f"a layer outputs both; {RUN}")
+    assert last is not None
     return last
 
 
 def _taken(who: str, graph: Graph, names: Sequence[str]) -> Chain:
     """The chain of the nodes taken, with the readouts after them that everything that reads them goes through."""
-    found = [tensor.chain for tensor in graph.tensors.values() if isinstance(tensor, View) and tensor.chain]
-    whole = [chain for chain in found if set(chain.nodes) == set(names)]
+    whole = [chain for chain in _chains(graph) if set(chain.nodes) == set(names)]
     if not whole:
         refuse(who, f"a layer of {', '.join(map(repr, names))}", "each must read the outputs of the one before")
     last = min(whole, key=_depth)
     while (after := graph.readers(last)) is not None:
         last = after
     return last
+
+
+def _chains(graph: Graph) -> list[Chain]:
+    """Those of every tensor of outputs."""
+    return [a.chain for a in graph.tensors.values() if isinstance(a, View) and a.kind == "outputs"]
 
 
 def _depth(chain: Chain | None) -> int:
