@@ -21,7 +21,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 FROM_ZERO = ("burn_in", "seed", "sequence", "x_ndim")  # whole numbers that may be 0; all others are sizes or counts
 ANY_NUMBER = ("exponent",)  # a measured number, which may be infinite
 TEXT = ("title", "ylabel", "axis", "measure")  # all other words are one of a few names, which the function knows
-FIX = {"bias": "; how biases start is bias_init"}
+FIX = {
+    "bias": "; how biases start is bias_init",
+    "items": "; give map(at, range(start, steps)), say",
+    "put": "; give jax.device_put, say",
+    "metadata": "; use {'note': …}",
+}
 
 
 def checks_arguments(function: Function | None = None, *, who: str | None = None) -> Any:

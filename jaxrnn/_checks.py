@@ -109,14 +109,14 @@ def check_params(who: str, params: PyTree, expected: PyTree | None) -> None:
         _check_tree(who, "params", params, expected, "pass the params that this cell's own init(key) returned")
 
 
-def check_carry(who: str, carry: PyTree, expected: PyTree, batch_shape: tuple[int, ...]) -> None:
+def check_carry(who: str, carry: PyTree, expected: PyTree, batch_shape: tuple[int, ...], name: str = "carry") -> None:
     """A carry has the structure, shapes and dtypes of ``initial_carry(params, batch_shape)``."""
     fix = f"start from initial_carry(params, batch_shape={batch_shape}), or from the carry of a run of that batch"
-    _check_tree(who, "carry", carry, expected, fix)
+    _check_tree(who, name, carry, expected, fix)
     for (path, leaf), want in zip(*_with_paths(carry, expected), strict=True):
         if jnp.result_type(leaf) != want.dtype:
             raise TypeError(
-                f"{who}: carry{path} is {jnp.result_type(leaf)} but the cell carries {want.dtype}; "
+                f"{who}: {name}{path} is {jnp.result_type(leaf)} but the cell carries {want.dtype}; "
                 f"cast it with .astype({want.dtype.name!r})."
             )
 

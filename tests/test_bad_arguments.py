@@ -21,6 +21,7 @@ CALLED = {
     "x": ("expected floating-point inputs",),
     "xs": ("expected floating-point inputs", "expected x of shape"),
     "spec": ("build: ",),
+    "carry": ("one for each state",),
 }
 
 

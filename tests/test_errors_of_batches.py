@@ -31,11 +31,15 @@ ERRORS = {
         ["bucketed: batch_size must be a positive int, got 0"],
     ),
     "half a batch": (lambda: bucketed([1], batch_size=0.5, seed=0), TypeError, ["batch_size must be a positive int"]),
-    "seed": (lambda: bucketed([1], batch_size=1, seed=-1), ValueError, ["bucketed: seed must be 0 or more, got -1"]),
+    "seed": (
+        lambda: bucketed([1], batch_size=1, seed=-1),
+        ValueError,
+        ["bucketed: seed must be an int, 0 or above, got -1"],
+    ),
     "key as seed": (
         lambda: bucketed([1], batch_size=1, seed="a"),
         TypeError,
-        ["bucketed: seed must be an int, got 'a'"],
+        ["bucketed: seed must be an int, 0 or above, got 'a' (str)"],
     ),
     "no buckets": (lambda: bucketed([1], **MAKE, buckets=0), ValueError, ["bucketed: buckets must be a positive int"]),
     "float buckets": (
@@ -69,7 +73,7 @@ ERRORS = {
     "process": (
         lambda: padded(BATCHES, XS, process=(2, 2)),
         ValueError,
-        ["0 ≤ p < P, got (2, 2); the first is (0, 2)"],
+        ["0 ≤ p < P, got (2, 2); the first of two is (0, 2)"],
     ),
     "too few": (lambda: padded(BATCHES, {"y": XS[1:]}), ValueError, ["data['y'] must hold 4 examples", "got 3"]),
     "too many labels": (
@@ -140,8 +144,16 @@ ERRORS = {
         ["padded: below must be a number, or a tree like data, PyTreeDef({'xs': *})", "got {'y': 4}"],
     ),
     "size": (lambda: prefetch(XS, size=0), ValueError, ["prefetch: size must be a positive int, got 0"]),
-    "put": (lambda: prefetch(XS, put=1), TypeError, ["prefetch: put must be a function of an item, got 1"]),
-    "items": (lambda: prefetch(3), TypeError, ["prefetch: items must be iterable, got int; give map(at, range("]),
+    "put": (
+        lambda: prefetch(XS, put=1),
+        TypeError,
+        ["prefetch: put must be a function, got 1 (int); give jax.device_put"],
+    ),
+    "items": (
+        lambda: prefetch(3),
+        TypeError,
+        ["prefetch: items must be an iterable, got 3 (int); give map(at, range("],
+    ),
 }
 
 

@@ -150,7 +150,7 @@ def test_metadata_come_back_equal(metadata, tmp_path_factory):
         ({"shape": (2, 3)}, r"save: metadata .* would come back from JSON as \{'shape': \[2, 3\]\}"),
         ({"steps": {1: "a"}}, r"would come back from JSON as \{'steps': \{'1': 'a'\}\}"),
         ({1: "a"}, r"would come back from JSON as \{'1': 'a'\}; .*text as keys"),
-        (["a"], r"metadata must be a dict, got list"),
+        (["a"], r"metadata must be a dict, got \['a'\] \(list\)"),
     ],
 )
 def test_metadata_that_would_not_come_back_are_refused(metadata, message, path):

@@ -102,7 +102,7 @@ def find_fixed_points(
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((params, starts, x))):
         raise TypeError(f"{who}: how many points there are depends on values, so it cannot be jitted; call it outside.")
     count = np.shape(leaves[0])[0] if leaves and np.ndim(leaves[0]) else 0
-    check_carry(who, starts, jax.eval_shape(lambda p: cell.initial_carry(p, (count,)), params), (count,))
+    check_carry(who, starts, jax.eval_shape(lambda p: cell.initial_carry(p, (count,)), params), (count,), "starts")
     if count == 0:
         raise ValueError(f"{who}: starts holds no state; give each leaf (M0, …) with at least one.")
     h0 = space.flat(starts)

@@ -103,7 +103,7 @@ def save(
             warnings.warn(
                 f"save: {os.fspath(path)!r} holds {alone(name)}: {entry['no_spec']}. Keep the code that makes it; "
                 f"{call_with_model(name)} needs it.",
-                stacklevel=2,
+                stacklevel=3,  # past the check of the arguments
             )
 
 

@@ -46,8 +46,6 @@ def spec_or_why(model: Cell | Layer) -> dict[str, Any]:
 
 def as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The user's metadata, once they are seen to come back from JSON equal."""
-    if not isinstance(metadata, Mapping):
-        raise TypeError(f"save: metadata must be a dict, got {type(metadata).__name__}; use {{'note': …}}.")
     try:
         back = json.loads(json.dumps(dict(metadata), allow_nan=False))
         same = back == metadata

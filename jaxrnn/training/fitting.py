@@ -319,7 +319,7 @@ def _tell(checkpoint: Path | None, differences: str, strict: bool) -> None:
     if strict:
         raise checkpoints.CheckpointError(said)
     if jax.process_index() == 0:
-        warnings.warn(f"{said} It is used all the same; strict=True refuses it.", stacklevel=4)
+        warnings.warn(f"{said} It is used all the same; strict=True refuses it.", stacklevel=5)
 
 
 def _stored(state: PyTree, kept: PyTree) -> PyTree:

@@ -141,5 +141,5 @@ def _warn_without(what: str, directory: Path) -> None:
         warnings.warn(
             f"{directory}: {what} has no locks: nothing keeps a second training out of the same directory; start one "
             f"alone. (This is said once.)",
-            stacklevel=7,  # whoever calls training.fit
+            stacklevel=8,  # whoever calls training.fit
         )

@@ -45,12 +45,6 @@ def prefetch(items: Iterable[Item], *, size: int = 2, put: Callable[[Item], Any]
         >>> [float(x.sum()) for x in training.prefetch(np.full(2, n) for n in range(3))]
         [0.0, 2.0, 4.0]
     """
-    if not callable(put):
-        raise TypeError(f"prefetch: put must be a function of an item, got {put!r}; give jax.device_put, say.")
-    if not isinstance(items, Iterable):
-        raise TypeError(
-            f"prefetch: items must be iterable, got {type(items).__name__}; give map(at, range(start, steps)), say."
-        )
     config: Any = jax.config  # options are attributes, of which its type knows nothing
     # A thread would start from the defaults.
     return _ahead(iter(items), int(size), put, config.jax_enable_x64, config.jax_default_device)
