@@ -74,6 +74,12 @@ def check_bias(who: str, bias: Any) -> None:
         raise TypeError(f"{who}: bias must be True or False, got {bias!r}; how biases start is bias_init.")
 
 
+def check_x_ndim(who: str, x_ndim: Any) -> None:
+    """The number of feature axes that a cell of no sizes reads."""
+    if isinstance(x_ndim, bool) or not isinstance(x_ndim, int) or x_ndim < 0:
+        raise TypeError(f"{who}: x_ndim must be a whole number of axes, got {x_ndim!r}; 1 is for vectors.")
+
+
 def check_gate_bias(who: str, gate: str, bias: bool, **given: float | None) -> None:
     """At most one option (``forget_bias``, ``T_max``) says how a gate's bias starts, none where there are no biases."""
     T_max = given.get("T_max")

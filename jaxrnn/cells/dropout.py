@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from jaxrnn._base import Cell, draw_each_step
 from jaxrnn.cells._built_in import built_in
+from jaxrnn.cells._options import check_x_ndim
 from jaxrnn.cells._products import empty_carry
 
 
 @built_in
-def dropout(rate: float) -> Cell:
+def dropout(rate: float, *, x_ndim: int = 1) -> Cell:
     """Dropout: each feature of each step is zeroed with probability ``rate``, the others scaled by 1 / (1 - rate).
 
     With ``key=None`` (evaluation) it is the identity. The masks are a function of the key and of absolute time, so
@@ -19,12 +20,13 @@ def dropout(rate: float) -> Cell:
 
     Args:
         rate: the probability of a zero, from 0 to below 1.
+        x_ndim: the number of feature axes of x: 1 for vectors, 2 to 4 after a ``conv_lstm``.
 
     Returns:
         A Cell with no parameters, ``()``, and the carry ().
 
     Raises:
-        ValueError: a rate outside [0, 1).
+        ValueError: a rate outside [0, 1). TypeError: an x_ndim that is no count.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -38,6 +40,7 @@ def dropout(rate: float) -> Cell:
     """
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: rate must be at least 0 and below 1, got {rate!r}.")
+    check_x_ndim("dropout", x_ndim)
 
     def noise(params, key, times, x):
         return draw_each_step(lambda k: jax.random.bernoulli(k, 1 - rate, x.shape), key, times)
@@ -45,4 +48,4 @@ def dropout(rate: float) -> Cell:
     def step(params, carry, x, keep=None):
         return carry, x if keep is None else jnp.where(keep, x / (1 - rate), 0)
 
-    return Cell(lambda key: (), empty_carry, step, noise=noise)
+    return Cell(lambda key: (), empty_carry, step, noise=noise, x_ndim=x_ndim)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from jaxrnn._base import Cell, PyTree
 from jaxrnn._spec import specified
+from jaxrnn.cells._options import check_x_ndim
 from jaxrnn.cells._products import empty_carry
 from jaxrnn.cells.activations import activation_of
 
@@ -36,8 +37,7 @@ def pointwise(f: str | Callable[[PyTree], PyTree], *, x_ndim: int = 1) -> Cell:
         (3, 8)
     """
     function = activation_of("pointwise", "f", f)
-    if isinstance(x_ndim, bool) or not isinstance(x_ndim, int) or x_ndim < 0:
-        raise TypeError(f"pointwise: x_ndim must be a whole number of axes, got {x_ndim!r}; 1 is for vectors.")
+    check_x_ndim("pointwise", x_ndim)
 
     def step(params, carry, x):
         return carry, function(x)
