@@ -98,6 +98,14 @@ def test_sizes_where_they_are_known(model, input_size, output_size, x_ndim):
     assert (model.input_size, model.output_size, model.x_ndim) == (input_size, output_size, x_ndim)
 
 
+def test_fields_of_a_convolution_have_lengths_too():
+    """``x_ndim`` says which axes are features, so that lengths are those of sequences."""
+    fields = jnp.asarray(np.random.default_rng(1).normal(size=(T, B, 4, I)), jnp.float32)
+    layer = jr.stack(jr.conv_lstm(I, 2, spatial_shape=(4,)), jr.dropout(0.5, x_ndim=2), jr.pointwise(jnp.exp, x_ndim=2))
+    ys = layer.apply(layer.init(KEY), fields, lengths=LENGTHS, key=KEY)[1]
+    assert ys.shape == (T, B, 4, 2) and not ys[3:, 0].any() and ys[:3, 0].all() and (ys[:3, 0] == 1).any()
+
+
 def test_pointwise_of_any_input():
     pooled = jr.pointwise(lambda x: x.mean((-3, -2)), x_ndim=3)
     images = jnp.arange(2.0 * 3 * 4 * 4 * 5).reshape(2, 3, 4, 4, 5)  # (T, B, 4, 4, 5)
@@ -180,6 +188,7 @@ MISTAKES = {
         ["branch: carry must be a tuple with an entry for each of the 2 members", "got tuple of 1"],
     ),
     "pointwise, name": (lambda: jr.pointwise("rely"), ValueError, ["pointwise: f must be one of", "mean 'relu'?"]),
+    "dropout, axes": (lambda: jr.dropout(0.5, x_ndim=True), TypeError, ["dropout: x_ndim must be a whole number"]),
     "pointwise, axes": (lambda: jr.pointwise("relu", x_ndim=1.0), TypeError, ["pointwise: x_ndim must be a whole"]),
     "dense, activation": (
         lambda: jr.dense(I, 2, activation="rely"),

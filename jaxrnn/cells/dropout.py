@@ -11,7 +11,7 @@ from jaxrnn.cells._products import empty_carry
 
 
 @built_in
-def dropout(rate: float) -> Cell:
+def dropout(rate: float, *, x_ndim: int = 1) -> Cell:
     """Dropout: each feature of each step is zeroed with probability ``rate``, the others scaled by 1 / (1 - rate).
 
     With ``key=None`` (evaluation) it is the identity. The masks are a function of the key and of absolute time, so
@@ -19,12 +19,13 @@ def dropout(rate: float) -> Cell:
 
     Args:
         rate: the probability of a zero, from 0 to below 1.
+        x_ndim: the number of feature axes of x: 1 for vectors, 2 to 4 after a ``conv_lstm``.
 
     Returns:
         A Cell with no parameters, ``()``, and the carry ().
 
     Raises:
-        ValueError: a rate outside [0, 1).
+        ValueError: a rate outside [0, 1). TypeError: an x_ndim that is no count.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -45,4 +46,4 @@ def dropout(rate: float) -> Cell:
     def step(params, carry, x, keep=None):
         return carry, x if keep is None else jnp.where(keep, x / (1 - rate), 0)
 
-    return Cell(lambda key: (), empty_carry, step, noise=noise)
+    return Cell(lambda key: (), empty_carry, step, noise=noise, x_ndim=x_ndim)

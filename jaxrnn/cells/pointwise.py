@@ -36,8 +36,6 @@ def pointwise(f: str | Callable[[PyTree], PyTree], *, x_ndim: int = 1) -> Cell:
         (3, 8)
     """
     function = activation_of("pointwise", "f", f)
-    if isinstance(x_ndim, bool) or not isinstance(x_ndim, int) or x_ndim < 0:
-        raise TypeError(f"pointwise: x_ndim must be a whole number of axes, got {x_ndim!r}; 1 is for vectors.")
 
     def step(params, carry, x):
         return carry, function(x)
