@@ -32,7 +32,7 @@ def rows():
                 yield pytest.param(place, function, parameter, bad, id=f"{place}-{parameter.name}-{index}")
 
 
-@pytest.mark.parametrize(("place", "function", "parameter", "bad"), rows())
+@pytest.mark.parametrize(("place", "function", "parameter", "bad"), list(rows()))
 def test_says_who_and_what(place, function, parameter, bad, tmp_path, monkeypatch):
     """Who: the function, or the model that it was given. What: the argument."""
     monkeypatch.chdir(tmp_path)
@@ -63,7 +63,7 @@ def test_every_public_function_has_rows():
     assert not missing, f"add a call that is all right to CALLS in tests/faces.py: {sorted(missing)}"
 
 
-@pytest.mark.parametrize(("place", "function"), functions())
+@pytest.mark.parametrize(("place", "function"), list(functions()))
 def test_the_calls_are_all_right(place, function):
     inspect.signature(function).bind(
         **{n: v for n, v in CALLS[place].items() if place not in ("stack", "chain", "branch")}

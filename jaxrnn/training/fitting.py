@@ -79,7 +79,7 @@ def fit(
     stop_when: Callable[[Sequence[BlockResult]], bool] | None = None,
     on_block: Callable[[BlockResult], None] | None = None,
     config: Mapping[str, Any] | None = None,
-    model: PyTree = None,
+    model: Any = None,
     strict: bool = False,
 ) -> Fitted:
     """Run a compiled block of steps again and again until the steps are done, and lose nothing on the way.
