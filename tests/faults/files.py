@@ -41,7 +41,7 @@ FAULTS = (
         "onnx: the steps of a backward network rolled up as forward ones",
         'direction = "reverse" if like.reverse else "forward"',
         'direction = "forward"',
-        tests("interop/test_onnx_torch", "RNN_static_18"),
+        tests("interop/test_onnx_torch", "test_load and RNN and static"),
     ),
     Fault(
         "onnx: zero points of quantised weights ignored",

@@ -56,7 +56,7 @@ FAULTS = (
     Fault(
         "padding read by the cell",
         "xs = select(valid, xs, jax.tree.map(jnp.zeros_like, xs))\n        noise",
-        "noise",
+        "pass\n        noise",
         tests("test_contract", "padding_never_leaks"),
     ),
     Fault(
@@ -240,7 +240,7 @@ FAULTS = (
         "recurrent_dropout: a mask for each step",
         "keep_h = jax.random.bernoulli(k_h, 1 - rate, (1, *h.shape)) if rate else None",
         "keep_h = jax.random.bernoulli(k_h, 1 - rate, (len(times), *h.shape)) if rate else None",
-        tests("test_wrappers", "recurrent_dropout_draws_once or recurrent_dropout_by_hand"),
+        tests("test_recurrent_dropout", "recurrent_dropout_draws_once or recurrent_dropout_by_hand"),
     ),
     Fault(
         "zoneout: the mean of the wrong shares",
@@ -293,8 +293,8 @@ FAULTS = (
     ),
     Fault(
         "a plan saves too little: products are made again",
-        '"argmin": CHEAP,\n',
-        '"argmin": CHEAP,\n    **{"dot_general": CHEAP},\n',
+        '"dot_general": PRODUCT | MOVABLE,',
+        '"dot_general": PRODUCT | MOVABLE | CHEAP,',
         tests("test_plans", "smallest_set or costly"),
     ),
     Fault(

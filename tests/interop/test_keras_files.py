@@ -282,3 +282,22 @@ def test_a_chain_without_masks_tells_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         from_keras(keras.Sequential([keras.Input((T, I)), kl.GRU(H, **UNDRAWN)]))
+
+
+@pytest.mark.parametrize("size", [0, 8, 2**40])
+def test_heaps_that_lead_nowhere_are_refused(size, tmp_path):
+    """HDF5 2.0 walks for ever on a free object of no size, and makes room for a heap of any."""
+    path = tmp_path / "model.h5"
+    filled(keras.Sequential([keras.Input((T, I)), kl.LSTM(H, **SEQUENCES)])).save(path)
+    raw = bytearray(path.read_bytes())
+    heap = raw.find(b"GCOL\x01")
+    at = heap + 8  # the size of the whole heap
+    if size < 16:
+        at = heap + 16  # its objects: index (2 bytes), 6 bytes, size
+        while raw[at : at + 2] != b"\0\0":
+            at += 16 + -(-int.from_bytes(raw[at + 8 : at + 16], "little") // 8) * 8
+        at += 8
+    raw[at : at + 8] = size.to_bytes(8, "little")
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match="is damaged: a heap in it"):
+        load(path)

@@ -18,6 +18,7 @@ import numpy as np
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree, check_model
 from jaxrnn.interop.keras._from_keras import with_notes
+from jaxrnn.interop.keras._heaps import check_heaps
 from jaxrnn.interop.keras._layers import Stored
 from jaxrnn.interop.keras._names import LIBRARY, old_hard_sigmoid
 from jaxrnn.interop.keras._to_keras import to_keras
@@ -148,6 +149,7 @@ def _inner(layer: Any) -> Iterator[Any]:
 @contextlib.contextmanager
 def _hdf5(who: str, path: str) -> Iterator[Any]:
     """The file, opened; whatever h5py finds wrong with it is told in its name."""
+    check_heaps(who, path)
     try:
         with LIBRARY.load("h5py").File(path, "r") as file:
             yield file
