@@ -41,7 +41,7 @@ FAULTS = (
         "onnx: the steps of a backward network rolled up as forward ones",
         'direction = "reverse" if like.reverse else "forward"',
         'direction = "forward"',
-        tests("interop/test_onnx_torch", "test_load and RNN and static"),
+        tests("interop/test_onnx_torch", "test_load and RNN"),
     ),
     Fault(
         "onnx: zero points of quantised weights ignored",
