@@ -26,6 +26,8 @@ FIX = {
     "items": "; give map(at, range(start, steps)), say",
     "put": "; give jax.device_put, say",
     "metadata": "; use {'note': …}",
+    "mesh": "; jr.devices.batch_mesh makes one",
+    "keep": "; give lambda state: state.params, say",
 }
 
 

@@ -18,7 +18,7 @@ from jaxrnn.running.scan import valid_steps
 
 
 @checks_arguments
-def pad(sequences: Sequence[Any], *, length: int | None = None, value: float = 0) -> tuple[jax.Array, jax.Array]:
+def pad(sequences: Sequence[Any], *, length: int | None = None, value: complex = 0) -> tuple[jax.Array, jax.Array]:
     """Put sequences of different lengths into one array, time first.
 
     Args:
@@ -209,7 +209,7 @@ def _sequence(who: str, name: str, ys: Any) -> jax.Array:
     """An array that has a time axis."""
     ys = jnp.asarray(ys)
     if ys.ndim == 0:
-        raise ValueError(f"{who}: {name} must be (T, *B, …), time first, got one number.")
+        raise ValueError(f"{who}: {name} must be (T, *B, …), time first, got shape ().")
     return ys
 
 

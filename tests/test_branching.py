@@ -188,8 +188,12 @@ MISTAKES = {
         ["branch: carry must be a tuple with an entry for each of the 2 members", "got tuple of 1"],
     ),
     "pointwise, name": (lambda: jr.pointwise("rely"), ValueError, ["pointwise: f must be one of", "mean 'relu'?"]),
-    "dropout, axes": (lambda: jr.dropout(0.5, x_ndim=True), TypeError, ["dropout: x_ndim must be a whole number"]),
-    "pointwise, axes": (lambda: jr.pointwise("relu", x_ndim=1.0), TypeError, ["pointwise: x_ndim must be a whole"]),
+    "dropout, axes": (lambda: jr.dropout(0.5, x_ndim=True), TypeError, ["dropout: x_ndim must be an int, 0 or above"]),
+    "pointwise, axes": (
+        lambda: jr.pointwise("relu", x_ndim=1.0),
+        TypeError,
+        ["pointwise: x_ndim must be an int, 0 or above"],
+    ),
     "dense, activation": (
         lambda: jr.dense(I, 2, activation="rely"),
         ValueError,

@@ -262,6 +262,7 @@ def test_errors(name):
 
 def test_a_mesh_that_is_none():
     with pytest.raises(
-        TypeError, match=r"ensemble: mesh must be a jax\.sharding\.Mesh, got 2; jr\.devices\.batch_mesh makes one"
+        TypeError,
+        match=r"ensemble: mesh must be a jax\.sharding\.Mesh, got 2 \(int\); jr\.devices\.batch_mesh makes one",
     ):
         jr.devices.ensemble(lambda member: member, mesh=2)

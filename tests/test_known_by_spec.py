@@ -37,9 +37,20 @@ def test_the_list_has_every_kind():
     assert set().union(*(kinds_in(model.spec) for model in MODELS.values())) == kinds and WRAPPERS.keys() <= kinds
 
 
+def has_names_alone(spec):
+    """Whether pickle finds every function of the options, by its name: no lambda, and not jnp.cos."""
+    try:
+        pickle.dumps([value for _, value in spec.options if callable(value)])
+    except (pickle.PicklingError, AttributeError):
+        return False
+    return all(map(has_names_alone, spec.children))
+
+
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_models_with_a_spec_are_known_by_it(model):
-    others = [jr.build(model.spec), copy.copy(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    others = [jr.build(model.spec), copy.copy(model), copy.deepcopy(model)]
+    if has_names_alone(model.spec):
+        others.append(pickle.loads(pickle.dumps(model)))
     others.append(jax.tree.map(lambda a: a, model))  # as Equinox takes modules apart and puts them together
     for other in others:
         assert other == model and model == other and (other != model) is False and hash(other) == hash(model)

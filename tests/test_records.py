@@ -129,7 +129,7 @@ def test_a_row_of_ours_has_a_step(tmp_path, row):
         ([], ValueError, r"labels must be dicts, one a member, got \[\]; give \[{'seed': 0}\], say, or None"),
         ({"seed": 1}, TypeError, "labels must be dicts, one a member, got {'seed': 1}"),
         (["gru"], TypeError, "labels must be dicts, one a member, got "),
-        (3, TypeError, "labels must be dicts, one a member, got 3"),
+        (3, TypeError, "labels must be a sequence, got 3"),
         ([{"cell": print}], TypeError, "labels must be JSON: .* not JSON serializable; give numbers and strings"),
         ([{"step": 1}], ValueError, "'step' cannot stand in a label: a row has it already"),
         ([{"not_finite": 1}], ValueError, "'not_finite' cannot stand in a label"),

@@ -121,7 +121,7 @@ def test_update_best_agrees_where_digits_are_rounded(x64):
         ({"keep": lambda state: ()}, TypeError, "keep must give arrays of the state, .*; got none"),
         ({"keep": lambda state: {"a": 3, "b": state["w"]}}, TypeError, "got .*int"),
         ({"keep": lambda state: state}, ValueError, r"2 labels, .* shapes \(2,\), \(5,\), \(2, 3\); each must"),
-        ({"keep": "params"}, TypeError, "keep must be a function of the state, got 'params'; give lambda"),
+        ({"keep": "params"}, TypeError, r"keep must be a function, got 'params' \(str\); give lambda"),
         ({"labels": None}, ValueError, r"the measure 'score' has the shape \(2,\), expected \(\) to keep the best"),
     ],
 )

@@ -160,6 +160,7 @@ def norm_by_lag(norm: jax.Array, *, lengths: jax.Array | None = None, reverse: b
     norm = norm if jnp.issubdtype(norm.dtype, jnp.inexact) else norm.astype(jnp.float32)
     T, batch_shape = norm.shape[0], norm.shape[1:]
     lengths = as_lengths("norm_by_lag", np.full(batch_shape, T) if lengths is None else lengths, batch_shape)
+    lengths = lengths[None]
     lag = jnp.arange(T, dtype=jnp.int32).reshape(-1, *(1,) * len(batch_shape))
     t = jnp.broadcast_to(lag, norm.shape) if reverse else jnp.minimum(lengths, T) - 1 - lag
     reached = (lag < lengths) & (t >= 0)
