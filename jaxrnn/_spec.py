@@ -224,8 +224,11 @@ def known_by_spec(record: type[Record]) -> type[Record]:
         spec = self.spec
         return (type(self), tuple(self)[:-1]) if spec is None else (build, (spec,))
 
+    def __deepcopy__(self: Any, memo: Any) -> Any:
+        return self  # nothing in it changes; a copy of a function that is an option would be another function
+
     record.spec = property(spec)  # type: ignore[attr-defined]
-    for method in (__eq__, __ne__, __hash__, __reduce__):
+    for method in (__eq__, __ne__, __hash__, __reduce__, __deepcopy__):
         setattr(record, method.__name__, method)
     return record
 

@@ -1,5 +1,6 @@
 """Two CPU devices for the mesh tests, the ``--full`` switch, float64 on request; less time for the compiler."""
 
+import gc
 import os
 import tempfile
 
@@ -52,6 +53,13 @@ def pytest_collection_modifyitems(config, items):
         return number if name is None else first.setdefault((item.path, name), number)
 
     items[:] = [item for _, item in sorted(enumerate(items), key=place)]
+
+
+def pytest_collection_finish():
+    """What is there now stays to the end: the garbage collector need not walk all of it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture
