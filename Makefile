@@ -14,7 +14,8 @@ BENCH_ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet -c constraints.txt
-PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS)
+# Each process begins with a part of the list and takes from another's when it is done: tests of a case stay together.
+PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # What `make check` runs: the structure of the code, messages, equations, passes, specs, pages; a case of the contract.
 QUICK := $(addprefix tests/test_,house.py registry.py faults.py api_pages.py commands.py converters.py programs.py \

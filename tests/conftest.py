@@ -56,9 +56,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    """What is there now stays to the end: the garbage collector need not walk all of it again and again."""
-    gc.collect()
-    gc.freeze()
+    """Traced programs are many small objects that stay: the collector need not walk all of them again and again."""
     gc.set_threshold(100_000, 20, 20)
 
 

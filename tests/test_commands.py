@@ -202,7 +202,6 @@ def test_overwriting_takes_force(run, tmp_path):
         ("a.pkl", "b.onnx", "'a.pkl' is not taken: it is a pickle, which can run code"),
         ("a.PICKLE", "b.onnx", "torch.save(model.state_dict(), 'weights.pt')"),
         ("broken.pt", "b.onnx", "'broken.pt' is no archive as torch.save has written since its version 1.6"),
-        ("text.keras", "b.onnx", "'text.keras' is no file of Keras"),
         ("text.safetensors", "b.onnx", "'text.safetensors' (4 bytes) is no sound safetensors file"),
         ("a.weights.h5", "b.onnx", "it holds weights without the layers' options; in Python, make the model of"),
         ("a.txt", "b.onnx", "'a.txt' should end with one of .safetensors, .onnx, .keras"),
@@ -227,7 +226,7 @@ def test_overwriting_takes_force(run, tmp_path):
 def test_one_line_for_what_cannot_be_converted(source, target, message, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.onnx").mkdir()
-    for name in ("text.keras", "text.safetensors", "broken.pt"):
+    for name in ("text.safetensors", "broken.pt"):
         (tmp_path / name).write_bytes(b"text")
     for name in ("broken.keras", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"\x80\x04nothing\nof the kind")

@@ -238,9 +238,10 @@ IN_CASES = {
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("name", EVERY_FACTORY | IN_CASES)
 def test_param_dtype_is_honoured(name, dtype, x64):
-    params = (EVERY_FACTORY | IN_CASES)[name](param_dtype=dtype).init(KEY)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
+    init = (EVERY_FACTORY | IN_CASES)[name](param_dtype=dtype).init
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(jax.eval_shape(init, KEY))} == {dtype}
+    if dtype == "float16":  # where numbers end soonest
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(init(KEY)))
 
 
 @pytest.mark.parametrize("name", EVERY_FACTORY)

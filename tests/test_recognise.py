@@ -9,7 +9,6 @@ import pytest
 
 import jaxrnn as jr
 from jaxrnn.saving.recognise import recognised
-from tests.commands import run_command
 from tests.saved import MODELS, randomised
 
 
@@ -71,14 +70,3 @@ def test_ours_and_what_is_not_known(tmp_path):
         assert recognised(tmp_path / "c") is None
     (tmp_path / "c").write_bytes(b"PK\x03\x04 cut short")
     assert recognised(tmp_path / "c").title == "a zip archive"
-
-
-def test_the_commands_go_by_the_content(tmp_path, capsys):
-    """A torch file called .onnx is read as what it is, and what nothing reads is named."""
-    torch = pytest.importorskip("torch")
-    torch.save(torch.nn.GRU(3, 4).state_dict(), tmp_path / "theirs.onnx")
-    status, report, _ = run_command(capsys, "inspect", tmp_path / "theirs.onnx")
-    assert status == 0 and "torch state dicts" in report and "gru(reset='after')" in report
-    (tmp_path / "a.onnx").write_bytes(FILES["a NumPy array: read it with numpy.load"])
-    status, _, errors = run_command(capsys, "convert", tmp_path / "a.onnx", tmp_path / "b.safetensors")
-    assert status == 1 and "is not taken: by its content it is a NumPy array; read it with" in errors[0]

@@ -108,15 +108,30 @@ def test_from_keras(run, tmp_path):
     [
         ("broken.onnx", "b.safetensors", "broken.onnx"),
         ("mgu.safetensors", "b.onnx", "mgu"),
+        ("text.keras", "b.onnx", "'text.keras' is no file of Keras"),
     ],
 )
 def test_one_line_for_what_cannot_be_converted(source, target, message, run, tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     monkeypatch.chdir(tmp_path)
+    pytest.importorskip("keras")
     (tmp_path / "broken.onnx").write_bytes(b"\x80\x04nothing\nof the kind")
+    (tmp_path / "text.keras").write_bytes(b"text")
     save("mgu.safetensors", jr.mgu(I, H), drawn_params(jr.mgu(I, H)))
     before = sorted(os.listdir())
     status, said, errors = run("convert", source, target)
     assert (status, said, len(errors)) == (1, "", 1)
     assert errors[0].startswith("convert: ") and message in errors[0]
     assert sorted(os.listdir()) == before
+
+
+def test_the_commands_go_by_the_content(run, tmp_path):
+    """A torch file called .onnx is read as what it is, and what nothing reads is named."""
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.GRU(3, 4).state_dict(), tmp_path / "theirs.onnx")
+    status, report, _ = run("inspect", tmp_path / "theirs.onnx")
+    assert status == 0 and "torch state dicts" in report and "gru(reset='after')" in report
+    np.save(tmp_path / "a.npy", np.ones(3))
+    (tmp_path / "a.npy").rename(tmp_path / "a.onnx")
+    status, _, errors = run("convert", tmp_path / "a.onnx", tmp_path / "b.safetensors")
+    assert status == 1 and "is not taken: by its content it is a NumPy array; read it with" in errors[0]
