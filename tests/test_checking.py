@@ -39,13 +39,25 @@ def by_time(params, key, times, x):
     return jr.draw_each_step(lambda k: jax.random.normal(k, x.shape), key, times)
 
 
-def test_cells_that_keep_the_rules():
-    stacked = jr.chain(
-        jr.dropout(0.5), jr.zoneout(jr.elman(H, 2), rate=0.2), jr.branch(jr.readout(2, 2), jr.pointwise("relu"))
-    )
-    for own in (cell(noisy, noise=by_time), clockwork(H, 2), stacked, jr.readout(H, 2, dtype="bfloat16")):
-        assert jr.check_cell(own, randomised(own.init(KEY)), XS) is None
-    jr.check_cell(jr.embedding(5, 2), jr.embedding(5, 2).init(KEY), jnp.array([3, 1, 4]))
+SOUND = {
+    "noisy": cell(noisy, noise=by_time),
+    "in a chain": jr.chain(jr.dropout(0.5), jr.zoneout(jr.elman(H, 2), rate=0.2), jr.branch(jr.readout(2, 2))),
+    "user's": clockwork(H, 2),
+    "narrow": jr.readout(H, 2, dtype="bfloat16"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*list(SOUND)[:2], *(pytest.param(n, marks=pytest.mark.full) for n in list(SOUND)[2:])]
+)
+def test_cells_that_keep_the_rules(name):
+    own = SOUND[name]
+    assert jr.check_cell(own, randomised(own.init(KEY)), XS) is None
+
+
+def test_a_cell_that_reads_tokens_keeps_them():
+    own = jr.embedding(5, 2)
+    assert jr.check_cell(own, own.init(KEY), jnp.array([3, 1, 4])) is None
 
 
 # ---- one rule broken by each --------------------------------------------------------------------
