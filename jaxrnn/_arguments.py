@@ -8,7 +8,7 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,11 @@ FIX = {
 }
 
 
-def checks_arguments(function: Function | None = None, *, who: str | None = None) -> Any:
+@overload
+def checks_arguments(function: Function) -> Function: ...
+@overload
+def checks_arguments(*, who: str) -> Callable[[Function], Function]: ...
+def checks_arguments(function: Any = None, *, who: str | None = None) -> Any:
     """A decorator: before the function runs, each plain option is what its annotation says.
 
     ``int`` is a positive whole number, ``float`` a finite number, ``bool`` True or False, each with ``| None`` also
@@ -57,7 +61,7 @@ def checks_arguments(function: Function | None = None, *, who: str | None = None
             check_argument(name, option, value, annotations[option], function.__globals__)
         return function(*args, **kwargs)
 
-    return cast(Function, checked)
+    return checked
 
 
 def check_argument(who: str, name: str, value: Any, annotation: str, known: Mapping[str, Any]) -> None:
