@@ -1,7 +1,4 @@
-"""A small training to be killed, which saves after every block: ``python -m tests.killed DIRECTORY BLOCKS``."""
-
-import sys
-from pathlib import Path
+"""A small training to be killed, which saves after every block."""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +62,8 @@ def numbers(fitted):
     return {jax.tree_util.keystr(path): np.asarray(numeric(leaf)) for path, leaf in leaves}
 
 
-if __name__ == "__main__":
+def train(directory, blocks, save):
+    """All of a process: its training, and then the numbers of the final state in a file."""
     jax.config.update("jax_num_cpu_devices", 1)
-    target, count = Path(sys.argv[1]), int(sys.argv[2])
-    np.savez(target / "final.npz", **numbers(fit(target, count, save=target.name != "uninterrupted")))
+    jax.config.update("jax_disable_most_optimizations", True)
+    np.savez(directory / "final.npz", **numbers(fit(directory, blocks, save=save)))

@@ -1,37 +1,35 @@
 """Killed at any moment, a training comes, once it is started again, to the very same numbers."""
 
 import json
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxrnn.training import checkpoints
+from tests import killed as training
 from tests.killed import STEPS
 
 SECONDS = 120  # a process that takes so long hangs
+# One process imports what all of them need, and each of them begins as a copy of it.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["orbax.checkpoint", "tests.killed"])
 
 
-def start(directory, blocks):
+def start(directory, blocks, save=True):
     directory.mkdir(exist_ok=True)
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    command = [sys.executable, "-m", "tests.killed", str(directory), str(blocks)]
-    root = Path(__file__).parents[1]
-    return subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+    process = PROCESSES.Process(target=training.train, args=(directory, blocks, save))
+    process.start()
+    return process
 
 
-def end(process):
-    said = process.communicate(timeout=SECONDS)[1]
-    assert process.returncode == 0, said
+def end(process, code):
+    """It has ended, with this exit code; a traceback stands in the captured stderr."""
+    process.join(SECONDS)
+    assert process.exitcode == code
 
 
 def recorded(directory):
@@ -49,7 +47,7 @@ def killed(directory, blocks, moment):
     def writing():
         return list(directory.glob("checkpoints/*tmp*"))
 
-    while process.poll() is None and time.monotonic() < began + SECONDS:
+    while process.is_alive() and time.monotonic() < began + SECONDS:
         ran = time.monotonic() - began
         trains = recorded(directory) != before
         if (
@@ -61,15 +59,14 @@ def killed(directory, blocks, moment):
         time.sleep(0.002)
     if moment == "trains":
         time.sleep(random.uniform(0, 0.15))
-    process.send_signal(signal.SIGKILL)
-    said = process.communicate(timeout=SECONDS)[1]
-    assert process.returncode == -signal.SIGKILL, said
+    process.kill()
+    end(process, -signal.SIGKILL)
     return bool(writing())
 
 
 def survives(tmp_path, kills, blocks):
     whole, broken = tmp_path / "uninterrupted", tmp_path / "broken"
-    end(start(whole, blocks))
+    end(start(whole, blocks, save=False), 0)
     saved, torn = 0, 0
     for kill in range(kills):
         torn += killed(broken, blocks, ("trains", "writes", "trains", "starts")[kill % 4])
@@ -78,7 +75,7 @@ def survives(tmp_path, kills, blocks):
         assert now >= max(saved, recorded(broken) - STEPS)
         saved = now
     assert saved < STEPS * blocks, "the training ended before the kills did: give it more blocks"
-    end(start(broken, blocks))
+    end(start(broken, blocks), 0)
     assert torn >= kills // 8  # the test has met what it is about
     assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     expected, came = np.load(whole / "final.npz"), np.load(broken / "final.npz")
