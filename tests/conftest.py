@@ -60,6 +60,13 @@ def pytest_collection_finish():
     gc.set_threshold(100_000, 20, 20)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+    """What is left when a file of tests begins is not walked again: some tests ask for a whole collection."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def x64():
     """float64 for one test."""
