@@ -1,6 +1,7 @@
 """Models that nobody thought of, built at random, equal the plain loops of cases.py: values, gradients and chunks."""
 
 import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -153,9 +154,10 @@ def all_flags(draw):
     return Flags("", lengths, bits() if draw(FLAGS) else None, bits() if draw(FLAGS) else None, draw(FLAGS))
 
 
-def check(model, flags, cut, number, turn):
-    """Values of every model; gradients of every third, which take four times as long; XLA's of every twentieth."""
+def check(model, flags, cut, number):
+    """Values of every model; gradients of every third, which take five times as long; XLA's of every twentieth."""
     case, dtype = model
+    turn = zlib.crc32(repr((case.name, case.run, flags, cut, number)).encode())  # a draw would be 0 too often
     params, xs, carry = problem(case, flags, seed=number)
     floats, join = differentiable(carry)
     equal = lambda got, want: jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE[dtype]), got, want)
@@ -196,7 +198,7 @@ def test_random_models_equal_the_plain_loop(shard, x64, request):
     """60 models in four parts, so that several processes share them; 2,000 under ``--full``."""
     config = request.config
     examples = (config.getoption("--models") or (2000 if config.getoption("--full") else 60)) // 4
-    run = given(models(), all_flags(), st.integers(0, 2 * T), st.integers(0, 2**32 - 1), st.integers(0, 59))(check)
+    run = given(models(), all_flags(), st.integers(0, 2 * T), st.integers(0, 2**32 - 1))(check)
     settings(
         max_examples=examples, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck)
     )(seed(shard)(run))()
