@@ -7,6 +7,8 @@ import tempfile
 import jax
 import pytest
 
+from tests.evaluating import evaluated
+
 jax.config.update("jax_num_cpu_devices", 2)
 
 
@@ -65,6 +67,12 @@ def collected():
     """What is left when a file of tests begins is not walked again: some tests ask for a whole collection."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def traced(request):
+    """Around a function: its program, run by NumPy, which takes no compiler; by XLA under ``--full``."""
+    return jax.jit if request.config.getoption("--full") else evaluated
 
 
 @pytest.fixture

@@ -235,8 +235,10 @@ MADE = {
         (lambda which, off, on: np.where(which, on, off)) if eqn.invars[0].aval.dtype == bool else None
     ),
     "convert_element_type": _typed(lambda x, params: np.asarray(x)),
-    "integer_pow": _typed(lambda x, params: np.power(x, params["y"])) ,
-    "reshape": _typed(lambda x, params: np.reshape(x, params["new_sizes"])),
+    "integer_pow": _typed(lambda x, params: np.power(x, params["y"])),
+    "reshape": lambda _, params: (
+        (lambda x: np.reshape(x, params["new_sizes"])) if params["dimensions"] is None else None
+    ),
     "squeeze": _typed(lambda x, params: np.squeeze(x, params["dimensions"])),
     "expand_dims": _typed(lambda x, params: np.expand_dims(x, params["dimensions"])),
     "transpose": _typed(lambda x, params: np.transpose(x, params["permutation"])),

@@ -34,6 +34,7 @@ from tests.cases import (
     with_runs,
     x_shape,
 )
+from tests.evaluating import evaluated
 
 # Both sides compute in float64 with sums in another order, over six steps: a few hundred roundings of 2e-16.
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
@@ -89,13 +90,13 @@ def applied(case):
 
 
 @functools.lru_cache(8)
-def program(case):
+def program(case, way=jax.jit):
     """``(outputs, loss, gradients)``, compiled: outputs of a run by itself, the loss of one that is differentiated.
 
     Flags and weights are arguments, so that the tests of a case share it: to compile is what takes the time here.
     """
 
-    @jax.jit
+    @way
     def everything(params, xs, carry, options, by_step, by_end):
         run = lambda *args: case.layer.apply(*args, **options)
         (loss, _), gradients = differentiated(run, params, xs, carry, by_step=by_step, by_end=by_end)
@@ -125,7 +126,7 @@ def test_equals_the_plain_loop(case, flags, x64):
     params, xs, carry = problem(case, flags)
     options = flags.all_options
     outputs, loss, gradients = program(case)(params, xs, carry, options)
-    want = differentiated(lambda *args: reference(case, *args, flags), params, xs, carry)
+    want = evaluated(lambda *args: differentiated(lambda *a: reference(case, *a, flags), *args))(params, xs, carry)
     assert_trees_close(((loss, outputs), gradients), want)
 
     direction, step = randomised((params, xs), seed=11), 1e-6
@@ -142,14 +143,14 @@ def test_a_flag_left_out_is_one_that_says_nothing(case, flags, x64):
 
 
 @pytest.mark.parametrize(("case", "index"), [pytest.param(c, i, id=c.name) for i, c in enumerate(CASES)])
-def test_runs_agree(case, index, x64):
+def test_runs_agree(case, index, x64, traced):
     """All ways of running differ by the order of sums alone; of three plans one in turn, and the case's own."""
     args = problem(case, FLAGS[4])
     own, plans = own_run(index), ("checkpointed", "everything", "nothing")
     others = dict.fromkeys(("auto", own, plans[(index + 1) % 3] if own == plans[index % 3] else plans[index % 3]))
-    plain = program(case.under("plain"))(*args, ALL)
+    plain = program(case.under("plain"), traced)(*args, ALL)
     for other in others:
-        assert_trees_close(program(case.under(other))(*args, ALL), plain)
+        assert_trees_close(program(case.under(other), traced)(*args, ALL), plain)
 
 
 @pytest.mark.optimised
@@ -257,14 +258,14 @@ def test_learned_initial_carry_gets_gradient_from_each_reset(x64):
 
 
 @by_case_in_turn
-def test_batch_shapes_agree_with_vmap(case, x64):
+def test_batch_shapes_agree_with_vmap(case, x64, traced):
     params, xs, carry = problem(case, batch_shape=(2, 3))
     lengths = jnp.array([[6, 3, 0], [1, 4, 5]])
     run = lambda xs, carry, lengths: case.layer.apply(params, xs, carry, lengths=lengths)
     mapped = jax.vmap(jax.vmap(run, in_axes=(1, 0, 0), out_axes=(0, 1)), in_axes=(1, 0, 0), out_axes=(0, 1))
     one = lambda tree: jax.tree.map(lambda a: a[1, 2], tree)
 
-    @jax.jit
+    @traced
     def everything(xs, carry, lengths):
         return run(xs, carry, lengths), mapped(xs, carry, lengths), run(xs[:, 1, 2], one(carry), lengths[1, 2])
 
@@ -292,12 +293,12 @@ def test_chunks_equal_the_whole(case, x64):
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_steps_by_hand_equal_the_scan(name, x64):
+def test_steps_by_hand_equal_the_scan(name, x64, traced):
     cell = CELLS[name]
     params = randomised(cell.init(jax.random.key(0)))
     xs = draw((T, B, *x_shape(cell)), 1)
 
-    @jax.jit
+    @traced
     def both(params, xs):
         by_hand = jax.lax.scan(functools.partial(cell.step, params), cell.initial_carry(params, (B,)), xs)
         return by_hand, jr.scan(cell).apply(params, xs)
@@ -306,10 +307,10 @@ def test_steps_by_hand_equal_the_scan(name, x64):
 
 
 @every_other_case
-def test_vmap_over_parameters(case, x64):
+def test_vmap_over_parameters(case, x64, traced):
     many = [problem(case, seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *many)
-    both = jax.jit(jax.vmap(program(case), in_axes=(0, 0, 0, None)))(*stacked, ALL)
+    both = traced(jax.vmap(program(case), in_axes=(0, 0, 0, None)))(*stacked, ALL)
     for index, args in enumerate(many):
         assert_trees_close(jax.tree.map(lambda a, i=index: a[i], both), program(case)(*args, ALL))
 
@@ -340,13 +341,13 @@ def test_dtypes_are_kept(case, dtype):
 
 
 @every_other_case
-def test_second_derivatives(case, x64):
+def test_second_derivatives(case, x64, traced):
     params, xs, carry = problem(case)
     loss = lambda *p: weighed(case.layer.apply(*p, carry, **ALL))
     gradient = jax.grad(loss, argnums=(0, 1))
     direction = randomised((params, xs), seed=3)
 
-    @jax.jit
+    @traced
     def second(p):
         reverse_over_reverse = jax.grad(lambda p: inner(gradient(*p), direction))(p)
         return reverse_over_reverse, jax.jvp(lambda p: gradient(*p), (p,), (direction,))[1]
@@ -360,31 +361,31 @@ def test_second_derivatives(case, x64):
 
 
 @by_case_in_turn
-def test_forward_mode_agrees_with_reverse_mode(case, x64):
+def test_forward_mode_agrees_with_reverse_mode(case, x64, traced):
     params, xs, carry = problem(case)
     run = lambda p: weighed(case.layer.apply(*p, carry, **ALL))
     direction = randomised((params, xs), seed=3)
-    slopes = jax.jit(lambda p: (jax.jvp(run, (p,), (direction,))[1], jax.linearize(run, p)[1](direction)))
+    slopes = traced(lambda p: (jax.jvp(run, (p,), (direction,))[1], jax.linearize(run, p)[1](direction)))
     by_vjp = inner(program(case)(params, xs, carry, ALL)[2][:2], direction)
     np.testing.assert_allclose(slopes((params, xs)), [by_vjp] * 2, **CLOSE)
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_unroll_changes_nothing(name, x64):
+def test_unroll_changes_nothing(name, x64, traced):
     params = randomised(CELLS[name].init(jax.random.key(0)))
     xs = draw((T, B, *x_shape(CELLS[name])), 1)
     run = lambda unroll: jr.scan(CELLS[name], unroll=unroll).apply(params, xs, mask=jnp.asarray(GAPS))
-    plain, *unrolled = jax.jit(lambda: [run(unroll) for unroll in (1, 2, 4)])()
+    plain, *unrolled = traced(lambda: [run(unroll) for unroll in (1, 2, 4)])()
     for got in unrolled:
         assert_trees_close(got, plain)
 
 
 @case_by_flags(FLAGS, [pytest.param(case, id=case.name) for case in CASES])
-def test_contributions_are_those_of_the_unrolled_network(case, flags, x64):
+def test_contributions_are_those_of_the_unrolled_network(case, flags, x64, traced):
     """∂L/∂W = Σ_t: the sum is the gradient, and each part that of a network with weights of its own at each step."""
     params, xs, carry = problem(case, flags)
     loss = lambda *outputs: weighed(outputs)
-    parts = jax.jit(
+    parts = traced(
         lambda params: jr.gradients.bptt_contributions(case.layer, params, xs, loss, carry, **flags.options)
     )(params)
     gradient = program(case)(params, xs, carry, flags.all_options)[2][0]
@@ -395,7 +396,7 @@ def test_contributions_are_those_of_the_unrolled_network(case, flags, x64):
 
 
 @pytest.mark.parametrize(("name", "reverse"), [(name, bool(i % 2)) for i, name in enumerate(CELLS)])
-def test_contributions_step_by_step(name, reverse, x64):
+def test_contributions_step_by_step(name, reverse, x64, traced):
     cell = CELLS[name]
     params = randomised(cell.init(jax.random.key(0)))
     steps = 3  # a first, a last and one between them
@@ -408,7 +409,7 @@ def test_contributions_step_by_step(name, reverse, x64):
             carry, ys[t] = cell.step(copies[t], carry, xs[t])
         return weigh((carry, jnp.stack(ys)))
 
-    @jax.jit
+    @traced
     def both(params):
         by_hand = jax.tree.map(lambda *a: jnp.stack(a), *jax.grad(unrolled)([params] * steps))
         return by_hand, jr.gradients.bptt_contributions(layer, params, xs, lambda *outputs: weigh(outputs))

@@ -74,7 +74,7 @@ def test_explicit_zeros_in_an_lstm(loss, x64):
     [(case, "masked" if index % 2 else "plain") for index, case in enumerate(CASES)],
     ids=[case.name for case in CASES],
 )
-def test_contributions_are_those_of_bptt(case, flags, x64):
+def test_contributions_are_those_of_bptt(case, flags, x64, traced):
     """The norms of ``bptt_contributions``, for every cell, wrapper and direction; every state is reached."""
     params, xs = randomised(case.layer.init(jax.random.key(0)), 1), draw((T, B, *case.x_shape), 2)
     options = {}
@@ -82,7 +82,7 @@ def test_contributions_are_those_of_bptt(case, flags, x64):
         gaps = jnp.asarray(np.random.default_rng(3).random((T, B)) < 0.7)
         options = {"lengths": LENGTHS, "mask": gaps, "resets": jnp.roll(gaps, 1)}
     both = jr.gradients.gradient_flow, jr.gradients.bptt_contributions
-    flow, parts = jax.jit(lambda *of: [one(case.layer, *of, all_steps, **options) for one in both])(params, xs)
+    flow, parts = traced(lambda *of: [one(case.layer, *of, all_steps, **options) for one in both])(params, xs)
     for norms, part in zip(jax.tree.leaves(flow.params), jax.tree.leaves(parts), strict=True):
         expected = np.sqrt((np.asarray(part, np.float64) ** 2).reshape(T, -1).sum(1))
         np.testing.assert_allclose(norms, expected, rtol=2e-6, atol=1e-12)

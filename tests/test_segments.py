@@ -52,7 +52,7 @@ def test_a_budget_is_kept_with_as_few_levels_as_it_takes(T):
 
 @pytest.mark.parametrize("T", [1, 2, 5, 12, 13])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_segments_of_any_length_agree_with_the_whole(T, reverse, x64):
+def test_segments_of_any_length_agree_with_the_whole(T, reverse, x64, traced):
     cell = jr.lstm(I, H, learned_carry=True)
     params, xs = randomised(cell.init(jax.random.key(0))), draw((T, 2, I), 1)
     lengths = jnp.array([T, T // 2])
@@ -64,7 +64,7 @@ def test_segments_of_any_length_agree_with_the_whole(T, reverse, x64):
 
     choices = (True, 1, 3, 4, 50, jr.Budget(8))
     programs = {segment_lengths("scan", checkpoint, T): checkpoint for checkpoint in choices}  # one of each
-    want, *rest = jax.jit(lambda: [everything(checkpoint) for checkpoint in (False, *programs.values())])()
+    want, *rest = traced(lambda: [everything(checkpoint) for checkpoint in (False, *programs.values())])()
     for got in rest:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), got, want)
 

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxrnn as jr
 from tests.cases import CASES, CELLS, H, I, differentiable, draw, of_cell, of_stack, randomised, weigh
+from tests.evaluating import evaluated
 from tests.programs import collectives_in_loops
 from tests.user_cells import clockwork
 
@@ -59,7 +60,6 @@ def truncated(case, params, xs, carry, options, window, stride):
     return end, jnp.concatenate(ys)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def everything(run, params, xs, carry):
     """``((the loss, what was run), its gradients by params, xs and the carry's floats)`` as one program."""
     floats, join = differentiable(carry)
@@ -68,7 +68,7 @@ def everything(run, params, xs, carry):
         made = run(params, xs, join(floats))
         return weigh(made), made
 
-    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, xs, floats)
+    return evaluated(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(params, xs, floats)
 
 
 def assert_close(got, want, **tolerance):
