@@ -34,6 +34,14 @@ def check_sizes(who: str, **sizes: Any) -> None:
             raise ValueError(f"{who}: {name} must be a positive int, got {size}; give at least 1.")
 
 
+def check_rate(who: str, name: str, rate: Any, *, below: float = 1.0) -> None:
+    """A rate of dropping, from 0 to below 1."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise TypeError(f"{who}: {name} must be a Python number, got {type(rate).__name__}.")
+    if not 0 <= rate < below:
+        raise ValueError(f"{who}: {name} must be at least 0 and below {below:g}, got {rate!r}.")
+
+
 def check_batch_shape(who: str, batch_shape: Any) -> None:
     """A batch shape is a tuple of sizes, not one size."""
     if not isinstance(batch_shape, tuple | list):

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 import jaxrnn as jr
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, check_model
 from jaxrnn.interop.keras._from_keras import with_notes
 from jaxrnn.interop.keras._heaps import check_heaps
@@ -32,6 +33,7 @@ WEIGHTS_ALONE = (
 )
 
 
+@checks_arguments
 def load(path: str | os.PathLike[str], model: Cell | Layer | None = None) -> tuple[Cell | Layer, PyTree]:
     """The layer and the parameters of a file that Keras wrote: ``.keras``, or HDF5 (``.h5``) of Keras 1, 2 or 3.
 
