@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -291,7 +291,13 @@ _BY_ANNOTATION = {
 }
 
 
-def bad_values(place: str, parameter: inspect.Parameter) -> list[Any]:
+def bad_values(
+    place: str,
+    parameter: inspect.Parameter,
+    bad: Mapping[str, Sequence[Any]] = BAD,
+    free: Mapping[str, str] = FREE,
+    page: str = "tests/faces.py",
+) -> list[Any]:
     """What the parameter must refuse; an error that names the line to add where nobody has said it."""
     name, written = parameter.name, str(parameter.annotation)
     plain = written.removesuffix(" | None")
@@ -305,10 +311,10 @@ def bad_values(place: str, parameter: inspect.Parameter) -> list[Any]:
         if name in ANY_NUMBER:
             values = ["x", True, [0.5], None]
     for key in (f"{place}.{name}", name):
-        if key in BAD:
-            return [*values, *BAD[key]]
-    if not values and name not in FREE:
-        raise LookupError(f"tests/faces.py: say in BAD what {name!r} of {place} must refuse: {written}")
+        if key in bad:
+            return [*values, *bad[key]]
+    if not values and name not in free:
+        raise LookupError(f"{page}: say in BAD what {name!r} of {place} must refuse: {written}")
     return values
 
 

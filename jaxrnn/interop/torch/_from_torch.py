@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 import jaxrnn as jr
-from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._arguments import checks_arguments
+from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._checks import check_choice, check_rate
 from jaxrnn.cells.fused import block, gate_order
 from jaxrnn.interop.conversion import Level, Run, model_of, param_dtype, reordered, spec_of
@@ -184,6 +184,15 @@ def from_part(
     if dropout is not None:
         check_rate(who, "dropout", dropout.item() if isinstance(dropout, np.generic | np.ndarray) else dropout)
     runs = [_run(who, {stem: arrays[stem + suffix] for stem in stems}, suffix, nonlinearity) for suffix in suffixes]
+    directions = 1 + runs[-1].reverse
+    for place in range(directions, len(runs)):
+        name, below = f"weight_ih{suffixes[place]}", suffixes[place - place % directions - directions]
+        came, size = arrays[name].shape[1], directions * arrays[f"weight_hh{below}"].shape[1]
+        if came != size:
+            raise ValueError(
+                f"{who}: {name} is for {came} features, but the layer below it puts out {size}; pass the whole state "
+                f"dict of one module."
+            )
     if ask and runs[0].cell.kind == "elman" and nonlinearity is None and mode is None:
         raise ValueError(
             f"{who} is the state dict of an nn.RNN, which does not say its nonlinearity; give {ask}, as the module "
@@ -195,7 +204,6 @@ def from_part(
     if suffixes == [""]:
         model, params = jr.build(runs[0].cell), runs[0].params
     else:
-        directions = 1 + runs[-1].reverse
         levels = [
             Level(tuple(runs[k : k + directions]), dropout=(dropout or 0.0) if k + directions < len(runs) else 0.0)
             for k in range(0, len(runs), directions)
@@ -245,8 +253,8 @@ def _run(who: str, w: dict[str, Any], suffix: str, nonlinearity: str | None) -> 
     for name, shape in expected.items():
         if name in w and w[name].shape != shape:
             raise ValueError(
-                f"{who}: {name}{suffix} has shape {w[name].shape}, but weight_hh{suffix}, {(rows, columns)}, goes with {shape}; "
-                f"pass the weights of one nn.{'RNN' if kind == 'elman' else kind.upper()}."
+                f"{who}: {name}{suffix} has shape {w[name].shape}, but weight_hh{suffix}, {(rows, columns)}, goes with "
+                f"{shape}; pass the weights of one nn.{'RNN' if kind == 'elman' else kind.upper()}."
             )
     if kind != "elman" and nonlinearity is not None:
         raise ValueError(
