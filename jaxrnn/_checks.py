@@ -17,6 +17,7 @@ import numpy as np
 from jaxrnn._dtypes import accumulator, promoted
 
 PyTree = Any
+LONGEST = np.iinfo(np.int32).max  # times, steps and sizes of axes are int32
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
@@ -32,6 +33,8 @@ def check_sizes(who: str, **sizes: Any) -> None:
             raise TypeError(f"{who}: {name} must be a positive int, got {size!r} ({type(size).__name__}).")
         if size <= 0:
             raise ValueError(f"{who}: {name} must be a positive int, got {size}; give at least 1.")
+        if size > LONGEST:
+            raise ValueError(f"{who}: {name} must be at most {LONGEST:,}, the largest int32, got {size:,}.")
 
 
 def check_rate(who: str, name: str, rate: Any, *, below: float = 1.0) -> None:

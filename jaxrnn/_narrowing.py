@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn._checks import check_array
+from jaxrnn._checks import LONGEST, check_array
 
 PyTree = Any
-LONGEST = np.iinfo(np.int32).max  # times are int32
 
 
 def as_lengths(who: str, lengths: Any, batch_shape: tuple[int, ...] | None = None) -> jax.Array:
@@ -63,8 +62,10 @@ def as_start(who: str, start: Any, T: int) -> Any:
 
 
 def check_held(who: str, what: str, tree: PyTree) -> None:
-    """JAX's dtype holds every value of the tree's NumPy arrays."""
+    """JAX's dtype holds every value of the tree's NumPy arrays and Python ints."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, int) and not isinstance(leaf, bool):
+            leaf = np.asarray(leaf, np.int64 if abs(leaf) < 2**63 else np.float64)
         if not isinstance(leaf, np.ndarray | np.generic):
             continue
         narrow = _narrowed(leaf.dtype)

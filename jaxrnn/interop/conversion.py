@@ -70,8 +70,10 @@ def as_weights(who: str, name: str, a: Any) -> np.ndarray:
         array = np.asarray(a)
     except RuntimeError as error:
         raise RuntimeError(f"{who}: {name} cannot be read: {error} Pass weights that were not donated.") from error
-    except (TypeError, ValueError):  # lists of different lengths, and what cannot become an array
-        array = np.asarray(None)
+    except (TypeError, ValueError):
+        if hasattr(a, "__array__"):  # a tensor of a damaged file, which says so
+            raise
+        array = np.asarray(None)  # lists of different lengths
     if not jnp.issubdtype(array.dtype, jnp.floating):
         came = type(a).__name__ if array.dtype == object else array.dtype.name
         raise TypeError(

@@ -106,10 +106,10 @@ def from_haiku(
     def check(below: str, part: str, a: np.ndarray, *shape: int | None) -> None:
         check_shape("from_haiku", f"params[{name + below!r}][{part!r}]", a, shape, f"pass the params of this {kind}")
 
-    def units(below: str, b: np.ndarray, gates: int) -> int:
-        """H, of a bias (gates * H)."""
-        check(below, "b", b, None if len(np.ravel(b)) % gates == 0 else gates)
-        return len(b) // gates
+    def units(below: str, b: np.ndarray) -> int:
+        """H, of an LSTM's bias (4H,)."""
+        check(below, "b", b, None if b.size % 4 == 0 else 4)
+        return len(b) // 4
 
     weights: PyTree
     options: dict[str, Any] = {}
@@ -117,30 +117,32 @@ def from_haiku(
         W_xh, b = module("/linear", "w", "b")
         double = "b" in _module(params, name + "/linear_1")
         W_hh, *b_h = module("/linear_1", "w", *("b" * double))
-        H = units("/linear", b, 1)
-        check("/linear", "w", W_xh, None, H)
+        H = len(np.atleast_1d(W_hh))
         check("/linear_1", "w", W_hh, H, H)
-        for a in b_h:
-            check("/linear_1", "b", a, H)
+        check("/linear", "w", W_xh, None, H)
+        for below, a in zip(("/linear", "/linear_1"), (b, *b_h), strict=False):
+            check(below, "b", a, H)
         weights = jr.cells.ElmanParams(W_xh, W_hh, sum(b_h, start=b))
         options["activation"] = "relu"
     elif kind == "GRU":
         W_xh, W_hh, b = module("", "w_i", "w_h", "b")
-        H = units("", b, 3)
-        check("", "w_i", W_xh, None, 3 * H)
-        check("", "w_h", W_hh, H, 3 * H)
+        H = len(np.atleast_1d(W_hh))
+        for part, a, shape in (("w_h", W_hh, (H, 3 * H)), ("w_i", W_xh, (None, 3 * H)), ("b", b, (3 * H,))):
+            check("", part, a, *shape)
         weights = jr.cells.GRUParams(*(_reordered("gru", a) for a in (W_xh, W_hh, b)))
     elif kind == "LSTM":
         w, b = module("/linear", "w", "b")
-        H = units("/linear", b, 4)
-        check("/linear", "w", w, None if len(w) > H else H + 1, 4 * H)  # of x and of h, one above the other
+        H = units("/linear", b)
+        check(
+            "/linear", "w", w, None if len(np.atleast_1d(w)) > H else H + 1, 4 * H
+        )  # of x and of h, one above the other
         w, b = (_reordered("lstm", a) for a in (w, b))
         weights = jr.cells.LSTMParams(w[:-H], w[-H:], _forget("lstm", b, 1))
     else:
         if spatial_shape is None:
             raise ValueError(f"from_haiku: {kind} needs spatial_shape, its input_shape; the weights do not tell it.")
         (W_xh, b), (W_hh, b_h) = (module(f"/{part}_to_hidden", "w", "b") for part in ("input", "hidden"))
-        H, kernel = units("/input_to_hidden", b, 4), (None,) * int(kind[4])  # Conv1DLSTM
+        H, kernel = units("/input_to_hidden", b), (None,) * int(kind[4])  # Conv1DLSTM
         check("/input_to_hidden", "w", W_xh, *kernel, None, 4 * H)
         check("/hidden_to_hidden", "w", W_hh, *W_xh.shape[:-2], H, 4 * H)
         check("/hidden_to_hidden", "b", b_h, 4 * H)

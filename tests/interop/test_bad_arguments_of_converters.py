@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 for _name in ("equinox", "flax", "haiku", "keras", "onnx", "torch"):
@@ -63,3 +64,15 @@ def test_the_calls_are_all_right(place, function, folder, monkeypatch):
     monkeypatch.chdir(folder)
     if place != "registry.Library.load":  # of a library that is not there
         function(**CALLS[place])
+
+
+@pytest.mark.parametrize(("place", "function"), [pair for pair in functions() if "params" in CALLS[pair[0]]])
+def test_parameters_without_a_value(place, function):
+    """Inside ``jit``: only what needs no values converts."""
+    if place.rpartition(".")[2] in ("linen_variables", "nnx_cell", "nnx_layer", "NnxCell", "NnxLayer"):
+        pytest.skip("keeps them as they are")
+    others = {name: value for name, value in CALLS[place].items() if name != "params"}
+    with pytest.raises(
+        TypeError, match=r": .*params.*|: [a-z]{2}\.\w+ is traced and has no value yet; convert outside"
+    ):
+        jax.eval_shape(lambda params: function(**others, params=params), CALLS[place]["params"])

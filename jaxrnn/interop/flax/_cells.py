@@ -89,7 +89,8 @@ def check_weights(who: str, kind: str, weights: Mapping[str, Any], hidden_size: 
         for name, parts in weights.items()
     }
     fix, first = "pass the parameters of this very module", names_of(kind)[0]
-    check_shape(who, f"{first}.kernel", arrays[first]["kernel"], (None, hidden_size), fix)
+    if arrays[first]["kernel"].ndim != 2:  # it says the input's size
+        check_shape(who, f"{first}.kernel", arrays[first]["kernel"], (None, hidden_size), fix)
     for name, parts in arrays.items():
         rows = hidden_size if name.startswith("h") else arrays[first]["kernel"].shape[0]
         for part, a in parts.items():
