@@ -33,7 +33,7 @@ def check_sizes(who: str, **sizes: Any) -> None:
             raise TypeError(f"{who}: {name} must be a positive int, got {size!r} ({type(size).__name__}).")
         if size <= 0:
             raise ValueError(f"{who}: {name} must be a positive int, got {size}; give at least 1.")
-        if size > LONGEST:
+        if int(size) > LONGEST:
             raise ValueError(f"{who}: {name} must be at most {LONGEST:,}, the largest int32, got {size:,}.")
 
 

@@ -35,7 +35,7 @@ def path(tmp_path):
 
 SAID = {
     "of a billion units": r"W_hh should be float32 \(1000000000, 1000000000\), got float32 \(2, 2\)",
-    "of more units than numbers can count": "cannot be rebuilt: Python int too large",
+    "of more units than numbers can count": "cannot be rebuilt: elman: hidden_size must be at most 2,147,483,647",
     "of more cells than tensors": "it has 4,000 cells with parameters, but the file has 3 tensors for them",
     "of too many members": "the spec has more than 4,096 members; build such a model in code",
     "nested too deep": "the spec is nested deeper than 64; build such a model in code",

@@ -92,7 +92,7 @@ def from_haiku(
     kind = _core(core)
     (name,) = _named("from_haiku", name, [kind])
 
-    def module(below: str, *parts: str) -> list[np.ndarray]:
+    def module(below: str, *parts: str) -> list[Any]:
         where = name + below
         own = _module(params, where)
         if set(own) != set(parts):
@@ -103,7 +103,7 @@ def from_haiku(
             )
         return [as_weights("from_haiku", f"params[{where!r}][{part!r}]", own[part]) for part in parts]
 
-    def check(below: str, part: str, a: np.ndarray, *shape: int | None) -> None:
+    def check(below: str, part: str, a: Any, *shape: int | None) -> None:
         check_shape("from_haiku", f"params[{name + below!r}][{part!r}]", a, shape, f"pass the params of this {kind}")
 
     def units(below: str, b: np.ndarray) -> int:
@@ -116,13 +116,13 @@ def from_haiku(
     if kind == "VanillaRNN":
         W_xh, b = module("/linear", "w", "b")
         double = "b" in _module(params, name + "/linear_1")
-        W_hh, *b_h = module("/linear_1", "w", *("b" * double))
+        W_hh, *second = module("/linear_1", "w", *("b" * double))
         H = len(np.atleast_1d(W_hh))
         check("/linear_1", "w", W_hh, H, H)
         check("/linear", "w", W_xh, None, H)
-        for below, a in zip(("/linear", "/linear_1"), (b, *b_h), strict=False):
+        for below, a in zip(("/linear", "/linear_1"), (b, *second), strict=False):
             check(below, "b", a, H)
-        weights = jr.cells.ElmanParams(W_xh, W_hh, sum(b_h, start=b))
+        weights = jr.cells.ElmanParams(W_xh, W_hh, sum(second, start=b))
         options["activation"] = "relu"
     elif kind == "GRU":
         W_xh, W_hh, b = module("", "w_i", "w_h", "b")
@@ -133,9 +133,8 @@ def from_haiku(
     elif kind == "LSTM":
         w, b = module("/linear", "w", "b")
         H = units("/linear", b)
-        check(
-            "/linear", "w", w, None if len(np.atleast_1d(w)) > H else H + 1, 4 * H
-        )  # of x and of h, one above the other
+        rows = None if len(np.atleast_1d(w)) > H else H + 1  # those of x above those of h
+        check("/linear", "w", w, rows, 4 * H)
         w, b = (_reordered("lstm", a) for a in (w, b))
         weights = jr.cells.LSTMParams(w[:-H], w[-H:], _forget("lstm", b, 1))
     else:

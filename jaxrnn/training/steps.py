@@ -160,8 +160,8 @@ def loop(
             check_sizes("training.loop", steps=steps)
         if steps * accumulate > LONGEST:
             raise ValueError(
-                f"training.loop: steps={steps:,} of accumulate={accumulate:,} batches are more than {LONGEST:,}: batches "
-                f"are counted in int32; run fewer steps, or accumulate fewer and larger batches."
+                f"training.loop: steps={steps:,} of accumulate={accumulate:,} batches are more than {LONGEST:,}, and "
+                f"batches are counted in int32; run fewer steps, or accumulate fewer and larger batches."
             )
 
         def one(state, _):
@@ -184,8 +184,8 @@ def loop(
 def _check_state(state: Any) -> None:
     if not isinstance(state, TrainState):
         raise TypeError(
-            f"training.loop: state must be a TrainState, got {type(state).__name__}; start from loop.init(key), or from "
-            f"the state that a step or a run returned."
+            f"training.loop: state must be a TrainState, got {type(state).__name__}; start from loop.init(key), or "
+            f"from the state that a step or a run returned."
         )
 
 
