@@ -126,7 +126,8 @@ LINEN = {
     for name, size in GATES.items()
 }
 LINEN_CELL = interop.flax.linen_cell(GRU)
-NNX = nnx.GRUCell(I, H, rngs=nnx.Rngs(0))
+ZEROS = linen.initializers.zeros  # the others are compiled
+NNX = nnx.GRUCell(I, H, kernel_init=ZEROS, recurrent_kernel_init=ZEROS, rngs=nnx.Rngs(0))
 NNX_INTEGERS = nnx.clone(NNX)
 NNX_INTEGERS.dense_h.kernel = nnx.Param(jnp.ones((H, 3 * H), int))
 HAIKU = {"gru": {"w_i": np.ones((I, 3 * H), "f"), "w_h": np.ones((H, 3 * H), "f"), "b": np.ones(3 * H, "f")}}
@@ -270,7 +271,13 @@ BAD: dict[str, Sequence[Any]] = {
     ],
     "flax.linen_variables.params": ["x", {"a": "x"}, {"a": np.full(3, "x")}, {"a": np.full(3, None)}],
     "flax.from_nnx.module": [
-        *(*OTHERS, nnx.Linear(I, H, rngs=nnx.Rngs(0)), nnx.GRUCell, linen.GRUCell(H), nnx.RNN(NNX, reverse=True)),
+        *(
+            *OTHERS,
+            nnx.Linear(I, H, kernel_init=ZEROS, rngs=nnx.Rngs(0)),
+            nnx.GRUCell,
+            linen.GRUCell(H),
+            nnx.RNN(NNX, reverse=True),
+        ),
         Row(NNX_INTEGERS, "kernel"),
     ],
     "rngs": [3, "x", jax.random.key(0), Row(nnx.Rngs(other=0), "'params'", {"params": None})],
@@ -316,7 +323,7 @@ BAD: dict[str, Sequence[Any]] = {
     "haiku.to_haiku.name": [3, ["a", "b"], [3], []],
     "double_bias": [],
     "equinox.from_equinox.module": [
-        *(*OTHERS, eqx.nn.GRUCell, eqx.nn.Linear(1, 1, key=jax.random.key(0))),
+        *(*OTHERS, eqx.nn.GRUCell, eqx.nn.Identity()),
         *(row for name in ("weight_ih", "weight_hh", "bias", "bias_n") for row in fields_of(EQUINOX, name)),
     ],
     "params": of_params(PARAMS),
@@ -344,6 +351,9 @@ BAD: dict[str, Sequence[Any]] = {
     "registry.Library.load.module": [3, ["torch"]],
 }
 FREE = dict.fromkeys(("parent", "name"), "what Flax gives every module of its own")
+
+# Programs, which take a second to compile; tested elsewhere.
+RUNS = ("onnx.run", "flax.LinenCell.__call__", "flax.NnxCell.__call__", "flax.NnxLayer.__call__")
 
 
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
