@@ -90,8 +90,14 @@ def check_argument(who: str, name: str, value: Any, annotation: str, known: Mapp
         if fits is not None and not fits(value):
             came = f"{value!r} ({type(value).__name__}){FIX.get(name, '')}"
             raise TypeError(f"{who}: {name} must be {expected}, got {came}.")
+        if fits is _is_path and "\0" in os.fspath(value):
+            raise ValueError(f"{who}: {name} must be a path, got {value!r}, in which no character may be 0.")
         if kind == "int" and value < 0:
             raise ValueError(f"{who}: {name} must be an int, 0 or above, got {value}.")
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str))
 
 
 def _is_instance(record: type, value: Any) -> bool:
@@ -107,15 +113,16 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "Mapping": (lambda v: isinstance(v, Mapping), "a dict"),
     "Sequence": (lambda v: isinstance(v, Iterable) and not isinstance(v, str), "a sequence"),
     "Iterable": (lambda v: isinstance(v, Iterable) and not isinstance(v, str), "an iterable"),
-    "str | os.PathLike": (lambda v: isinstance(v, str | os.PathLike), "a path"),
-    "Path": (lambda v: isinstance(v, str | os.PathLike), "a path"),
+    "str | os.PathLike": (_is_path, "a path"),
+    "Path": (_is_path, "a path"),
     "Mesh": (lambda v: isinstance(v, jax.sharding.Mesh | jax.sharding.AbstractMesh), "a jax.sharding.Mesh"),
 }
 
 
 def _check_tree_of_arrays(who: str, name: str, value: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        if isinstance(leaf, str | bytes):
+        words = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU"
+        if words or isinstance(leaf, str | bytes):
             raise TypeError(
                 f"{who}: {name}{jax.tree_util.keystr(path)} must be an array, got {leaf!r} ({type(leaf).__name__})."
             )

@@ -17,6 +17,7 @@ import numpy as np
 from jaxrnn._dtypes import accumulator, promoted
 
 PyTree = Any
+LONGEST = np.iinfo(np.int32).max  # times, steps and sizes of axes are int32
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
@@ -32,6 +33,16 @@ def check_sizes(who: str, **sizes: Any) -> None:
             raise TypeError(f"{who}: {name} must be a positive int, got {size!r} ({type(size).__name__}).")
         if size <= 0:
             raise ValueError(f"{who}: {name} must be a positive int, got {size}; give at least 1.")
+        if int(size) > LONGEST:
+            raise ValueError(f"{who}: {name} must be at most {LONGEST:,}, the largest int32, got {size:,}.")
+
+
+def check_rate(who: str, name: str, rate: Any, *, below: float = 1.0) -> None:
+    """A rate of dropping, from 0 to below 1."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise TypeError(f"{who}: {name} must be a Python number, got {type(rate).__name__}.")
+    if not 0 <= rate < below:
+        raise ValueError(f"{who}: {name} must be at least 0 and below {below:g}, got {rate!r}.")
 
 
 def check_batch_shape(who: str, batch_shape: Any) -> None:

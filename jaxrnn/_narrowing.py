@@ -6,16 +6,15 @@ among them, has been narrowed already.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn._checks import check_array
+from jaxrnn._checks import LONGEST, check_array
 
 PyTree = Any
-LONGEST = np.iinfo(np.int32).max  # times are int32
 
 
 def as_lengths(who: str, lengths: Any, batch_shape: tuple[int, ...] | None = None) -> jax.Array:
@@ -63,8 +62,12 @@ def as_start(who: str, start: Any, T: int) -> Any:
 
 
 def check_held(who: str, what: str, tree: PyTree) -> None:
-    """JAX's dtype holds every value of the tree's NumPy arrays."""
+    """JAX's dtype holds every value of the tree's NumPy arrays and Python ints."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, int) and not isinstance(leaf, bool):
+            narrow = _narrowed(np.dtype(np.int64))
+            if not np.iinfo(narrow).min <= leaf <= np.iinfo(narrow).max:
+                _cut(who, what + jax.tree_util.keystr(path), leaf, "a Python int", narrow)
         if not isinstance(leaf, np.ndarray | np.generic):
             continue
         narrow = _narrowed(leaf.dtype)
@@ -75,10 +78,14 @@ def check_held(who: str, what: str, tree: PyTree) -> None:
         lost = kept != leaf if np.issubdtype(leaf.dtype, np.integer) else np.isfinite(leaf) & ~np.isfinite(kept)
         if lost.any():
             value = np.asarray(leaf)[lost].flat[0]
-            raise ValueError(
-                f"{who}: {what}{jax.tree_util.keystr(path)} holds {value} in {leaf.dtype}, which JAX makes {narrow}, "
-                f"too narrow for it; set jax.config.update('jax_enable_x64', True), or give numbers that fit."
-            )
+            _cut(who, what + jax.tree_util.keystr(path), value, str(leaf.dtype), narrow)
+
+
+def _cut(who: str, where: str, value: Any, came: str, narrow: Any) -> NoReturn:
+    raise ValueError(
+        f"{who}: {where} holds {value} in {came}, which JAX makes {narrow}, too narrow for it; set "
+        f"jax.config.update('jax_enable_x64', True), or give numbers that fit."
+    )
 
 
 def check_fits(who: str, what: str, value: Any, dtype: Any) -> None:

@@ -143,6 +143,13 @@ def gates(gates: Any, *, sequence: int = 0, title: str = "Gate activations") -> 
     if not hasattr(gates, "_asdict"):
         raise TypeError(f"gates: expected the NamedTuple that jr.trace_gates gives, got {type(gates).__name__}.")
     arrays = {name: np.asarray(a, float) for name, a in gates._asdict().items()}
+    for name, a in arrays.items():
+        if a.ndim < 2 or sequence >= (batch := math.prod(a.shape[1:-1])):
+            held = f"{batch} sequences" if a.ndim > 1 else f"the shape {a.shape}"
+            raise ValueError(
+                f"gates: sequence must be one of the batch, got {sequence} where {name} has {held}; give 0 or above, "
+                f"below that number, and gates (T, *B, H)."
+            )
     figure = Figure(figsize=(9, 1.1 + 1.25 * len(arrays)), layout="constrained")
     panels = figure.subplots(len(arrays), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, a) in zip(panels, arrays.items(), strict=True):

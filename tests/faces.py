@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,10 @@ def loss(carry, ys):
     return ys.sum()
 
 
+LEARN = training.loop(lambda key: jnp.ones(2), lambda w, batch, key: w @ w, optax.sgd(0.1), accumulate=2)
+STATE = training.steps.TrainState(jnp.ones(2), (), KEY, jnp.asarray(0), jnp.asarray(0))
+
+
 def block(state):
     return state, {"loss": state.sum()}, {}
 
@@ -48,6 +52,10 @@ CALLS: dict[str, dict[str, Any]] = {
     "Layer.init": {"key": KEY},
     "Layer.initial_carry": {"params": PARAMS},
     "Layer.apply": {"params": PARAMS, "xs": XS},
+    "Loop.init": {"key": KEY},
+    "Loop.step": {"state": STATE, "batch": 0.0},
+    "Loop.run": {"state": STATE, "batch_at": lambda key, n: 0.0, "steps": 2},
+    "Loop.evaluate": {"params": jnp.ones(2), "batch": 0.0},
     **{
         kind: {"input_size": I, "hidden_size": H}
         for kind in ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
@@ -199,6 +207,13 @@ BAD: dict[str, Sequence[Any]] = {
     "mask": ["x", jnp.ones((T, B)), jnp.ones((T + 1, B), bool)],
     "resets": ["x", jnp.ones((T, B)), jnp.ones((T + 2, B), bool)],
     "key": ["x", 3, jax.random.split(KEY)],
+    "Loop.init.key": ["x", 3, None, jax.random.split(KEY)],
+    "Loop.run.steps": [2**30],  # of two batches each
+    "Loop.run.state": [None, 3, "x", (STATE,)],
+    "Loop.step.state": [None, 3, "x", (STATE,)],
+    "Loop.evaluate.params": [],  # of the user's own loss
+    "batch_at": [None, 3, "x"],
+    "plotting.gates.sequence": [B],
     "init.key": ["x", 3, None, jax.random.split(KEY)],
     "start": ["x", 1.5, None, jnp.arange(B)],
     "batch_shape": [3, "x", None, (1.5,), (-1,)],
@@ -282,7 +297,9 @@ FREE = {
     "options": "those of apply, which have rows of their own",
     "noise": "what the cell's own ``noise`` drew",
     "tree": "any tree of arrays",
+    "batch": "what the user's own loss reads",
 }
+ALSO_ZERO = ("Loop.run.steps",)  # beside FROM_ZERO
 _BY_ANNOTATION = {
     "int": ["x", 1.5, True, [3]],
     "float": ["x", True, [0.5], math.nan, math.inf],
@@ -291,7 +308,13 @@ _BY_ANNOTATION = {
 }
 
 
-def bad_values(place: str, parameter: inspect.Parameter) -> list[Any]:
+def bad_values(
+    place: str,
+    parameter: inspect.Parameter,
+    bad: Mapping[str, Sequence[Any]] = BAD,
+    free: Mapping[str, str] = FREE,
+    page: str = "tests/faces.py",
+) -> list[Any]:
     """What the parameter must refuse; an error that names the line to add where nobody has said it."""
     name, written = parameter.name, str(parameter.annotation)
     plain = written.removesuffix(" | None")
@@ -301,14 +324,15 @@ def bad_values(place: str, parameter: inspect.Parameter) -> list[Any]:
     elif plain in _BY_ANNOTATION:
         values = [*_BY_ANNOTATION[plain], *([] if written != plain else [None])]
         if plain == "int":
-            values += [-1] if name in FROM_ZERO else [-1, 0]
+            values += [-1] if name in FROM_ZERO else [-1, 2**31]
+            values += [0] if name not in FROM_ZERO and f"{place}.{name}" not in ALSO_ZERO else []
         if name in ANY_NUMBER:
             values = ["x", True, [0.5], None]
     for key in (f"{place}.{name}", name):
-        if key in BAD:
-            return [*values, *BAD[key]]
-    if not values and name not in FREE:
-        raise LookupError(f"tests/faces.py: say in BAD what {name!r} of {place} must refuse: {written}")
+        if key in bad:
+            return [*values, *bad[key]]
+    if not values and name not in free:
+        raise LookupError(f"{page}: say in BAD what {name!r} of {place} must refuse: {written}")
     return values
 
 
@@ -316,5 +340,5 @@ def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Every public function by its place, and those of a Cell and a Layer."""
     for place in CALLS:
         face, _, name = place.rpartition(".")
-        owner = {"": jr, "Cell": GRU, "Layer": LAYER}.get(face) or getattr(jr, face)
+        owner = {"": jr, "Cell": GRU, "Layer": LAYER, "Loop": LEARN}.get(face) or getattr(jr, face)
         yield place, getattr(owner, name)

@@ -45,7 +45,7 @@ def test_says_who_and_what(place, function, parameter, bad, tmp_path, monkeypatc
     if isinstance(info.value, OSError):  # as the system says it: a file that is not there
         assert bad in words
         return
-    assert re.search(rf"({name}|gru|scan\(gru\)|{name}\(gru\)|Spec.from_dict): ", words), words
+    assert re.search(rf"({name}|gru|scan\(gru\)|{name}\(gru\)|Spec.from_dict|training.loop): ", words), words
     assert parameter.name.lower() in words.lower() or any(
         called in words for called in CALLED.get(parameter.name, ())
     ), words

@@ -4,6 +4,7 @@ import functools
 import json
 import time
 import tracemalloc
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jaxrnn.training import checkpoints
 from jaxrnn.training.records import Records
 from tests.cases import WRAPPERS
 from tests.commands import run_command
-from tests.foreign_bytes import BEYOND, LONG_NPY_HEADER, inflating, nested, npy
+from tests.foreign_bytes import BEYOND, LONG_NPY_HEADER, inflating, keras_zip, nested, npy
 from tests.saved import MODELS, contents, randomised, saved, with_text, write
 
 DEEP = "[" * 10_000 + "]" * 10_000  # JSON
@@ -35,7 +36,7 @@ def path(tmp_path):
 
 SAID = {
     "of a billion units": r"W_hh should be float32 \(1000000000, 1000000000\), got float32 \(2, 2\)",
-    "of more units than numbers can count": "cannot be rebuilt: Python int too large",
+    "of more units than numbers can count": "cannot be rebuilt: elman: hidden_size must be at most 2,147,483,647",
     "of more cells than tensors": "it has 4,000 cells with parameters, but the file has 3 tensors for them",
     "of too many members": "the spec has more than 4,096 members; build such a model in code",
     "nested too deep": "the spec is nested deeper than 64; build such a model in code",
@@ -178,6 +179,8 @@ def test_nested_json(tmp_path, path):
 # ---- arrays --------------------------------------------------------------------------------------
 
 
+ARCHIVE = keras_zip(b"{}", zipfile.ZIP_STORED)
+VERSION = ARCHIVE.find(b"PK\x01\x02") + 6  # what reads the first entry
 FEATURES = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
 
 
@@ -191,8 +194,14 @@ FEATURES = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
         npy("|O", (2, 1, 3), b"a pickle"),
         LONG_NPY_HEADER,
         inflating(),
+        ARCHIVE[:-9],
+        ARCHIVE[:VERSION] + b"\x63" + ARCHIVE[VERSION + 1 :],
+        b"",
     ],
-    ids=["terabytes", "gigabytes", "beyond 64 bits", "cut short", "objects", "header", "archive"],
+    ids=[
+        *("terabytes", "gigabytes", "beyond 64 bits", "cut short", "objects", "header", "archive"),
+        *("archive cut short", "archive of a later version", "empty"),
+    ],
 )
 def test_an_array_that_its_file_does_not_hold(raw, tmp_path):
     """Of ``experiments predict --input``, as it is mapped into memory; a sound one is read."""

@@ -82,3 +82,19 @@ def test_prefetch_puts_on_the_device_in_the_mode_of_its_caller(x64):
         ahead = prefetch([{"x": np.arange(2.0)}])
     (item,) = ahead
     assert item["x"].dtype == jnp.float64 and item["x"].devices() == {device}
+
+
+def test_prefetch_refuses_what_jax_would_cut():
+    """Tokens in int64, as NumPy has them, whose low half JAX would keep while its 64 bits are off."""
+    fits, wide = np.array([2**31 - 1, -(2**31)]), np.array([3, 2**40])
+    batches = prefetch([{"tokens": fits}, {"tokens": wide}])
+    assert next(batches)["tokens"].tolist() == fits.tolist()
+    said = r"training\.prefetch: items\[…\]\['tokens'\] holds 1099511627776 in int64, which JAX makes int32, too narrow"
+    with pytest.raises(ValueError, match=said):
+        next(batches)
+    for item, error in ((2**40, ValueError), (2**70, ValueError), ("x", TypeError), (np.array(["x"]), TypeError)):
+        with pytest.raises(error, match=r"training\.prefetch: items\[…\] (holds|must be an array)"):
+            next(prefetch([item]))
+    with jax.enable_x64(True):
+        assert next(prefetch([wide])).tolist() == wide.tolist()
+    assert next(prefetch([wide], put=lambda item: item)) is wide  # what one's own put does is one's own

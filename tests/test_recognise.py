@@ -69,4 +69,4 @@ def test_ours_and_what_is_not_known(tmp_path):
         (tmp_path / "c").write_bytes(text)
         assert recognised(tmp_path / "c") is None
     (tmp_path / "c").write_bytes(b"PK\x03\x04 cut short")
-    assert recognised(tmp_path / "c").title == "a zip archive"
+    assert recognised(tmp_path / "c").title.startswith("a zip archive that is cut short")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,15 @@ def of_file(predictor: Predictor, params: Any, path: Path, out: Path | None) -> 
     """
     try:
         inputs = np.load(path, mmap_mode="r")  # the system compares what the header says with the file
-    except (OSError, ValueError, MemoryError, OverflowError) as error:
+    except (
+        EOFError,
+        NotImplementedError,
+        OSError,
+        ValueError,
+        MemoryError,
+        OverflowError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ConfigError(f"--input: {path}: not a readable .npy file: {error}") from None
     like = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, predictor.examples()[0]))
     wanted = f"{like.dtype} (T, N{''.join(f', {size}' for size in like.shape[2:])})"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn as jr
@@ -52,7 +53,43 @@ def checked_spec(who: str, model: Cell | Layer, params: PyTree) -> Spec:
     if model.spec is None:
         refuse(who, "a user's own cell or layer", "its equations are not known here")
     check_params(who, params, jax.eval_shape(lambda: model.init(jax.random.key(0))))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        as_weights(who, f"params{jax.tree_util.keystr(path)}", leaf)
     return model.spec
+
+
+def as_weights(who: str, name: str, a: Any) -> np.ndarray:
+    """Weights, of this library or another, as a NumPy array of floats.
+
+    Raises:
+        TypeError: no array, one that is traced, one of other entries. RuntimeError: an array that was deleted.
+    """
+    if isinstance(a, jax.core.Tracer):
+        raise TypeError(f"{who}: {name} is traced and has no value yet; convert outside of jit, grad and vmap.")
+    try:
+        array = np.asarray(a)
+    except RuntimeError as error:
+        raise RuntimeError(f"{who}: {name} cannot be read: {error} Pass weights that were not donated.") from error
+    except (TypeError, ValueError):
+        if hasattr(a, "__array__"):  # a tensor of a damaged file, which says so
+            raise
+        array = np.asarray(None)  # lists of different lengths
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        came = type(a).__name__ if array.dtype == object else array.dtype.name
+        raise TypeError(
+            f"{who}: {name} must be an array of floats, got {came}; pass the weights as they are stored or trained, or "
+            f"cast them with .astype('float32')."
+        )
+    return array
+
+
+def check_shape(who: str, name: str, a: np.ndarray, shape: Sequence[int | None], fix: str) -> None:
+    """An array has a shape, None in which is any size from 1."""
+    if a.ndim != len(shape) or not all(
+        came == size or (size is None and came) for came, size in zip(a.shape, shape, strict=True)
+    ):
+        wanted = str(tuple("any" if size is None else size for size in shape)).replace("'", "")
+        raise ValueError(f"{who}: {name} must have the shape {wanted}, got {a.shape}; {fix}.")
 
 
 def _levels(who: str, spec: Spec, params: PyTree) -> list[Level]:

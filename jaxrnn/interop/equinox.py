@@ -11,6 +11,7 @@ import jaxrnn as jr
 from jaxrnn._base import Cell, PyTree
 from jaxrnn.cells.fused import GateOrder, gate_order
 from jaxrnn.interop.conversion import (
+    as_weights,
     check_options,
     levels_of,
     no_learned_carry,
@@ -66,7 +67,7 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
     w: dict[str, Any] = {}
     for name, shape in shapes.items():
         a = getattr(module, name, None) if module.use_bias or name.startswith("weight") else None
-        w[name] = None if a is None else np.asarray(a)
+        w[name] = None if a is None else as_weights("from_equinox", name, a)
         if a is not None and w[name].shape != shape:
             raise ValueError(
                 f"from_equinox: {name} must have the shape {shape}, got {w[name].shape}; convert the modules of an "
@@ -82,7 +83,7 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
     else:
         params = jr.cells.GRUParams(W_xh, W_hh, b, b_n)
         options["reset"] = "after"
-    return jr.build(spec_of(kind, I, H, **options)), as_jax(params)
+    return jr.build(spec_of(kind, I, H, **options)), as_jax("from_equinox", params)
 
 
 def _turned(kind: str, a: Any, old: GateOrder, new: GateOrder) -> Any:
@@ -136,7 +137,7 @@ def to_equinox(cell: Cell, params: PyTree) -> Any:
     weights = {"weight_ih": W_xh.T, "weight_hh": W_hh.T, "bias": b}
     if run.cell.kind == "gru":
         weights["bias_n"] = params.b_hh
-    weights = as_jax({name: a for name, a in weights.items() if a is not None})
+    weights = as_jax(who, {name: a for name, a in weights.items() if a is not None})
     # As shapes alone: nothing is drawn, every array is set.
     module = eqx.filter_eval_shape(theirs, I, H, use_bias=b is not None, key=jax.random.key(0))
     return eqx.tree_at(lambda m: [getattr(m, name) for name in weights], module, list(weights.values()))

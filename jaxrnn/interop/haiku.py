@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 import jaxrnn as jr
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree
 from jaxrnn.cells.fused import GateOrder, block, gate_order
 from jaxrnn.interop.conversion import (
     Run,
+    as_weights,
     check_options,
+    check_shape,
     checked_spec,
     no_learned_carry,
     own_dtype,
@@ -43,6 +46,7 @@ CORES = {
 }
 
 
+@checks_arguments
 def from_haiku(
     core: Any, params: Mapping[str, Any], *, name: Any = None, spatial_shape: Sequence[int] | None = None
 ) -> tuple[Cell, PyTree]:
@@ -80,50 +84,74 @@ def from_haiku(
     Differs: Haiku's cores return (output, state), and an LSTMState(hidden, cell) where ours is LSTMCarry(h, c).
     """
     if isinstance(core, Sequence) and not isinstance(core, str):
-        names = _unique([_core(one) for one in core]) if name is None else name
+        if not core:
+            raise ValueError("from_haiku: core is an empty list; name the cores of a DeepRNN.")
+        names = _named("from_haiku", name, [_core(one) for one in core])
         pairs = [from_haiku(c, params, name=n, spatial_shape=spatial_shape) for c, n in zip(core, names, strict=True)]
         return jr.chain(*(cell for cell, _ in pairs)), tuple(own for _, own in pairs)
     kind = _core(core)
-    name = CORES[kind] if name is None else name
+    (name,) = _named("from_haiku", name, [kind])
 
     def module(below: str, *parts: str) -> list[Any]:
         where = name + below
-        own = params.get(where, {})
+        own = _module(params, where)
         if set(own) != set(parts):
             raise ValueError(
                 f"from_haiku: expected {' and '.join(parts)} in the module {where!r} of a {kind}, got "
-                f"{', '.join(own) or 'no such module'}; the modules given are {', '.join(params)}: name the core's by "
-                f"name=."
+                f"{', '.join(map(str, own)) or 'no such module'}; the modules given are "
+                f"{', '.join(map(str, params)) or 'none'}: name the core's by name=."
             )
-        return [np.asarray(own[part]) for part in parts]
+        return [as_weights("from_haiku", f"params[{where!r}][{part!r}]", own[part]) for part in parts]
+
+    def check(below: str, part: str, a: Any, *shape: int | None) -> None:
+        check_shape("from_haiku", f"params[{name + below!r}][{part!r}]", a, shape, f"pass the params of this {kind}")
+
+    def units(below: str, b: np.ndarray) -> int:
+        """H, of an LSTM's bias (4H,)."""
+        check(below, "b", b, None if b.size % 4 == 0 else 4)
+        return len(b) // 4
 
     weights: PyTree
     options: dict[str, Any] = {}
     if kind == "VanillaRNN":
         W_xh, b = module("/linear", "w", "b")
-        double = "b" in params.get(name + "/linear_1", {})
-        W_hh, *b_h = module("/linear_1", "w", *("b" * double))
-        weights = jr.cells.ElmanParams(W_xh, W_hh, sum(b_h, start=b))
+        double = "b" in _module(params, name + "/linear_1")
+        W_hh, *second = module("/linear_1", "w", *("b" * double))
+        H = len(np.atleast_1d(W_hh))
+        check("/linear_1", "w", W_hh, H, H)
+        check("/linear", "w", W_xh, None, H)
+        for below, a in zip(("/linear", "/linear_1"), (b, *second), strict=False):
+            check(below, "b", a, H)
+        weights = jr.cells.ElmanParams(W_xh, W_hh, sum(second, start=b))
         options["activation"] = "relu"
     elif kind == "GRU":
-        weights = jr.cells.GRUParams(*(_reordered("gru", a) for a in module("", "w_i", "w_h", "b")))
+        W_xh, W_hh, b = module("", "w_i", "w_h", "b")
+        H = len(np.atleast_1d(W_hh))
+        for part, a, shape in (("w_h", W_hh, (H, 3 * H)), ("w_i", W_xh, (None, 3 * H)), ("b", b, (3 * H,))):
+            check("", part, a, *shape)
+        weights = jr.cells.GRUParams(*(_reordered("gru", a) for a in (W_xh, W_hh, b)))
     elif kind == "LSTM":
         w, b = module("/linear", "w", "b")
+        H = units("/linear", b)
+        rows = None if len(np.atleast_1d(w)) > H else H + 1  # those of x above those of h
+        check("/linear", "w", w, rows, 4 * H)
         w, b = (_reordered("lstm", a) for a in (w, b))
-        split = len(w) - len(b) // 4
-        weights = jr.cells.LSTMParams(w[:split], w[split:], _forget("lstm", b, 1))
+        weights = jr.cells.LSTMParams(w[:-H], w[-H:], _forget("lstm", b, 1))
     else:
         if spatial_shape is None:
             raise ValueError(f"from_haiku: {kind} needs spatial_shape, its input_shape; the weights do not tell it.")
         (W_xh, b), (W_hh, b_h) = (module(f"/{part}_to_hidden", "w", "b") for part in ("input", "hidden"))
+        H, kernel = units("/input_to_hidden", b), (None,) * int(kind[4])  # Conv1DLSTM
+        check("/input_to_hidden", "w", W_xh, *kernel, None, 4 * H)
+        check("/hidden_to_hidden", "w", W_hh, *W_xh.shape[:-2], H, 4 * H)
+        check("/hidden_to_hidden", "b", b_h, 4 * H)
         W_xh, W_hh, b = (_reordered("conv_lstm", a) for a in (W_xh, W_hh, b + b_h))
         weights = jr.cells.ConvLSTMParams(W_xh, W_hh, _forget("conv_lstm", b, 1))
         options |= {"spatial_shape": tuple(spatial_shape), "kernel_size": W_xh.shape[:-2]}
     made = {"VanillaRNN": "elman", "LSTM": "lstm", "GRU": "gru"}.get(kind, "conv_lstm")
-    I, H = weights.W_xh.shape[-2], weights.W_hh.shape[-2]
-    cell = jr.build(spec_of(made, I, H, param_dtype=param_dtype(weights.W_xh), **options))
+    cell = jr.build(spec_of(made, weights.W_xh.shape[-2], H, param_dtype=param_dtype(weights.W_xh), **options))
     checked_spec("from_haiku", cell, weights)
-    return cell, as_jax(weights)
+    return cell, as_jax("from_haiku", weights)
 
 
 def _core(core: Any) -> str:
@@ -131,6 +159,24 @@ def _core(core: Any) -> str:
     if name not in CORES:
         refuse("from_haiku", f"the core {name}", f"known are {', '.join(CORES)}")
     return name
+
+
+def _module(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A module's own parameters, none where there is no such module."""
+    own = params.get(name)
+    return own if isinstance(own, Mapping) else {}
+
+
+def _named(who: str, name: Any, cores: Sequence[str]) -> list[str]:
+    """The names of the cores' modules: those given, or Haiku's own."""
+    if name is None:
+        return _unique(cores)
+    names = [name] if isinstance(name, str) else name
+    if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
+        raise TypeError(f"{who}: name must be a module's name, or a list of names, one for each core, got {name!r}.")
+    if len(names) != len(cores):
+        raise ValueError(f"{who}: name must hold one name for each of {len(cores)} cores, got {name!r}.")
+    return list(names)
 
 
 def _unique(cores: Sequence[str]) -> list[str]:
@@ -151,6 +197,7 @@ def _forget(kind: str, b: Any, plus: int) -> Any:
     return b
 
 
+@checks_arguments
 def to_haiku(cell: Cell, params: PyTree, *, name: Any = None, double_bias: bool = True) -> dict[str, dict[str, Any]]:
     """A jaxrnn cell's parameters as those of the Haiku core that computes the same.
 
@@ -191,14 +238,11 @@ def to_haiku(cell: Cell, params: PyTree, *, name: Any = None, double_bias: bool 
         else [Run(spec, params)]
     )
     cores = [_core_of(who, run) for run in runs]
-    if name is None:
-        names = _unique(cores)
-    else:
-        names = [name] if isinstance(name, str) else list(name)
+    names = _named(who, name, cores)
     out: dict[str, dict[str, Any]] = {}
     for run, core, own in zip(runs, cores, names, strict=True):
         out |= {own + below: parts for below, parts in _written(run, core, double_bias).items()}
-    return as_jax(out)
+    return as_jax(who, out)
 
 
 def _core_of(who: str, run: Run) -> str:

@@ -50,6 +50,8 @@ class Library(NamedTuple):
         Raises:
             ImportError: it is not installed; the message says what to install.
         """
+        if module is not None and not isinstance(module, str):
+            raise TypeError(f"Library.load: module must be the name of a module, got {module!r}.")
         try:
             return importlib.import_module(module or self.module)
         except ImportError as error:

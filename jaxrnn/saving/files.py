@@ -129,12 +129,7 @@ def read_named(who: str, path: Any, file: Any, header: Header, names: Iterable[s
 def write_atomically(who: str, path: str | os.PathLike[str], write: Callable[[str], Any]) -> None:
     """Give a file its name when ``write``, which takes a path, has written it and it is on disk."""
     target = os.path.realpath(path)  # a symbolic link stays one
-    check_regular(who, path)
-    if os.path.exists(target) and not os.access(target, os.W_OK):  # as open would; a rename does not ask
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
-    folder = os.path.dirname(target)
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(errno.ENOENT, f"{who}: cannot write in a folder that is not there", folder)
+    folder = check_place(who, path)
     with tempfile.TemporaryDirectory(prefix=".jaxrnn-", dir=folder) as private:
         unfinished = os.path.join(private, "unfinished")
         with open(unfinished, "wb"):
@@ -144,6 +139,24 @@ def write_atomically(who: str, path: str | os.PathLike[str], write: Callable[[st
             os.fsync(file.fileno())
         os.chmod(unfinished, stat.S_IMODE(mode))  # the library makes private files
         os.replace(unfinished, target)
+
+
+def check_place(who: str, path: str | os.PathLike[str]) -> str:
+    """The folder of a file that can be written.
+
+    Raises:
+        ValueError, OSError: it cannot.
+    """
+    target = os.path.realpath(path)
+    check_regular(who, path)
+    if not os.fspath(path):
+        raise FileNotFoundError(errno.ENOENT, f"{who}: the path has no name of a file", "")
+    if os.path.exists(target) and not os.access(target, os.W_OK):  # as open would; a rename does not ask
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, f"{who}: cannot write in a folder that is not there", folder)
+    return folder
 
 
 def check_regular(who: str, path: str | os.PathLike[str]) -> None:

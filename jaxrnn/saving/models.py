@@ -179,5 +179,5 @@ def load(
         arrays = []
         for tensor, a in zip(wanted, read_named("load", path, file, header, wanted), strict=True):
             check_tensor("load", path, kept, tensor, a)
-            arrays.append(as_jax(a))
+            arrays.append(as_jax("load", a))
     return model, jax.tree.unflatten(jax.tree.structure(expected), arrays), kept.get("metadata", {})

@@ -98,7 +98,7 @@ def _kind(dtype: Any) -> str:
     return next((kind.__name__ for kind in kinds if jnp.issubdtype(dtype, kind)), dtype.name)
 
 
-def as_jax(params: PyTree) -> PyTree:
+def as_jax(who: str, params: PyTree) -> PyTree:
     """NumPy arrays as JAX's, their dtype kept.
 
     Raises:
@@ -107,9 +107,11 @@ def as_jax(params: PyTree) -> PyTree:
 
     def convert(a):
         dtype = np.asarray(a).dtype
+        if dtype.kind in "OSU":
+            raise TypeError(f"{who}: the weights must be arrays of numbers, got {type(a).__name__} of {dtype}.")
         if (narrow := jax.dtypes.canonicalize_dtype(dtype)).itemsize < dtype.itemsize:
             raise TypeError(
-                f"the weights are {dtype} but JAX would make them {narrow} and drop digits; set "
+                f"{who}: the weights are {dtype} but JAX would make them {narrow} and drop digits; set "
                 f"jax.config.update('jax_enable_x64', True), or cast the weights to {narrow} first."
             )
         return jnp.asarray(a)

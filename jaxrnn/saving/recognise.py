@@ -31,6 +31,11 @@ TORCH = Kind("a file of torch.save", _read_by("torch"), ".pt")
 TORCHSCRIPT = Kind("a TorchScript archive", _read_by("torch"), ".pt")
 NPZ = Kind("an archive of NumPy arrays", "read it with numpy.load, and give its arrays to a model's params", ".npz")
 ZIP = Kind("a zip archive", "unpack it, and use what reads the files in it", ".zip")
+BROKEN_ZIP = Kind(
+    "a zip archive that is cut short, damaged, or of a later version of the format",
+    "fetch or save it once more",
+    ".zip",
+)
 NPY = Kind("a NumPy array", "read it with numpy.load", ".npy")
 PICKLE = Kind(
     "a pickle, which can run code when it is opened",
@@ -80,7 +85,7 @@ def _archive(path: str | os.PathLike[str]) -> Kind:
         with zipfile.ZipFile(path) as file:
             names = file.namelist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
-        return ZIP
+        return BROKEN_ZIP
     last = {name.rpartition("/")[2] for name in names}
     if "config.json" in names and any(name.startswith("model.weights.") for name in names):
         return KERAS

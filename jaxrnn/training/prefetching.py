@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from jaxrnn._arguments import checks_arguments
+from jaxrnn._arguments import check_argument, checks_arguments
+from jaxrnn._narrowing import check_held
 
 Item = TypeVar("Item")
 
@@ -37,7 +38,8 @@ def prefetch(items: Iterable[Item], *, size: int = 2, put: Callable[[Item], Any]
         up to ``size`` further items may have been taken, so go on from a step, not from what is left of ``items``.
 
     Raises:
-        ValueError, TypeError: a size below 1; items that are not iterable; put that is no function.
+        ValueError, TypeError: a size below 1; items that are not iterable; put that is no function; of the default
+            ``put``, in the place of the item: an integer of NumPy's that JAX's dtype cannot hold (its 64 bits are off).
 
     Example:
         >>> import numpy as np
@@ -45,9 +47,17 @@ def prefetch(items: Iterable[Item], *, size: int = 2, put: Callable[[Item], Any]
         >>> [float(x.sum()) for x in training.prefetch(np.full(2, n) for n in range(3))]
         [0.0, 2.0, 4.0]
     """
+    if put is jax.device_put:
+        put = _put
     config: Any = jax.config  # options are attributes, of which its type knows nothing
     # A thread would start from the defaults.
     return _ahead(iter(items), int(size), put, config.jax_enable_x64, config.jax_default_device)
+
+
+def _put(item: Any) -> Any:
+    check_argument("training.prefetch", "items[…]", item, "PyTree", {})
+    check_held("training.prefetch", "items[…]", item)
+    return jax.device_put(item)
 
 
 def _ahead(items, size, put, x64, device):

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrnn._arguments import checks_arguments
+from jaxrnn._arguments import check_argument, checks_arguments
 from jaxrnn._base import PyTree
-from jaxrnn._checks import check_array, check_choice, check_scalar_loss
+from jaxrnn._checks import LONGEST, check_array, check_choice, check_key, check_scalar_loss, check_sizes
 from jaxrnn._deprecated import moved_names
 from jaxrnn._dtypes import accumulator
 
@@ -106,6 +106,7 @@ def loop(
     check_choice("training.loop", "nonfinite", nonfinite, ("keep", "skip"))
 
     def start(key: jax.Array) -> TrainState:
+        check_key("training.loop", key)
         k_params, k_batches = jax.random.split(key)
         params = init(k_params)
         step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
@@ -137,6 +138,7 @@ def loop(
         return jax.tree.map(lambda a, like: a.astype(like.dtype), grads, shapes[0]), measures
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Measures]:
+        _check_state(state)
         key = jax.random.fold_in(jax.random.fold_in(state.key, NOISE), state.step)
         grads, measures = (gradient if accumulate == 1 else mean_gradient)(state.params, batch, key)
         measures = {"loss": measures.pop("loss"), "grad_norm": optax.tree.norm(grads), **measures}
@@ -152,6 +154,16 @@ def loop(
     def run(
         state: TrainState, batch_at: Callable[[jax.Array, jax.Array], PyTree], steps: int
     ) -> tuple[TrainState, Measures]:
+        _check_state(state)
+        check_argument("training.loop", "batch_at", batch_at, "Callable", {})
+        if steps != 0 or isinstance(steps, bool):  # none are none
+            check_sizes("training.loop", steps=steps)
+        if steps * accumulate > LONGEST:
+            raise ValueError(
+                f"training.loop: steps={steps:,} of accumulate={accumulate:,} batches are more than {LONGEST:,}, and "
+                f"batches are counted in int32; run fewer steps, or accumulate fewer and larger batches."
+            )
+
         def one(state, _):
             if accumulate == 1:
                 batch = batch_at(state.key, state.step)
@@ -167,6 +179,14 @@ def loop(
         return {"loss": value, **measures}
 
     return Loop(start, step, run, evaluate)
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"training.loop: state must be a TrainState, got {type(state).__name__}; start from loop.init(key), or "
+            f"from the state that a step or a run returned."
+        )
 
 
 def _measured(returned: Any) -> tuple[jax.Array, Measures]:

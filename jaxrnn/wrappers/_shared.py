@@ -15,14 +15,6 @@ def check_wrapped(who: str, cell: Any) -> None:
     expect_cell(who, cell, if_layer="wrap the cell, then lift it with jr.scan")
 
 
-def check_rate(who: str, name: str, rate: Any, *, below: float = 1.0) -> None:
-    """A rate of dropping, from 0 to below 1."""
-    if isinstance(rate, bool) or not isinstance(rate, int | float):
-        raise TypeError(f"{who}: {name} must be a Python number, got {type(rate).__name__}.")
-    if not 0 <= rate < below:
-        raise ValueError(f"{who}: {name} must be at least 0 and below {below:g}, got {rate!r}.")
-
-
 def state_of(who: str, cell: Cell, carry: PyTree) -> Any:
     """The array h of a carry that is h, or a record with h."""
     h: Any = getattr(carry, "h", carry)

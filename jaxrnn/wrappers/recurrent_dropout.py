@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, is_float, name_of
+from jaxrnn._checks import check_rate
 from jaxrnn._spec import specified
 from jaxrnn.instruments import step_with_products_reading
 from jaxrnn.wrappers._shared import (
     carry_shapes,
-    check_rate,
     check_wrapped,
     draw_inner,
     own_and_inner,

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, draw_each_step, flatten, is_inexact, name_of
+from jaxrnn._checks import check_rate
 from jaxrnn._spec import specified
 from jaxrnn.devices.placement import placed_like
 from jaxrnn.instruments import step_with_carry_changed
 from jaxrnn.wrappers._gates import gates_with_carry_changed
-from jaxrnn.wrappers._shared import carry_shapes, check_rate, check_wrapped, draw_inner, own_and_inner
+from jaxrnn.wrappers._shared import carry_shapes, check_wrapped, draw_inner, own_and_inner
 
 
 @specified

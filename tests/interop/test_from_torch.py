@@ -319,7 +319,7 @@ MISREAD = {
         {"weight_ih": torch.ones(8, 3), "weight_hh": torch.ones(8, 4)},
         {},
     ),
-    "weight_ih has shape (8, 3), but weight_hh, (12, 4), goes with (12, 3)": (
+    "weight_ih_l0 has shape (8, 3), but weight_hh_l0, (12, 4), goes with (12, 3)": (
         state_of(nn.GRU, drop=["weight_ih_l0"], weight_ih_l0=torch.ones(8, 3)),
         {},
     ),

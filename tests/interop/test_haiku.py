@@ -165,5 +165,5 @@ def test_not_from_haiku():
     with pytest.raises(ValueError, match=re.escape("Conv1DLSTM needs spatial_shape, its input_shape; the weights do")):
         from_haiku("Conv1DLSTM", {})
     broken = {"gru": weights["net/~/gru"] | {"b": np.zeros(3, "float32")}}
-    with pytest.raises(ValueError, match=re.escape("params.b")):
+    with pytest.raises(ValueError, match=re.escape("params['gru']['b'] must have the shape")):
         from_haiku("GRU", broken)

@@ -370,7 +370,7 @@ UNREAD = {
     r"dense\w*'s activation='softmax' has no counterpart: both know": lambda: stacked(kl.Dense(2, "softmax")),
     r"OwnModel 'own_model\w*', a model of one's own, has no counterpart": lambda: OwnModel(),
     r"gru_cell\w* \(GRUCell\) has no weights yet: it does not know the size of its inputs. Call it": lambda: GRU(),
-    r"stack: needs at least one member, got none": lambda: [],
+    r"from_keras: there is no layer in it; pass a model or a list": lambda: [],
 }
 
 

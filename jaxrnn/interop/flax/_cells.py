@@ -20,7 +20,9 @@ from jaxrnn.combine import MERGES
 from jaxrnn.interop.conversion import (
     Level,
     Run,
+    as_weights,
     check_options,
+    check_shape,
     levels_of,
     named,
     no_learned_carry,
@@ -82,16 +84,18 @@ def check_weights(who: str, kind: str, weights: Mapping[str, Any], hidden_size: 
             f"{who}: expected the parameters {', '.join(sorted('.'.join(pair) for pair in want))}, got "
             f"{', '.join(given)}; pass the parameters of this very module."
         )
-    arrays = {name: {part: np.asarray(a) for part, a in parts.items()} for name, parts in weights.items()}
+    arrays = {
+        name: {part: as_weights(who, f"{name}.{part}", a) for part, a in parts.items()}
+        for name, parts in weights.items()
+    }
+    fix, first = "pass the parameters of this very module", names_of(kind)[0]
+    if arrays[first]["kernel"].ndim != 2:  # it says the input's size
+        check_shape(who, f"{first}.kernel", arrays[first]["kernel"], (None, hidden_size), fix)
     for name, parts in arrays.items():
-        rows = hidden_size if name.startswith("h") else arrays[names_of(kind)[0]]["kernel"].shape[0]
+        rows = hidden_size if name.startswith("h") else arrays[first]["kernel"].shape[0]
         for part, a in parts.items():
             shape = (rows, hidden_size) if part == "kernel" else (hidden_size,)
-            if a.shape != shape:
-                raise ValueError(
-                    f"{who}: {name}.{part} must have the shape {shape}, got {a.shape}; pass the parameters of this "
-                    f"very module."
-                )
+            check_shape(who, f"{name}.{part}", a, shape, fix)
     return arrays
 
 
@@ -99,7 +103,10 @@ def fixed_carry(who: str, carry_init: Any, hidden_size: int, dtype: Any) -> np.n
     """(H,), what a ``carry_init`` gives for every key and sequence; None for zeros."""
     if carry_init in (None, jax.nn.initializers.zeros):
         return None
-    rows = np.concatenate([carry_init(jax.random.key(seed), (2, hidden_size), dtype) for seed in (0, 1)])
+    drawn = [np.asarray(carry_init(jax.random.key(seed), (2, hidden_size), dtype)) for seed in (0, 1)]
+    for a in drawn:
+        check_shape(who, "what carry_init gives", a, (2, hidden_size), "give an initialiser of Flax's, say")
+    rows = np.concatenate(drawn)
     if (rows != rows[0]).any():
         refuse(who, "a carry_init that draws", "pass the initial carry that you want to every call")
     return rows[0] if rows[0].any() else None
@@ -142,7 +149,7 @@ def from_flax(who: str, cell: FlaxCell) -> tuple[Cell, PyTree]:
         params = params._replace(initial=jr.LSTMCarry(h, h)) if kind == "lstm" else params._replace(h0=h)
     I, H = w[names_of(kind)[0]]["kernel"].shape
     spec = spec_of(made, I, H, param_dtype=param_dtype(params.W_xh), **options)
-    return jr.build(spec), as_jax(params)
+    return jr.build(spec), as_jax(who, params)
 
 
 def _turned(kind: str, gate: str, a: Any) -> Any:

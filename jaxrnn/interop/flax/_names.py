@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxrnn._base import Cell, PyTree, name_of
+from jaxrnn._base import Cell, PyTree, expect_cell, name_of
 from jaxrnn.interop.conversion import refuse
 
 
@@ -34,14 +34,24 @@ def params_like(who: str, like: PyTree, names: Any) -> PyTree:
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     try:
         leaves = [functools.reduce(lambda at, name: at[name], names_on(path), names) for path, _ in paths]
-    except KeyError as error:
+    except (IndexError, KeyError, TypeError) as error:
         expected = ", ".join(".".join(names_on(path)) for path, _ in paths)
         raise ValueError(f"{who}: expected the parameters {expected}, but {error} is not among those given.") from error
     return jax.tree.unflatten(structure, leaves)
 
 
+def leading(who: str, input_shape: Any, features: int) -> tuple[int, ...]:
+    """The batch axes of an input's shape."""
+    if not isinstance(input_shape, tuple | list) or len(input_shape) < features:
+        raise TypeError(
+            f"{who}: input_shape must be the shape (*B, …) of one step's input, got {input_shape!r}; give x.shape."
+        )
+    return tuple(input_shape[:-features])
+
+
 def feature_axes(who: str, cell: Cell) -> int:
     """What Flax's RNN asks of a cell: the number of axes of one input that are not batch axes."""
+    expect_cell(who, cell)
     if cell.noise is not None:
         refuse(who, f"the noise of {name_of(cell)}", "it is drawn for a whole run, and Flax's RNN goes step by step")
     if not isinstance(cell.x_ndim, int) or cell.x_ndim < 1:

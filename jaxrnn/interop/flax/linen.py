@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 import jaxrnn as jr
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree
+from jaxrnn._checks import check_params
 from jaxrnn.combine import MERGES
 from jaxrnn.interop.conversion import refuse
 from jaxrnn.interop.flax._cells import (
@@ -24,7 +26,7 @@ from jaxrnn.interop.flax._cells import (
     one_level,
     to_flax,
 )
-from jaxrnn.interop.flax._names import feature_axes, nested, params_like
+from jaxrnn.interop.flax._names import feature_axes, leading, nested, params_like
 from jaxrnn.saving.parameters import as_jax
 
 KINDS = {
@@ -36,6 +38,7 @@ KINDS = {
 }
 
 
+@checks_arguments
 def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Layer, PyTree]:
     """A linen recurrent module and its parameters as jaxrnn's.
 
@@ -72,13 +75,13 @@ def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Lay
     there, ours are 0. Under a narrow ``dtype`` Flax sums and carries in it, jaxrnn in at least float32. Initialisers
     and ``unroll`` are not taken over; the weights are.
     """
-    if not isinstance(params, Mapping):
-        raise TypeError(f"from_linen: expected the parameters as a dict, got {type(params).__name__}.")
     params = nn.meta.unbox(params)
-    params = params["params"] if set(params) == {"params"} else params
+    params = _dict("params", params["params"] if set(params) == {"params"} else params)
     if type(module) is LinenCell:
         like = jax.eval_shape(module.cell.init, jax.random.key(0))
-        return module.cell, as_jax(params_like("from_linen", like, params))
+        own = params_like("from_linen", like, params)
+        check_params("from_linen", own, like)
+        return module.cell, as_jax("from_linen", own)
     if type(module) is nn.RNN:
         if module.reverse and not module.keep_order:
             refuse("from_linen", "an RNN with reverse=True and keep_order=False", _REVERSED)
@@ -90,8 +93,8 @@ def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Lay
                 f"from_linen: expected the parameters forward_rnn and backward_rnn, got {', '.join(params)}; pass "
                 f"those of this very module (one RNN shared by both directions has no counterpart)."
             )
-        ahead, own_ahead = _from_run(module.forward_rnn, params["forward_rnn"])
-        back, own_back = _from_run(module.backward_rnn, params["backward_rnn"])
+        ahead, own_ahead = _from_run(module.forward_rnn, _dict("forward_rnn", params["forward_rnn"]))
+        back, own_back = _from_run(module.backward_rnn, _dict("backward_rnn", params["backward_rnn"]))
         merge = merge_name(module.merge_fn, nn.Bidirectional.merge_fn)
         return jr.bidirectional(ahead, back, merge=merge), jr.BiParams(own_ahead, own_back)
     return from_flax("from_linen", _read(module, params))
@@ -103,7 +106,15 @@ _REVERSED = "jaxrnn's outputs stand in input order; set keep_order=True and turn
 def _from_run(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell, PyTree]:
     if type(module) is not nn.RNN:
         refuse("from_linen", f"a Bidirectional of {type(module).__name__}", "both directions must be nn.RNN")
-    return from_flax("from_linen", _read(module.cell, params.get("cell", {})))
+    return from_flax("from_linen", _read(module.cell, _dict("cell", params.get("cell", {}))))
+
+
+def _dict(name: str, params: Any) -> Mapping[str, Any]:
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"from_linen: {name} must be a dict of parameters, got {type(params).__name__}; pass what module.init gave."
+        )
+    return params
 
 
 def _read(module: nn.Module, params: Mapping[str, Any]) -> FlaxCell:
@@ -172,7 +183,7 @@ def to_linen(model: Cell | Layer, params: PyTree) -> tuple[nn.Module, dict[str, 
 
 
 def _write(cell: FlaxCell) -> tuple[nn.Module, dict[str, Any]]:
-    weights = as_jax(cell.weights)
+    weights = as_jax("to_linen", cell.weights)
     kernel = weights[names_of(cell.kind)[0]]["kernel"]
     options = {"dtype": cell.dtype, "param_dtype": kernel.dtype, "activation_fn": cell.activation}
     if cell.kind == "simple":
@@ -188,6 +199,10 @@ class LinenCell(nn.RNNCellBase):
     """A jaxrnn cell as a linen recurrent cell; :func:`linen_cell` makes it."""
 
     cell: Cell
+
+    def __post_init__(self):
+        feature_axes("linen_cell", self.cell)
+        super().__post_init__()
 
     def setup(self):
         like = jax.eval_shape(self.cell.init, jax.random.key(0))
@@ -210,7 +225,7 @@ class LinenCell(nn.RNNCellBase):
     @nn.nowrap
     def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> PyTree:
         """The cell's initial carry; outside of ``apply`` that of the parameters which ``cell.init(rng)`` draws."""
-        batch_shape = tuple(input_shape[: -self.num_feature_axes])
+        batch_shape = leading("initialize_carry", input_shape, self.num_feature_axes)
         if self.scope is None:
             return self.cell.initial_carry(self.cell.init(rng), batch_shape)
         return self._initial_carry(batch_shape)
@@ -247,10 +262,10 @@ def linen_cell(cell: Cell) -> LinenCell:
 
     Differs: Flax runs it with its own scan, without ``jr.scan``'s plan; outputs on padding are not 0.
     """
-    feature_axes("linen_cell", cell)
     return LinenCell(cell)
 
 
+@checks_arguments
 def linen_variables(params: PyTree) -> dict[str, Any]:
     """A jaxrnn cell's parameters as the variables of its :func:`linen_cell`.
 

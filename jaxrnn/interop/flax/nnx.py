@@ -11,10 +11,12 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 import jaxrnn as jr
-from jaxrnn._base import Cell, Layer, PyTree, name_of
+from jaxrnn._arguments import checks_arguments
+from jaxrnn._base import Cell, Layer, PyTree, check_model, name_of
+from jaxrnn._checks import check_params
 from jaxrnn._spec import Spec
 from jaxrnn.combine import MERGES
-from jaxrnn.interop.conversion import refuse
+from jaxrnn.interop.conversion import as_weights, refuse
 from jaxrnn.interop.flax._cells import (
     FlaxCell,
     Weights,
@@ -26,7 +28,7 @@ from jaxrnn.interop.flax._cells import (
     one_level,
     to_flax,
 )
-from jaxrnn.interop.flax._names import feature_axes, nested, params_like
+from jaxrnn.interop.flax._names import feature_axes, leading, nested, params_like
 from jaxrnn.saving.parameters import as_jax
 
 GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}  # in nnx's fused kernels
@@ -136,7 +138,7 @@ def _dense(linear: nnx.Linear) -> dict[str, np.ndarray]:
     if type(linear) is not nnx.Linear:
         refuse("from_nnx", f"a {type(linear).__name__} in a cell", "its parts must be nnx.Linear")
     parts = {"kernel": linear.kernel, "bias": linear.bias}
-    return {name: np.asarray(a[...]) for name, a in parts.items() if a is not None}
+    return {name: as_weights("from_nnx", name, a[...]) for name, a in parts.items() if a is not None}
 
 
 def to_nnx(model: Cell | Layer, params: PyTree, rngs: nnx.Rngs | None = None) -> nnx.Module:
@@ -167,6 +169,7 @@ def to_nnx(model: Cell | Layer, params: PyTree, rngs: nnx.Rngs | None = None) ->
 
     Differs: see :func:`from_nnx`; for what has no counterpart, :func:`nnx_cell` and :func:`nnx_layer` run it as it is.
     """
+    _check_rngs("to_nnx", rngs)
     rngs = nnx.Rngs(0) if rngs is None else rngs
     level = one_level("to_nnx", model, params)
     cells = [_write(to_flax("to_nnx", run), rngs) for run in level.runs]
@@ -195,8 +198,20 @@ def _write(cell: FlaxCell, rngs: nnx.Rngs) -> nnx.Module:
     for side, linear in (("i", module.dense_i), ("h", module.dense_h)):
         own = [w[side + gate] for gate in GATES.get(kind, ("",))]
         for part in ("kernel", "bias") if linear.use_bias else ("kernel",):
-            setattr(linear, part, nnx.Param(as_jax(np.concatenate([parts[part] for parts in own], axis=-1))))
+            setattr(linear, part, nnx.Param(as_jax(who, np.concatenate([parts[part] for parts in own], axis=-1))))
     return module
+
+
+def _check_rngs(who: str, rngs: Any) -> None:
+    if rngs is not None and not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"{who}: rngs must be nnx.Rngs, got {type(rngs).__name__}; give nnx.Rngs(0), say.")
+
+
+def _stream(who: str, rngs: nnx.Rngs, name: str) -> Any:
+    """A stream of keys; the one called default where there is none of that name."""
+    if not hasattr(rngs, name):
+        raise ValueError(f"{who}: rngs has neither a stream {name!r} nor 'default'; give nnx.Rngs(0, {name}=1), say.")
+    return getattr(rngs, name)
 
 
 def _held(names: dict[str, Any]) -> nnx.Dict:
@@ -211,10 +226,13 @@ class _Holder(nnx.Module):
     """Keeps a pytree of parameters as Params under the names of its paths."""
 
     def _hold(self, member: Cell | Layer, params: PyTree, rngs: nnx.Rngs | None, who: str) -> None:
+        _check_rngs(who, rngs)
         if params is None:
             if rngs is None:
                 raise ValueError(f"{who}: expected params, or rngs to draw them from, got neither.")
-            params = member.init(rngs.params())
+            params = member.init(_stream(who, rngs, "params")())
+        else:
+            check_params(who, params, jax.eval_shape(member.init, jax.random.key(0)))
         self.params = _held(nested(params))
         self.structure = nnx.static(jax.tree.structure(params))
 
@@ -227,6 +245,7 @@ class _Holder(nnx.Module):
 class NnxCell(_Holder, nnx.RNNCellBase):
     """A jaxrnn cell as an nnx recurrent cell; :func:`nnx_cell` makes it."""
 
+    @checks_arguments(who="nnx_cell")
     def __init__(self, cell: Cell, params: PyTree = None, *, rngs: nnx.Rngs | None = None):
         feature_axes("nnx_cell", cell)
         self.cell = nnx.static(cell)
@@ -237,7 +256,9 @@ class NnxCell(_Holder, nnx.RNNCellBase):
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: nnx.Rngs | None = None) -> PyTree:
         """The cell's initial carry; nothing is drawn from ``rngs``."""
-        return self.cell.initial_carry(self.jaxrnn_params(), tuple(input_shape[: -self.num_feature_axes]))
+        return self.cell.initial_carry(
+            self.jaxrnn_params(), leading("initialize_carry", input_shape, self.num_feature_axes)
+        )
 
     @property
     def num_feature_axes(self) -> int:
@@ -279,12 +300,17 @@ def nnx_cell(cell: Cell, params: PyTree = None, *, rngs: nnx.Rngs | None = None)
 class NnxLayer(_Holder):
     """A jaxrnn layer as an nnx module; :func:`nnx_layer` makes it."""
 
-    def __init__(self, layer: Layer, params: PyTree = None, *, rngs: nnx.Rngs | None = None):
+    @checks_arguments(who="nnx_layer")
+    def __init__(self, layer: Cell | Layer, params: PyTree = None, *, rngs: nnx.Rngs | None = None):
+        check_model("nnx_layer", layer)
+        layer = jr.scan(layer) if isinstance(layer, Cell) else layer
         self.layer = nnx.static(layer)
         self._hold(layer, params, rngs, "nnx_layer")
         self.deterministic = False
         self.is_random = may_draw(layer.spec)
-        self.rngs = rngs.dropout.fork() if self.is_random and rngs is not None else nnx.data(None)
+        self.rngs = (
+            _stream("nnx_layer", rngs, "dropout").fork() if self.is_random and rngs is not None else nnx.data(None)
+        )
 
     def __call__(
         self,
@@ -373,4 +399,4 @@ def nnx_layer(layer: Cell | Layer, params: PyTree = None, *, rngs: nnx.Rngs | No
 
     Differs from ``nnx.RNN``: time-major, always returns the carry, outputs 0 on padding and in input order.
     """
-    return NnxLayer(jr.scan(layer) if isinstance(layer, Cell) else layer, params, rngs=rngs)
+    return NnxLayer(layer, params, rngs=rngs)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 import jaxrnn as jr
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, check_model
 from jaxrnn.interop.keras._from_keras import with_notes
 from jaxrnn.interop.keras._heaps import check_heaps
@@ -32,6 +33,7 @@ WEIGHTS_ALONE = (
 )
 
 
+@checks_arguments
 def load(path: str | os.PathLike[str], model: Cell | Layer | None = None) -> tuple[Cell | Layer, PyTree]:
     """The layer and the parameters of a file that Keras wrote: ``.keras``, or HDF5 (``.h5``) of Keras 1, 2 or 3.
 
@@ -79,8 +81,8 @@ def _read(who: str, path: str) -> Loaded:
     elif kind == HDF5:
         source = _hdf5_model(keras, who, path)
     else:
-        said = f"; by its content it is {kind.title}: {kind.fix}" if kind else ""
-        raise ValueError(f"{who}: {path!r} is no file of Keras, neither a .keras archive nor HDF5{said}.")
+        said = f"by its content it is {kind.title}: {kind.fix}" if kind else "save it with model.save"
+        raise ValueError(f"{who}: {path!r} is no file of Keras, neither a .keras archive nor HDF5; {said}.")
     return Loaded(*with_notes(keras, source))
 
 
@@ -94,12 +96,16 @@ def _keras_archive(keras: ModuleType, who: str, path: str) -> Any:
     """The model, read by Keras once nothing in the file is seen to name code."""
     try:
         with zipfile.ZipFile(path) as file:
+            if any(info.flag_bits & 1 for info in file.infolist()):
+                raise ValueError("it is encrypted; unpack it with its password, and zip it again without")
             size = sum(info.file_size for info in file.infolist())
             texts = [b"", b""]
             if size <= (most := MOST_INFLATED * os.path.getsize(path)):
                 texts = [file.read(name) for name in ("config.json", "metadata.json")]
     except Exception as error:  # zipfile and zlib raise anything
-        raise ValueError(f"{who}: {path!r} is damaged: {error}.") from error
+        raise ValueError(
+            f"{who}: {path!r} cannot be read: {str(error).rstrip('.')}; save the model once more with model.save."
+        ) from error
     if size > most:
         raise ValueError(f"{who}: {path!r} would inflate to {size:,} bytes, which no file of Keras does.")
     config, metadata = (_json(who, path, text) for text in texts)
@@ -154,7 +160,7 @@ def _hdf5(who: str, path: str) -> Iterator[Any]:
         with LIBRARY.load("h5py").File(path, "r") as file:
             yield file
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, UnicodeError) as error:
-        raise ValueError(f"{who}: {path!r} is a damaged HDF5 file: {error}.") from error
+        raise ValueError(f"{who}: {path!r} is a damaged HDF5 file: {error}; save it once more.") from error
 
 
 def _hdf5_model(keras: ModuleType, who: str, path: str) -> list[Any]:

@@ -81,9 +81,13 @@ def with_notes(keras: ModuleType, source: Any) -> tuple[Cell | Layer, PyTree, li
         return _stack(keras, [source] if isinstance(source, keras.Model) else source)
     if type(source) in (*_cells(keras), keras.layers.StackedRNNCells):
         cell, params = _cell(keras, source)
-        return cell, as_jax(params), []
+        return cell, as_jax("from_keras", params), []
     member, params, _ = _member(keras, source, False)
-    return (jr.scan(member) if isinstance(member, Cell) else member), as_jax(params), _notes(keras, [source])
+    return (
+        (jr.scan(member) if isinstance(member, Cell) else member),
+        as_jax("from_keras", params),
+        _notes(keras, [source]),
+    )
 
 
 def _notes(keras: ModuleType, layers: Iterable[Any]) -> list[str]:
@@ -113,7 +117,9 @@ def _stack(keras: ModuleType, sources: Iterable[Any]) -> tuple[Layer, PyTree, li
             )
         members.append(member)
         params.append(own)
-    return jr.stack(*members), as_jax(tuple(params)), _notes(keras, every)
+    if not members:
+        raise ValueError("from_keras: there is no layer in it; pass a model or a list that holds some.")
+    return jr.stack(*members), as_jax("from_keras", tuple(params)), _notes(keras, every)
 
 
 def _flat(keras: ModuleType, sources: Iterable[Any]) -> Iterator[Any]:

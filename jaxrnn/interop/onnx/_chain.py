@@ -83,7 +83,7 @@ def embedded(where: str, table: np.ndarray, tokens: View) -> View | None:
     if tokens.kind != "input" or not tokens.whole or table.ndim != 2 or table.dtype.kind != "f":
         return None
     spec = spec_of("embedding", *table.shape, param_dtype=param_dtype(table))
-    level = Level((Run(spec, jr.cells.EmbeddingParams(as_jax(table))),))
+    level = Level((Run(spec, jr.cells.EmbeddingParams(as_jax(where, table))),))
     axes = (*tokens.axes, (Atom("F", table.shape[1]),))
     return View("outputs", axes, Chain((level,), table.shape[1], tokens.source))
 
@@ -98,7 +98,7 @@ def multiplied(where: str, sizes: Sizes, y: View, W: Any, b: Any = None) -> View
     if not sizes.same(came, W.shape[0]):
         fail(where, f"its weights are for {W.shape[0]} features, but the layer before it outputs {came}")
     chain = y.chain or Chain((), W.shape[0], y.source)
-    params = jr.cells.ReadoutParams(as_jax(W), as_jax(np.zeros(W.shape[1], W.dtype) if b is None else b))
+    params = jr.cells.ReadoutParams(as_jax(where, W), as_jax(where, np.zeros(W.shape[1], W.dtype) if b is None else b))
     level = Level((Run(spec_of("readout", *W.shape, param_dtype=param_dtype(W)), params),))
     bare = where if chain.nodes else None
     made = chain._replace(levels=(*chain.levels, level), size=W.shape[1], bare=bare, parent=y.chain)
@@ -114,7 +114,7 @@ def with_bias(where: str, y: View, b: Any) -> View | None:
     fits = b.size == 1 or (b.shape[-1] == size and b.size == size)
     if run.cell.kind != "readout" or np.any(run.params.b_y) or not fits or b.ndim > len(y.axes):
         return None
-    params = run.params._replace(b_y=as_jax(np.broadcast_to(b.ravel(), size)))
+    params = run.params._replace(b_y=as_jax(where, np.broadcast_to(b.ravel(), size)))
     levels = (*y.chain.levels[:-1], Level((run._replace(params=params),)))
     return y._replace(chain=y.chain._replace(levels=levels, parent=y.chain))
 

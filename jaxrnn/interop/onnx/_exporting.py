@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrnn._arguments import check_argument
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn.cells.fused import block, gate_order
 from jaxrnn.interop.conversion import Level, Run, check_options, levels_of, refuse, reordered
 from jaxrnn.interop.onnx._chain import MERGES
 from jaxrnn.interop.onnx._operators import GATES, KINDS, PEEPHOLES, PLAIN, Activation, is_symmetric
 from jaxrnn.interop.onnx._reading import LIBRARY, OLDEST
+from jaxrnn.saving.files import check_place
 
 WHO = "onnx.export"
 OPTIONS = (
@@ -70,6 +72,12 @@ def export(
     onnx = LIBRARY.load()
     defs, helper = LIBRARY.load("onnx.defs"), LIBRARY.load("onnx.helper")
     newest = defs.onnx_opset_version()
+    for name, value, kind in (
+        ("path", path, "str | os.PathLike | None"),
+        ("lengths", lengths, "bool"),
+        ("carry", carry, "bool"),
+    ):
+        check_argument(WHO, name, value, kind, {})
     if isinstance(opset, bool) or not isinstance(opset, int) or not OLDEST <= opset <= newest:
         raise ValueError(f"{WHO}: opset must be a whole number from {OLDEST} to {newest}, got {opset!r}.")
     levels = _with_own_readouts(levels_of(WHO, layer, params))
@@ -94,6 +102,7 @@ def export(
     model = graph.model(helper)
     LIBRARY.load("onnx.checker").check_model(model, full_check=True)
     if path is not None:
+        check_place(WHO, path)
         onnx.save_model(model, os.fspath(path))
     return model
 

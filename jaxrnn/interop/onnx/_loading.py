@@ -75,7 +75,7 @@ def load(model: Any, *, node: str | Sequence[str] | None = None) -> tuple[Layer,
         refuse(chain.bare, "a readout after nodes with sequence_lens", why)
     return model_of(
         [
-            level._replace(runs=tuple(run._replace(params=as_jax(run.params)) for run in level.runs))
+            level._replace(runs=tuple(run._replace(params=as_jax(who, run.params)) for run in level.runs))
             for level in chain.levels
         ]
     )

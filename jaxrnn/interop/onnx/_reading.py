@@ -31,16 +31,17 @@ def read(who: str, model: Any) -> Any:
     """
     onnx = LIBRARY.load()
     checker = LIBRARY.load("onnx.checker")
-    folder = None
+    folder, what = None, "the model"
     if isinstance(model, bytes):
-        proto = _parsed(who, onnx, onnx.load_model_from_string, model, f"{len(model)} bytes")
+        what = f"{len(model)} bytes"
+        proto = _parsed(who, onnx, onnx.load_model_from_string, model, what)
     elif isinstance(model, str | os.PathLike):
         path = os.fspath(model)
         if os.path.exists(path) and not os.path.isfile(path):
             raise ValueError(f"{who}: {path} is no regular file; pass the path of an ONNX model.")
-        folder = os.path.dirname(os.path.abspath(path))
+        folder, what = os.path.dirname(os.path.abspath(path)), f"the file {path}"
         parse = functools.partial(onnx.load_model, load_external_data=False)
-        proto = _parsed(who, onnx, parse, path, f"the file {path}")
+        proto = _parsed(who, onnx, parse, path, what)
     elif isinstance(model, onnx.ModelProto):
         proto = model
     else:
@@ -49,7 +50,9 @@ def read(who: str, model: Any) -> Any:
     try:
         checker.check_model(proto)
     except checker.ValidationError as error:
-        raise ValueError(f"{who}: ONNX's checker refuses the model: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"{who}: ONNX's checker refuses {what}: {' '.join(str(error).split()).rstrip('.')}; export it once more."
+        ) from error
     if opset_of(proto) < OLDEST:
         fail(who, f"the model's operator set is {opset_of(proto)}; convert it to {OLDEST} or a later one")
     for kind in ("RNN", "LSTM", "GRU"):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn as jr
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._checks import nearest
 from jaxrnn.cells.lstm_family import LSTMCarry
 from jaxrnn.interop.onnx._operators import GATES, Operator, cell_of, operator_of, weights_of
@@ -19,6 +20,7 @@ from jaxrnn.interop.onnx._reading import LIBRARY, attributes_of, fail, initializ
 from jaxrnn.saving.parameters import as_jax
 
 
+@checks_arguments(who="onnx.run")
 def run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What an ONNX model of recurrent operators computes.
 
@@ -57,7 +59,7 @@ def run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     proto = read(who, model)
     values: dict[str, Any] = {"": None}
     stored = initializers_of(who, proto)
-    values |= {name: _arriving(a) for name, a in stored.items()}
+    values |= {name: _arriving(who, a) for name, a in stored.items()}
     values |= _inputs(who, proto, stored, inputs)
     for node in proto.graph.node:
         where = name_of(who, node)
@@ -67,13 +69,13 @@ def run(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
             made = recurrent(op, *given)
         else:
             made = (evaluate(where, node, given),)
-        values |= {name: _arriving(a) for name, a in zip(node.output, made, strict=False) if name}
+        values |= {name: _arriving(where, a) for name, a in zip(node.output, made, strict=False) if name}
     return {output.name: values[output.name] for output in proto.graph.output}
 
 
-def _arriving(a: Any) -> Any:
+def _arriving(who: str, a: Any) -> Any:
     """Floats as JAX arrays. Integers stay NumPy's where they are, so that shapes are known while tracing."""
-    return as_jax(a) if isinstance(a, np.ndarray) and np.issubdtype(a.dtype, np.floating) else a
+    return as_jax(who, a) if isinstance(a, np.ndarray) and np.issubdtype(a.dtype, np.floating) else a
 
 
 def _inputs(who: str, proto: Any, stored: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def _inputs(who: str, proto: Any, stored: Mapping[str, Any], inputs: Mapping[str
             fits = all(isinstance(d, str) or d == size for d, size in zip(dims, a.shape, strict=False))
             if len(dims) != a.ndim or not fits:
                 fail(who, f"the input {name!r} has the shape {a.shape} but the model declares {tuple(dims)}")
-        values[name] = _arriving(a)
+        values[name] = _arriving(f"{who}: the input {name!r}", a)
     return values
 
 

@@ -78,11 +78,11 @@ def _check(where: str, library: Library, tensor: Any, folder: str | None) -> Non
         del tensor.external_data[:]
     elif tensor.HasField("raw_data"):
         if len(tensor.raw_data) != want:
-            _fail(where, f"holds {len(tensor.raw_data)} bytes, {asked} {want}")
+            _fail(where, f"holds {len(tensor.raw_data)} bytes, {asked} {want}; export the model once more")
     elif kind in FIELDS:
         came = len(getattr(tensor, FIELDS[kind]))
         if came != count:
-            _fail(where, f"holds {came} numbers of its element type, {asked} {count}")
+            _fail(where, f"holds {came} numbers of its element type, {asked} {count}; export the model once more")
 
 
 def _external(where: str, tensor: Any, folder: str | None, want: int, asked: str) -> bytes:

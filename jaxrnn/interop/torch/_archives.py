@@ -72,6 +72,8 @@ class Archive:
         if info is None:
             raise ValueError(f"{self.title} is damaged: it has no {name}.")
         limit = os.path.getsize(self.path) if most is None else most
+        if info.flag_bits & 1:
+            raise ValueError("it is encrypted, which torch does not write; unpack it, and zip its files stored")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > limit:
             raise ValueError(
                 f"{self.title}: {name} is compressed or larger than {limit:,} bytes, which torch does not write."

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn.interop.registry import Format, Loaded, Option
 from jaxrnn.interop.torch._archives import HOW, read_archive
@@ -18,6 +19,7 @@ from jaxrnn.saving.records import kept_in
 SAFETENSORS = ".safetensors"
 
 
+@checks_arguments
 def load(
     path: str | os.PathLike[str],
     *,

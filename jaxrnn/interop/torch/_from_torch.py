@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 import jaxrnn as jr
+from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree
-from jaxrnn._checks import check_choice
+from jaxrnn._checks import check_choice, check_rate
 from jaxrnn.cells.fused import block, gate_order
 from jaxrnn.interop.conversion import Level, Run, model_of, param_dtype, reordered, spec_of
 from jaxrnn.interop.torch._names import GATES, KEY, KINDS, LIBRARY, turned
@@ -17,6 +20,7 @@ from jaxrnn.saving.files import few
 from jaxrnn.saving.parameters import as_jax
 
 
+@checks_arguments
 def from_torch(
     source: Any,
     *,
@@ -70,7 +74,8 @@ def from_torch(
     if isinstance(source, Mapping):
         return from_state(WHO, source, prefix, nonlinearity, dropout)
     if not isinstance(prefix, str):
-        return _stacked([from_torch(source, prefix=p, nonlinearity=nonlinearity, dropout=dropout) for p in prefix])
+        names = _several(WHO, prefix)
+        return _stacked([from_torch(source, prefix=p, nonlinearity=nonlinearity, dropout=dropout) for p in names])
     torch = LIBRARY.load()
     given: dict[str, Any] = {"nonlinearity": nonlinearity, "dropout": dropout}
     several = isinstance(source, list | tuple | torch.nn.ModuleList | torch.nn.Sequential) and len(source) > 0
@@ -125,6 +130,18 @@ def _from_module(torch: ModuleType, module: Any) -> tuple[Cell | Layer, PyTree]:
     return from_part(WHO, Part(state_of(torch, module), []), "", getattr(module, "nonlinearity", None), dropout)
 
 
+def _several(who: str, prefix: Any) -> list[str]:
+    """Prefixes, where one would be a string."""
+    names = list(prefix) if isinstance(prefix, Iterable) else [prefix]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"{who}: prefix must be a string or strings, got {prefix!r}; jaxrnn.interop.torch.parts lists them."
+        )
+    if not names:
+        raise ValueError(f"{who}: prefix is empty, {prefix!r}; name a recurrent module, or leave it out.")
+    return names
+
+
 def _stacked(parts: Sequence[tuple[Cell | Layer, PyTree]]) -> tuple[Layer, PyTree]:
     return jr.stack(*(model for model, _ in parts)), tuple(params for _, params in parts)
 
@@ -140,7 +157,8 @@ def from_state(
 ) -> tuple[Cell | Layer, PyTree]:
     """The part of a state dict that a prefix names, or a stack of several. See :func:`from_part`."""
     if not isinstance(prefix, str):
-        return _stacked([from_state(who, source, one, nonlinearity, dropout, ask=ask) for one in prefix])
+        names = _several(who, prefix)
+        return _stacked([from_state(who, source, one, nonlinearity, dropout, ask=ask) for one in names])
     parts = parts_in(who, source)
     name = chosen(who, parts, prefix)
     if unknown := [other for other in parts[name].others if not prefix or other.startswith(name)]:
@@ -156,15 +174,25 @@ def from_part(
 ) -> tuple[Cell | Layer, PyTree]:
     """One recurrent module from its tensors; ``ask`` is how a nonlinearity has to be given that nothing says."""
     arrays = weights_of(who, part.own)
+    if nonlinearity is not None:
+        check_choice(who, "nonlinearity", nonlinearity, ("tanh", "relu"))
     if (mode := part.own.get("mode", part.own.get("nonlinearity"))) is not None and "RELU" in str(mode).upper():
         nonlinearity = "relu"  # the module was saved whole, and says it
     suffixes, stems = _names(who, arrays, prefix)
     if dropout is None and len({suffix.removesuffix("_reverse") for suffix in suffixes}) > 1:
         dropout = part.own.get("dropout")
-    runs = [
-        _run(who, {stem: arrays[stem + suffix] for stem in stems}, suffix.endswith("_reverse"), nonlinearity)
-        for suffix in suffixes
-    ]
+    if dropout is not None:
+        check_rate(who, "dropout", dropout.item() if isinstance(dropout, np.generic | np.ndarray) else dropout)
+    runs = [_run(who, {stem: arrays[stem + suffix] for stem in stems}, suffix, nonlinearity) for suffix in suffixes]
+    directions = 1 + runs[-1].reverse
+    for place in range(directions, len(runs)):
+        name, below = f"weight_ih{suffixes[place]}", suffixes[place - place % directions - directions]
+        came, size = arrays[name].shape[1], directions * arrays[f"weight_hh{below}"].shape[1]
+        if came != size:
+            raise ValueError(
+                f"{who}: {name} is for {came} features, but the layer below it puts out {size}; pass the whole state "
+                f"dict of one module."
+            )
     if ask and runs[0].cell.kind == "elman" and nonlinearity is None and mode is None:
         raise ValueError(
             f"{who} is the state dict of an nn.RNN, which does not say its nonlinearity; give {ask}, as the module "
@@ -176,13 +204,12 @@ def from_part(
     if suffixes == [""]:
         model, params = jr.build(runs[0].cell), runs[0].params
     else:
-        directions = 1 + runs[-1].reverse
         levels = [
             Level(tuple(runs[k : k + directions]), dropout=(dropout or 0.0) if k + directions < len(runs) else 0.0)
             for k in range(0, len(runs), directions)
         ]
         model, params = model_of(levels)
-    return model, as_jax(params)
+    return model, as_jax(who, params)
 
 
 def _names(who: str, weights: Mapping[str, Any], prefix: str) -> tuple[list[str], list[str]]:
@@ -209,32 +236,31 @@ def _names(who: str, weights: Mapping[str, Any], prefix: str) -> tuple[list[str]
     return suffixes, stems
 
 
-def _run(who: str, w: dict[str, Any], reverse: bool, nonlinearity: str | None) -> Run:
+def _run(who: str, w: dict[str, Any], suffix: str, nonlinearity: str | None) -> Run:
     """One direction of one layer."""
+    reverse = suffix.endswith("_reverse")
     shape = w["weight_hh"].shape
     rows, columns = shape if len(shape) == 2 else (0, 1)
     gates = 4 if "weight_hr" in w else rows // columns
     if gates not in KINDS or rows % gates or ("weight_hr" not in w and rows != gates * columns):
         raise ValueError(
-            f"{who}: weight_hh has shape {shape}, but an nn.RNN has H rows for H columns, an nn.GRU 3H "
+            f"{who}: weight_hh{suffix} has shape {shape}, but an nn.RNN has H rows for H columns, an nn.GRU 3H "
             f"and an nn.LSTM 4H (R columns where it projects); pass the weights of one of them."
         )
     kind, H = KINDS[gates], rows // gates
-    I = w["weight_ih"].shape[-1]
+    I = w["weight_ih"].shape[-1] if w["weight_ih"].ndim else 0
     expected = {"weight_ih": (rows, I), "bias_ih": (rows,), "bias_hh": (rows,), "weight_hr": (columns, H)}
     for name, shape in expected.items():
         if name in w and w[name].shape != shape:
             raise ValueError(
-                f"{who}: {name} has shape {w[name].shape}, but weight_hh, {(rows, columns)}, goes with {shape}; "
-                f"pass the weights of one nn.{'RNN' if kind == 'elman' else kind.upper()}."
+                f"{who}: {name}{suffix} has shape {w[name].shape}, but weight_hh{suffix}, {(rows, columns)}, goes with "
+                f"{shape}; pass the weights of one nn.{'RNN' if kind == 'elman' else kind.upper()}."
             )
     if kind != "elman" and nonlinearity is not None:
         raise ValueError(
             f"{who}: nonlinearity={nonlinearity!r} is for nn.RNN, but the shapes are those of an "
             f"nn.{kind.upper()}; leave it out."
         )
-    if nonlinearity is not None:
-        check_choice(who, "nonlinearity", nonlinearity, ("tanh", "relu"))
     cell = spec_of(
         kind,
         I,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.cells.fused import GateOrder
-from jaxrnn.interop.conversion import reordered
+from jaxrnn.interop.conversion import as_weights, reordered
 from jaxrnn.interop.registry import Library
 
 LIBRARY = Library("PyTorch", "torch", extra="torch")
@@ -26,14 +26,20 @@ def turned(a: Any, old: GateOrder, new: GateOrder) -> Any:
     return reordered(a, old, new, negate=("z",))
 
 
-def numpy_of(a: Any) -> np.ndarray:
-    """A tensor, on any device or in a file, or an array as NumPy's."""
+def numpy_of(who: str, name: str, a: Any) -> np.ndarray:
+    """A tensor of floats, on any device or in a file, or an array as NumPy's."""
     if hasattr(a, "detach"):
-        a = a.detach().cpu()
-        if str(a.dtype) == "torch.bfloat16":  # which Tensor.numpy() does not know
-            return a.view(LIBRARY.load().int16).numpy().view(jnp.bfloat16)
-        a = a.numpy()
-    return np.asarray(a)
+        try:
+            a = a.detach().cpu()
+            if str(a.dtype) == "torch.bfloat16":  # which Tensor.numpy() does not know
+                return a.view(LIBRARY.load().int16).numpy().view(jnp.bfloat16)
+            a = a.numpy()
+        except (NotImplementedError, RuntimeError, TypeError) as error:  # sparse, quantised, on no device
+            why = str(error).partition("\n")[0].rstrip(".")
+            raise TypeError(
+                f"{who}: {name} ({a.dtype}) has no numbers that NumPy holds: {why}; pass floats."
+            ) from error
+    return as_weights(who, name, a)
 
 
 def tensor_of(torch: ModuleType, a: Any) -> Any:

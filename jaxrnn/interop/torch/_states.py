@@ -101,7 +101,7 @@ def weights_of(who: str, own: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _folded(who: str, weight: str, forms: dict[str, Any]) -> np.ndarray:
-    arrays = {form: numpy_of(a) for form, a in forms.items()}
+    arrays = {form: numpy_of(who, weight + form, a) for form, a in forms.items()}
     if arrays.keys() == {""}:
         return arrays[""]
     if arrays.keys() == {"_orig", "_mask"} and arrays["_orig"].shape == arrays["_mask"].shape:  # pruning
