@@ -14,6 +14,7 @@ from jaxrnn.interop.conversion import (
     Run,
     check_options,
     checked_spec,
+    in_dicts,
     no_learned_carry,
     own_dtype,
     param_dtype,
@@ -54,7 +55,8 @@ def from_haiku(
     Args:
         core: the core's class or its name: VanillaRNN, LSTM, GRU, Conv1DLSTM, Conv2DLSTM, Conv3DLSTM; or, for the
             cores of a DeepRNN, a list of such.
-        params: what the transformed function's ``init`` gave; other modules' may stand in it.
+        params: what the transformed function's ``init`` gave; other modules' may stand in it. As it is, or as a file
+            gave it back: a dict of dicts, or one level with names joined by "/" (``"lstm/linear/w"``), as of an npz.
         name: the core's module in ``params``, with its path (``"my_net/~/lstm"``); None means as Haiku calls it, in a
             DeepRNN ``lstm``, ``lstm_1`` and so on. A list for a list of cores.
         spatial_shape: the fields' sizes, the convolutional cores' ``input_shape``; the weights do not tell.
@@ -85,14 +87,15 @@ def from_haiku(
         return jr.chain(*(cell for cell, _ in pairs)), tuple(own for _, own in pairs)
     kind = _core(core)
     name = CORES[kind] if name is None else name
+    modules = _modules(in_dicts("from_haiku", params))
 
     def module(below: str, *parts: str) -> list[Any]:
         where = name + below
-        own = params.get(where, {})
+        own = modules.get(where, {})
         if set(own) != set(parts):
             raise ValueError(
                 f"from_haiku: expected {' and '.join(parts)} in the module {where!r} of a {kind}, got "
-                f"{', '.join(own) or 'no such module'}; the modules given are {', '.join(params)}: name the core's by "
+                f"{', '.join(own) or 'no such module'}; the modules given are {', '.join(modules)}: name the core's by "
                 f"name=."
             )
         return [np.asarray(own[part]) for part in parts]
@@ -101,7 +104,7 @@ def from_haiku(
     options: dict[str, Any] = {}
     if kind == "VanillaRNN":
         W_xh, b = module("/linear", "w", "b")
-        double = "b" in params.get(name + "/linear_1", {})
+        double = "b" in modules.get(name + "/linear_1", {})
         W_hh, *b_h = module("/linear_1", "w", *("b" * double))
         weights = jr.cells.ElmanParams(W_xh, W_hh, sum(b_h, start=b))
         options["activation"] = "relu"
@@ -124,6 +127,16 @@ def from_haiku(
     cell = jr.build(spec_of(made, I, H, param_dtype=param_dtype(weights.W_xh), **options))
     checked_spec("from_haiku", cell, weights)
     return cell, as_jax(weights)
+
+
+def _modules(params: Any, above: str = "") -> dict[str, dict[str, Any]]:
+    """The arrays of each module, by its path."""
+    arrays = {name: a for name, a in params.items() if not isinstance(a, dict)}
+    modules = {above: arrays} if arrays else {}
+    for name, below in params.items():
+        if isinstance(below, dict):
+            modules |= _modules(below, f"{above}/{name}" if above else name)
+    return modules
 
 
 def _core(core: Any) -> str:

@@ -77,9 +77,7 @@ def read_tensors(who: str, path: str | os.PathLike[str]) -> dict[str, np.ndarray
 def opened(who: str, path: str | os.PathLike[str]) -> Iterator[tuple[Any, Header]]:
     """The file, opened by the library, which judges the header against the format and the size of the file."""
     library = safetensors_library()
-    if os.path.isdir(path) and (kind := recognised(path)):
-        raise ValueError(f"{who}: {os.fspath(path)!r} is {kind.title}; {kind.fix}.")
-    check_regular(who, path)
+    check_readable(who, path)
     with open(path, "rb") as plain:  # the library says of whatever it cannot open that it is not there
         size = os.fstat(plain.fileno()).st_size
     try:
@@ -144,6 +142,17 @@ def write_atomically(who: str, path: str | os.PathLike[str], write: Callable[[st
             os.fsync(file.fileno())
         os.chmod(unfinished, stat.S_IMODE(mode))  # the library makes private files
         os.replace(unfinished, target)
+
+
+def check_readable(who: str, path: str | os.PathLike[str]) -> None:
+    """What is there under this name is a file; of a directory the error says what reads it.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if os.path.isdir(path) and (kind := recognised(path)):
+        raise ValueError(f"{who}: {os.fspath(path)!r} is {kind.title}; {kind.fix}.")
+    check_regular(who, path)
 
 
 def check_regular(who: str, path: str | os.PathLike[str]) -> None:

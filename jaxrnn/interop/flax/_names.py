@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from jaxrnn._base import Cell, PyTree, name_of
-from jaxrnn.interop.conversion import refuse
+from jaxrnn.interop.conversion import names_in, refuse
 
 
 def nested(tree: PyTree) -> dict[str, Any]:
@@ -33,11 +33,25 @@ def params_like(who: str, like: PyTree, names: Any) -> PyTree:
     """The inverse of :func:`nested`: a tree of the structure of ``like``, with the arrays of these names."""
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     try:
-        leaves = [functools.reduce(lambda at, name: at[name], names_on(path), names) for path, _ in paths]
+        leaves = [at_path(names, names_on(path)) for path, _ in paths]
     except KeyError as error:
         expected = ", ".join(".".join(names_on(path)) for path, _ in paths)
         raise ValueError(f"{who}: expected the parameters {expected}, but {error} is not among those given.") from error
     return jax.tree.unflatten(structure, leaves)
+
+
+def at_path(names: Any, path: tuple[str, ...]) -> Any:
+    """What stands there in dicts as ``in_dicts`` makes them, without the level ``value`` on an array.
+
+    Raises:
+        KeyError: nothing does.
+    """
+    for name in names_in(path):
+        if isinstance(names, Mapping):
+            names = names[name]
+        elif name != "value":
+            raise KeyError(name)
+    return names
 
 
 def feature_axes(who: str, cell: Cell) -> int:

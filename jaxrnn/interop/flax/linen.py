@@ -13,7 +13,7 @@ from flax import linen as nn
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn.combine import MERGES
-from jaxrnn.interop.conversion import refuse
+from jaxrnn.interop.conversion import in_dicts, refuse
 from jaxrnn.interop.flax._cells import (
     FlaxCell,
     check_weights,
@@ -47,7 +47,9 @@ def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Lay
     Args:
         module: a SimpleCell, LSTMCell, OptimizedLSTMCell, GRUCell or MGUCell; an ``nn.RNN`` of one, or an
             ``nn.Bidirectional`` of two such RNNs; or what :func:`linen_cell` gave.
-        params: its parameters, or its variables ``{"params": …}``.
+        params: its parameters, its variables ``{"params": …}``, or a TrainState's dict; as they stand in memory, or as
+            a file gave them back: NumPy arrays, names joined by "/" or ".", one level in place of many. For an RNN
+            those of its cell will do, which a network made in ``nn.compact`` keeps (``params["GRUCell_0"]``).
 
     Returns:
         ``(cell, params)``; for an RNN ``(layer, params)``. A layer is time-major, whatever ``time_major`` says.
@@ -74,11 +76,13 @@ def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Lay
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"from_linen: expected the parameters as a dict, got {type(params).__name__}.")
-    params = nn.meta.unbox(params)
-    params = params["params"] if set(params) == {"params"} else params
+    params = in_dicts("from_linen", nn.meta.unbox(params))
     if type(module) is LinenCell:
+        params = params["params"] if params.keys() == {"params"} else params
         like = jax.eval_shape(module.cell.init, jax.random.key(0))
         return module.cell, as_jax(params_like("from_linen", like, params))
+    while isinstance(params.get("params"), dict):  # in variables, in a TrainState, in a TrainState of variables
+        params = params["params"]
     if type(module) is nn.RNN:
         if module.reverse and not module.keep_order:
             refuse("from_linen", "an RNN with reverse=True and keep_order=False", _REVERSED)
@@ -103,7 +107,7 @@ _REVERSED = "jaxrnn's outputs stand in input order; set keep_order=True and turn
 def _from_run(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell, PyTree]:
     if type(module) is not nn.RNN:
         refuse("from_linen", f"a Bidirectional of {type(module).__name__}", "both directions must be nn.RNN")
-    return from_flax("from_linen", _read(module.cell, params.get("cell", {})))
+    return from_flax("from_linen", _read(module.cell, params.get("cell", params)))
 
 
 def _read(module: nn.Module, params: Mapping[str, Any]) -> FlaxCell:
