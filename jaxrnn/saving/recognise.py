@@ -61,9 +61,7 @@ SAVED_MODEL = Kind("a directory of TensorFlow (SavedModel)", "load it in TensorF
 MAGIC = {b"\x89HDF\r\n\x1a\n": HDF5, b"GGUF": GGUF}
 # A map in msgpack, its first key a text; and an array of Flax's in it: an extension of type 1, of shape, dtype, bytes.
 MAP = re.compile(rb"(?:[\x81-\x8f]|\xde..|\xdf....)(?:[\xa0-\xbf]|\xd9.|\xda..)", re.DOTALL)
-ARRAY = re.compile(
-    rb"(?:[\xd4-\xd8]|\xc7.|\xc8..|\xc9....)\x01\x93[\x90-\x9f]|__msgpack_chunked_array__", re.DOTALL
-)
+ARRAY = re.compile(rb"(?:[\xd4-\xd8]|\xc7.|\xc8..|\xc9....)\x01\x93[\x90-\x9f]|__msgpack_chunked_array__", re.DOTALL)
 SEEN = 1 << 16  # bytes from the beginning of a file in which a first array is looked for
 
 

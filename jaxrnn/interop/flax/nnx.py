@@ -173,7 +173,9 @@ def _dense(linear: nnx.Linear) -> dict[str, np.ndarray]:
         refuse("from_nnx", f"a {type(linear).__name__} in a cell", "its parts must be nnx.Linear")
     parts = {"kernel": linear.kernel, "bias": linear.bias}
     if isinstance(linear.kernel.get_value(), jax.ShapeDtypeStruct):
-        raise ValueError("from_nnx: the module holds shapes and no weights; give them as well: from_nnx(module, weights).")
+        raise ValueError(
+            "from_nnx: the module holds shapes and no weights; give them as well: from_nnx(module, weights)."
+        )
     return {name: np.asarray(a[...]) for name, a in parts.items() if a is not None}
 
 
