@@ -155,8 +155,8 @@ def reordered(a: Any, old: GateOrder, new: GateOrder, *, negate: GateOrder = (),
 def in_dicts(who: str, tree: PyTree) -> Any:
     """A tree of arrays as dicts in dicts with text keys, whatever wrote and read the file that it came from.
 
-    orbax gives dicts and lists for records and tuples, and nnx's arrays in dicts of ``value`` alone; msgpack gives dicts
-    of "0", "1" … for both; archives have one level of names, joined by "/" or ".". None stands nowhere.
+    orbax gives dicts and lists for records and tuples, and nnx's arrays in dicts of ``value`` alone; msgpack gives
+    dicts of "0", "1" … for both; archives have one level of names, joined by "/" or ".". None stands nowhere.
     """
     out: dict[str, Any] = {}
 

@@ -62,6 +62,7 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
 
     Differs: Equinox's cells take one sequence's vectors and return the new state alone.
     """
+    given: Mapping[str, Any]
     if isinstance(module, Mapping):
         given, blocks = _named(module)
         H, I = given["weight_hh"].shape[-1], given["weight_ih"].shape[-1]
@@ -72,7 +73,8 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
         given = {name: getattr(module, name, None) for name in NAMES if module.use_bias or name not in BIASES}
         blocks = 4 if type(module) is eqx.nn.LSTMCell else 3
         I, H = module.input_size, module.hidden_size
-    w = {name: None if a is None else np.asarray(a) for name, a in ({name: None for name in NAMES} | given).items()}
+    w: dict[str, Any] = dict.fromkeys(NAMES)
+    w |= {name: np.asarray(a) for name, a in given.items() if a is not None}
     shapes = {"weight_ih": (blocks * H, I), "weight_hh": (blocks * H, H), "bias": (blocks * H,), "bias_n": (H,)}
     for name, shape in shapes.items():
         if w[name] is not None and w[name].shape != shape:
@@ -105,8 +107,9 @@ def _named(weights: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
                 return arrays, blocks
     held = ", ".join(f"{name} {arrays[name].shape if name in arrays else '(a dict)'}" for name in given) or "nothing"
     raise ValueError(
-        f"from_equinox: expected the arrays of one cell, weight_ih (4 H or 3 H, I) and weight_hh (…, H), and with biases "
-        f"bias, of a GRU bias_n too; got {held}; give what the file holds under the cell's name, as weights['cell']."
+        f"from_equinox: expected the arrays of one cell, weight_ih (4 H or 3 H, I) and weight_hh (…, H), and with "
+        f"biases bias, of a GRU bias_n too; got {held}; give what the file holds under the cell's name, as "
+        f"weights['cell']."
     )
 
 

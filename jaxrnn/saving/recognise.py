@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -29,22 +30,24 @@ def _read_by(library: str, function: str = "load(path)") -> str:
     return f"use jaxrnn.interop.{library}.{function}, or python -m jaxrnn convert"
 
 
+GIVE = "and give what it holds to jaxrnn.interop's from_linen, from_nnx, from_haiku or from_equinox"
+
 HDF5 = Kind("an HDF5 file, as Keras writes them", _read_by("keras"), ".h5")
 KERAS = Kind("a .keras archive", _read_by("keras"), ".keras")
 TORCH = Kind("a file of torch.save", _read_by("torch"), ".pt")
 TORCHSCRIPT = Kind("a TorchScript archive", _read_by("torch"), ".pt")
-NPZ = Kind("an archive of NumPy arrays", "read it with numpy.load, and give its arrays to a model's params", ".npz")
+NPZ = Kind("an archive of NumPy arrays", f"read it with numpy.load, {GIVE}, or its arrays to a model's params", ".npz")
 ZIP = Kind("a zip archive", "unpack it, and use what reads the files in it", ".zip")
 NPY = Kind("a NumPy array", "read it with numpy.load", ".npy")
 PICKLE = Kind(
     "a pickle, which can run code when it is opened",
-    "read what you trust with what wrote it (torch.load(…, weights_only=True)), and save its tensors",
+    "read what you trust with what wrote it (torch.load(…, weights_only=True), or pickle.load for a dict of Haiku's or "
+    f"Flax's), {GIVE}, or save its tensors",
     ".pkl",
 )
 ONNX = Kind("an ONNX model", _read_by("onnx"), ".onnx")
 GGUF = Kind("a GGUF file", "no converter reads it", ".gguf")
 DIRECTORY = Kind("a directory", "give the name of a file", "/")
-GIVE = "and give what it holds to jaxrnn.interop's from_linen, from_nnx, from_haiku or from_equinox"
 ORBAX = Kind("a directory of orbax", "", "/")
 MSGPACK = Kind(
     "a msgpack file of Flax",
@@ -78,7 +81,7 @@ def recognised(path: str | os.PathLike[str]) -> Kind | None:
     with open(path, "rb") as file:
         start = file.read(SEEN)
         if start.startswith(b"\x93NUMPY"):
-            return EQUINOX if _several_arrays(file) else NPY
+            return EQUINOX if _several_arrays(file, start) else NPY
     for magic, kind in MAGIC.items():
         if start.startswith(magic):
             return kind
@@ -97,17 +100,19 @@ def recognised(path: str | os.PathLike[str]) -> Kind | None:
     return None
 
 
-def _several_arrays(file: IO[bytes]) -> bool:
+def _several_arrays(file: IO[bytes], start: bytes) -> bool:
     """Whether another array follows the first, as no file of one does."""
-    file.seek(0)
+    head = io.BytesIO(start)
     try:
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, _, dtype = read[np.lib.format.read_magic(file)](file)
+        shape, _, dtype = read[np.lib.format.read_magic(head)](head)
         if dtype.hasobject or min(shape, default=0) < 0:
             return False
-        file.seek(file.tell() + dtype.itemsize * math.prod(shape))
+        file.seek(head.tell() + dtype.itemsize * math.prod(shape))
         return file.read(6) == b"\x93NUMPY"
-    except (ValueError, KeyError, OSError, OverflowError):  # no sound header, an offset beyond all files
+    except (
+        Exception
+    ):  # NumPy's and Python's parser's, for what is no sound header; the system's, for a place beyond all files
         return False
 
 

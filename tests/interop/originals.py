@@ -5,6 +5,7 @@ holds no weights of its own: its modules are shapes.
 """
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ class Original(NamedTuple):
 
     Fields:
         weights: as its library holds them: a dict, a State, a module, a model.
-        convert: by the converter's name, what jaxrnn makes of such weights, or of a file: ``(layer, params)``.
+        convert: by the converter's name, what jaxrnn makes of such weights, or of a file: ``(layer, params)``. The
+            converter alone where none is named.
         xs: (T, B, I), what it was run on.
         ys: (T, B, O), what it gave.
     """
@@ -285,4 +287,4 @@ ORIGINALS = {
 @functools.cache
 def original(name, dtype):
     """Built once in a process; float64 under JAX's 64 bits."""
-    return ORIGINALS[name](dtype)
+    return (ORIGINALS.get(name) or importlib.import_module(f"tests.interop.{name}").original)(dtype)
