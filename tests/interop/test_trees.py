@@ -165,6 +165,24 @@ def test_not_from_nnx():
         from_nnx(module, [held])
 
 
+def test_arrays_that_a_module_does_not_know_are_told():
+    """A bias in a file for a cell without one; what an nnx.Rngs holds is no weight."""
+    from flax import nnx
+
+    from jaxrnn.interop.flax import from_linen, from_nnx, linen_cell, linen_variables, nnx_cell
+
+    cell, bare = jr.elman(I, H), jr.elman(I, H, bias=False)
+    params = drawn_params(cell)
+    with pytest.raises(ValueError, match=r"^from_linen: b among the parameters given is not of this module; give"):
+        from_linen(linen_cell(bare), linen_variables(params))
+    held = nnx.to_pure_dict(nnx.state(nnx_cell(cell, params)))
+    module = nnx_cell(bare, params._replace(b=None))
+    with pytest.raises(ValueError, match=r"^from_nnx: params\.b among the parameters given is not of this module"):
+        from_nnx(module, held)
+    del held["params"]["b"]
+    assert_same(from_nnx(module, {**held, "rngs": {"count": 0, "key": np.ones(2)}})[1], params._replace(b=None))
+
+
 # ---- Haiku and Equinox ---------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -37,6 +37,7 @@ def params_like(who: str, like: PyTree, names: Any) -> PyTree:
     except KeyError as error:
         expected = ", ".join(".".join(names_on(path)) for path, _ in paths)
         raise ValueError(f"{who}: expected the parameters {expected}, but {error} is not among those given.") from error
+    check_all_taken(who, names, [names_on(path) for path, _ in paths])
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -52,6 +53,29 @@ def at_path(names: Any, path: tuple[str, ...]) -> Any:
         elif name != "value":
             raise KeyError(name)
     return names
+
+
+def check_all_taken(who: str, names: Any, paths: Iterable[tuple[str, ...]]) -> None:
+    """Every array in these dicts stands on one of the paths, so that none is left out without a word."""
+    known = {_without_value(names_in(path)) for path in paths}
+    if more := [".".join(path) for path in paths_in(names) if _without_value(path) not in known]:
+        raise ValueError(
+            f"{who}: {', '.join(more[:5])} among the parameters given {'is' if len(more) == 1 else 'are'} not of this "
+            f"module; give one that was made with the options of the one that was saved, and its part of a file alone."
+        )
+
+
+def paths_in(names: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The names on the way to each array in dicts in dicts."""
+    if not isinstance(names, Mapping):
+        yield above
+        return
+    for name, part in names.items():
+        yield from paths_in(part, (*above, *names_in(name)))
+
+
+def _without_value(path: tuple[str, ...]) -> tuple[str, ...]:
+    return path[:-1] if path[-1:] == ("value",) else path
 
 
 def feature_axes(who: str, cell: Cell) -> int:

@@ -92,7 +92,9 @@ def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Lay
         if set(params) != {"forward_rnn", "backward_rnn"}:
             raise ValueError(
                 f"from_linen: expected the parameters forward_rnn and backward_rnn, got {', '.join(params)}; pass "
-                f"those of this very module (one RNN shared by both directions has no counterpart)."
+                f"those of this very module (one RNN shared by both directions has no counterpart); a network in "
+                f"nn.compact holds the two cells apart: give {{'forward_rnn': params['GRUCell_0'], 'backward_rnn': "
+                f"params['GRUCell_1']}}."
             )
         ahead, own_ahead = _from_run(module.forward_rnn, params["forward_rnn"])
         back, own_back = _from_run(module.backward_rnn, params["backward_rnn"])

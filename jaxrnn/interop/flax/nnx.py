@@ -27,7 +27,7 @@ from jaxrnn.interop.flax._cells import (
     one_level,
     to_flax,
 )
-from jaxrnn.interop.flax._names import at_path, feature_axes, nested, params_like
+from jaxrnn.interop.flax._names import at_path, check_all_taken, feature_axes, nested, params_like, paths_in
 from jaxrnn.saving.parameters import as_jax
 
 GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}  # in nnx's fused kernels
@@ -123,6 +123,9 @@ def _with(module: nnx.Module, weights: Any) -> nnx.Module:
                 f"with which the weights were saved."
             )
         held[path] = param.replace(np.asarray(a))
+    streams = {"count", "key"}  # of an nnx.Rngs: a run has its own, or none
+    known = [tuple(map(str, path)) for path in held]
+    check_all_taken("from_nnx", given, [*known, *(path for path in paths_in(given) if path[-1] in streams)])
     return nnx.merge(graph, nnx.from_flat_state(held))
 
 
