@@ -69,11 +69,13 @@ def linen(dtype):
 
     from jaxrnn.interop.flax import from_linen
 
+    options = {"param_dtype": dtype, "recurrent_kernel_init": nn.initializers.zeros}  # no orthogonal matrix is traced
+
     def lstm():
-        return nn.RNN(nn.OptimizedLSTMCell(H, param_dtype=dtype), time_major=True)
+        return nn.RNN(nn.OptimizedLSTMCell(H, **options), time_major=True)
 
     def grus():
-        return nn.Bidirectional(*(nn.RNN(nn.GRUCell(2, param_dtype=dtype)) for _ in range(2)), time_major=True)
+        return nn.Bidirectional(*(nn.RNN(nn.GRUCell(2, **options)) for _ in range(2)), time_major=True)
 
     class Encoder(nn.Module):
         def setup(self):
@@ -106,7 +108,8 @@ def nnx(dtype):
     class Net(nnx.Module):
         def __init__(self, rngs):
             options = {"param_dtype": dtype, "rngs": rngs}
-            cells = nnx.OptimizedLSTMCell(I, H, **options), nnx.GRUCell(H, H, **options)
+            zeros = {"recurrent_kernel_init": nnx.initializers.zeros}
+            cells = nnx.OptimizedLSTMCell(I, H, **options, **zeros), nnx.GRUCell(H, H, **options, **zeros)
             self.layers = nnx.List([nnx.RNN(cell, time_major=True) for cell in cells])
             self.head = nnx.Linear(H, O, **options)
 
