@@ -1,4 +1,4 @@
-"""A traced program run in NumPy, operation by operation: no compiler, which takes longer than all that a small model does.
+"""A traced program run in NumPy, operation by operation: no compiler, which takes longer than a small model does.
 
 ``evaluated(f)(*args)`` is ``f(*args)``. ``test_random_models.py`` holds it against XLA.
 """

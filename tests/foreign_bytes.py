@@ -33,8 +33,11 @@ def zipped(members, method=zipfile.ZIP_STORED):
 
 def npy(descr, shape, data=b""):
     """A .npy file that says what it likes of its data."""
-    text = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode() + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+    return npy_header(repr({"descr": descr, "fortran_order": False, "shape": shape}).encode() + b"\n") + data
+
+
+def npy_header(text):
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
 LONG_NPY_HEADER = b"\x93NUMPY\x02\x00" + b"\xff\xff\xff\xff" + b"{'descr': "  # 4 GB, it says
@@ -105,6 +108,9 @@ def kinds(folder, marker):
         "npy of objects": npy("|O", (1,), evil),
         "npy of terabytes": npy("<f8", (10**12,), bytes(8)),
         "npy with a header of gigabytes": LONG_NPY_HEADER,
+        "npy with a deep header": npy_header(b"-" * 9000 + b"1\n"),
+        "several npy": npy("<f4", (6,), a.tobytes()) + npy("<f4", (), a[:1].tobytes()),
+        "msgpack of Flax": b"\x81\xa1a\xc7\x11\x01\x93\x91\x01\xa7float32\xc4\x04" + a[:1].tobytes(),
         "npz": zipped({"a.npy": npy("<f4", (6,), a.tobytes())}),
         "npz of objects": zipped({"a.npy": npy("|O", (1,), evil)}),
         "gzip": b"\x1f\x8b\x08\x00" + bytes(20),

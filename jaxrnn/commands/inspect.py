@@ -19,7 +19,7 @@ from jaxrnn._spec import Spec, defaults_of
 from jaxrnn.commands._terminal import STATUS, format_of, guarded, say
 from jaxrnn.interop.registry import formats
 from jaxrnn.saving.digests import check_tensor, has_digests
-from jaxrnn.saving.files import Tensor, check_regular, opened, read_named
+from jaxrnn.saving.files import Tensor, check_readable, opened, read_named
 from jaxrnn.saving.parameters import by_name
 from jaxrnn.saving.records import described, entries_of, fitting_model, kept_in
 
@@ -64,7 +64,7 @@ def show(path: str) -> None:
     Raises:
         ValueError: files that are damaged or of no known format.
     """
-    check_regular("inspect", path)
+    check_readable("inspect", path)
     suffix = format_of("inspect", path, sources())
     if suffix != OURS:
         format = formats()[suffix]

@@ -1,9 +1,10 @@
-"""What converters share: a model as levels of runs, gates in another order, refusals of what has no counterpart."""
+"""What converters share: a model as levels of runs, gates in another order, trees from files, refusals."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -186,6 +187,55 @@ def reordered(a: Any, old: GateOrder, new: GateOrder, *, negate: GateOrder = (),
     """
     blocks = dict(zip(old, np.split(np.asarray(a), len(old), axis=axis), strict=True))
     return np.concatenate([-blocks[gate] if gate in negate else blocks[gate] for gate in new], axis=axis)
+
+
+def in_dicts(who: str, tree: PyTree) -> Any:
+    """A tree of arrays as dicts in dicts with text keys, whatever wrote and read the file that it came from.
+
+    orbax gives dicts and lists for records and tuples, and nnx's arrays in dicts of ``value`` alone; msgpack gives
+    dicts of "0", "1" … for both; archives have one level of names, joined by "/" or ".". None stands nowhere.
+    """
+    out: dict[str, Any] = {}
+
+    def put(path: tuple[str, ...], part: Any) -> None:
+        if isinstance(part, Mapping):
+            entries: Any = part.items()
+        elif isinstance(part, list | tuple):
+            entries = zip(part._fields, part, strict=True) if hasattr(part, "_fields") else enumerate(part)
+        else:
+            entries = ()
+            if part is not None:
+                _put(who, out, path, part)
+        for name, own in entries:
+            put((*path, *names_in(name)), own)
+
+    put(("",), tree)
+    return _without_value(out.get("", {}))
+
+
+def _put(who: str, at: dict[str, Any], path: tuple[str, ...], a: Any) -> None:
+    *way, last = path
+    for name in way:
+        at = at.setdefault(name, {})
+        if not isinstance(at, dict):
+            break
+    if not isinstance(at, dict) or last in at:
+        raise ValueError(f"{who}: {'/'.join(path[1:])!r} is there twice, or stands below an array; rename one of them.")
+    at[last] = a
+
+
+def names_in(name: Any) -> tuple[str, ...]:
+    """The names that are joined in a key: ``"lstm/linear"``, ``"cell.ii"``, ``("cell", "ii")``."""
+    parts = name if isinstance(name, tuple) else (name,)
+    return tuple(word for part in parts for word in re.split("[/.]", str(part)))
+
+
+def _without_value(tree: Any) -> Any:
+    """Without the level of dicts that have a ``value`` alone, on arrays and on the whole."""
+    if not isinstance(tree, dict):
+        return tree
+    named = {name: _without_value(part) for name, part in tree.items()}
+    return named["value"] if named.keys() == {"value"} and not isinstance(named["value"], dict) else named
 
 
 def refuse(who: str, what: str, why: str) -> NoReturn:

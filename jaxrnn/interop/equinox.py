@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jaxrnn.cells.fused import GateOrder, gate_order
 from jaxrnn.interop.conversion import (
     as_weights,
     check_options,
+    in_dicts,
     levels_of,
     no_learned_carry,
     own_dtype,
@@ -30,6 +32,8 @@ __all__ = ["from_equinox", "to_equinox"]
 LIBRARY = Library("Equinox", "equinox", extra="interop")
 
 GATES: dict[str, GateOrder] = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}  # in Equinox's fused arrays
+BIASES = ("bias", "bias_n")  # a GRU has both, or neither
+NAMES = ("weight_ih", "weight_hh", *BIASES)
 
 
 def from_equinox(module: Any) -> tuple[Cell, PyTree]:
@@ -39,13 +43,14 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
     blocks negated, as 1 - σ(a) = σ(-a).
 
     Args:
-        module: an ``eqx.nn.LSTMCell`` or ``eqx.nn.GRUCell``.
+        module: an ``eqx.nn.LSTMCell`` or ``eqx.nn.GRUCell``; or its arrays by name, as orbax or msgpack give them back:
+            ``weight_ih``, ``weight_hh``, and where it has biases ``bias`` and a GRU's ``bias_n``.
 
     Returns:
         ``(cell, params)``: an ``lstm``, or a ``gru`` with ``reset="after"``; without biases where it has none.
 
     Raises:
-        ValueError: another module, weights that do not fit its sizes.
+        ValueError: another module, other names, weights that do not fit its sizes.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, jaxrnn as jr
@@ -58,23 +63,30 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
 
     Differs: Equinox's cells take one sequence's vectors and return the new state alone.
     """
-    eqx = LIBRARY.load()
-    if type(module) not in (eqx.nn.LSTMCell, eqx.nn.GRUCell):
-        refuse("from_equinox", f"a {type(module).__name__}", "known are eqx.nn.LSTMCell and eqx.nn.GRUCell")
-    I, H = module.input_size, module.hidden_size
-    blocks = 4 if type(module) is eqx.nn.LSTMCell else 3
+    given: Mapping[str, Any]
+    if isinstance(module, Mapping):
+        given, blocks = _named(module)
+        H, I = given["weight_hh"].shape[-1], given["weight_ih"].shape[-1]
+    else:
+        eqx = LIBRARY.load()
+        if type(module) not in (eqx.nn.LSTMCell, eqx.nn.GRUCell):
+            refuse("from_equinox", f"a {type(module).__name__}", "known are eqx.nn.LSTMCell and eqx.nn.GRUCell")
+        given = {name: getattr(module, name, None) for name in NAMES if module.use_bias or name not in BIASES}
+        blocks = 4 if type(module) is eqx.nn.LSTMCell else 3
+        I, H = module.input_size, module.hidden_size
+    w: dict[str, Any] = dict.fromkeys(NAMES)
+    w |= {name: np.asarray(a) for name, a in given.items() if a is not None}
     shapes = {"weight_ih": (blocks * H, I), "weight_hh": (blocks * H, H), "bias": (blocks * H,), "bias_n": (H,)}
-    w: dict[str, Any] = {}
     for name, shape in shapes.items():
-        a = getattr(module, name, None) if module.use_bias or name.startswith("weight") else None
-        w[name] = None if a is None else as_weights("from_equinox", name, a)
-        if a is not None and w[name].shape != shape:
+        if w[name] is not None:
+            w[name] = as_weights("from_equinox", name, w[name])
+        if w[name] is not None and w[name].shape != shape:
             raise ValueError(
                 f"from_equinox: {name} must have the shape {shape}, got {w[name].shape}; convert the modules of an "
                 f"ensemble one by one, as jax.tree.map(lambda a: a[0], module) takes the first."
             )
     W_xh, W_hh, b, b_n = w["weight_ih"].T, w["weight_hh"].T, w["bias"], w["bias_n"]
-    options: dict[str, Any] = {"bias": None if module.use_bias else False, "param_dtype": param_dtype(W_xh)}
+    options: dict[str, Any] = {"bias": False if b is None else None, "param_dtype": param_dtype(W_xh)}
     params: PyTree
     kind = "lstm" if blocks == 4 else "gru"
     W_xh, W_hh, b = (_turned(kind, a, GATES[kind], gate_order(kind)) for a in (W_xh, W_hh, b))
@@ -84,6 +96,24 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
         params = jr.cells.GRUParams(W_xh, W_hh, b, b_n)
         options["reset"] = "after"
     return jr.build(spec_of(kind, I, H, **options)), as_jax("from_equinox", params)
+
+
+def _named(weights: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
+    """The arrays of a cell, which come by their names alone, and how many gates stand in them: 4 or 3."""
+    given = in_dicts("from_equinox", weights)
+    arrays = {name: np.asarray(a) for name, a in given.items() if not isinstance(a, dict)}
+    matrices = [arrays.get(name, np.zeros(0)) for name in ("weight_ih", "weight_hh")]
+    if all(a.ndim == 2 for a in matrices):
+        rows, H = matrices[1].shape
+        for blocks, biases in ((4, {"bias"}), (3, set(BIASES))):
+            if H and rows == blocks * H and given.keys() in (set(NAMES) - set(BIASES), {*NAMES[:2], *biases}):
+                return arrays, blocks
+    held = ", ".join(f"{name} {arrays[name].shape if name in arrays else '(a dict)'}" for name in given) or "nothing"
+    raise ValueError(
+        f"from_equinox: expected the arrays of one cell, weight_ih (4 H or 3 H, I) and weight_hh (…, H), and with "
+        f"biases bias, of a GRU bias_n too; got {held}; give what the file holds under the cell's name, as "
+        f"weights['cell']."
+    )
 
 
 def _turned(kind: str, a: Any, old: GateOrder, new: GateOrder) -> Any:

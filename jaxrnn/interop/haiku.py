@@ -17,6 +17,7 @@ from jaxrnn.interop.conversion import (
     check_options,
     check_shape,
     checked_spec,
+    in_dicts,
     no_learned_carry,
     own_dtype,
     param_dtype,
@@ -58,7 +59,8 @@ def from_haiku(
     Args:
         core: the core's class or its name: VanillaRNN, LSTM, GRU, Conv1DLSTM, Conv2DLSTM, Conv3DLSTM; or, for the
             cores of a DeepRNN, a list of such.
-        params: what the transformed function's ``init`` gave; other modules' may stand in it.
+        params: what the transformed function's ``init`` gave; other modules' may stand in it. As it is, or as a file
+            gave it back: a dict of dicts, or one level with names joined by "/" (``"lstm/linear/w"``), as of an npz.
         name: the core's module in ``params``, with its path (``"my_net/~/lstm"``); None means as Haiku calls it, in a
             DeepRNN ``lstm``, ``lstm_1`` and so on. A list for a list of cores.
         spatial_shape: the fields' sizes, the convolutional cores' ``input_shape``; the weights do not tell.
@@ -91,15 +93,16 @@ def from_haiku(
         return jr.chain(*(cell for cell, _ in pairs)), tuple(own for _, own in pairs)
     kind = _core(core)
     (name,) = _named("from_haiku", name, [kind])
+    modules = _modules(in_dicts("from_haiku", params))
 
     def module(below: str, *parts: str) -> list[Any]:
         where = name + below
-        own = _module(params, where)
+        own = modules.get(where, {})
         if set(own) != set(parts):
             raise ValueError(
                 f"from_haiku: expected {' and '.join(parts)} in the module {where!r} of a {kind}, got "
-                f"{', '.join(map(str, own)) or 'no such module'}; the modules given are "
-                f"{', '.join(map(str, params)) or 'none'}: name the core's by name=."
+                f"{', '.join(own) or 'no such module'}; the modules given are {', '.join(modules) or 'none'}: name the "
+                f"core's by name=."
             )
         return [as_weights("from_haiku", f"params[{where!r}][{part!r}]", own[part]) for part in parts]
 
@@ -115,7 +118,7 @@ def from_haiku(
     options: dict[str, Any] = {}
     if kind == "VanillaRNN":
         W_xh, b = module("/linear", "w", "b")
-        double = "b" in _module(params, name + "/linear_1")
+        double = "b" in modules.get(name + "/linear_1", {})
         W_hh, *second = module("/linear_1", "w", *("b" * double))
         H = len(np.atleast_1d(W_hh))
         check("/linear_1", "w", W_hh, H, H)
@@ -154,17 +157,21 @@ def from_haiku(
     return cell, as_jax("from_haiku", weights)
 
 
+def _modules(params: Any, above: str = "") -> dict[str, dict[str, Any]]:
+    """The arrays of each module, by its path."""
+    arrays = {name: a for name, a in params.items() if not isinstance(a, dict)}
+    modules = {above: arrays} if arrays else {}
+    for name, below in params.items():
+        if isinstance(below, dict):
+            modules |= _modules(below, f"{above}/{name}" if above else name)
+    return modules
+
+
 def _core(core: Any) -> str:
     name = core if isinstance(core, str) else getattr(core, "__name__", repr(core))
     if name not in CORES:
         refuse("from_haiku", f"the core {name}", f"known are {', '.join(CORES)}")
     return name
-
-
-def _module(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A module's own parameters, none where there is no such module."""
-    own = params.get(name)
-    return own if isinstance(own, Mapping) else {}
 
 
 def _named(who: str, name: Any, cores: Sequence[str]) -> list[str]:

@@ -77,9 +77,7 @@ def read_tensors(who: str, path: str | os.PathLike[str]) -> dict[str, np.ndarray
 def opened(who: str, path: str | os.PathLike[str]) -> Iterator[tuple[Any, Header]]:
     """The file, opened by the library, which judges the header against the format and the size of the file."""
     library = safetensors_library()
-    if os.path.isdir(path) and (kind := recognised(path)):
-        raise ValueError(f"{who}: {os.fspath(path)!r} is {kind.title}; {kind.fix}.")
-    check_regular(who, path)
+    check_readable(who, path)
     with open(path, "rb") as plain:  # the library says of whatever it cannot open that it is not there
         size = os.fstat(plain.fileno()).st_size
     try:
@@ -157,6 +155,17 @@ def check_place(who: str, path: str | os.PathLike[str]) -> str:
     if not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, f"{who}: cannot write in a folder that is not there", folder)
     return folder
+
+
+def check_readable(who: str, path: str | os.PathLike[str]) -> None:
+    """What is there under this name is a file; of a directory the error says what reads it.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if os.path.isdir(path) and (kind := recognised(path)):
+        raise ValueError(f"{who}: {os.fspath(path)!r} is {kind.title}; {kind.fix}.")
+    check_regular(who, path)
 
 
 def check_regular(who: str, path: str | os.PathLike[str]) -> None:

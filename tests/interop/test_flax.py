@@ -336,7 +336,7 @@ def test_not_from_linen():
     refused(
         nn.GRUCell(H), {"ir": {"kernel": 0}}, "expected the parameters hn.bias, hn.kernel, hr.kernel, hz.kernel, in"
     )
-    refused(nn.RNN(nn.GRUCell(H)), {"other": gru}, "got none; pass the parameters of this very module")
+    refused(nn.RNN(nn.GRUCell(H)), {"other": gru}, "got other.params; pass the parameters of this very module")
     refused(nn.GRUCell(H + 1), gru, "hn.bias must have the shape (5,), got (4,)")
     with pytest.raises(TypeError, match=r"from_linen: params must be a dict, got 3 \(int\)"):
         from_linen(nn.LSTMCell(H), 3)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import jaxrnn as jr
 from tests.interop.comparing import B, H, I, T, assert_close, assert_same, drawn_params, quick_jit
+from tests.interop.keras_cells import in_full_precision
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras")
@@ -63,19 +64,6 @@ def built(layer, seed=0):
     rng = np.random.default_rng(seed)
     layer.set_weights([rng.normal(size=w.shape).astype(w.dtype) for w in layer.get_weights()])
     return layer
-
-
-def cells_of(layer):
-    if isinstance(layer, kl.Bidirectional):
-        return [layer.forward_layer.cell, layer.backward_layer.cell]
-    return getattr(layer.cell, "cells", [layer.cell]) if isinstance(layer, kl.RNN) else []
-
-
-def in_full_precision(*layers):
-    """On JAX Keras' tanh rounds to float32, whatever the layer's dtype: JAX's own takes its place."""
-    for cell in (cell for layer in layers for cell in cells_of(layer)):
-        if cell.activation is keras.activations.tanh:
-            cell.activation = jnp.tanh
 
 
 def carry_of(layer, states):

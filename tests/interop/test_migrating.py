@@ -10,7 +10,7 @@ from tests.documents import sections
 
 def test_the_guide_runs(tmp_path, monkeypatch):
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    for library in ("torch", "keras", "haiku", "equinox", "onnx"):
+    for library in ("torch", "keras", "haiku", "equinox", "onnx", "orbax.checkpoint"):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     compared = []
@@ -23,5 +23,6 @@ def test_the_guide_runs(tmp_path, monkeypatch):
             np.testing.assert_allclose(ys * on, np.where(on, expected, 0), rtol=0, atol=2e-6)
             assert np.abs(expected).max() > 0.05
             compared.append(title)
-    assert compared == ["PyTorch", "Keras", "TensorFlow 1", "Flax", "Haiku", "Equinox", "ONNX"]
+    files = "Files of Flax, Haiku and Equinox"
+    assert compared == ["PyTorch", "Keras", "TensorFlow 1", "Flax", "Haiku", "Equinox", files, "ONNX"]
     assert names["metadata"] == {"step": 100}

@@ -15,7 +15,7 @@ from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._checks import check_params
 from jaxrnn.combine import MERGES
-from jaxrnn.interop.conversion import refuse
+from jaxrnn.interop.conversion import in_dicts, refuse
 from jaxrnn.interop.flax._cells import (
     FlaxCell,
     check_weights,
@@ -50,7 +50,9 @@ def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Lay
     Args:
         module: a SimpleCell, LSTMCell, OptimizedLSTMCell, GRUCell or MGUCell; an ``nn.RNN`` of one, or an
             ``nn.Bidirectional`` of two such RNNs; or what :func:`linen_cell` gave.
-        params: its parameters, or its variables ``{"params": …}``.
+        params: its parameters, its variables ``{"params": …}``, or a TrainState's dict; as they stand in memory, or as
+            a file gave them back: NumPy arrays, names joined by "/" or ".", one level in place of many. For an RNN
+            those of its cell will do, which a network made in ``nn.compact`` keeps (``params["GRUCell_0"]``).
 
     Returns:
         ``(cell, params)``; for an RNN ``(layer, params)``. A layer is time-major, whatever ``time_major`` says.
@@ -75,13 +77,15 @@ def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Lay
     there, ours are 0. Under a narrow ``dtype`` Flax sums and carries in it, jaxrnn in at least float32. Initialisers
     and ``unroll`` are not taken over; the weights are.
     """
-    params = nn.meta.unbox(params)
-    params = _dict("params", params["params"] if set(params) == {"params"} else params)
+    params = in_dicts("from_linen", _dict("params", nn.meta.unbox(params)))
     if type(module) is LinenCell:
+        params = params["params"] if params.keys() == {"params"} else params
         like = jax.eval_shape(module.cell.init, jax.random.key(0))
         own = params_like("from_linen", like, params)
         check_params("from_linen", own, like)
         return module.cell, as_jax("from_linen", own)
+    while isinstance(params.get("params"), dict):  # in variables, in a TrainState, in a TrainState of variables
+        params = params["params"]
     if type(module) is nn.RNN:
         if module.reverse and not module.keep_order:
             refuse("from_linen", "an RNN with reverse=True and keep_order=False", _REVERSED)
@@ -91,7 +95,9 @@ def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Lay
         if set(params) != {"forward_rnn", "backward_rnn"}:
             raise ValueError(
                 f"from_linen: expected the parameters forward_rnn and backward_rnn, got {', '.join(params)}; pass "
-                f"those of this very module (one RNN shared by both directions has no counterpart)."
+                f"those of this very module (one RNN shared by both directions has no counterpart); a network in "
+                f"nn.compact holds the two cells apart: give {{'forward_rnn': params['GRUCell_0'], 'backward_rnn': "
+                f"params['GRUCell_1']}}."
             )
         ahead, own_ahead = _from_run(module.forward_rnn, _dict("forward_rnn", params["forward_rnn"]))
         back, own_back = _from_run(module.backward_rnn, _dict("backward_rnn", params["backward_rnn"]))
@@ -106,7 +112,7 @@ _REVERSED = "jaxrnn's outputs stand in input order; set keep_order=True and turn
 def _from_run(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell, PyTree]:
     if type(module) is not nn.RNN:
         refuse("from_linen", f"a Bidirectional of {type(module).__name__}", "both directions must be nn.RNN")
-    return from_flax("from_linen", _read(module.cell, _dict("cell", params.get("cell", {}))))
+    return from_flax("from_linen", _read(module.cell, _dict("cell", params.get("cell", params))))
 
 
 def _dict(name: str, params: Any) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jaxrnn._base import Cell, Layer, PyTree, check_model, name_of
 from jaxrnn._checks import check_params
 from jaxrnn._spec import Spec
 from jaxrnn.combine import MERGES
-from jaxrnn.interop.conversion import as_weights, refuse
+from jaxrnn.interop.conversion import as_weights, in_dicts, refuse
 from jaxrnn.interop.flax._cells import (
     FlaxCell,
     Weights,
@@ -28,14 +29,14 @@ from jaxrnn.interop.flax._cells import (
     one_level,
     to_flax,
 )
-from jaxrnn.interop.flax._names import feature_axes, leading, nested, params_like
+from jaxrnn.interop.flax._names import at_path, check_all_taken, feature_axes, leading, nested, params_like, paths_in
 from jaxrnn.saving.parameters import as_jax
 
 GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}  # in nnx's fused kernels
 KINDS = {nnx.SimpleCell: "simple", nnx.LSTMCell: "lstm", nnx.OptimizedLSTMCell: "lstm", nnx.GRUCell: "gru"}
 
 
-def from_nnx(module: nnx.Module) -> tuple[Cell | Layer, PyTree]:
+def from_nnx(module: nnx.Module, weights: Mapping[str, Any] | None = None) -> tuple[Cell | Layer, PyTree]:
     """An nnx recurrent module, with the weights that it holds, as jaxrnn's cell or layer and parameters.
 
     The z of Flax's GRU is the share of the *old* state, so z blocks are negated: 1 - σ(a) = σ(-a). Its nnx form has
@@ -48,6 +49,10 @@ def from_nnx(module: nnx.Module) -> tuple[Cell | Layer, PyTree]:
     Args:
         module: a SimpleCell, LSTMCell, OptimizedLSTMCell or GRUCell; an ``nnx.RNN`` of one, or an
             ``nnx.Bidirectional`` of two such RNNs; or what :func:`nnx_cell` or :func:`nnx_layer` gave.
+        weights: to be taken in place of those that the module holds, which may then be shapes alone
+            (``nnx.eval_shape(lambda: nnx.GRUCell(3, 5, rngs=nnx.Rngs(0)))``): its ``nnx.State``, or the dicts that a
+            file gave back, with text for the places in lists and a level ``value`` on arrays. Of a larger model's, what
+            stands under the module's name.
 
     Returns:
         ``(cell, params)``; for an RNN ``(layer, params)``. A layer is time-major, whatever ``time_major`` says.
@@ -55,7 +60,8 @@ def from_nnx(module: nnx.Module) -> tuple[Cell | Layer, PyTree]:
     Raises:
         ValueError: what has no counterpart: other classes, a ``carry_init`` that draws, another
             ``promote_dtype``, a GRU with a ``gate_fn`` for which 1 - gate_fn(a) = gate_fn(-a) does not hold, an RNN
-            that returns its outputs in reversed order, one RNN for both directions.
+            that returns its outputs in reversed order, one RNN for both directions; weights that are not this
+            module's, a module of shapes without them.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn as jr
@@ -70,6 +76,8 @@ def from_nnx(module: nnx.Module) -> tuple[Cell | Layer, PyTree]:
     there, ours are 0. Under a narrow ``dtype`` (a SimpleCell's is float32 where none is given) Flax sums and carries
     in it, jaxrnn in at least float32. Initialisers, ``unroll`` and the metadata of Params are not taken over.
     """
+    if weights is not None:
+        module = _with(module, weights)
     if isinstance(module, NnxCell):
         return module.cell, module.jaxrnn_params()
     if isinstance(module, NnxLayer):
@@ -90,6 +98,37 @@ def from_nnx(module: nnx.Module) -> tuple[Cell | Layer, PyTree]:
         merge = merge_name(module.merge_fn, nnx.Bidirectional.merge_fn)
         return jr.bidirectional(ahead, back, merge=merge), jr.BiParams(own_ahead, own_back)
     return from_flax("from_nnx", _read(module))
+
+
+def _with(module: nnx.Module, weights: Any) -> nnx.Module:
+    """A module with other weights; the one that is given stays as it is."""
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"from_nnx: expected the weights as a dict or an nnx.State, got {type(weights).__name__}.")
+    given = in_dicts("from_nnx", weights)
+    graph, state = nnx.split(module)
+    held = dict(nnx.to_flat_state(state))
+    for path, param in held.items():
+        if not isinstance(param, nnx.Param):
+            continue
+        name = ".".join(map(str, path))
+        try:
+            a = at_path(given, path)
+        except KeyError:
+            raise ValueError(
+                f"from_nnx: expected {name} in the weights of a {type(module).__name__}, got {', '.join(given)}; give "
+                f"what the file holds under this module's name, as weights['encoder']."
+            ) from None
+        a = a[...] if isinstance(a, nnx.Variable) else a
+        if np.shape(a) != param.shape:
+            raise ValueError(
+                f"from_nnx: {name} must have the shape {param.shape}, got {np.shape(a)}; give a module of the sizes "
+                f"with which the weights were saved."
+            )
+        held[path] = param.replace(np.asarray(a))
+    streams = {"count", "key"}  # of an nnx.Rngs: a run has its own, or none
+    known = [tuple(map(str, path)) for path in held]
+    check_all_taken("from_nnx", given, [*known, *(path for path in paths_in(given) if path[-1] in streams)])
+    return nnx.merge(graph, nnx.from_flat_state(held))
 
 
 def _from_run(module: nnx.Module) -> tuple[Cell, PyTree]:
@@ -138,6 +177,10 @@ def _dense(linear: nnx.Linear) -> dict[str, np.ndarray]:
     if type(linear) is not nnx.Linear:
         refuse("from_nnx", f"a {type(linear).__name__} in a cell", "its parts must be nnx.Linear")
     parts = {"kernel": linear.kernel, "bias": linear.bias}
+    if isinstance(linear.kernel.get_value(), jax.ShapeDtypeStruct):
+        raise ValueError(
+            "from_nnx: the module holds shapes and no weights; give them as well: from_nnx(module, weights)."
+        )
     return {name: as_weights("from_nnx", name, a[...]) for name, a in parts.items() if a is not None}
 
 
