@@ -50,6 +50,23 @@ def check_array(who: str, name: str, value: Any) -> None:
         words = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU"
         if words or not (hasattr(leaf, "dtype") or isinstance(leaf, numbers.Number)):
             raise TypeError(f"{who}: {name} must be an array, got {value!r} ({type(value).__name__}).")
+    if isinstance(value, list | tuple) and not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        try:
+            np.shape(value)
+        except ValueError:
+            raise ValueError(
+                f"{who}: {name} must be an array, got lists of unequal lengths, {value!r:.80}; jr.pad makes one array "
+                f"of such sequences."
+            ) from None
+
+
+ONE_ARRAY = "make one of them: jr.branch(…, merge='concat'), or a jr.pointwise(function) in between"
+
+
+def check_one_array(who: str, name: str, value: Any, fix: str = ONE_ARRAY) -> None:
+    """Something is one array, not a tree of them, as ``jr.branch`` puts out; lists of numbers are one."""
+    if not hasattr(value, "dtype") and any(np.ndim(leaf) for leaf in jax.tree.leaves(value)):
+        raise TypeError(f"{who}: {name} must be one array, got {_outline(value)}; {fix}.")
 
 
 def check_key(who: str, key: Any) -> None:
@@ -74,6 +91,7 @@ def check_choice(who: str, name: str, value: Any, known: Iterable[str], *, or_fu
 
 def check_features(who: str, x: Any, size: int, axes: str = "(*B, {size})") -> None:
     """The last axis of an input is the size that the cell was built for."""
+    check_one_array(who, "x", x)
     check_array(who, "x", x)
     shape = jnp.shape(x)
     if len(shape) == 0 or shape[-1] != size:
@@ -90,6 +108,8 @@ def check_real(who: str, x: Any, dtype: Any, *, declared: bool) -> None:
     ``declared`` says that the user named the compute dtype himself; any float may then be cast to it.
     """
     check_array(who, "x", x)
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"{who}: x must be an array, got {x!r:.80} ({type(x).__name__}); use jnp.asarray.")
     came = jnp.result_type(x)
     if not jnp.issubdtype(came, jnp.floating):
         raise TypeError(

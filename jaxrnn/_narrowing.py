@@ -64,6 +64,8 @@ def as_start(who: str, start: Any, T: int) -> Any:
 
 def check_held(who: str, what: str, tree: PyTree) -> None:
     """JAX's dtype holds every value of the tree's NumPy arrays."""
+    if not any(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(tree)):
+        return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not isinstance(leaf, np.ndarray | np.generic):
             continue

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 
 from jaxrnn._arguments import checks_arguments
+from jaxrnn._narrowing import check_held
 
 Item = TypeVar("Item")
 
@@ -56,6 +57,8 @@ def _ahead(items, size, put, x64, device):
     def one():
         with jax.enable_x64(x64), jax.default_device(device):
             item = next(items, end)
+            if put is jax.device_put:
+                check_held("training.prefetch", "an item", None if item is end else item)
             return item if item is end else put(item)
 
     # Not a daemon: one that is still inside JAX when Python ends would crash; a pool's thread is waited for.

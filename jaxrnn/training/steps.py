@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrnn._arguments import checks_arguments
@@ -247,13 +248,15 @@ def first_nonfinite(values: Any) -> jax.Array:
         2
     """
     check_array("training.first_nonfinite", "values", values)
+    values = np.asarray(values) if isinstance(values, list) else values
     if jnp.ndim(values) != 1:
         raise ValueError(
             f"training.first_nonfinite: values must be (n,), one a step, got shape {jnp.shape(values)}; use jax.vmap "
             f"over several members."
         )
-    bad = ~jnp.isfinite(values)
-    return jnp.where(bad.any(), bad.argmax() + 1, 0)
+    # NumPy's floats are judged as they are: JAX would make some of 64 bits infinite.
+    bad = jnp.asarray(~(np.isfinite(values) if isinstance(values, np.ndarray) else jnp.isfinite(values)))
+    return jnp.where(bad.any(), bad.argmax() + 1, 0) if len(bad) else jnp.zeros((), jnp.int32)
 
 
 __getattr__ = moved_names(
