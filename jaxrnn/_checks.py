@@ -332,7 +332,8 @@ def check_scalar_loss(who: str, value: Any, call: str = "loss(carry, ys)") -> No
     """A loss is one float."""
     if not hasattr(value, "dtype") or value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         came = f"{value.dtype} of shape {value.shape}" if hasattr(value, "dtype") else _outline(value)
-        raise TypeError(f"{who}: {call} must give one floating-point number, got {came}; take .mean() or .sum() of it.")
+        fix = "take .mean() or .sum() of it" if hasattr(value, "dtype") else "compute it with jax.numpy"
+        raise TypeError(f"{who}: {call} must give one floating-point number, got {came}; {fix}.")
 
 
 def check_finite(who: str, what: str, tree: PyTree, fix: str) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree, name_of
-from jaxrnn._checks import check_choice
+from jaxrnn._checks import check_choice, check_leads_with_batch
 from jaxrnn._spec import specified
 from jaxrnn.combine import check_entries, check_kinds, check_outputs_for_merge, init_each, zeroed_padding
 from jaxrnn.running.scan import as_layer
@@ -111,7 +111,10 @@ def _branch_of_cells(cells: tuple[Any, ...], init: Any, merge: Callable[..., PyT
             end, y = cell.step(params[index], carry[index], x, *drawn)
             ends.append(end)
             outputs.append(y)
-        return tuple(ends), merge(*outputs)
+        merged, first = merge(*outputs), jnp.shape(jax.tree.leaves(x)[0])
+        batch_shape = first[: len(first) - jax.tree.leaves(cells[0].x_ndim)[0]]
+        check_leads_with_batch("branch", "what merge returned", merged, batch_shape)
+        return tuple(ends), merged
 
     def noise(params, key, times, x):
         return tuple(

@@ -125,7 +125,7 @@ def test_a_row_of_ours_has_a_step(tmp_path, row):
     "labels, error, message",
     [
         (LABELS[:1], ValueError, rf"there are 1 labels, .* but the measure 'loss' has the shape \({N},\); give"),
-        (LABELS + LABELS[:1], ValueError, rf"there are {N + 1} labels, .* or measure \({N + 1},\)"),
+        (LABELS + [{"more": 1}], ValueError, rf"there are {N + 1} labels, .* or measure \({N + 1},\)"),
         ([], ValueError, r"labels must be dicts, one a member, got \[\]; give \[{'seed': 0}\], say, or None"),
         ({"seed": 1}, TypeError, "labels must be dicts, one a member, got {'seed': 1}"),
         (["gru"], TypeError, "labels must be dicts, one a member, got "),
