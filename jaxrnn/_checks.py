@@ -64,9 +64,11 @@ ONE_ARRAY = "make one of them: jr.branch(…, merge='concat'), or a jr.pointwise
 
 
 def check_one_array(who: str, name: str, value: Any, fix: str = ONE_ARRAY) -> None:
-    """Something is one array, not a tree of them, as ``jr.branch`` puts out; lists of numbers are one."""
+    """Something is one array, neither a tree of them, as ``jr.branch`` puts out, nor a list of numbers."""
     if not hasattr(value, "dtype") and any(np.ndim(leaf) for leaf in jax.tree.leaves(value)):
         raise TypeError(f"{who}: {name} must be one array, got {_outline(value)}; {fix}.")
+    if isinstance(value, list | tuple):
+        raise TypeError(f"{who}: {name} must be an array, got {value!r:.80} ({type(value).__name__}); use jnp.asarray.")
 
 
 def check_key(who: str, key: Any) -> None:
@@ -108,8 +110,6 @@ def check_real(who: str, x: Any, dtype: Any, *, declared: bool) -> None:
     ``declared`` says that the user named the compute dtype himself; any float may then be cast to it.
     """
     check_array(who, "x", x)
-    if not hasattr(x, "dtype"):
-        raise TypeError(f"{who}: x must be an array, got {x!r:.80} ({type(x).__name__}); use jnp.asarray.")
     came = jnp.result_type(x)
     if not jnp.issubdtype(came, jnp.floating):
         raise TypeError(

@@ -68,7 +68,7 @@ def check_cell(cell: Cell, params: PyTree, xs: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(xs):
         if is_float(leaf) and not bool(jnp.isfinite(leaf).all()):
             raise ValueError(
-                f"{who}: xs{jax.tree_util.keystr(path)} is not finite, and of NaN nothing can be told; give usual inputs."
+                f"{who}: xs{jax.tree_util.keystr(path)} is not finite, and of NaN nothing can be told; give others."
             )
     subject = _Subject(cell, params, _sequences(xs, T, batch_shape), T)
     for rules in _RULES:

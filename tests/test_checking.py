@@ -158,7 +158,10 @@ BROKEN = {
         lambda: cell(gates=lambda p, h, x: {"h": h}),
         ["gates: they must be a NamedTuple"],
     ),
-    "a size that is not": (lambda: cell(output_size=5), ["sizes: output_size is 5, but the output of step has", "(3,)"]),
+    "a size that is not": (
+        lambda: cell(output_size=5),
+        ["sizes: output_size is 5, but the output of step has", "(3,)"],
+    ),
     "an if on values": (
         lambda: cell(lambda p, h, x: leaky(p, h, x) if (x > 0).all() else (h, h)),
         ["1 rule", "runs: step raised TracerBoolConversionError", "no Python if on them, no NumPy"],

@@ -173,7 +173,13 @@ def test_values_that_jax_would_wrap_round_are_refused(kind):
 
 
 def test_what_is_finite_is_judged_before_it_is_narrowed():
-    values = [np.array([1e300, np.nan]), [1.0, 2.0], jnp.array([1.0, jnp.inf, jnp.nan]), np.array([2**40]), jnp.zeros(0)]
+    values = [
+        np.array([1e300, np.nan]),
+        [1.0, 2.0],
+        jnp.array([1.0, jnp.inf, jnp.nan]),
+        np.array([2**40]),
+        jnp.zeros(0),
+    ]
     assert [int(training.first_nonfinite(a)) for a in values] == [2, 0, 2, 0, 0]
 
 
@@ -196,7 +202,13 @@ def arguments_of_arrays():
             continue
         for name, parameter in inspect.signature(function).parameters.items():
             kind = str(parameter.annotation).removesuffix(" | None")
-            if kind not in ("jax.Array", "ArrayLike", "PyTree") or name in ("key", "lengths", "mask", "resets", "start"):
+            if kind not in ("jax.Array", "ArrayLike", "PyTree") or name in (
+                "key",
+                "lengths",
+                "mask",
+                "resets",
+                "start",
+            ):
                 continue
             if not place.startswith(("Cell.", "Layer.")) and jax.tree.leaves(CALLS[place].get(name)):
                 yield place, function, name
@@ -206,7 +218,9 @@ def test_no_public_function_lets_a_number_become_another():
     found = list(arguments_of_arrays())
     assert len(found) > 40 and {"check_cell", "gates", "mean_pool"} < {place for place, _, _ in found}
     for place, function, name in found:
-        with pytest.raises((ValueError, TypeError), match=r"holds 1e\+300 in float64, which JAX makes float32|drop digits"):
+        with pytest.raises(
+            (ValueError, TypeError), match=r"holds 1e\+300 in float64, which JAX makes float32|drop digits"
+        ):
             function(**CALLS[place] | {name: too_wide(CALLS[place][name])})
 
 

@@ -70,9 +70,7 @@ def embedding(
     def step(params, carry, x):
         x = jnp.asarray(x)
         if not jnp.issubdtype(x.dtype, jnp.integer):
-            raise TypeError(
-                f"embedding: expected integer tokens, got {x.dtype}; cast them with x.astype('int32')."
-            )
+            raise TypeError(f"embedding: expected integer tokens, got {x.dtype}; cast them with x.astype('int32').")
         last = min(vocabulary_size - 1, jnp.iinfo(x.dtype).max)  # a small dtype cannot hold every token
         inside = (x >= 0) & (x <= last)
         y = params.table[jnp.where(inside, x, 0).astype(jnp.int32)]

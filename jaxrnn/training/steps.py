@@ -116,8 +116,8 @@ def loop(
         for path, a in jax.tree_util.tree_leaves_with_path(params):
             if not is_inexact(a):
                 raise TypeError(
-                    f"training.loop: params{jax.tree_util.keystr(path)} is {jnp.result_type(a)}, which has no gradient; "
-                    f"make init give floats alone, and close the loss over the rest."
+                    f"training.loop: params{jax.tree_util.keystr(path)} is {jnp.result_type(a)}, which has no gradient"
+                    f"; make init give floats alone, and close the loss over the rest."
                 )
         (value, measures), grads = jax.value_and_grad(lambda p: _measured(loss(p, batch, key)), has_aux=True)(params)
         return grads, {"loss": value, **measures}
@@ -192,7 +192,7 @@ def _measured(returned: Any) -> tuple[jax.Array, Measures]:
         )
     for name, measure in measures.items():
         for leaf in jax.tree.leaves(measure):
-            if isinstance(leaf, str | bytes) or not jnp.isscalar(leaf) and not hasattr(leaf, "dtype"):
+            if isinstance(leaf, str | bytes) or (not jnp.isscalar(leaf) and not hasattr(leaf, "dtype")):
                 raise TypeError(
                     f"training.loop: the measure {name!r} must be a number or an array, got {leaf!r:.80}; leave it out."
                 )
