@@ -25,7 +25,9 @@ def as_lengths(who: str, lengths: Any, batch_shape: tuple[int, ...] | None = Non
     """
     check_array(who, "lengths", lengths)
     if not isinstance(lengths, jax.Array):
+        is_list = isinstance(lengths, list | tuple)
         lengths = np.asarray(lengths)
+        lengths = lengths.astype(np.int32) if is_list and not lengths.size else lengths  # NumPy takes [] for floats
         if lengths.dtype == object and all(isinstance(length, int) for length in lengths.flat):  # beyond 64 bits
             lengths = np.clip(lengths, -LONGEST, LONGEST).astype(np.int64)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):

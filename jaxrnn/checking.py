@@ -173,13 +173,13 @@ def _kept(s: _Subject) -> Iterator[str]:
         size = s.cell.output_size
         if size is not None and hasattr(y, "shape") and y.shape[-1:] != (size,):
             yield f"sizes: output_size is {size}, but the output of step has the shape {y.shape}; correct one of them"
-    if {type(error) for _, error in raised.values()} & {*_NOT_TRACED} or len(raised) == 3:
-        called, error = next(iter(raised.values()))
-        yield f"runs: {called} raised {_first_line(error)}{_how_to_run(s, error)}"
+    if any(isinstance(why, _NOT_TRACED) for _, why in raised.values()) or len(raised) == 3:
+        called, why = next(iter(raised.values()))
+        yield f"runs: {called} raised {_first_line(why)}{_how_to_run(s, why)}"
         return
-    for at, (called, error) in raised.items():
+    for at, (called, why) in raised.items():
         yield (
-            f"batch shapes: {at}{called} raised {_first_line(error)}; write it for any number of batch axes: "
+            f"batch shapes: {at}{called} raised {_first_line(why)}; write it for any number of batch axes: "
             f"(*batch_shape, H), x[..., i], axis=-1"
         )
 

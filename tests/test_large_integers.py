@@ -89,6 +89,10 @@ def test_lengths_are_clamped_in_every_dtype(kind):
         np.testing.assert_array_equal(jax.jit(jr.last)(ys, lengths), jr.last(ys, CLAMPED))
 
 
+def test_an_empty_list_is_the_lengths_of_no_sequence():
+    assert jr.last(np.ones((T, 0, 2)), []).shape == (0, 2) == jr.mean_pool(np.ones((T, 0, 2)), lengths=[]).shape
+
+
 def test_lengths_of_64_bits_are_clamped_where_jax_has_them(x64):
     ys = np.arange(T * B, dtype=np.float32).reshape(T, B, 1)
     np.testing.assert_array_equal(jax.jit(jr.last)(ys, jnp.asarray(LARGE["int64"])), jr.last(ys, CLAMPED))
