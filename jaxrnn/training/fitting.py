@@ -307,7 +307,7 @@ def _check_state(state: PyTree, before: PyTree = None) -> None:
             )
     if before is None:
         return
-    trees = [str(jax.tree.structure(tree)) for tree in (before, state)]
+    trees: list[Any] = [jax.tree.structure(tree) for tree in (before, state)]
     types = [[f"{a.dtype}{list(a.shape)}" for a in jax.tree.leaves(tree)] for tree in (before, state)]
     if trees[0] != trees[1] or types[0] != types[1]:
         was, now = trees if trees[0] != trees[1] else next((a, b) for a, b in zip(*types, strict=True) if a != b)
