@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._checks import check_array, check_sizes
+from jaxrnn._narrowing import check_held
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 FROM_ZERO = ("burn_in", "seed", "sequence", "x_ndim")  # whole numbers that may be 0; all others are sizes or counts
+CLAMPED = ("lengths", "start")  # integers of any size, which the function clamps or refuses itself
 ANY_NUMBER = ("exponent",)  # a measured number, which may be infinite
 TEXT = ("title", "ylabel", "axis", "measure")  # all other words are one of a few names, which the function knows
 FIX = {
@@ -40,7 +42,8 @@ def checks_arguments(function: Any = None, *, who: str | None = None) -> Any:
 
     ``int`` is a positive whole number, ``float`` a finite number, ``bool`` True or False, each with ``| None`` also
     None; ``dtype`` and ``param_dtype`` are floating-point dtypes; functions, dicts, sequences, paths, meshes, records
-    and arrays are such, and no leaf of a ``PyTree`` is a string. Ranges, names, shapes and all else are the function's
+    and arrays are such, their numbers those of the dtype that JAX makes of theirs, and no leaf of a ``PyTree`` is a
+    string. Ranges, names, shapes and all else are the function's
     own to check.
 
     Args:
@@ -80,8 +83,11 @@ def check_argument(who: str, name: str, value: Any, annotation: str, known: Mapp
         return
     elif kind in ("jax.Array", "ArrayLike"):
         check_array(who, name, value)
+        if name not in CLAMPED:
+            check_held(who, name, np.asarray(value) if _is_of_the_host(value) else value)
     elif kind == "PyTree":
         _check_tree_of_arrays(who, name, value)
+        check_held(who, name, value)
     else:
         fits, expected = KINDS.get(kind.partition("[")[0], (None, ""))
         record = known.get(kind)  # Cells and Layers are told apart by ``check_cell`` and ``check_model``
@@ -98,6 +104,11 @@ def check_argument(who: str, name: str, value: Any, annotation: str, known: Mapp
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str))
+
+
+def _is_of_the_host(value: Any) -> bool:
+    """Lists of Python's numbers, of which JAX makes an array by the way of NumPy."""
+    return isinstance(value, list | tuple) and not any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(value))
 
 
 def _is_instance(record: type, value: Any) -> bool:

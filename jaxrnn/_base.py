@@ -305,16 +305,13 @@ def draw_each_step(draw: Callable[[jax.Array], PyTree], key: jax.Array, times: j
     """
     if not callable(draw):
         raise TypeError(f"draw_each_step: draw must be a function of a key, got {type(draw).__name__}.")
-    if jnp.ndim(times) != 1 or not jnp.issubdtype(jnp.result_type(times), jnp.integer):
+    times = jnp.asarray(times)
+    if times.ndim != 1 or not jnp.issubdtype(times.dtype, jnp.integer):
         raise TypeError(
-            f"draw_each_step: times must be integers of shape (T,), got {jnp.result_type(times)} of shape "
-            f"{jnp.shape(times)}; hand on the times that noise(params, key, times, x) is given."
+            f"draw_each_step: times must be integers of shape (T,), got {times.dtype} of shape {times.shape}; hand on "
+            f"the times that noise(params, key, times, x) is given."
         )
     check_key("draw_each_step", key)
-    if jnp.ndim(times) != 1:
-        raise ValueError(
-            f"draw_each_step: times must be (T,), the absolute times of the steps, got {jnp.shape(times)}."
-        )
     return jax.vmap(lambda time: draw(jax.random.fold_in(key, time)))(times)
 
 

@@ -61,6 +61,25 @@ def check_array(who: str, name: str, value: Any) -> None:
         words = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU"
         if words or not (hasattr(leaf, "dtype") or isinstance(leaf, numbers.Number)):
             raise TypeError(f"{who}: {name} must be an array, got {value!r} ({type(value).__name__}).")
+    if isinstance(value, list | tuple) and not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        try:
+            np.shape(value)
+        except ValueError:
+            raise ValueError(
+                f"{who}: {name} must be an array, got lists of unequal lengths, {value!r:.80}; jr.pad makes one array "
+                f"of such sequences."
+            ) from None
+
+
+ONE_ARRAY = "make one of them: jr.branch(…, merge='concat'), or a jr.pointwise(function) in between"
+
+
+def check_one_array(who: str, name: str, value: Any, fix: str = ONE_ARRAY) -> None:
+    """Something is one array, neither a tree of them, as ``jr.branch`` puts out, nor a list of numbers."""
+    if not hasattr(value, "dtype") and any(np.ndim(leaf) for leaf in jax.tree.leaves(value)):
+        raise TypeError(f"{who}: {name} must be one array, got {_outline(value)}; {fix}.")
+    if isinstance(value, list | tuple):
+        raise TypeError(f"{who}: {name} must be an array, got {value!r:.80} ({type(value).__name__}); use jnp.asarray.")
 
 
 def check_key(who: str, key: Any) -> None:
@@ -85,6 +104,7 @@ def check_choice(who: str, name: str, value: Any, known: Iterable[str], *, or_fu
 
 def check_features(who: str, x: Any, size: int, axes: str = "(*B, {size})") -> None:
     """The last axis of an input is the size that the cell was built for."""
+    check_one_array(who, "x", x)
     check_array(who, "x", x)
     shape = jnp.shape(x)
     if len(shape) == 0 or shape[-1] != size:
@@ -323,7 +343,8 @@ def check_scalar_loss(who: str, value: Any, call: str = "loss(carry, ys)") -> No
     """A loss is one float."""
     if not hasattr(value, "dtype") or value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         came = f"{value.dtype} of shape {value.shape}" if hasattr(value, "dtype") else _outline(value)
-        raise TypeError(f"{who}: {call} must give one floating-point number, got {came}; take .mean() or .sum() of it.")
+        fix = "take .mean() or .sum() of it" if hasattr(value, "dtype") else "compute it with jax.numpy"
+        raise TypeError(f"{who}: {call} must give one floating-point number, got {came}; {fix}.")
 
 
 def check_finite(who: str, what: str, tree: PyTree, fix: str) -> None:

@@ -24,7 +24,9 @@ def as_lengths(who: str, lengths: Any, batch_shape: tuple[int, ...] | None = Non
     """
     check_array(who, "lengths", lengths)
     if not isinstance(lengths, jax.Array):
+        is_list = isinstance(lengths, list | tuple)
         lengths = np.asarray(lengths)
+        lengths = lengths.astype(np.int32) if is_list and not lengths.size else lengths  # NumPy takes [] for floats
         if lengths.dtype == object and all(isinstance(length, int) for length in lengths.flat):  # beyond 64 bits
             lengths = np.clip(lengths, -LONGEST, LONGEST).astype(np.int64)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
@@ -63,6 +65,8 @@ def as_start(who: str, start: Any, T: int) -> Any:
 
 def check_held(who: str, what: str, tree: PyTree) -> None:
     """JAX's dtype holds every value of the tree's NumPy arrays and Python ints."""
+    if not any(isinstance(leaf, np.ndarray | np.generic | int) for leaf in jax.tree.leaves(tree)):
+        return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, int) and not isinstance(leaf, bool):
             narrow = _narrowed(np.dtype(np.int64))

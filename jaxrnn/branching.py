@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree, name_of
-from jaxrnn._checks import check_choice
+from jaxrnn._checks import check_choice, check_leads_with_batch
 from jaxrnn._spec import specified
-from jaxrnn.combine import check_entries, check_kinds, init_each, zeroed_padding
+from jaxrnn.combine import check_entries, check_kinds, check_outputs_for_merge, init_each, zeroed_padding
 from jaxrnn.running.scan import as_layer
 
 MERGES: dict[str, Callable[..., PyTree]] = {
@@ -57,7 +57,13 @@ def branch(*members: Cell | Layer, merge: str | Callable[..., PyTree] = "tuple")
     x_ndim = _agreed("x_ndim", [member.x_ndim for member in members], members)
     sizes = [member.output_size for member in members]
     output_size = sum(sizes) if merge == "concat" and None not in sizes else None  # type: ignore[arg-type]
-    merge_outputs = merge if callable(merge) else MERGES[merge]
+
+    def merge_outputs(*outputs):
+        if callable(merge):
+            return merge(*outputs)
+        if merge != "tuple":
+            check_outputs_for_merge("branch", merge, outputs)
+        return MERGES[merge](*outputs)
 
     def init(key):
         return init_each(members, key)
@@ -105,7 +111,10 @@ def _branch_of_cells(cells: tuple[Any, ...], init: Any, merge: Callable[..., PyT
             end, y = cell.step(params[index], carry[index], x, *drawn)
             ends.append(end)
             outputs.append(y)
-        return tuple(ends), merge(*outputs)
+        merged, first = merge(*outputs), jnp.shape(jax.tree.leaves(x)[0])
+        batch_shape = first[: len(first) - jax.tree.leaves(cells[0].x_ndim)[0]]
+        check_leads_with_batch("branch", "what merge returned", merged, batch_shape)
+        return tuple(ends), merged
 
     def noise(params, key, times, x):
         return tuple(

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, expect_cell, flatten, is_float, name_of
-from jaxrnn._checks import check_carry_kept, check_leads_with_batch, check_pair, sequence_shape
+from jaxrnn._checks import check_carry_kept, check_leads_with_batch, check_pair, check_params, sequence_shape
 from jaxrnn.running.scan import scan
 
 
@@ -21,12 +21,16 @@ def check_cell(cell: Cell, params: PyTree, xs: PyTree) -> None:
     """Hold a cell of your own to the contract of :class:`Cell`, and say in words what it breaks.
 
         batch shapes    (), (B,) and (B1, B2), each sequence by itself
+        params          those given are like those of ``init``
         kept            the carry's structure, shapes and dtypes, from step to step
+        sizes           ``output_size``, where it is said, is that of the output
         purity          the same arguments give the same results; no value of a trace is kept
         loop            ``jr.scan`` gives what a Python loop over ``step`` gives, with noise too
         chunks          a run cut in two gives the whole run, noise by absolute time too
         padding         masked steps do not reach the gradients, whatever stands in them
-        gates           those that are named as the carry's fields are the new carry
+        gates           a NamedTuple; those that are named as the carry's fields are the new carry
+
+    Runs agree where they do to half the digits of their dtype, so what is mixed by less than that is not seen.
 
     Args:
         cell: a Cell.
@@ -61,6 +65,11 @@ def check_cell(cell: Cell, params: PyTree, xs: PyTree) -> None:
             f"{who}: xs has {T} steps and the batch shape {batch_shape}, which show too little; give at least 2 steps "
             f"of at least one sequence."
         )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(xs):
+        if is_float(leaf) and not bool(jnp.isfinite(leaf).all()):
+            raise ValueError(
+                f"{who}: xs{jax.tree_util.keystr(path)} is not finite, and of NaN nothing can be told; give others."
+            )
     subject = _Subject(cell, params, _sequences(xs, T, batch_shape), T)
     for rules in _RULES:
         found: dict[str, None] = {}  # an ordered set: rules may break for one reason
@@ -125,7 +134,24 @@ def _batches(s: _Subject) -> Iterator[tuple[tuple[int, ...], PyTree]]:
 # ---- one step ----------------------------------------------------------------------------------------
 
 
+def _params_of_init(s: _Subject) -> Iterator[str]:
+    """``init`` runs, and gives parameters like those that were given."""
+    try:
+        expected = jax.eval_shape(s.cell.init, s.key)
+    except Exception:
+        try:
+            s.cell.init(s.key)  # not every init can be traced
+        except Exception as error:
+            yield f"params: init raised {_first_line(error)}; it must give params of any key"
+        return
+    try:
+        check_params("params", s.params, expected)
+    except ValueError as error:
+        yield str(error)
+
+
 def _kept(s: _Subject) -> Iterator[str]:
+    raised: dict[str, tuple[str, Exception]] = {}  # by batch shape, which function
     for batch_shape, xs in _batches(s):
         at, called = f"with the batch shape {batch_shape} ", "initial_carry"
         try:
@@ -134,10 +160,7 @@ def _kept(s: _Subject) -> Iterator[str]:
             x = jax.tree.map(lambda a: a[0], xs)
             returned = jax.eval_shape(lambda x, carry: s.cell.step(s.params, carry, x), x, carry)
         except Exception as error:  # whatever the user's functions raise
-            yield (
-                f"batch shapes: {at}{called} raised {_first_line(error)}; write it for any number of batch axes: "
-                f"(*batch_shape, H), x[..., i], axis=-1"
-            )
+            raised[at] = called, error
             continue
         try:
             check_leads_with_batch("batch shapes", f"{at}initial_carry()", carry, batch_shape)
@@ -146,6 +169,36 @@ def _kept(s: _Subject) -> Iterator[str]:
             check_leads_with_batch("batch shapes", f"{at}the output of step", y, batch_shape)
         except (TypeError, ValueError) as error:
             yield str(error)
+            continue
+        size = s.cell.output_size
+        if size is not None and hasattr(y, "shape") and y.shape[-1:] != (size,):
+            yield f"sizes: output_size is {size}, but the output of step has the shape {y.shape}; correct one of them"
+    if any(isinstance(why, _NOT_TRACED) for _, why in raised.values()) or len(raised) == 3:
+        called, why = next(iter(raised.values()))
+        yield f"runs: {called} raised {_first_line(why)}{_how_to_run(s, why)}"
+        return
+    for at, (called, why) in raised.items():
+        yield (
+            f"batch shapes: {at}{called} raised {_first_line(why)}; write it for any number of batch axes: "
+            f"(*batch_shape, H), x[..., i], axis=-1"
+        )
+
+
+_NOT_TRACED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def _how_to_run(s: _Subject, error: Exception) -> str:
+    """How to mend a function that runs under no batch shape, where that can be told."""
+    if isinstance(error, _NOT_TRACED):
+        return "; it is traced, so let nothing depend on values: no Python if on them, no NumPy on x or the carry"
+    if s.cell.noise is not None and isinstance(error, TypeError) and "argument" in str(error):
+        return "; a cell with noise has step(params, carry, x, noise=None), None being evaluation"
+    return ""
 
 
 def _purity(s: _Subject) -> Iterator[str]:
@@ -158,7 +211,11 @@ def _purity(s: _Subject) -> Iterator[str]:
     if s.cell.noise is not None:
         calls["noise"] = lambda: s.draw(range(s.T))
     for name, call in calls.items():
-        difference = _difference(call(), call(), exact=True)
+        try:
+            difference = _difference(call(), call(), exact=True)
+        except Exception as error:  # whatever the user's functions raise
+            yield f"purity: {name} raised {_first_line(error)}{_how_to_run(s, error)}"
+            continue
         if difference:
             yield (
                 f"purity: {name}, called again with the same arguments, gives something else ({difference}); what "
@@ -285,6 +342,9 @@ def _gates(s: _Subject) -> Iterator[str]:
     if s.cell.gates is None:
         return
     carry, x = s.run(s.xs)[0], s.at(0)
+    if not hasattr(s.cell.gates(s.params, carry, x), "_fields"):
+        yield "gates: they must be a NamedTuple of arrays, by whose names others find them; return one"
+        return
     gates, (new, _) = s.cell.gates(s.params, carry, x), s.cell.step(s.params, carry, x)
     fields = getattr(new, "_fields", ("h",))
     for name in fields:
@@ -295,7 +355,7 @@ def _gates(s: _Subject) -> Iterator[str]:
 
 
 # Where one of a group is broken, those of the next would fail with it.
-_RULES = ((_kept,), (_purity, _leaks), (_loop, _batch_shapes, _chunks, _padding, _gates))
+_RULES = ((_params_of_init, _kept), (_purity, _leaks), (_loop, _batch_shapes, _chunks, _padding, _gates))
 
 
 # ---- comparisons -----------------------------------------------------------------------------------

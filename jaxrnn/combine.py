@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, Layer, PyTree, name_of, select
-from jaxrnn._checks import check_choice, check_leads_with_batch
+from jaxrnn._checks import check_choice, check_leads_with_batch, check_one_array
 from jaxrnn._narrowing import as_lengths, as_start
 from jaxrnn._spec import specified
 from jaxrnn.running.scan import scan, valid_steps
@@ -239,7 +239,9 @@ def bidirectional(
         k_ahead, k_back = (None, None) if key is None else (jax.random.fold_in(key, i) for i in range(2))
         end_ahead, ys_ahead = ahead.apply(params.forward, xs, carry.forward, key=k_ahead, **options)
         end_back, ys_back = back.apply(params.backward, xs, carry.backward, key=k_back, **options)
-        check_sizes_for_merge(jax.tree.leaves(ys_ahead)[0].shape[-1], jax.tree.leaves(ys_back)[0].shape[-1])
+        if not callable(merge):
+            check_outputs_for_merge("bidirectional", merge, (ys_ahead, ys_back))
+            check_sizes_for_merge(ys_ahead.shape[-1], ys_back.shape[-1])
         ys = merge_outputs(ys_ahead, ys_back)
         if callable(merge):  # the merges with a name make 0 of zeros by themselves
             ys = zeroed_padding("bidirectional", ys, xs, **options)
@@ -284,6 +286,8 @@ def residual(inner: Member) -> Member:
         )
 
     def add(x, y):
+        for what, a in (("x", x), (f"the output of {name_of(inner)}", y)):
+            check_one_array("residual", what, a)
         if jnp.shape(x) != jnp.shape(y):
             raise ValueError(
                 f"residual: {name_of(inner)} turned {jnp.shape(x)} into {jnp.shape(y)}, so x + y has no meaning; "
@@ -312,6 +316,12 @@ def residual(inner: Member) -> Member:
         return carry, add(xs if on is None else select(on, xs, jnp.zeros_like(xs)), ys)
 
     return inner._replace(apply=apply)
+
+
+def check_outputs_for_merge(who: str, merge: str, outputs: tuple[PyTree, ...]) -> None:
+    """What a merge with a name is given are arrays, not trees of them."""
+    for index, ys in enumerate(outputs):
+        check_one_array(who, f"the output of member {index}", ys, f"merge={merge!r} takes arrays, give it a function")
 
 
 def zeroed_padding(who: str, merged: PyTree, xs: PyTree, **options: Any) -> PyTree:
@@ -393,7 +403,7 @@ def _output_of(cell: Cell, params: PyTree, x: PyTree) -> PyTree:
 
     def one_step(params, x):
         lead = jax.tree.leaves(x)[0]
-        carry = cell.initial_carry(params, lead.shape[: lead.ndim - cell.x_ndim])
+        carry = cell.initial_carry(params, lead.shape[: lead.ndim - jax.tree.leaves(cell.x_ndim)[0]])
         return cell.step(params, carry, x)[1]
 
     return jax.eval_shape(one_step, params, x)

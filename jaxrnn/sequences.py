@@ -201,13 +201,15 @@ def masked_mean(losses: jax.Array, *, lengths: jax.Array | None = None, mask: ja
             f"masked_mean: losses must be (T, *B), one number a step, got {losses.shape} with valid steps of shape "
             f"{on.shape}; reduce the feature axes first."
         )
-    total = jnp.where(on, losses, 0).sum(dtype=_wide(losses))
+    total = jnp.where(on, losses, jnp.zeros_like(losses)).sum(dtype=_wide(losses))
     return (total / jnp.maximum(on.sum(), 1).astype(total.dtype)).astype(_dtype_of_mean(losses))
 
 
 def _sequence(who: str, name: str, ys: Any) -> jax.Array:
     """An array that has a time axis."""
     ys = jnp.asarray(ys)
+    if not jnp.issubdtype(ys.dtype, jnp.number) and ys.dtype != bool:
+        raise TypeError(f"{who}: {name} must be numbers or booleans, got {ys.dtype}; keys have neither order nor mean.")
     if ys.ndim == 0:
         raise ValueError(f"{who}: {name} must be (T, *B, …), time first, got shape ().")
     return ys

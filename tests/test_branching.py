@@ -154,6 +154,7 @@ def test_files_hold_the_parameters_of_functions(tmp_path):
 
 
 GRU = jr.gru(I, H)
+TWO = jr.branch(jr.dense(I, H), jr.readout(I, 2))
 MISTAKES = {
     "of nothing": (lambda: jr.branch(), ValueError, ["branch: needs at least one member, got none"]),
     "of a function": (lambda: jr.branch(GRU, jnp.tanh), TypeError, ["branch: member 1 must be a Cell or a Layer"]),
@@ -171,6 +172,51 @@ MISTAKES = {
         lambda: jr.branch(jr.embedding(5, 2), jr.pointwise("tanh")),
         ValueError,
         ["branch: member 0 (embedding) has x_ndim=0 but member 1 (pointwise) has x_ndim=1"],
+    ),
+    "outputs of two, read by a layer": (
+        lambda: apply(jr.stack(TWO, jr.gru(H, 2))),
+        TypeError,
+        ["scan(gru): x must be one array, got tuple of 2: (array (7, 2, 4), array (7, 2, 2))", "merge='concat'"],
+    ),
+    "outputs of two, read by a cell": (
+        lambda: step(jr.chain(TWO, jr.embedding(3, 2))),
+        TypeError,
+        ["embedding: x must be one array, got tuple of 2", "jr.pointwise(function) in between"],
+    ),
+    "outputs of two, dropped": (
+        lambda: jr.scan(jr.chain(TWO, jr.dropout(0.5))).apply(((TWO.init(KEY)), ()), XS, key=KEY),
+        TypeError,
+        ["dropout: x must be one array, got tuple of 2"],
+    ),
+    "outputs of two, added to": (
+        lambda: step(jr.residual(jr.branch(jr.dense(I, I), jr.dense(I, I)))),
+        TypeError,
+        ["residual: the output of branch must be one array, got tuple of 2"],
+    ),
+    "outputs of two, joined": (
+        lambda: step(jr.branch(GRU, TWO, merge="concat")),
+        TypeError,
+        ["branch: the output of member 1 must be one array", "merge='concat' takes arrays, give it a function"],
+    ),
+    "outputs of two, both ways": (
+        lambda: apply(jr.bidirectional(TWO, TWO, merge="sum")),
+        TypeError,
+        ["bidirectional: the output of member 0 must be one array", "merge='sum' takes arrays, give it a function"],
+    ),
+    "a list for an array": (
+        lambda: step(GRU, x=[1.0, 2.0, 3.0]),
+        TypeError,
+        ["gru: x must be an array, got [1.0, 2.0, 3.0] (list); use jnp.asarray"],
+    ),
+    "a merge that drops the batch": (
+        lambda: apply(jr.branch(GRU, GRU, merge=lambda a, b: (a + b).sum())),
+        ValueError,
+        ["branch: what merge returned has shape () but every leaf must lead with the batch axes (2,)"],
+    ),
+    "a function that drops the batch": (
+        lambda: apply(jr.pointwise(jnp.sum)),
+        ValueError,
+        ["pointwise: what f returned has shape () but every leaf must lead with the batch axes (2,)"],
     ),
     "params": (
         lambda: step(jr.branch(GRU, GRU), params=[1, 2], carry=(1, 2)),
@@ -208,6 +254,17 @@ MISTAKES = {
         ["scan(dense): expected x of shape (T, *B, 3), got 4 features"],
     ),
 }
+
+
+def test_noise_behind_a_cell_that_reads_several_arrays():
+    joined = jr.Cell(
+        lambda key: (), lambda p, batch_shape=(): (), lambda p, c, x: (c, jnp.concatenate(x, -1)), x_ndim=(1, 1)
+    )
+    cell = jr.chain(joined, jr.dropout(0.5))
+    _, ys = jr.scan(cell).apply(((), ()), (XS, 2 * XS), key=KEY)
+    kept = ys != 0
+    assert kept.any() and not kept.all()
+    np.testing.assert_array_equal(ys, np.where(kept, 2 * np.concatenate([XS, 2 * XS], -1), 0))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

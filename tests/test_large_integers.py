@@ -1,5 +1,6 @@
 """Numbers of the host that JAX's dtypes cannot hold: lengths are clamped, all else is refused; nothing wraps round."""
 
+import inspect
 import re
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 import jaxrnn as jr
 from jaxrnn import training
 from tests.cases import B, H, I, T
+from tests.faces import CALLS, functions
 
 CELL = jr.elman(I, H)
 LAYER = jr.scan(CELL)
@@ -87,6 +89,10 @@ def test_lengths_are_clamped_in_every_dtype(kind):
         np.testing.assert_array_equal(jax.jit(jr.last)(ys, lengths), jr.last(ys, CLAMPED))
 
 
+def test_an_empty_list_is_the_lengths_of_no_sequence():
+    assert jr.last(np.ones((T, 0, 2)), []).shape == (0, 2) == jr.mean_pool(np.ones((T, 0, 2)), lengths=[]).shape
+
+
 def test_lengths_of_64_bits_are_clamped_where_jax_has_them(x64):
     ys = np.arange(T * B, dtype=np.float32).reshape(T, B, 1)
     np.testing.assert_array_equal(jax.jit(jr.last)(ys, jnp.asarray(LARGE["int64"])), jr.last(ys, CLAMPED))
@@ -138,6 +144,14 @@ def mesh():
 
 # Every door through which NumPy's arrays come in, and the name by which it calls them.
 DOORS = {
+    "draw_each_step": (lambda a: jr.draw_each_step(lambda key: 0, jax.random.key(0), a), "draw_each_step: times"),
+    "update_best": (
+        lambda a: training.update_best(training.init_best(ONES), ONES[0, 0], a[1], ONES),
+        "update_best: step",
+    ),
+    "ensemble": (lambda a: jr.devices.ensemble(jnp.sum)([a, a][:1]), "ensemble: members[0]"),
+    "stack_members": (lambda a: jr.devices.stack_members([a * 0, a]), "stack_members: member 1"),
+    "prefetch": (lambda a: next(training.prefetch([{"a": a}])), "training.prefetch: an item['a']"),
     "pad": (lambda a: jr.pad([a[:1] * 0, a]), "pad: sequence 1"),
     "a cell's step": (lambda a: EMBEDDING.step(TABLE, (), a), "embedding: x"),
     "scan": (lambda a: jr.scan(SINGLE._replace(x_ndim=0)).apply((), {"a": a}), "scan(user cell): xs['a']"),
@@ -160,6 +174,58 @@ def test_values_that_jax_would_wrap_round_are_refused(kind):
         words = f"{name} holds {value} in {dtype}, which JAX makes {narrow}, too narrow"
         with pytest.raises(ValueError, match=re.escape(words)):
             jax.eval_shape(lambda call=call: call(np.array([1, value, 2], dtype)))
+
+
+def test_what_is_finite_is_judged_before_it_is_narrowed():
+    values = [
+        np.array([1e300, np.nan]),
+        [1.0, 2.0],
+        jnp.array([1.0, jnp.inf, jnp.nan]),
+        np.array([2**40]),
+        jnp.zeros(0),
+    ]
+    assert [int(training.first_nonfinite(a)) for a in values] == [2, 0, 2, 0, 0]
+
+
+def test_lists_are_judged_as_the_arrays_that_they_become():
+    with pytest.raises(ValueError, match=f"mean_pool: ys holds {2**40} in int64, which JAX makes int32"):
+        jr.mean_pool([[1], [2**40]])
+
+
+def too_wide(given):
+    """What an argument is, its first array with a number that float32 cannot hold."""
+    leaves, treedef = jax.tree.flatten(given)
+    shape = np.shape(leaves[0]) or (1,)
+    return treedef.unflatten([np.full(shape, 1e300), *leaves[1:]])
+
+
+def arguments_of_arrays():
+    """Every array that a public function takes, by its annotation; integers of any size are lengths and starts."""
+    for place, function in functions():
+        if place == "training.fetch":  # gives NumPy's arrays as they are
+            continue
+        for name, parameter in inspect.signature(function).parameters.items():
+            kind = str(parameter.annotation).removesuffix(" | None")
+            if kind not in ("jax.Array", "ArrayLike", "PyTree") or name in (
+                "key",
+                "lengths",
+                "mask",
+                "resets",
+                "start",
+            ):
+                continue
+            if not place.startswith(("Cell.", "Layer.")) and jax.tree.leaves(CALLS[place].get(name)):
+                yield place, function, name
+
+
+def test_no_public_function_lets_a_number_become_another():
+    found = list(arguments_of_arrays())
+    assert len(found) > 40 and {"check_cell", "gates", "mean_pool"} < {place for place, _, _ in found}
+    for place, function, name in found:
+        with pytest.raises(
+            (ValueError, TypeError), match=r"holds 1e\+300 in float64, which JAX makes float32|drop digits"
+        ):
+            function(**CALLS[place] | {name: too_wide(CALLS[place][name])})
 
 
 def test_values_that_fit_into_what_jax_makes_of_them_pass(x64):

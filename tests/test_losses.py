@@ -57,12 +57,30 @@ def test_a_number_is_a_loss(loss, accumulate):
     ]
 
 
+def test_measures_are_numbers_of_python_too():
+    """Summed over batches as all others are."""
+    learn = training.loop(
+        lambda key: jnp.ones(3), lambda *given: (squares(*given), {"n": 2, "on": True}), optax.sgd(0.5), accumulate=2
+    )
+    _, measures = learn.step(learn.init(jax.random.key(0)), jnp.asarray(BATCHES)[:2])
+    assert (float(measures["n"]), float(measures["on"])) == (2.0, 1.0)
+
+
+def test_parameters_without_a_gradient_are_told():
+    learn = training.loop(lambda key: {"n": jnp.ones((), jnp.int32)}, lambda *given: jnp.ones(()), optax.sgd(0.5))
+    with pytest.raises(
+        TypeError, match=r"training.loop: params\['n'\] is int32, which has no gradient; make init give"
+    ):
+        learn.step(learn.init(jax.random.key(0)), BATCHES[0])
+
+
 @pytest.mark.parametrize("name", ["step", "run", "evaluate"])
 @pytest.mark.parametrize(
     "returned, error, message",
     [
         (lambda value: value * jnp.ones(2), TypeError, r"loss\(params, batch, key\) must give one .* of shape \(2,\)"),
-        (lambda value: 1.0, TypeError, "must give one floating-point number, got 1.0; take .mean"),
+        (lambda value: 1.0, TypeError, "must give one floating-point number, got 1.0; compute it with jax.numpy"),
+        (lambda value: (value, {"name": "x"}), TypeError, "the measure 'name' must be a number or an array, got 'x'"),
         (lambda value: (value, {}, {}), TypeError, "one floating-point number, got tuple of 3"),
         (lambda value: {"loss": value}, TypeError, r"one floating-point number, got \{'loss': array \(\)\}"),
         (lambda value: (value, value), TypeError, "a number and a dict of measures, got .* beside the number; give {"),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -139,6 +140,55 @@ def test_a_new_training_is_not_resumed(tmp_path):
     assert (fitted.resumed, fitted.already_finished) == (False, False)
     alone = training.fit(counts("loss"), STATE, **OPTIONS)
     assert (alone.resumed, alone.already_finished) == (False, False)
+
+
+def test_a_config_has_steps_of_its_own(tmp_path):
+    """Which once hid those of the training: more of them came to nothing."""
+    block = counts("loss")
+    options = {**OPTIONS, "checkpoint": tmp_path, "config": {"steps": 7, "block_steps": 1}}
+    training.fit(block, STATE, **options)
+    assert training.fit(block, STATE, **options).already_finished
+    with pytest.raises(CheckpointError, match="other settings: steps was 4, is 8"):
+        training.fit(block, STATE, **{**options, "steps": 8})
+    with pytest.raises(CheckpointError, match=r"other settings: config\.steps was 7, is 9"):
+        training.fit(block, STATE, **{**options, "config": {"steps": 9, "block_steps": 1}})
+
+
+def returns(state):
+    return lambda _: (state, {}, {})
+
+
+W = jnp.zeros(2)
+NO_STATES = {
+    "NumPy": (returns(W), {"w": np.zeros(2)}, r"state\['w'\] must be an array of JAX, got ndarray; use jnp.asarray"),
+    "a number": (returns(W), 0.0, "state must be an array of JAX, got float"),
+    "a number later": (returns(0.0), W, "state must be an array of JAX, got float"),
+    "another dtype": (returns(W.astype("bfloat16")), W, r"like the one it was given, float32\[2\], got bfloat16\[2\]"),
+    "another shape": (returns(W[:1]), W, r"float32\[2\], got float32\[1\]; cast it back"),
+    "another tree": (returns((W, W)), W, r"PyTreeDef\(\*\), got PyTreeDef\(\(\*, \*\)\)"),
+    "a list of measures": (lambda w: (w, [1.0], {}), W, "its measures as a dict, got list"),
+    "no nonfinite": (lambda w: (w, {}, None), W, "its nonfinite as a dict, got NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", NO_STATES)
+def test_states_that_no_run_could_go_on_from_are_refused(name):
+    block, state, message = NO_STATES[name]
+    with pytest.raises(TypeError, match=f"training.fit: .*{message}"):
+        training.fit(block, state, steps=1, block_steps=1)
+
+
+def test_paths_are_words_too_and_measures_numbers_of_python(tmp_path):
+    block, options = lambda w: (w + 1, {"loss": 0.5}, {}), {"steps": 3 * 10**9, "block_steps": 10**9}
+    best = {"stop_when": training.patience("loss", 5, keep=lambda w: w), "checkpoint": str(tmp_path)}
+    fitted = training.fit(block, W, **options, **best)
+    assert fitted.history[-1].values["loss"] == 0.5 and fitted.history[-1].step == 3 * 10**9
+    assert int(fitted.best.step) == 10**9 and fitted.best.params.tolist() == [1, 1]
+    assert checkpoints.latest(str(tmp_path)) == checkpoints.restore(str(tmp_path), {"best": W, "state": W}).step
+    with pytest.raises(ValueError, match=r"checkpoints\.save: step must be 0 or more, got -1"):
+        checkpoints.save(str(tmp_path), -1, W)
+    with pytest.raises(TypeError, match=r"checkpoints\.save: note must be JSON: .* serializable; give numbers"):
+        checkpoints.save(str(tmp_path), 1, W, {"f": len})
 
 
 def test_what_is_kept_is_names_alone(tmp_path):

@@ -125,12 +125,13 @@ def test_a_row_of_ours_has_a_step(tmp_path, row):
     "labels, error, message",
     [
         (LABELS[:1], ValueError, rf"there are 1 labels, .* but the measure 'loss' has the shape \({N},\); give"),
-        (LABELS + LABELS[:1], ValueError, rf"there are {N + 1} labels, .* or measure \({N + 1},\)"),
+        (LABELS + [{"more": 1}], ValueError, rf"there are {N + 1} labels, .* or measure \({N + 1},\)"),
         ([], ValueError, r"labels must be dicts, one a member, got \[\]; give \[{'seed': 0}\], say, or None"),
         ({"seed": 1}, TypeError, "labels must be dicts, one a member, got {'seed': 1}"),
         (["gru"], TypeError, "labels must be dicts, one a member, got "),
         (3, TypeError, "labels must be a sequence, got 3"),
         ([{"cell": print}], TypeError, "labels must be JSON: .* not JSON serializable; give numbers and strings"),
+        (LABELS[:1] * N, ValueError, rf"labels must tell the members apart, got {{.*}} {N} times; add a number"),
         ([{"step": 1}], ValueError, "'step' cannot stand in a label: a row has it already"),
         ([{"not_finite": 1}], ValueError, "'not_finite' cannot stand in a label"),
     ],
@@ -144,9 +145,27 @@ def test_labels_are_as_many_as_members(tmp_path, labels, error, message, records
     assert not path.exists()
 
 
+def test_rows_of_labels_that_hold_anothers_stay(tmp_path):
+    """One training after the other in one file: the second does not take the rows of the first for its own."""
+    records, more, less = Records(tmp_path / "m.jsonl"), [{"model": "gru", "seed": 3}], [{"model": "gru"}]
+    first = records.append([{"loss": 0.5, "step": 1}, {"loss": 0.25, "step": 2}], more * 2)
+    assert records.rewind(less, -1) == ""
+    second = records.append([{"loss": 0.75, "step": 1}], less)
+    assert records.rewind(more, 2) == first and records.rewind(less, 2) == second
+    assert records.rewind(less, 0) == "" and records.path.read_text() == first
+    with pytest.raises(ValueError, match=r"Records.append: every row needs a step, got \[{'loss': 1}\]; give"):
+        records.append([{"loss": 1}], less)
+
+
 def test_what_is_not_finite_has_as_many_members():
     def block(state):
         return state, {"loss": jnp.zeros(2)}, {"loss": jnp.zeros((), jnp.int32)}
 
     with pytest.raises(ValueError, match=r"there are 2 labels, .* the nonfinite 'loss' has the shape \(\)"):
         training.fit(block, jnp.zeros(()), steps=1, block_steps=1, labels=[{"seed": 0}, {"seed": 1}])
+    with pytest.raises(
+        ValueError, match=r"one place for each quantity, got more for 'loss', of shape \(2,\); give lab"
+    ):
+        training.fit(
+            lambda s: (s, {}, {"loss": jnp.ones(2, int)}), jnp.zeros(()), steps=1, block_steps=1, nonfinite="record"
+        )

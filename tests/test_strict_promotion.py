@@ -151,6 +151,7 @@ CALLS = {
     "mean_pool": lambda xs: jr.mean_pool(xs, lengths=LENGTHS, mask=jnp.ones((T, B), bool)),
     "max_pool": lambda xs: jr.max_pool(xs, lengths=LENGTHS),
     "masked_mean": lambda xs: jr.masked_mean(xs[..., 0], lengths=LENGTHS),
+    "masked_mean of booleans": lambda xs: jr.masked_mean(xs[..., 0] > 0, lengths=LENGTHS),
     "gradient_flow": of_gradients("gradient_flow", lengths=LENGTHS),
     "norm_by_lag": lambda xs: gradients.norm_by_lag(xs[..., 0], lengths=LENGTHS),
     "step_jacobian": lambda xs: gradients.step_jacobian(*at_one_step(xs)),

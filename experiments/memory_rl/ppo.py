@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import jaxrnn as jr
 from experiments.memory_rl.environments import Environment, restarting
@@ -30,6 +30,14 @@ class PPO(Table):
     value_weight: Rate = 0.5
     entropy_weight: float = Field(default=0.01, ge=0)
     clip_norm: Rate = 0.5  # of the gradient
+
+    @model_validator(mode="after")
+    def minibatches_hold_every_environment(self) -> PPO:
+        if self.environments % self.minibatches:
+            raise ValueError(
+                f"expected a number of environments that {self.minibatches} minibatches divide, got {self.environments}"
+            )
+        return self
 
 
 class Rollout(NamedTuple):

@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree
-from jaxrnn._checks import check_batch_shape, check_carry, check_features, check_key, check_params, check_real
+from jaxrnn._checks import (
+    check_batch_shape,
+    check_carry,
+    check_features,
+    check_key,
+    check_one_array,
+    check_params,
+    check_real,
+)
 from jaxrnn._narrowing import check_held
 from jaxrnn._spec import specified
 
@@ -41,7 +49,9 @@ def _checked(who: str, cell: Cell, dtype: Any) -> Cell:
 
     def check(params: PyTree, carry: PyTree, x: Any) -> None:
         check_params(who, params, params_expected())
+        check_one_array(who, "x", x)
         check_held(who, "x", x)
+        check_held(who, "carry", carry)
         if cell.input_size is not None and cell.x_ndim == 1:
             check_features(who, x, cell.input_size)
             weights = jax.tree.leaves(params)[0].dtype
@@ -66,4 +76,14 @@ def _checked(who: str, cell: Cell, dtype: Any) -> Cell:
         check(params, carry, x)
         return cell.gates(params, carry, x)  # type: ignore[misc]
 
-    return cell._replace(init=init, initial_carry=initial_carry, step=step, gates=gates if cell.gates else None)
+    def noise(params, key, times, x):
+        check_one_array(who, "x", x)
+        return cell.noise(params, key, times, x)  # type: ignore[misc]
+
+    return cell._replace(
+        init=init,
+        initial_carry=initial_carry,
+        step=step,
+        gates=gates if cell.gates else None,
+        noise=noise if cell.noise else None,
+    )

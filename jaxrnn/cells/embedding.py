@@ -68,10 +68,9 @@ def embedding(
         return EmbeddingParams(init_table(key, (vocabulary_size, output_size), param_dtype))
 
     def step(params, carry, x):
-        if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
-            raise TypeError(
-                f"embedding: expected integer tokens, got {jnp.result_type(x)}; cast them with x.astype('int32')."
-            )
+        x = jnp.asarray(x)
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise TypeError(f"embedding: expected integer tokens, got {x.dtype}; cast them with x.astype('int32').")
         last = min(vocabulary_size - 1, jnp.iinfo(x.dtype).max)  # a small dtype cannot hold every token
         inside = (x >= 0) & (x <= last)
         y = params.table[jnp.where(inside, x, 0).astype(jnp.int32)]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
+
 from jaxrnn._base import Cell, PyTree
+from jaxrnn._checks import check_leads_with_batch
 from jaxrnn._spec import specified
 from jaxrnn.cells._products import empty_carry
 from jaxrnn.cells.activations import activation_of
@@ -26,7 +30,7 @@ def pointwise(f: str | Callable[[PyTree], PyTree], *, x_ndim: int = 1) -> Cell:
         is; f is called there with zeros, where it has to have finite derivatives.
 
     Raises:
-        ValueError: an unknown activation. TypeError: an x_ndim that is no count.
+        ValueError: an unknown activation; an f that drops the batch. TypeError: an x_ndim that is no count.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -38,6 +42,9 @@ def pointwise(f: str | Callable[[PyTree], PyTree], *, x_ndim: int = 1) -> Cell:
     function = activation_of("pointwise", "f", f)
 
     def step(params, carry, x):
-        return carry, function(x)
+        y = function(x)
+        first = jnp.shape(jax.tree.leaves(x)[0])
+        check_leads_with_batch("pointwise", "what f returned", y, first[: len(first) - x_ndim])
+        return carry, y
 
     return Cell(lambda key: (), empty_carry, step, x_ndim=x_ndim)

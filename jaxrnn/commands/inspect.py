@@ -6,6 +6,7 @@ code when it is opened is read.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -195,8 +196,7 @@ def conventions(part: Part) -> str:
     spec, own = part.spec, {name.rpartition(".")[2] for name in part.tensors}
     order = jr.cells.gate_order(spec.kind)
     words = [f"gates {' '.join(order)}"] if order else []
-    cell = jr.build(spec)
-    carry = jax.eval_shape(lambda: cell.initial_carry(cell.init(jax.random.key(0)), ()))
+    carry = _carry_of(spec)
     if not jax.tree.leaves(carry):
         return ""
     words.append(f"carry ({', '.join(carry._fields)})" if hasattr(carry, "_fields") else "carry h")
@@ -215,6 +215,13 @@ def conventions(part: Part) -> str:
     if option(spec, "learned_carry"):
         words.append("initial carry learned")
     return "; ".join(words)
+
+
+@functools.lru_cache
+def _carry_of(spec: Spec) -> PyTree:
+    """As shapes; a model may have a cell thousands of times."""
+    cell = jr.build(spec)
+    return jax.eval_shape(lambda: cell.initial_carry(cell.init(jax.random.key(0)), ()))
 
 
 def count(tensors: Mapping[str, Tensor]) -> int:

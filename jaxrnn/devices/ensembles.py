@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_choice, check_context_mesh, check_divides, check_members, count_members
+from jaxrnn._narrowing import check_held
 from jaxrnn.devices.meshes import mesh_axes, put_whole
 
 
@@ -157,6 +158,8 @@ def ensemble(
         )(members, *shared)
 
     def run(members: PyTree, *shared: PyTree) -> PyTree:
+        for what, tree in (("members", members), ("what all members share", shared)):
+            check_held("ensemble", what, tree)
         layout = layout_of(members)
         apart = NamedSharding(layout.mesh, PartitionSpec(layout.axes))
         shared = jax.tree.map(functools.partial(_for_all, layout), shared)
@@ -198,6 +201,8 @@ def stack_members(members: Sequence[PyTree]) -> PyTree:
     """
     members = list(members)
     check_members("stack_members", members)
+    for n, member in enumerate(members):
+        check_held("stack_members", f"member {n}", member)
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(a) for a in leaves]), *members)
 
 

@@ -190,7 +190,8 @@ def spectral_radius(matrix: jax.Array) -> jax.Array:
         >>> jr.gradients.spectral_radius(jnp.array([[0.0, 2.0], [-2.0, 0.0]])).round(3).item()  # ±2i
         2.0
     """
-    shape = jnp.shape(matrix)
+    matrix = jnp.asarray(matrix)
+    shape = matrix.shape
     if len(shape) < 2 or shape[-1] != shape[-2]:
         raise ValueError(
             f"spectral_radius: expected matrix to be square, (…, N, N), got {shape}; of gates side by side take one "

@@ -25,6 +25,7 @@ import jax
 from jaxrnn._base import PyTree
 from jaxrnn.training._leaves import checksum, described, differences, leaves_by_path, nonempty, rebuilt
 from jaxrnn.training._quiet import quiet
+from jaxrnn.training.batches import check_counts
 
 FORMAT = "jaxrnn-checkpoint-1"
 KEPT = 2  # should the last one turn out unreadable, there is one before it
@@ -67,6 +68,8 @@ def save(directory: Path, step: int, state: PyTree, note: dict[str, Any] | None 
         (100, {'lesson': 1}, True)
     """
     ocp = _orbax()
+    directory = Path(directory)
+    check_counts("checkpoints.save", step=step)
     leaves = leaves_by_path(state)
     record = {
         "format": FORMAT,
@@ -75,7 +78,10 @@ def save(directory: Path, step: int, state: PyTree, note: dict[str, Any] | None 
         "jax": jax.__version__,
         "note": note or {},
     }
-    record["crc"] = _crc(record)
+    try:
+        record["crc"] = _crc(record)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"checkpoints.save: note must be JSON: {error}; give numbers, strings, lists, dicts.") from None
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(nonempty(leaves)), note=ocp.args.JsonSave(record))
     try:
         with _manager(directory) as manager:
@@ -105,7 +111,7 @@ def save(directory: Path, step: int, state: PyTree, note: dict[str, Any] | None 
 
 def latest(directory: Path) -> int | None:
     """The newest step that is whole; None where there is none."""
-    return max(_steps(directory), default=None)
+    return max(_steps(Path(directory)), default=None)
 
 
 def restore(directory: Path, like: PyTree) -> Restored | None:
@@ -120,6 +126,7 @@ def restore(directory: Path, like: PyTree) -> Restored | None:
         CheckpointError: files are damaged or missing, the checksum is another, the arrays are those of another model
             or optimiser, or somebody else's checkpoint lies there.
     """
+    directory = Path(directory)
     step = latest(directory)
     if step is None:
         return None
@@ -164,6 +171,7 @@ def _restore(directory: Path, step: int, like: PyTree) -> Restored:
 
 def note(directory: Path) -> dict[str, Any] | None:
     """What ``save`` was given beside the newest state, without reading the arrays; None where there is none."""
+    directory = Path(directory)
     step = latest(directory)
     return None if step is None else _record(directory / str(step), _fix(directory, step))["note"]
 

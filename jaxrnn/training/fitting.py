@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._arguments import checks_arguments
@@ -144,12 +145,16 @@ def fit(
         raise TypeError(f"training.fit: block must be a function of the state, got {block!r} ({type(block).__name__}).")
     if not jax.tree.leaves(state):
         raise ValueError(f"training.fit: state must hold arrays, got {state!r}.")
+    _check_state(state)
     if steps % block_steps:
         raise ValueError(f"training.fit: steps must be a multiple of block_steps={block_steps}, got {steps}.")
     check_labels(labels)
+    checkpoint = None if checkpoint is None else Path(checkpoint)
     if checkpoint is not None and records is None:
         records = Records(checkpoint / "metrics.jsonl", write=jax.process_index() == 0)
-    same = _as_json({"steps": steps, "block_steps": block_steps, **(config or {})})
+    own = {"steps": steps, "block_steps": block_steps}  # a config may have its own, of another meaning
+    theirs = {f"config.{n}" if n in own and own[n] != v else n: v for n, v in (config or {}).items()}
+    same = _as_json({**own, **theirs})
     description = described(state, model, labels)
     patience, members = stop_when if isinstance(stop_when, Patience) else None, None if labels is None else len(labels)
     kept = None if patience is None else patience.kept(state, members)
@@ -208,6 +213,7 @@ def fit(
                 _tell(checkpoint, other_measures(description["measures"], names), strict)
             description["measures"] = names
             after, *measured = returned
+            _check_state(after, state)
             if any(a.is_deleted() for a in jax.tree.leaves(state)):
                 raise ValueError(
                     "training.fit: the block has donated its argument, but the state before a block is kept, to be "
@@ -246,7 +252,14 @@ def fetch(tree: PyTree) -> PyTree:
         >>> training.fetch({"loss": jnp.array([0.5, 0.25])})
         {'loss': array([0.5 , 0.25], dtype=float32)}
     """
-    if all(a.is_fully_addressable or a.is_fully_replicated for a in jax.tree.leaves(tree)):
+    for path, a in jax.tree_util.tree_leaves_with_path(tree):
+        if hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            raise TypeError(
+                f"training.fetch: tree{jax.tree_util.keystr(path)} is a key, which NumPy does not have; give "
+                f"jax.random.key_data of it."
+            )
+    arrays = [a for a in jax.tree.leaves(tree) if isinstance(a, jax.Array)]  # others are the host's already
+    if all(a.is_fully_addressable or a.is_fully_replicated for a in arrays):
         return jax.tree.map(np.asarray, tree)
     from jax.experimental import multihost_utils
 
@@ -284,6 +297,26 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def _check_state(state: PyTree, before: PyTree = None) -> None:
+    """A state holds JAX arrays; a later one those of the one before, or no checkpoint of it could be resumed."""
+    for path, a in jax.tree_util.tree_leaves_with_path(state):
+        if not isinstance(a, jax.Array):
+            raise TypeError(
+                f"training.fit: state{jax.tree_util.keystr(path)} must be an array of JAX, got {type(a).__name__}; use "
+                f"jnp.asarray."
+            )
+    if before is None:
+        return
+    trees: list[Any] = [jax.tree.structure(tree) for tree in (before, state)]
+    types = [[f"{a.dtype}{list(a.shape)}" for a in jax.tree.leaves(tree)] for tree in (before, state)]
+    if trees[0] != trees[1] or types[0] != types[1]:
+        was, now = trees if trees[0] != trees[1] else next((a, b) for a, b in zip(*types, strict=True) if a != b)
+        raise TypeError(
+            f"training.fit: expected the block to return a state like the one it was given, {was}, got {now}; cast it "
+            f"back with .astype, or start from a state of that kind."
+        )
+
+
 def _names(returned: Any) -> list[str]:
     """Of what a block has returned, or will: the names of its measures."""
     if not isinstance(returned, tuple) or len(returned) != 3:
@@ -292,6 +325,12 @@ def _names(returned: Any) -> list[str]:
             f"training.fit: expected the block to return (state, measures, nonfinite), got {came}; with nothing to "
             f"watch, nonfinite is {{}}."
         )
+    for what, numbers in zip(("measures", "nonfinite"), returned[1:], strict=True):
+        if not isinstance(numbers, Mapping):
+            raise TypeError(
+                f"training.fit: expected the block to return its {what} as a dict, got {type(numbers).__name__}; give "
+                f"{{'loss': …}}."
+            )
     return sorted(returned[1])
 
 

@@ -45,9 +45,14 @@ def check_labels(labels: Any) -> None:
             f"another name."
         )
     try:
-        to_json(list(labels))
+        written = [to_json(dict(sorted(label.items()))) for label in labels]
     except (TypeError, ValueError) as error:
         raise TypeError(f"training.fit: labels must be JSON: {error}; give numbers and strings.") from None
+    if twice := [label for label in written if written.count(label) > 1]:
+        raise ValueError(
+            f"training.fit: labels must tell the members apart, got {twice[0]} {len(twice)} times; add a number, such "
+            f"as {{'seed': 0}}, to each."
+        )
 
 
 def to_rows(result: BlockResult, labels: Labels) -> list[dict[str, Any]]:
@@ -59,6 +64,11 @@ def to_rows(result: BlockResult, labels: Labels) -> list[dict[str, Any]]:
             f"already; take another name."
         )
     if labels is None:
+        if several := [f"{name!r}, of shape {np.shape(at)}" for name, at in result.nonfinite.items() if np.shape(at)]:
+            raise ValueError(
+                f"training.fit: nonfinite holds one place for each quantity, got more for {several[0]}; give labels, "
+                f"one for each member."
+            )
         return [{"step": result.step, **result.values, **_not_finite(result.nonfinite)}]
     for what, measured in (("measure", result.values), ("nonfinite", result.nonfinite)):
         for name, values in measured.items():

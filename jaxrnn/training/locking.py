@@ -51,7 +51,7 @@ def alone(directory: Path) -> Iterator[None]:
         ...     (pathlib.Path(folder) / "lock").read_text().startswith("process")
         True
     """
-    file = None if jax.process_index() > 0 else _locked(directory)
+    file = None if jax.process_index() > 0 else _locked(Path(directory))
     try:
         yield
     finally:

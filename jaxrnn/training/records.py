@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -53,7 +54,10 @@ class Records:
             The lines.
         """
         labels = [{}] * len(rows) if labels is None else labels
-        text = "".join(to_json({**a, **b}) + "\n" for a, b in zip(labels, rows, strict=True))
+        if any("step" not in row for row in rows):
+            raise ValueError(f"Records.append: every row needs a step, got {list(rows)!r:.80}; give {{'step': 0, …}}.")
+        # The step ends the label: rows of labels that hold all of another's, and more, are others'.
+        text = "".join(to_json({**a, "step": b["step"], **b}) + "\n" for a, b in zip(labels, rows, strict=True))
         if self.write:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._cut_half_a_line()
@@ -74,7 +78,7 @@ class Records:
         mine, kept, dropped = list[str](), list[str](), False
         wanted = [json.loads(to_json(label)) for label in labels or [{}]]
         for number, line, row in self._whole():
-            its = any(all(row.get(name) == value for name, value in label.items()) for label in wanted)
+            its = not labels or _label_of(row) in wanted
             if its and (isinstance(row.get("step"), bool) or not isinstance(row.get("step"), int)):
                 raise self._foreign(number, line.encode(), 'with a whole number as its "step"')
             if its and row["step"] <= step:
@@ -128,6 +132,11 @@ class Records:
             f"off: {content[end:].decode(errors='replace'):.80}",
             stacklevel=3,  # where append is called
         )
+
+
+def _label_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands before the step."""
+    return dict(itertools.takewhile(lambda entry: entry[0] != "step", row.items()))
 
 
 class _Events:

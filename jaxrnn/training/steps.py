@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrnn._arguments import check_argument, checks_arguments
-from jaxrnn._base import PyTree
+from jaxrnn._base import PyTree, is_inexact
 from jaxrnn._checks import LONGEST, check_array, check_choice, check_key, check_scalar_loss, check_sizes
 from jaxrnn._deprecated import moved_names
 from jaxrnn._dtypes import accumulator
@@ -113,6 +114,12 @@ def loop(
         return TrainState(params, optimizer.init(params), k_batches, step, skipped)
 
     def gradient(params: PyTree, batch: PyTree, key: jax.Array) -> tuple[PyTree, Measures]:
+        for path, a in jax.tree_util.tree_leaves_with_path(params):
+            if not is_inexact(a):
+                raise TypeError(
+                    f"training.loop: params{jax.tree_util.keystr(path)} is {jnp.result_type(a)}, which has no gradient"
+                    f"; make init give floats alone, and close the loss over the rest."
+                )
         (value, measures), grads = jax.value_and_grad(lambda p: _measured(loss(p, batch, key)), has_aux=True)(params)
         return grads, {"loss": value, **measures}
 
@@ -203,7 +210,13 @@ def _measured(returned: Any) -> tuple[jax.Array, Measures]:
             f"training.loop: the loop measures {' and '.join(map(repr, sorted(taken)))} itself; give what the loss "
             f"adds another name."
         )
-    return value, dict(measures)
+    for name, measure in measures.items():
+        for leaf in jax.tree.leaves(measure):
+            if isinstance(leaf, str | bytes) or (not jnp.isscalar(leaf) and not hasattr(leaf, "dtype")):
+                raise TypeError(
+                    f"training.loop: the measure {name!r} must be a number or an array, got {leaf!r:.80}; leave it out."
+                )
+    return value, jax.tree.map(jnp.asarray, dict(measures))
 
 
 class Best(NamedTuple):
@@ -267,13 +280,15 @@ def first_nonfinite(values: Any) -> jax.Array:
         2
     """
     check_array("training.first_nonfinite", "values", values)
+    values = np.asarray(values) if isinstance(values, list) else values
     if jnp.ndim(values) != 1:
         raise ValueError(
             f"training.first_nonfinite: values must be (n,), one a step, got shape {jnp.shape(values)}; use jax.vmap "
             f"over several members."
         )
-    bad = ~jnp.isfinite(values)
-    return jnp.where(bad.any(), bad.argmax() + 1, 0)
+    # NumPy's floats are judged as they are: JAX would make some of 64 bits infinite.
+    bad = jnp.asarray(~(np.isfinite(values) if isinstance(values, np.ndarray) else jnp.isfinite(values)))
+    return jnp.where(bad.any(), bad.argmax() + 1, 0) if len(bad) else jnp.zeros((), jnp.int32)
 
 
 __getattr__ = moved_names(

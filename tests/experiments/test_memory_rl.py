@@ -176,3 +176,5 @@ def test_as_configured_a_memory_reaches_the_optimum_and_none_reaches_chance():
 def test_configs_that_ask_for_nothing():
     with pytest.raises(ValueError, match=r"expected a length above the lag \(4\), got 4"):
         memory_rl.RepeatPrevious(length=4)
+    with pytest.raises(ValueError, match="a number of environments that 3 minibatches divide, got 32"):
+        ppo.PPO(minibatches=3)
