@@ -151,7 +151,7 @@ DOORS = {
     ),
     "ensemble": (lambda a: jr.devices.ensemble(jnp.sum)([a, a][:1]), "ensemble: members[0]"),
     "stack_members": (lambda a: jr.devices.stack_members([a * 0, a]), "stack_members: member 1"),
-    "prefetch": (lambda a: next(training.prefetch([{"a": a}])), "training.prefetch: an item['a']"),
+    "prefetch": (lambda a: next(training.prefetch([{"a": a}])), "training.prefetch: items[…]['a']"),
     "pad": (lambda a: jr.pad([a[:1] * 0, a]), "pad: sequence 1"),
     "a cell's step": (lambda a: EMBEDDING.step(TABLE, (), a), "embedding: x"),
     "scan": (lambda a: jr.scan(SINGLE._replace(x_ndim=0)).apply((), {"a": a}), "scan(user cell): xs['a']"),

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import jax
 
 from jaxrnn._arguments import check_argument, checks_arguments
-from jaxrnn._narrowing import check_held
 
 Item = TypeVar("Item")
 
@@ -56,7 +55,6 @@ def prefetch(items: Iterable[Item], *, size: int = 2, put: Callable[[Item], Any]
 
 def _put(item: Any) -> Any:
     check_argument("training.prefetch", "items[…]", item, "PyTree", {})
-    check_held("training.prefetch", "items[…]", item)
     return jax.device_put(item)
 
 

@@ -1,10 +1,14 @@
 """A jaxrnn layer beside another JAX library's run with the same weights: outputs, final state, every gradient."""
 
 import functools
+import importlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxrnn.interop.registry import converters
 
 I, H, T, B = 3, 4, 5, 3
 LENGTHS = np.array([3, T, 1], np.int32)
@@ -80,3 +84,11 @@ def start_of(layer, params, dtype):
 
 def xs_of(dtype):
     return drawn(np.zeros((T, B, I)), dtype, seed=1)
+
+
+def tables(name):
+    """The tables of this name that stand in the tests of converters, ``test_<converter>.py``."""
+    for converter in converters():
+        path = Path(__file__).with_name(f"test_{converter}.py")
+        if path.exists() and f"\n{name} = " in path.read_text(encoding="utf-8"):
+            yield getattr(importlib.import_module(f"tests.interop.{path.stem}"), name)

@@ -17,6 +17,7 @@ import jaxrnn as jr
 from tests.interop.comparing import quick_jit
 
 I, H, T, B, O = 3, 4, 4, 2, 2
+BOTH = ("float32", "float64")
 
 
 class Original(NamedTuple):
@@ -34,6 +35,30 @@ class Original(NamedTuple):
     convert: dict[str, Callable[[Any], tuple[jr.Layer, Any]]]
     xs: np.ndarray
     ys: np.ndarray
+
+
+class Row(NamedTuple):
+    """A format of a converter's, for the table of ``test_files.py``.
+
+    Fields:
+        converter: as ``jaxrnn.interop`` has it, "torch.load".
+        format: the file, in words; a suffix of ``registry.formats()`` stands in it.
+        original: the network, by its name here, or the module beside this one whose ``original(dtype)`` makes it.
+        through: ``through(weights, folder)``, what the file gives back: weights, or a path for a converter that reads.
+        dtypes: those in which the original computes.
+        needs: modules beside the converter's own library.
+    """
+
+    converter: str
+    format: str
+    original: str
+    through: Callable[[Any, Any], Any]
+    dtypes: tuple[str, ...] = BOTH
+    needs: tuple[str, ...] = ()
+
+    @property
+    def function(self):
+        return self.converter.partition(" ")[0]
 
 
 def arrays(*shapes, dtype, seed=0):

@@ -12,9 +12,13 @@ for _name in ("equinox", "flax", "haiku", "keras", "onnx", "torch"):
 
 import jaxrnn as jr  # noqa: E402
 from tests.faces import bad_values  # noqa: E402
+from tests.interop.comparing import tables  # noqa: E402
 from tests.interop.faces import BAD, BY, CALLED, CALLS, FREE, RUNS, Row, functions, parameters_of, public, write_files  # noqa: E402
 
-PAGE = "tests/interop/faces.py"
+PAGE = "the converter's test, or of tests/interop/faces.py"
+for _calls, _bad in zip(tables("CALLS"), tables("BAD"), strict=True):  # of converters that have them in their tests
+    CALLS.update(_calls)
+    BAD.update(_bad)
 ERRORS = (TypeError, ValueError, OSError, RuntimeError)  # the last of arrays that were deleted
 # A message says what is taken, or what to do.
 FIX = re.compile(

@@ -1,13 +1,12 @@
 """Every file format of every library × every converter × float32 and float64: what jaxrnn reads gives their outputs.
 
-``ROWS`` is the table. The library writes the file, the library (or orbax, NumPy …) reads it where jaxrnn does not.
+``ROWS`` is the table; a converter's own test may hold its rows. The library writes the file, the library (or orbax,
+NumPy …) reads it where jaxrnn does not.
 """
 
 import functools
 import importlib
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,37 +15,12 @@ import pytest
 import jaxrnn as jr
 from jaxrnn.interop.registry import converters, formats
 from tests.interop import through_files as by
-from tests.interop.comparing import quick_jit
-from tests.interop.originals import original
+from tests.interop.comparing import quick_jit, tables
+from tests.interop.originals import BOTH, Row, original
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-BOTH = ("float32", "float64")
 LIMITS = {"float32": 1e-6, "float64": 1e-12}  # of outputs of order 1; rounding is 6e-8 and 1e-16
-
-
-class Row(NamedTuple):
-    """A format of a converter's.
-
-    Fields:
-        converter: as ``jaxrnn.interop`` has it, "torch.load".
-        format: the file, in words; a suffix of ``registry.formats()`` stands in it.
-        original: the network, of ``originals.py``, or the module beside this one whose ``original(dtype)`` makes it.
-        through: ``through(weights, folder)``, what the file gives back: weights, or a path for a converter that reads.
-        dtypes: those in which the original computes.
-        needs: modules beside the converter's own library.
-    """
-
-    converter: str
-    format: str
-    original: str
-    through: Callable[[Any, Any], Any]
-    dtypes: tuple[str, ...] = BOTH
-    needs: tuple[str, ...] = ()
-
-    @property
-    def function(self):
-        return self.converter.partition(" ")[0]
 
 
 ROWS = [
@@ -85,6 +59,7 @@ ROWS = [
     Row("onnx.load", ".onnx, torch's exporter of TorchScript", "torch", by.onnx_by_torch, needs=("torch",)),
     # The other exporter takes seconds: its file in the tree, which onnxruntime runs in float32 alone.
     Row("onnx.load", ".onnx, torch's default exporter", "exported_by_dynamo", by.onnx_file, BOTH[:1], ("onnxruntime",)),
+    *(row for rows in tables("ROWS") for row in rows),
 ]
 
 
@@ -139,7 +114,7 @@ def test_every_converter_has_a_row_in_each_dtype():
         for dtype in BOTH
         if (function, dtype) not in have
     ]
-    assert not lacking, "add to ROWS of tests/interop/test_files.py:\n" + "\n".join(lacking)
+    assert not lacking, "add to ROWS of the converter's test, or of tests/interop/test_files.py:\n" + "\n".join(lacking)
 
 
 def test_every_format_that_is_read_has_a_row():
@@ -151,4 +126,4 @@ def test_every_format_that_is_read_has_a_row():
         for suffix, format in formats().items()
         if format.read not in read
     ]
-    assert not lacking, "add to ROWS of tests/interop/test_files.py:\n" + "\n".join(lacking)
+    assert not lacking, "add to ROWS of the converter's test, or of tests/interop/test_files.py:\n" + "\n".join(lacking)
