@@ -42,7 +42,7 @@ def check_cell(cell: Cell, params: PyTree, xs: PyTree) -> None:
         None, where every rule holds. Noise is drawn from ``jax.random.key(0)``.
 
     Raises:
-        ValueError: with a line for each rule that is broken, and how to mend it. Where a single step breaks one, the
+        ValueError: with a line for each rule that is broken, and how to fix it. Where a single step breaks one, the
             runs are not tried, as all would fail. TypeError: no Cell.
 
     Example:
@@ -193,7 +193,7 @@ _NOT_TRACED = (
 
 
 def _how_to_run(s: _Subject, error: Exception) -> str:
-    """How to mend a function that runs under no batch shape, where that can be told."""
+    """How to fix a function that runs under no batch shape, where that can be told."""
     if isinstance(error, _NOT_TRACED):
         return "; it is traced, so let nothing depend on values: no Python if on them, no NumPy on x or the carry"
     if s.cell.noise is not None and isinstance(error, TypeError) and "argument" in str(error):

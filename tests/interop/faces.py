@@ -129,6 +129,7 @@ LINEN_CELL = interop.flax.linen_cell(GRU)
 ZEROS = linen.initializers.zeros  # the others are compiled
 NNX = nnx.GRUCell(I, H, kernel_init=ZEROS, recurrent_kernel_init=ZEROS, rngs=nnx.Rngs(0))
 NNX_INTEGERS = nnx.clone(NNX)
+NNX_WEIGHTS = nnx.to_pure_dict(nnx.state(NNX, nnx.Param))
 NNX_INTEGERS.dense_h.kernel = nnx.Param(jnp.ones((H, 3 * H), int))
 HAIKU = {"gru": {"w_i": np.ones((I, 3 * H), "f"), "w_h": np.ones((H, 3 * H), "f"), "b": np.ones(3 * H, "f")}}
 HAIKU["lstm/linear"] = {"w": np.ones((I + H, 4 * H), "f"), "b": np.ones(4 * H, "f")}
@@ -279,6 +280,12 @@ BAD: dict[str, Sequence[Any]] = {
             nnx.RNN(NNX, reverse=True),
         ),
         Row(NNX_INTEGERS, "kernel"),
+    ],
+    "flax.from_nnx.weights": [
+        *(3, "x", ["x"], {}, {"x": np.ones(2)}),
+        Row(NNX_WEIGHTS | {"more": np.ones(2)}, "more"),
+        Row(NNX_WEIGHTS | {"dense_h": {"kernel": np.ones((H, H), "f")}}, "dense_h.kernel"),
+        Row(jax.tree.map(lambda a: a.astype(int), NNX_WEIGHTS), "kernel"),
     ],
     "rngs": [3, "x", jax.random.key(0), Row(nnx.Rngs(other=0), "'params'", {"params": None})],
     "flax.NnxCell.initialize_carry.rngs": [],  # nothing is drawn
