@@ -33,7 +33,7 @@ from tests.cases import (
 from tests.evaluating import evaluated
 from tests.user_cells import clockwork, fast_weights, textbook_lstm
 
-SIZES = st.just(2)  # few shapes: the loops are not compiled, but each of their operations is
+SIZES = st.sampled_from([2, 2, 1, 3])
 FLAGS = st.booleans()
 # Sums in another order: float64, and float32 where a cell computes in it, over six steps of a few layers.
 CLOSE = {None: {"rtol": 1e-9, "atol": 1e-10}, jnp.float32: {"rtol": 1e-3, "atol": 1e-4}}
