@@ -71,6 +71,7 @@ def _closed(closed: Any, made: dict) -> Callable:
 
 
 def _operation(eqn: Any, made: dict) -> Callable:
+    """What makes the line's values, one or a list of them, of its inputs."""
     name, params = eqn.primitive.name, eqn.params
     if name in CALLS:
         return _closed(next(params[key] for key in INNER if key in params), made)
