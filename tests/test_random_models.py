@@ -62,6 +62,8 @@ WRAPPERS = [
 def made(factory, *args, **options):
     """A cell, the same object each time: what JAX traced of it for one model, it knows for the next."""
     cell = factory(*args, **options)
+    if factory is fast_weights:  # a cubic: three on top of each other multiply the last digit of their inputs by 1e10
+        cell = jr.chain(cell, jr.pointwise(jnp.tanh))
     return cell._replace(output_size=args[1]) if factory in USERS else cell
 
 
