@@ -207,3 +207,12 @@ def test_random_models_equal_the_plain_loop(shard, x64, request):
     settings(
         max_examples=examples, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck)
     )(seed(4 * examples + shard)(run))()  # a run of another length has other models
+
+
+def test_fast_weights_on_top_of_each_other_are_well_conditioned(x64):
+    """Unbounded, three layers of them miss the tolerance by rounding alone, in each of these draws."""
+    first, second = made(fast_weights, I, 2), made(fast_weights, 2, 2)
+    layer = functools.partial(case_of, functools.partial(of_cell, ""))
+    model = of_stack("stack", layer(first), layer(second), layer(second))
+    for number in (2, 6, 9, 14):
+        check((model, None), Flags("", None, None, None, True), 2, number)
