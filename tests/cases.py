@@ -63,13 +63,14 @@ def of_cell(name: str, cell: jr.Cell, reverse: bool = False) -> Case:
         steps = range(len(xs))
         ys: list = [None] * len(xs)
         carry = cell.initial_carry(params) if carry is None else carry
+        rows = jnp.unstack(xs)
         for t in reversed(steps) if reverse else steps:
             entered = t + 1 if reverse else t
             if entered < len(resets) and resets[entered]:
                 carry = cell.initial_carry(params)
             if on[t]:
-                carry, ys[t] = cell.step(params, carry, xs[t])
-        zero = jnp.zeros_like(jax.eval_shape(lambda p: cell.step(p, cell.initial_carry(p), xs[0])[1], params))
+                carry, ys[t] = cell.step(params, carry, rows[t])
+        zero = jnp.zeros_like(jax.eval_shape(lambda p: cell.step(p, cell.initial_carry(p), rows[0])[1], params))
         return carry, jnp.stack([zero if y is None else y for y in ys])
 
     direction = "reverse" if reverse else "forward"
@@ -276,18 +277,16 @@ def case_by_flags(flags, cases=None):
 # ---- a case's numbers ---------------------------------------------------------------------------
 
 
-def draw(shape, seed=0):
+def draw(shape, seed=0, scale=1.0):
     """Normal numbers from NumPy, in float64 where that is on: a constant to the compiler, which random bits are not."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+    return jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape))
 
 
 def randomised(tree, seed=0, scale=0.6):
     """The tree with every float leaf drawn anew, biases and learned carries too: zeros hide bugs."""
     leaves, treedef = jax.tree.flatten(tree)
     is_float = [jnp.issubdtype(a.dtype, jnp.floating) for a in leaves]
-    drawn = [
-        scale * draw(a.shape, (seed, n)) if f else a for n, (a, f) in enumerate(zip(leaves, is_float, strict=True))
-    ]
+    drawn = [draw(a.shape, (seed, n), scale) if f else a for n, (a, f) in enumerate(zip(leaves, is_float, strict=True))]
     return treedef.unflatten(drawn)
 
 
@@ -314,10 +313,10 @@ def problem(case: Case, flags: Flags | None = None, batch_shape=(B,), seed=0):
 def reference(case: Case, params, xs, carry, flags: Flags):
     """The batch (T, B, …) run through the case's loop, one sequence after the other."""
     resets = np.zeros((T, B), bool) if flags.resets is None else flags.resets
-    runs = []
+    runs, rows = [], jnp.unstack(xs, axis=1)
     for b in range(xs.shape[1]):
         own = None if carry is None else jax.tree.map(lambda a, b=b: a[b], carry)
-        runs.append(case.loop(params, xs[:, b], own, flags.on[:, b], resets[:, b]))
+        runs.append(case.loop(params, rows[b], own, flags.on[:, b], resets[:, b]))
     ends, ys = zip(*runs, strict=True)
     return jax.tree.map(lambda *a: jnp.stack(a), *ends), jnp.stack(ys, axis=1)
 

@@ -1,4 +1,4 @@
-"""A traced program run in NumPy, operation by operation: no compiler, which takes longer than a small model does.
+"""A traced program run in NumPy, operation by operation: compiling it takes longer than all that a small model does.
 
 ``evaluated(f)(*args)`` is ``f(*args)``. ``test_random_models.py`` holds it against XLA.
 """
@@ -44,7 +44,7 @@ def _closed(closed: Any, made: dict) -> Callable:
         return places[var]
 
     for var, value in zip(jaxpr.constvars, consts, strict=True):
-        start[place(var)] = value if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended) else np.asarray(value)
+        start[place(var)] = _array(value)
     inputs = [place(var) for var in jaxpr.invars]
     outputs = [place(var) for var in jaxpr.outvars]
     lines = []
@@ -71,6 +71,7 @@ def _closed(closed: Any, made: dict) -> Callable:
 
 
 def _operation(eqn: Any, made: dict) -> Callable:
+    """What makes the line's values, one or a list of them, of its inputs."""
     name, params = eqn.primitive.name, eqn.params
     if name in CALLS:
         return _closed(next(params[key] for key in INNER if key in params), made)
@@ -87,7 +88,14 @@ def _operation(eqn: Any, made: dict) -> Callable:
 def _compiled(primitive: Any, params: tuple) -> Callable:
     """Every other operation is XLA's."""
     run = jax.jit(lambda *values: primitive.bind(*values, **dict(params)))
-    return (lambda *values: list(run(*values))) if primitive.multiple_results else run
+    if primitive.multiple_results:
+        return lambda *values: list(map(_array, run(*values)))
+    return lambda *values: _array(run(*values))
+
+
+def _array(value):
+    """NumPy's, but for a random key."""
+    return value if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended) else np.asarray(value)
 
 
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
@@ -95,18 +103,23 @@ INNER = ("jaxpr", "call_jaxpr")  # where a call keeps its program
 
 
 def _scan(eqn, params, made):
-    body, length, consts = _closed(params["jaxpr"], made), params["length"], params["num_consts"]
-    first = consts + params["num_carry"]
+    body, length = _closed(params["jaxpr"], made), params["length"]
+    if "ft_in" in params:  # JAX 0.12
+        groups = params["ft_in"].update(range(len(eqn.invars))).unpack()
+        consts, carried, _ = (len(list(group)) for group in groups)
+    else:
+        consts, carried = params["num_consts"], params["num_carry"]
+    first = consts + carried
     steps = range(length)[::-1] if params["reverse"] else range(length)
-    stacked = [var.aval for var in eqn.outvars[params["num_carry"] :]]
+    stacked = [var.aval for var in eqn.outvars[carried:]]
 
     def run(*args):
         fixed, carry, xs = args[:consts], args[consts:first], args[first:]
         ys = [np.zeros(aval.shape, aval.dtype) for aval in stacked]
         for t in steps:
             made = body(*fixed, *carry, *[x[t] for x in xs])
-            carry = made[: first - consts]
-            for y, row in zip(ys, made[first - consts :], strict=True):
+            carry = made[:carried]
+            for y, row in zip(ys, made[carried:], strict=True):
                 y[t] = row
         return [*carry, *ys]
 
