@@ -74,12 +74,11 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
         given = {name: getattr(module, name, None) for name in NAMES if module.use_bias or name not in BIASES}
         blocks = 4 if type(module) is eqx.nn.LSTMCell else 3
         I, H = module.input_size, module.hidden_size
-    w: dict[str, Any] = dict.fromkeys(NAMES)
-    w |= {name: np.asarray(a) for name, a in given.items() if a is not None}
+    w: dict[str, Any] = {
+        name: None if given.get(name) is None else as_weights("from_equinox", name, given[name]) for name in NAMES
+    }
     shapes = {"weight_ih": (blocks * H, I), "weight_hh": (blocks * H, H), "bias": (blocks * H,), "bias_n": (H,)}
     for name, shape in shapes.items():
-        if w[name] is not None:
-            w[name] = as_weights("from_equinox", name, w[name])
         if w[name] is not None and w[name].shape != shape:
             raise ValueError(
                 f"from_equinox: {name} must have the shape {shape}, got {w[name].shape}; convert the modules of an "
@@ -101,7 +100,7 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
 def _named(weights: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
     """The arrays of a cell, which come by their names alone, and how many gates stand in them: 4 or 3."""
     given = in_dicts("from_equinox", weights)
-    arrays = {name: np.asarray(a) for name, a in given.items() if not isinstance(a, dict)}
+    arrays = {name: as_weights("from_equinox", name, a) for name, a in given.items() if not isinstance(a, dict)}
     matrices = [arrays.get(name, np.zeros(0)) for name in ("weight_ih", "weight_hh")]
     if all(a.ndim == 2 for a in matrices):
         rows, H = matrices[1].shape

@@ -98,11 +98,13 @@ def from_haiku(
     def module(below: str, *parts: str) -> list[Any]:
         where = name + below
         own = modules.get(where, {})
-        if set(own) != set(parts):
+        deeper = (f"{part}/{name}" for part in ("w", "w_i", "w_h", "b") for name in modules.get(f"{where}/{part}", ()))
+        held = [*own, *deeper]
+        if set(held) != set(parts):
             raise ValueError(
                 f"from_haiku: expected {' and '.join(parts)} in the module {where!r} of a {kind}, got "
-                f"{', '.join(own) or 'no such module'}; the modules given are {', '.join(modules) or 'none'}: name the "
-                f"core's by name=."
+                f"{', '.join(held) or 'no such module'}; the modules given are {', '.join(modules) or 'none'}: name "
+                f"the core's by name=."
             )
         return [as_weights("from_haiku", f"params[{where!r}][{part!r}]", own[part]) for part in parts]
 

@@ -15,6 +15,7 @@ from jaxrnn._base import PyTree, is_inexact
 from jaxrnn._checks import LONGEST, check_array, check_choice, check_key, check_scalar_loss, check_sizes
 from jaxrnn._deprecated import moved_names
 from jaxrnn._dtypes import accumulator
+from jaxrnn._narrowing import check_held
 
 Measures = dict[str, jax.Array]  # scalars by name
 MOST_ACCUMULATED = 2**16  # float32 sums of so many numbers are wrong by up to 0.4 %; experiments' configs have it too
@@ -146,6 +147,7 @@ def loop(
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Measures]:
         _check_state(state)
+        check_held("training.loop", "batch", batch)
         key = jax.random.fold_in(jax.random.fold_in(state.key, NOISE), state.step)
         grads, measures = (gradient if accumulate == 1 else mean_gradient)(state.params, batch, key)
         measures = {"loss": measures.pop("loss"), "grad_norm": optax.tree.norm(grads), **measures}
@@ -182,6 +184,8 @@ def loop(
         return jax.lax.scan(one, state, length=steps)
 
     def evaluate(params: PyTree, batch: PyTree) -> Measures:
+        check_held("training.loop", "params", params)
+        check_held("training.loop", "batch", batch)
         value, measures = _measured(loss(params, batch, None))
         return {"loss": value, **measures}
 
