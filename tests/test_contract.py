@@ -17,7 +17,6 @@ from tests.cases import (
     LENGTHS,
     NEUTRAL,
     RESETS,
-    RUNS,
     B,
     Flags,
     I,
@@ -42,13 +41,6 @@ CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 
 by_case = pytest.mark.parametrize("case", list(with_runs(CASES)))
 by_case_in_turn = pytest.mark.parametrize("case", list(in_turn(CASES)))
-every_other_case = pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(*param.values, id=param.id, marks=param.marks if i // len(RUNS) % 2 == 0 else pytest.mark.full)
-        for i, param in enumerate(in_turn(CASES))
-    ],
-)
 forward_or_reverse = pytest.mark.parametrize("case", list(in_turn(c for c in CASES if c.chunks != "none")))
 
 
@@ -306,7 +298,7 @@ def test_steps_by_hand_equal_the_scan(name, x64, traced):
     assert_trees_close(*both(params, xs))
 
 
-@every_other_case
+@by_case_in_turn
 def test_vmap_over_parameters(case, x64, traced):
     many = [problem(case, seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *many)
@@ -340,7 +332,7 @@ def test_dtypes_are_kept(case, dtype):
     assert kinds(by_params) == kinds(params)
 
 
-@every_other_case
+@by_case_in_turn
 def test_second_derivatives(case, x64, traced):
     params, xs, carry = problem(case)
     loss = lambda *p: weighed(case.layer.apply(*p, carry, **ALL))
