@@ -43,8 +43,7 @@ def checks_arguments(function: Any = None, *, who: str | None = None) -> Any:
     ``int`` is a positive whole number, ``float`` a finite number, ``bool`` True or False, each with ``| None`` also
     None; ``dtype`` and ``param_dtype`` are floating-point dtypes; functions, dicts, sequences, paths, meshes, records
     and arrays are such, their numbers those of the dtype that JAX makes of theirs, and no leaf of a ``PyTree`` is a
-    string. Ranges, names, shapes and all else are the function's
-    own to check.
+    string. Ranges, names, shapes and all else are the function's own to check.
 
     Args:
         who: what messages call the function; its own name by default.

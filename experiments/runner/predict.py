@@ -66,7 +66,7 @@ def of_file(predictor: Predictor, params: Any, path: Path, out: Path | None) -> 
         inputs = np.load(path, mmap_mode="r")  # the system compares what the header says with the file
     except (
         EOFError,
-        NotImplementedError,
+        NotImplementedError,  # zipfile's, of an archive of a later version
         OSError,
         ValueError,
         MemoryError,

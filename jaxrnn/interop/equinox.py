@@ -14,6 +14,7 @@ from jaxrnn.cells.fused import GateOrder, gate_order
 from jaxrnn.interop.conversion import (
     as_weights,
     check_options,
+    check_shape,
     in_dicts,
     levels_of,
     no_learned_carry,
@@ -79,11 +80,9 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
     }
     shapes = {"weight_ih": (blocks * H, I), "weight_hh": (blocks * H, H), "bias": (blocks * H,), "bias_n": (H,)}
     for name, shape in shapes.items():
-        if w[name] is not None and w[name].shape != shape:
-            raise ValueError(
-                f"from_equinox: {name} must have the shape {shape}, got {w[name].shape}; convert the modules of an "
-                f"ensemble one by one, as jax.tree.map(lambda a: a[0], module) takes the first."
-            )
+        if w[name] is not None:
+            fix = "convert an ensemble's modules one by one, as jax.tree.map(lambda a: a[0], module) takes the first"
+            check_shape("from_equinox", name, w[name], shape, fix)
     W_xh, W_hh, b, b_n = w["weight_ih"].T, w["weight_hh"].T, w["bias"], w["bias_n"]
     options: dict[str, Any] = {"bias": False if b is None else None, "param_dtype": param_dtype(W_xh)}
     params: PyTree

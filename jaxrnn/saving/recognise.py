@@ -117,7 +117,7 @@ def _several_arrays(file: IO[bytes], start: bytes) -> bool:
         return file.read(6) == b"\x93NUMPY"
     except (
         Exception
-    ):  # NumPy's and Python's parser's, for what is no sound header; the system's, for a place beyond all files
+    ):  # of NumPy's and Python's parsers, for no sound header; of the system, for a place beyond all files
         return False
 
 

@@ -81,7 +81,7 @@ class Patience(NamedTuple):
             return None
         losses = self._losses(history)
         value, block = losses.min(0), losses.argmin(0)
-        step = np.array([result.step for result in history], np.int64)[block]
+        step = np.array([result.step for result in history], np.int32)[block]
         return Best(value if self.lower else -value, np.where(value < np.inf, step, 0), kept)
 
 

@@ -17,7 +17,7 @@ from jaxrnn._base import Cell, Layer, PyTree, check_model, name_of
 from jaxrnn._checks import check_params
 from jaxrnn._spec import Spec
 from jaxrnn.combine import MERGES
-from jaxrnn.interop.conversion import as_weights, in_dicts, refuse
+from jaxrnn.interop.conversion import as_weights, check_shape, in_dicts, refuse
 from jaxrnn.interop.flax._cells import (
     FlaxCell,
     Weights,
@@ -118,13 +118,9 @@ def _with(module: nnx.Module, weights: Any) -> nnx.Module:
                 f"from_nnx: expected {name} in the weights of a {type(module).__name__}, got {', '.join(given)}; give "
                 f"what the file holds under this module's name, as weights['encoder']."
             ) from None
-        a = a[...] if isinstance(a, nnx.Variable) else a
-        if np.shape(a) != param.shape:
-            raise ValueError(
-                f"from_nnx: {name} must have the shape {param.shape}, got {np.shape(a)}; give a module of the sizes "
-                f"with which the weights were saved."
-            )
-        held[path] = param.replace(np.asarray(a))
+        a = as_weights("from_nnx", name, a[...] if isinstance(a, nnx.Variable) else a)
+        check_shape("from_nnx", name, a, param.shape, "give a module of the sizes with which the weights were saved")
+        held[path] = param.replace(a)
     streams = {"count", "key"}  # of an nnx.Rngs: a run has its own, or none
     known = [tuple(map(str, path)) for path in held]
     check_all_taken("from_nnx", given, [*known, *(path for path in paths_in(given) if path[-1] in streams)])
