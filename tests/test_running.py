@@ -18,15 +18,23 @@ PLANS = pytest.mark.parametrize("plan", ["auto", "plain"])
 RECURRENT = [jr.elman, jr.lstm, jr.gru, functools.partial(jr.gru, reset="after"), jr.peephole_lstm]
 
 
+IN_BFLOAT16 = pytest.mark.parametrize(
+    "options", [{"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}], ids=["compute", "parameters"]
+)
+
+
+@IN_BFLOAT16
 @pytest.mark.parametrize("make", RECURRENT)
-def test_bfloat16_compute_keeps_the_carry_in_float32(make):
-    cell = make(I, H, dtype=jnp.bfloat16, bias_init="uniform")
+def test_bfloat16_keeps_the_carry_in_float32(make, options):
+    cell = make(I, H, bias_init="uniform", **options)
     params = cell.init(jax.random.key(0))
-    xs = jax.random.normal(jax.random.key(1), (T, B, I))
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    stored = options.get("param_dtype", jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(stored)}
+    xs = jax.random.normal(jax.random.key(1), (T, B, I), stored)
     carry, ys = jax.jit(jr.scan(cell).apply)(params, xs)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(carry)} == {"float32"}
     assert ys.dtype == jnp.bfloat16
+    params, xs = jax.tree.map(lambda a: a.astype(jnp.float32), (params, xs))
     exact = jax.jit(jr.scan(make(I, H)).apply)(params, xs)[1]
     # bfloat16 keeps 8 bits: products of rounded factors differ by up to 2^-8, and gates contract them.
     np.testing.assert_allclose(ys.astype(jnp.float32), exact, atol=0.02)
@@ -51,9 +59,7 @@ def test_4096_equal_contributions_add_up(plan, stored):
 
 
 @PLANS
-@pytest.mark.parametrize(
-    "options", [{"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}], ids=["compute", "parameters"]
-)
+@IN_BFLOAT16
 def test_recurrent_gradients_of_a_long_contracting_lstm_in_bfloat16(plan, options):
     exact = jr.scan(jr.lstm(2, 3))
     params = jax.tree.map(lambda a: 0.3 * a.astype(jnp.bfloat16).astype(jnp.float32), exact.init(jax.random.key(0)))
