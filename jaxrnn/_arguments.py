@@ -95,14 +95,25 @@ def check_argument(who: str, name: str, value: Any, annotation: str, known: Mapp
         if fits is not None and not fits(value):
             came = f"{value!r} ({type(value).__name__}){FIX.get(name, '')}"
             raise TypeError(f"{who}: {name} must be {expected}, got {came}.")
-        if fits is _is_path and "\0" in os.fspath(value):
-            raise ValueError(f"{who}: {name} must be a path, got {value!r}, in which no character may be 0.")
+        if fits is _is_path:
+            _check_path(who, name, os.fspath(value))
         if kind == "int" and value < 0:
             raise ValueError(f"{who}: {name} must be an int, 0 or above, got {value}.")
 
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str))
+
+
+def _check_path(who: str, name: str, path: str) -> None:
+    if "\0" in path:
+        raise ValueError(f"{who}: {name} must be a path, got {path!r}, in which no character may be 0.")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{who}: {name} must be a path, got {path!r}, which is no text that a file's name can be."
+        ) from None
 
 
 def _is_of_the_host(value: Any) -> bool:

@@ -58,9 +58,10 @@ def check_array(who: str, name: str, value: Any) -> None:
     """Something is numbers: an array, a number, or lists of them."""
     leaves = jax.tree.leaves(value, is_leaf=lambda leaf: leaf is None) if isinstance(value, list | tuple) else [value]
     for leaf in leaves:
-        words = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU"
+        # objects, words, dates, records: NumPy has them, JAX not
+        words = isinstance(leaf, np.ndarray) and (leaf.dtype.kind in "OSUMm" or leaf.dtype.type is np.void)
         if words or not (hasattr(leaf, "dtype") or isinstance(leaf, numbers.Number)):
-            raise TypeError(f"{who}: {name} must be an array, got {value!r} ({type(value).__name__}).")
+            raise TypeError(f"{who}: {name} must be an array of numbers, got {value!r:.80} ({type(value).__name__}).")
     if isinstance(value, list | tuple) and not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         try:
             np.shape(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: complex =
 
     Raises:
         ValueError: no sequences, shapes or dtypes that do not agree, a sequence longer than ``length``, numbers that do
-            not fit into the dtype of xs. TypeError: a value that is no number.
+            not fit into the dtype of xs. TypeError: a value that is no number, sequences that are not of numbers or are
+            traced. MemoryError: an xs larger than the memory.
 
     Example:
         >>> import numpy as np, jaxrnn as jr
@@ -39,6 +41,8 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: complex =
         >>> xs.shape, lengths.tolist()
         ((5, 2, 2), [3, 5])
     """
+    for index, sequence in enumerate(sequences):
+        _check_on_the_host(f"sequence {index}", sequence)
     arrays = [np.asarray(sequence) for sequence in sequences]
     if not arrays:
         raise ValueError("pad: needs at least one sequence, got none.")
@@ -61,10 +65,28 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: complex =
             f"pad: sequence {lengths.argmax()} has {lengths.max()} steps, more than length={T}; nothing is cut "
             f"silently, so slice it first or give a larger length."
         )
-    xs = np.full((T, len(arrays), *first.shape[1:]), value, first.dtype)
+    shape = (T, len(arrays), *first.shape[1:])
+    try:
+        xs = np.full(shape, value, first.dtype)
+    except MemoryError as error:
+        raise MemoryError(
+            f"pad: xs, {first.dtype} {shape}, needs {math.prod(shape) * first.dtype.itemsize:,} bytes, which are not "
+            f"there; give a smaller length, or fewer sequences."
+        ) from error
     for index, array in enumerate(arrays):
         xs[: len(array), index] = array
     return jnp.asarray(xs), jnp.asarray(lengths)
+
+
+def _check_on_the_host(name: str, sequence: Any) -> None:
+    """A sequence holds values now, and numbers."""
+    for leaf in jax.tree.leaves(sequence):
+        if isinstance(leaf, jax.Array) and not (jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool):
+            raise TypeError(
+                f"pad: {name} must be an array of numbers, got {leaf.dtype}; pad jax.random.key_data of keys."
+            )
+        if isinstance(leaf, jax.core.Tracer):
+            raise TypeError(f"pad: {name} is traced and has no value yet; pad outside of jit, grad and vmap.")
 
 
 @checks_arguments

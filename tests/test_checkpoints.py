@@ -250,6 +250,13 @@ def test_leaves_are_arrays_with_paths_of_their_own(tmp_path):
         checkpoints.save(tmp_path, 1, {"a.b": jnp.ones(1), "a": {"b": jnp.ones(1)}})
 
 
+@pytest.mark.parametrize("step", [1.5, True, "2"])
+def test_steps_are_whole_numbers(step, tmp_path):
+    with pytest.raises(TypeError, match=r"^checkpoints\.save: step must be an int, "):
+        checkpoints.save(tmp_path, step, {"a": jnp.ones(1)})
+    assert not os.listdir(tmp_path)
+
+
 def test_missing_orbax_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     with pytest.raises(ImportError, match=r"needs orbax-checkpoint: pip install 'jaxrnn\[train\]'"):

@@ -129,7 +129,7 @@ def test_a_clipped_complex_zero_has_a_gradient(x64):
 def test_complex_states_are_refused_by_name(kind):
     wrap, _ = WRAPPERS[kind]
     layer = jr.scan(wrap(linear_recurrence()))
-    with pytest.raises(TypeError, match=f"{kind}: the carry of .* must be one array of floats .* got complex"):
+    with pytest.raises(TypeError, match=f"{kind}: the state of .* is complex64, and must be floats; hold its real"):
         layer.apply(layer.init(jax.random.key(0)), jnp.ones((T, I)), key=jax.random.key(0))
 
 

@@ -323,6 +323,8 @@ def test_embedding_outside_its_vocabulary_is_nan():
     table = np.ones((V, O))
     y = cell.step(jr.cells.EmbeddingParams(table), (), jnp.array([-1, 0, V - 1, V]))[1]
     np.testing.assert_array_equal(y[:, 0], [np.nan, 1, 1, np.nan])
+    of_one = [cell.step(jr.cells.EmbeddingParams(table), (), token)[1] for token in (V - 1, V)]  # Python's own integers
+    np.testing.assert_array_equal(of_one, np.stack([np.ones(O), np.full(O, np.nan)]))
 
 
 @pytest.mark.parametrize("name", [*GATED, "elman", "elman-readout", "readout", "dense", "layer_norm", "embedding"])

@@ -1,11 +1,13 @@
-"""What is wrong with the arguments of bucketed, padded and prefetch is said, with what to give."""
+"""What is wrong with the arguments of bucketed, padded, prefetch and fetch is said, with what to give."""
 
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn.training import bucketed, padded, prefetch
+from jaxrnn.training import bucketed, fetch, padded, prefetch
 
 XS = [np.ones((n, 2)) for n in (3, 1, 2, 2)]
 TOKENS = [np.zeros(n, int) for n in (3, 1, 2, 2)]
@@ -162,6 +164,11 @@ def test_errors(name):
     call, error, words = ERRORS[name]
     with pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, words))):
         call()
+
+
+def test_what_numpy_does_not_have_is_not_fetched():
+    with pytest.raises(TypeError, match=r"training.fetch: tree\['a'\] is a key, .* give jax.random.key_data of it"):
+        fetch({"a": jax.random.key(0), "b": jnp.ones(2)})
 
 
 def test_tokens_and_labels_in_range_pass():

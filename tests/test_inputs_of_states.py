@@ -1,5 +1,6 @@
 """Fixed points and linear dynamics under one input, or one for each state: as runs of one state at a time."""
 
+import functools
 import re
 
 import jax
@@ -131,3 +132,14 @@ def test_inputs_that_are_trees_are_told():
         find(tree, PARAMS, STARTS, XS[0])
     with pytest.raises(FloatingPointError, match="find_fixed_points: x is not finite"):
         find(CELL, PARAMS, STARTS, XS.at[2, 1].set(jnp.nan))
+
+
+@pytest.mark.parametrize("method", ["adam", "newton"])
+def test_a_start_from_which_no_step_can_be_taken_is_named(method):
+    model = jr.chain(jr.embedding(5, 3), CELL)
+    params = model.init(jax.random.key(0))
+    tokens = jnp.arange(len(STARTS)) % 5
+    find = functools.partial(jr.gradients.find_fixed_points, model, params, ((), STARTS), method=method, steps=5)
+    assert find(tokens, tolerance=100.0).hits.sum() == len(STARTS)
+    with pytest.raises(FloatingPointError, match=r"one step from 2 of 5 starts is not finite, first from 1; .* token"):
+        find(tokens.at[jnp.array([1, 3])].set(5))

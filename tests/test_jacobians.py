@@ -192,6 +192,7 @@ def test_spectral_radius(x64):
     turned = np.array([[0.6, -0.8], [0.8, 0.6]])
     W = np.stack([np.diag([0.5, -2.0]), 0.3 * turned])
     np.testing.assert_allclose(jr.gradients.spectral_radius(W), [2.0, 0.3], rtol=1e-12)
+    np.testing.assert_allclose(jr.gradients.spectral_radius(W.tolist()), [2.0, 0.3], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.8, "vanishing"), (1.0, "near the edge"), (1.2, "exploding")])

@@ -171,6 +171,11 @@ def test_a_place_for_no_directory_is_told(tmp_path):
         fit(tmp_path)
 
 
+def test_a_path_as_text_is_locked_too(tmp_path):
+    with locking.alone(str(tmp_path)), pytest.raises(CheckpointError, match="another training is at work in it"):
+        fit(tmp_path)
+
+
 def test_the_first_of_several_processes_locks_for_all(tmp_path, monkeypatch):
     with locking.alone(tmp_path):
         monkeypatch.setattr(jax, "process_index", lambda: 1)

@@ -246,6 +246,41 @@ ERRORS = {
         ValueError,
         "pad: sequence 1 is float32 .* sequence 0 is float64",
     ),
+    "pad keys": (
+        lambda: jr.pad([jax.random.split(jax.random.key(0), 3)]),
+        TypeError,
+        "pad: sequence 0 must be an array of numbers, got key<fry>; pad jax.random.key_data of keys",
+    ),
+    "pad dates": (
+        lambda: jr.pad([np.ones(2), np.array(["2026-01-01"], "M8[D]")]),
+        TypeError,
+        "pad: sequence 1 must be an array of numbers, got array",
+    ),
+    "pad records": (
+        lambda: jr.pad([np.zeros(3, [("a", float)])]),
+        TypeError,
+        "pad: sequence 0 must be an array of numbers, got array",
+    ),
+    "pad while tracing": (
+        lambda: jax.jit(lambda x: jr.pad([x, x[:1]]))(jnp.ones((2, 3))),
+        TypeError,
+        "pad: sequence 0 is traced and has no value yet; pad outside of jit",
+    ),
+    "pad beyond the memory": (
+        lambda: jr.pad([np.zeros((0, 2**40), np.int8)], length=2**20),
+        MemoryError,
+        "pad: xs, int8 (1048576, 1, 1099511627776), needs 1,152,921,504,606,846,976 bytes, .* give a smaller length",
+    ),
+    "pools of keys": (
+        lambda: jr.max_pool(jax.random.split(jax.random.key(0), 3)),
+        TypeError,
+        "max_pool: ys must be numbers or booleans, got key<fry>; keys have neither order nor mean",
+    ),
+    "pools of ragged lists": (
+        lambda: jr.mean_pool([[1.0, 2.0], [3.0]]),
+        ValueError,
+        "mean_pool: ys must be an array, got lists of unequal lengths.* jr.pad makes one array",
+    ),
     "pad scalars": (lambda: jr.pad([1.0, 2.0]), ValueError, "pad: sequence 0 is a scalar"),
     "pad too long": (
         lambda: jr.pad([np.ones(3), np.ones(9)], length=5),

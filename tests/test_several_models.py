@@ -87,6 +87,12 @@ def test_a_model_that_is_given(path):
         ({"a.b": (CRITIC, None)}, {}, ValueError, "text without points.* got 'a.b'"),
         ({"": (CRITIC, None)}, {}, ValueError, "text without points.* got ''"),
         ({1: (CRITIC, None)}, {}, ValueError, "text without points.* got 1"),
+        (
+            {"\ud800": (CRITIC, randomised(CRITIC))},
+            {},
+            ValueError,
+            "name '.ud800.W_xh' is no Unicode text, .* rename it",
+        ),
         ({"a": CRITIC}, {}, TypeError, r"expected 'a' to be a pair \(model, params\), got Layer; give \{'a': \(model"),
         ({"a": (CRITIC,)}, {}, TypeError, r"expected 'a' to be a pair \(model, params\), got tuple of 1"),
         ({"a": (None, CRITIC)}, {}, TypeError, "a: expected a Cell or a Layer, got NoneType"),

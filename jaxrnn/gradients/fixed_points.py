@@ -70,7 +70,7 @@ def find_fixed_points(
 
     Raises:
         ValueError, TypeError: arguments that do not fit, a Layer, a carry that is empty or has integer parts; a
-            FloatingPointError for starts or inputs that are not finite.
+            FloatingPointError for starts or inputs that are not finite, or from which one step is not.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -112,6 +112,7 @@ def find_fixed_points(
     if not all(np.isfinite(np.asarray(a, float)).all() for a in jax.tree.leaves(x)):
         raise FloatingPointError(f"{who}: x is not finite.")
     search = _adam(space, steps, learning_rate) if method == "adam" else _newton(space, steps)
+    speeds = jax.vmap(lambda h, x: _speed(space, h, x), in_axes=(0, 0 if each else None))
 
     @jax.jit
     def from_all(h0, x):
@@ -119,9 +120,14 @@ def find_fixed_points(
             h = jax.lax.map(lambda of_one: search(*of_one), (h0, x), batch_size=batch_size)
         else:
             h = jax.lax.map(lambda h: search(h, x), h0, batch_size=batch_size)
-        return h, jax.vmap(lambda h, x: _speed(space, h, x), in_axes=(0, 0 if each else None))(h, x)
+        return h, speeds(h, x), speeds(h0, x)
 
-    h, speed = from_all(h0, x)
+    h, speed, speed_at_start = from_all(h0, x)
+    if lost := np.flatnonzero(~np.isfinite(speed_at_start)).tolist():
+        raise FloatingPointError(
+            f"{who}: one step from {len(lost)} of {count} starts is not finite, first from {lost[0]}; look at the "
+            f"parameters, at the size of this state, and at its input: a token out of an embedding's range is NaN."
+        )
     inputs = _alike(x) if each else np.zeros(count, int)
     kept, hits = _kept(np.asarray(h0), np.asarray(h), np.asarray(speed), inputs, tolerance, duplicates, outliers)
     return FixedPoints(space.tree(h[kept]), speed[kept], jnp.asarray(hits), jnp.asarray(kept))

@@ -243,6 +243,13 @@ def refuse(who: str, what: str, why: str) -> NoReturn:
     raise ValueError(f"{who}: {what} has no counterpart: {why}.")
 
 
+def refuse_class(who: str, module: Any) -> None:
+    """Refuse a class where a module made by it is meant."""
+    if isinstance(module, type):
+        name = module.__name__
+        raise TypeError(f"{who}: expected a module, got the class {name}; pass one that it made, {name}(…).")
+
+
 def named(function: Any) -> Any:
     """The built-in activation's name where this function is one; any other function as it is."""
     return next((name for name, known in ACTIVATIONS.items() if function is known), function)

@@ -21,6 +21,7 @@ from jaxrnn.interop.conversion import (
     own_dtype,
     param_dtype,
     refuse,
+    refuse_class,
     reordered,
     requires,
     spec_of,
@@ -70,6 +71,7 @@ def from_equinox(module: Any) -> tuple[Cell, PyTree]:
         H, I = given["weight_hh"].shape[-1], given["weight_ih"].shape[-1]
     else:
         eqx = LIBRARY.load()
+        refuse_class("from_equinox", module)
         if type(module) not in (eqx.nn.LSTMCell, eqx.nn.GRUCell):
             refuse("from_equinox", f"a {type(module).__name__}", "known are eqx.nn.LSTMCell and eqx.nn.GRUCell")
         given = {name: getattr(module, name, None) for name in NAMES if module.use_bias or name not in BIASES}

@@ -31,6 +31,13 @@ def by_name(who: str, tree: PyTree, owner: str = "") -> dict[str, Any]:
             f"{who}: the parameters' names {', '.join(ambiguous)} are ambiguous in a file, where a tensor is named by "
             f"its path, joined by points; rename those keys."
         )
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{who}: the name {name!r} is no Unicode text, as a file's names are; rename it."
+            ) from None
     return {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
 
 

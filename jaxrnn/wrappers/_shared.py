@@ -19,6 +19,11 @@ def state_of(who: str, cell: Cell, carry: PyTree) -> Any:
     """The array h of a carry that is h, or a record with h."""
     h: Any = getattr(carry, "h", carry)
     is_record = hasattr(carry, "h") and not hasattr(carry, "_replace")  # of some other class
+    if not is_record and hasattr(h, "shape") and jnp.iscomplexobj(h):
+        raise TypeError(
+            f"{who}: the state of {name_of(cell)} is {h.dtype}, and must be floats; hold its real and imaginary parts "
+            f"side by side, (*B, 2 H) floats."
+        )
     if is_record or not hasattr(h, "shape") or not is_float(h) or len(h.shape) == 0:
         raise TypeError(
             f"{who}: the carry of {name_of(cell)} must be one array of floats (*B, H) or a NamedTuple with such an h, "

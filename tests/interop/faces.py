@@ -227,6 +227,8 @@ PROTOS = [
 BAD: dict[str, Sequence[Any]] = {
     "torch.from_torch.source": [
         *(None, 3, "rnn.pt", [], [3], [MODULE, 3], torch.nn.Linear(I, H), np.ones(3), OwnLSTM(I, H)),
+        Row(torch.nn.GRU, "expected a module, got the class GRU"),
+        Row(torch.ao.nn.quantized.dynamic.LSTM(I, H), "is quantised"),
         *(Row(bad, "no recurrent module") for bad in ({}, {3: np.ones(3)}, {"weight_ih": 3})),
         Row(STATE | {"weight_ih_l9": np.ones((H, I), "f")}, "_l9"),
         Row(STATE | {"weight_ih_l1": np.ones((H, I), "f")}, "weight_ih_l1"),
@@ -249,14 +251,16 @@ BAD: dict[str, Sequence[Any]] = {
     "haiku.to_haiku.cell": [*MODELS, Row(LAYER, "Layer"), Row(GRU, "reset", {"params": PARAMS})],
     "equinox.to_equinox.cell": [*MODELS, Row(LAYER, "Layer"), UNKNOWN],
     "keras.from_keras.source": [
-        *(*OTHERS, [3], np.ones(3), keras.layers.GRU),
+        *(*OTHERS, [3], np.ones(3)),
+        *(Row(bad, "expected a module, got the class GRU") for bad in (keras.layers.GRU, [keras.layers.GRU])),
         Row([], "no layer"),
         Row(keras.layers.GRU(H), "no weights yet"),
         *(Row(source, "'mine'") for source in (OwnModel(KERAS), [KERAS, OwnModel(KERAS)])),
         Row(keras.layers.Conv1D(3, 3), "Conv1D"),
     ],
     "flax.from_linen.module": [
-        *(*OTHERS, linen.Dense(3), linen.GRUCell, linen.RNN(linen.Dense(3)), NNX),
+        *(*OTHERS, linen.Dense(3), linen.RNN(linen.Dense(3)), NNX),
+        Row(linen.GRUCell, "expected a module, got the class GRUCell"),
         *(Row(module, "parameters") for module in (linen.LSTMCell(H), linen.MGUCell(H), LINEN_CELL)),
         Row(linen.GRUCell(H + 1), "shape"),
         Row(linen.GRUCell(H, carry_init=lambda key, shape, dtype: jnp.ones(3)), "carry_init"),
@@ -275,7 +279,7 @@ BAD: dict[str, Sequence[Any]] = {
         *(
             *OTHERS,
             nnx.Linear(I, H, kernel_init=ZEROS, rngs=nnx.Rngs(0)),
-            nnx.GRUCell,
+            Row(nnx.GRUCell, "expected a module, got the class GRUCell"),
             linen.GRUCell(H),
             nnx.RNN(NNX, reverse=True),
         ),
@@ -330,7 +334,7 @@ BAD: dict[str, Sequence[Any]] = {
     "haiku.to_haiku.name": [3, ["a", "b"], [3], []],
     "double_bias": [],
     "equinox.from_equinox.module": [
-        *(*OTHERS, eqx.nn.GRUCell, eqx.nn.Identity()),
+        *(*OTHERS, Row(eqx.nn.GRUCell, "expected a module, got the class GRUCell"), eqx.nn.Identity()),
         *(row for name in ("weight_ih", "weight_hh", "bias", "bias_n") for row in fields_of(EQUINOX, name)),
     ],
     "params": of_params(PARAMS),

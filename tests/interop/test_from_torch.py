@@ -301,9 +301,13 @@ def state_of(module_class, options=None, drop=(), **more):
 
 
 MISREAD = {
-    "unknown keys 'head.weight'; pass the state dict of one recurrent module": (
+    "unknown keys 'head.weight'; pass the state dict of one recurrent module, without others.": (
         state_of(nn.GRU, **{"head.weight": torch.ones(2, 2)}),
         {},
+    ),
+    "unknown keys 'rnn.head.weight'; pass the state dict of one recurrent module, without others.": (
+        {f"rnn.{name}": w for name, w in state_of(nn.GRU, **{"head.weight": torch.ones(2, 2)}).items()},
+        {"prefix": "rnn."},
     ),
     "the state dict has no 'bias_hh_l0'": (state_of(nn.GRU, drop=["bias_hh_l0"]), {}),
     "no recurrent module is called 'rnn.'; the names of the only one stand alone; leave it out": (

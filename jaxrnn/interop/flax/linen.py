@@ -15,7 +15,7 @@ from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._checks import check_params
 from jaxrnn.combine import MERGES
-from jaxrnn.interop.conversion import in_dicts, refuse
+from jaxrnn.interop.conversion import in_dicts, refuse, refuse_class
 from jaxrnn.interop.flax._cells import (
     FlaxCell,
     check_weights,
@@ -77,6 +77,7 @@ def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Lay
     there, ours are 0. Under a narrow ``dtype`` Flax sums and carries in it, jaxrnn in at least float32. Initialisers
     and ``unroll`` are not taken over; the weights are.
     """
+    refuse_class("from_linen", module)
     params = in_dicts("from_linen", _dict("params", nn.meta.unbox(params)))
     if type(module) is LinenCell:
         params = params["params"] if params.keys() == {"params"} else params

@@ -17,7 +17,7 @@ from jaxrnn._base import Cell, Layer, PyTree, check_model, name_of
 from jaxrnn._checks import check_params
 from jaxrnn._spec import Spec
 from jaxrnn.combine import MERGES
-from jaxrnn.interop.conversion import as_weights, check_shape, in_dicts, refuse
+from jaxrnn.interop.conversion import as_weights, check_shape, in_dicts, refuse, refuse_class
 from jaxrnn.interop.flax._cells import (
     FlaxCell,
     Weights,
@@ -76,6 +76,7 @@ def from_nnx(module: nnx.Module, weights: Mapping[str, Any] | None = None) -> tu
     there, ours are 0. Under a narrow ``dtype`` (a SimpleCell's is float32 where none is given) Flax sums and carries
     in it, jaxrnn in at least float32. Initialisers, ``unroll`` and the metadata of Params are not taken over.
     """
+    refuse_class("from_nnx", module)
     if weights is not None:
         module = _with(module, weights)
     if isinstance(module, NnxCell):

@@ -13,7 +13,7 @@ import numpy as np
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn.cells.fused import block, gate_order
-from jaxrnn.interop.conversion import param_dtype, refuse, spec_of
+from jaxrnn.interop.conversion import param_dtype, refuse, refuse_class, spec_of
 from jaxrnn.interop.keras._chains import chain_of
 from jaxrnn.interop.keras._names import (
     ACTIVATIONS,
@@ -77,6 +77,8 @@ def from_keras(source: Any) -> tuple[Cell | Layer, PyTree]:
 
 def with_notes(keras: ModuleType, source: Any) -> tuple[Cell | Layer, PyTree, list[str]]:
     """The same, and what the user should know."""
+    for layer in source if isinstance(source, list | tuple) else [source]:
+        refuse_class("from_keras", layer)
     if isinstance(source, list | tuple | keras.Model):
         return _stack(keras, [source] if isinstance(source, keras.Model) else source)
     if type(source) in (*_cells(keras), keras.layers.StackedRNNCells):

@@ -13,7 +13,7 @@ from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._checks import check_choice, check_rate
 from jaxrnn.cells.fused import block, gate_order
-from jaxrnn.interop.conversion import Level, Run, model_of, param_dtype, reordered, spec_of
+from jaxrnn.interop.conversion import Level, Run, model_of, param_dtype, refuse_class, reordered, spec_of
 from jaxrnn.interop.torch._names import GATES, KEY, KINDS, LIBRARY, turned
 from jaxrnn.interop.torch._states import Part, chosen, parts_in, weights_of
 from jaxrnn.saving.files import few
@@ -77,6 +77,7 @@ def from_torch(
         names = _several(WHO, prefix)
         return _stacked([from_torch(source, prefix=p, nonlinearity=nonlinearity, dropout=dropout) for p in names])
     torch = LIBRARY.load()
+    refuse_class(WHO, source)
     given: dict[str, Any] = {"nonlinearity": nonlinearity, "dropout": dropout}
     several = isinstance(source, list | tuple | torch.nn.ModuleList | torch.nn.Sequential) and len(source) > 0
     if several and not prefix and all(is_recurrent(torch, module) for module in source):
@@ -92,6 +93,10 @@ def from_torch(
     modules = recurrent_modules(torch, source) if isinstance(source, torch.nn.Module) else {}
     if not modules or not prefix:
         cls = type(source)
+        if "quantized" in cls.__module__:
+            raise TypeError(
+                f"from_torch: {cls.__module__}.{cls.__name__} is quantised; convert the module as it was before."
+            )
         raise TypeError(
             f"from_torch: expected nn.RNN, nn.LSTM, nn.GRU, one of their cells or a state dict, got "
             f"{cls.__name__ if cls.__name__ not in RECURRENT else f'{cls.__module__}.{cls.__name__}'}; pass the "
@@ -162,10 +167,9 @@ def from_state(
     parts = parts_in(who, source)
     name = chosen(who, parts, prefix)
     if unknown := [other for other in parts[name].others if not prefix or other.startswith(name)]:
-        raise ValueError(
-            f"{who}: unknown keys {few([repr(key) for key in unknown])}; pass the state dict of one recurrent module, "
-            f"or name the part of a larger one: prefix={name!r}."
-        )
+        fix = f", or name the part of a larger one: prefix={name!r}." if name and not prefix else ", without others."
+        keys = few([repr(key) for key in unknown])
+        raise ValueError(f"{who}: unknown keys {keys}; pass the state dict of one recurrent module{fix}")
     return from_part(who, parts[name], name, nonlinearity, dropout, ask=ask)
 
 
