@@ -1,6 +1,7 @@
 """Is this machine fit to train on? Versions, devices, and compiled gradients against plain loops.
 
     python -m jaxrnn doctor
+    python -m jaxrnn doctor --json
 
 Compilers have faults: some releases of jaxlib silently give wrong gradients of a plain GRU. So the check runs
 what training runs, a jitted gradient of ``jr.scan(cell)``, and compares it with a Python loop over the textbook
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +37,7 @@ import numpy as np
 
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
+from jaxrnn.doctor import probes
 
 # ---- versions ----------------------------------------------------------------------------------
 
@@ -133,6 +136,7 @@ SHAPES = (
     Case("peephole_lstm, full", 6, 5, 1, 7, reverse=True, plan="plain"),
 )
 CASES = tuple(case._replace(dtype=dtype) for case in SHAPES for dtype in ("float32", "float64"))
+MISCOMPILED = SHAPES[0]._replace(dtype="float64")
 
 # Relative to the largest entry of each array. Up to a few thousand roundings stand between the inputs and a
 # gradient, in an order that XLA may choose. On CPUs that makes 2e-6 and 3e-15 at the most, on devices with
@@ -318,43 +322,76 @@ def add_command(commands: Any) -> None:
         epilog="The exit status is 1 where anything is off: a jax or jaxlib with a known problem, no device, "
         "a wrong number, a check that fails. JAX_PLATFORMS=cpu checks the CPU of a machine with a GPU.",
     )
-    parser.set_defaults(run=lambda arguments: main())
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead, for a bug report")
+    parser.set_defaults(run=lambda arguments: main(as_json=arguments.json))
 
 
-def main(cases: Sequence[Case] = CASES, scan: Callable[..., Layer] = jr.scan) -> int:
+def main(cases: Sequence[Case] = CASES, scan: Callable[..., Layer] = jr.scan, *, as_json: bool = False) -> int:
     """Print the whole report.
 
     Args:
         cases, scan: as for :func:`self_check`.
+        as_json: one JSON object in place of lines: versions, devices, problems, checks, probes, ok. What is no number
+            is null there.
 
     Returns:
         The exit status: 0 where all is well, 1 where anything is off.
     """
+    say = functools.partial(print, flush=True) if not as_json else lambda *words: None  # what follows may crash
     start = time.perf_counter()
     versions = installed_versions()
-    named = {"jaxrnn": jr.__version__, "python": platform.python_version(), **versions}
-    for name, version in {**named, "platform": platform.platform()}.items():
-        print(f"{name:<9} {version or 'not installed'}")
-    problems = known_problems(versions)
-    for problem in problems:
-        print(f"PROBLEM   {problem}", flush=True)  # what follows may crash
+    report: dict[str, Any] = {"jaxrnn": jr.__version__, "python": platform.python_version(), **versions}
+    report = {"versions": report, "platform": platform.platform(), "problems": known_problems(versions)}
+    for name, version in {**report["versions"], "platform": report["platform"]}.items():
+        say(f"{name:<9} {version or 'not installed'}")
+    for problem in report["problems"]:
+        say(f"PROBLEM   {problem}")
+    results: list[Result] = []
+    found: list[probes.Probe] = []
     try:
         devices = jax.devices()
     except RuntimeError as error:
-        print(f"PROBLEM   JAX finds no device: {error}")
-        return 1
-    print("devices   " + ", ".join(f"{d.platform}:{d.id} ({d.device_kind})" for d in devices))
+        devices = []
+        report["problems"].append(f"JAX finds no device: {error}")
+        say(f"PROBLEM   {report['problems'][-1]}")
+    report["devices"] = [f"{d.platform}:{d.id} ({d.device_kind})" for d in devices]
+    if devices:
+        say("devices   " + ", ".join(report["devices"]))
+        say(f"\nJitted runs against plain loops on {devices[0].platform}, largest relative differences:\n")
+        say(ROW.format("cell", "T,B,I,H", "dtype", "plan", "direction", "value", "gradient", "allowed", ""))
+        for result in self_check(cases, scan):
+            say(as_row(result))
+            results.append(result)
+        found = known_faults(results, versions, devices[0].platform)
+        say("\nKnown faults of compilers:\n")
+        for line in probes.lines(found):
+            say(line)
+        failed = sum(not result.ok for result in results)
+        say(f"\n{len(cases) - failed} of {len(cases)} checks ok, in {time.perf_counter() - start:.0f} s.")
+        if failed:
+            say("Do not trust what is computed here. Try another release of jaxlib; report what remains.")
+    ok = not report["problems"] and all(result.ok for result in results)
+    if as_json:
+        checks = [result._asdict() | {"case": result.case._asdict(), "ok": result.ok} for result in results]
+        report |= {"checks": checks, "probes": [probe._asdict() for probe in found], "ok": ok}
+        print(json.dumps(_without_nan(report), indent=2, ensure_ascii=False))
+    return int(not ok)
 
-    print(f"\nJitted runs against plain loops on {devices[0].platform}, largest relative differences:\n")
-    print(ROW.format("cell", "T,B,I,H", "dtype", "plan", "direction", "value", "gradient", "allowed", ""))
-    failed = 0
-    for result in self_check(cases, scan):
-        print(as_row(result), flush=True)
-        failed += not result.ok
-    print(f"\n{len(cases) - failed} of {len(cases)} checks ok, in {time.perf_counter() - start:.0f} s.")
-    if failed:
-        print("Do not trust what is computed here. Try another release of jaxlib; report what remains.")
-    return int(bool(problems or failed))
+
+def known_faults(results: Iterable[Result], versions: Mapping[str, str | None], platform: str) -> list[probes.Probe]:
+    """The probes of the faults that are known by number; a slow scan is told, and is nothing wrong."""
+    of_gru = [result for result in results if result.case == MISCOMPILED]
+    found = [probes.probe_wrong_values(result.gradient, result.tolerance) for result in of_gru]
+    return [*found, probes.probe_crashes(versions.get("jaxlib")), probes.probe_quadratic_scans(platform)]
+
+
+def _without_nan(report: Any) -> Any:
+    """JSON has no numbers for NaN and infinity."""
+    if isinstance(report, Mapping):
+        return {name: _without_nan(part) for name, part in report.items()}
+    if isinstance(report, list | tuple):
+        return [_without_nan(part) for part in report]
+    return None if isinstance(report, float) and not np.isfinite(report) else report
 
 
 ROW = "{:<20} {:<10} {:<8} {:<6} {:<17} {:>8} {:>8} {:>7}  {}"

@@ -1,0 +1,113 @@
+"""Faults of compilers that are known by number: which of them this machine has, each seen by a small program."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Probe(NamedTuple):
+    """What was found out about one fault."""
+
+    issue: str
+    fault: str  # what goes wrong where it is present
+    verdict: str  # one of VERDICTS
+    because: str  # what the verdict stands on
+    measured: Mapping[str, float] = {}  # seconds, ratios, differences
+    fix: str = ""  # what to do, where it is present
+
+
+VERDICTS = ("absent", "present", "not run")
+
+WRONG_VALUES = "wrong values on the CPU, as in float64 gradients of a GRU"
+CRASHES = "crashes or hangs on the CPU"
+QUADRATIC = "a scan that stacks less than 256 bytes a step writes all that it has stacked at every step"
+CRASHING = ("0.10.2", "0.11.0")  # releases of jaxlib
+
+STEPS = 10_000
+FACTOR = 4  # by which the longer scan is longer
+# Four times as many steps take 2.9 to 3.9 times as long where the fault is absent (jaxlib 0.10.1 and 0.12.0), and 16
+# times where it is present (0.11.1): halfway between, as factors go.
+QUADRATIC_FROM = 8.0
+
+
+def probe_wrong_values(difference: float, tolerance: float) -> Probe:
+    """From the gradient of the GRU that jaxlib 0.10.2 gets wrong: its largest relative difference from a plain loop."""
+    off = not difference <= tolerance  # as NaN is
+    return Probe(
+        "jax-ml/jax#39103",
+        WRONG_VALUES,
+        "present" if off else "absent",
+        f"the gradient of that GRU is {difference:.1e} off, {tolerance:.0e} is allowed",
+        {"difference": difference, "tolerance": tolerance},
+        "pip install --upgrade 'jaxlib!=0.10.2'" if off else "",
+    )
+
+
+def probe_crashes(jaxlib: str | None) -> Probe:
+    """By the release alone: a program that crashes would take the report with it."""
+    release = (jaxlib or "").partition("+")[0]
+    affected = release in CRASHING
+    return Probe(
+        "jax-ml/jax#39257",
+        CRASHES,
+        "present" if affected else "not run",
+        f"jaxlib {jaxlib or 'is not known'}: " + ("one of" if affected else "none of") + f" {', '.join(CRASHING)}, "
+        f"which have it; no program is run that could crash",
+        {},
+        "pip install --upgrade 'jaxlib!=0.10.2,!=0.11.0'" if affected else "",
+    )
+
+
+def probe_quadratic_scans(platform: str, seconds: Callable[[int], float] | None = None, steps: int = STEPS) -> Probe:
+    """From the times of two scans, one longer than the other, that stack one number a step.
+
+    Args:
+        platform: where they run; the fault is one of the CPU's compiler.
+        seconds: what a scan of so many steps takes; None measures it.
+        steps: of the shorter scan.
+    """
+    issue = "jax-ml/jax#40101"
+    if platform != "cpu":
+        return Probe(issue, QUADRATIC, "not run", f"it concerns the CPU, and this is {platform}")
+    short, long = map(seconds or _seconds_of_scan, (steps, FACTOR * steps))
+    ratio = long / short
+    present = ratio >= QUADRATIC_FROM
+    return Probe(
+        issue,
+        QUADRATIC,
+        "present" if present else "absent",
+        f"a scan of {steps:,} steps takes {short:.1e} s, one of {FACTOR * steps:,} {ratio:.1f} times as long",
+        {"steps": steps, "seconds": short, "longer_seconds": long, "ratio": ratio},
+        "pip install --upgrade 'jaxlib!=0.11.1'; until then long scans of small states are slow" if present else "",
+    )
+
+
+def _seconds_of_scan(steps: int) -> float:
+    """The shortest of several runs, once compiled."""
+
+    @jax.jit
+    def run(carry: jax.Array) -> Any:
+        return jax.lax.scan(lambda h, _: (0.999 * h + 0.001, h), carry, None, length=steps)
+
+    carry, best = jnp.ones(()), float("inf")
+    jax.block_until_ready(run(carry))
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(run(carry))
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def lines(probes: Sequence[Probe]) -> list[str]:
+    """The probes, one line each, and under it what to do."""
+    found = []
+    for probe in probes:
+        found.append(f"{probe.issue:<17} {probe.verdict:<8} {probe.fault}: {probe.because}")
+        if probe.fix:
+            found.append(f"{'':<17} fix: {probe.fix}")
+    return found
