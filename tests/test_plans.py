@@ -243,6 +243,49 @@ def test_less_memory_than_the_plain_scan():
 # ---- explain, Plan -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("jaxlib", "platform", "devices", "least"),
+    [("0.11.1", "cpu", 1, 512), ("0.11.1", "cuda", 1, 0), ("0.11.1", "cpu", 2, 0), ("0.12.0.1", "cpu", 1, 0)],
+)
+def test_when_what_is_stacked_is_padded(jaxlib, platform, devices, least, monkeypatch):
+    monkeypatch.setattr("jaxlib.__version__", jaxlib)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    assert jr.planning._rules.least_bytes_to_stack() == least
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_padding_of_what_is_stacked_changes_no_value(reverse, monkeypatch, x64):
+    def step(params, carry, x):
+        h, count, key = carry
+        h = jnp.tanh(h @ params["W"] + x)
+        return (h, count + 1, key), {"h": h[..., :2], "count": count, "positive": h > 0, "key": key}
+
+    def initial_carry(params, batch):
+        return jnp.zeros((*batch, I)), jnp.zeros(batch, jnp.int32), jnp.broadcast_to(jax.random.key(3), batch)
+
+    cell = jr.Cell(lambda key: {"W": draw((I, I), 2)}, initial_carry, step)
+    params, xs = cell.init(None), draw((T, B, I), 1)
+
+    def outcome(plan):
+        run = lambda params, xs: jr.scan(cell, plan=plan, reverse=reverse).apply(params, xs)
+        loss = lambda *of: weigh(run(*of)[1]["h"])
+        (carry, ys), gradients = run(params, xs), jax.grad(loss, (0, 1))(params, xs)
+        ys, carry = ys | {"key": jax.random.key_data(ys["key"])}, carry[:2]
+        return carry, ys, gradients
+
+    def stacked():
+        jaxpr = jax.make_jaxpr(lambda *of: jr.scan(cell).apply(*of)[1]["h"])(params, xs).jaxpr
+        (loop,) = equations(jaxpr, "scan")
+        return [out.aval.shape for out in loop.outvars if out.aval.dtype == jnp.float64]
+
+    want = outcome("plain")
+    assert stacked() == [(B, I), (T, B, 2)]
+    monkeypatch.setattr("jaxrnn.planning._rules.least_bytes_to_stack", lambda: 512)
+    assert stacked() == [(B, I), (T, 64)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14), outcome("auto"), want)
+
+
 def test_explain_says_what_was_done():
     model = jr.stack(jr.bidirectional(jr.lstm(I, H), jr.gru(I, H)), jr.scan(jr.elman(2 * H, H), plan="plain"))
     params = model.init(jax.random.key(0))

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import LoopProgram
 from jaxrnn.programs.program import evaluate
 
@@ -49,6 +52,7 @@ def scan_program(
     used = {n for op in parts.each_step for n in op.inputs}.union(outputs)
     T, given = xs[0].shape[0], dict(zip(loop.x, xs, strict=True))
     enter = {n: a for n, a in (*ready.items(), *given.items()) if n in used}
+    least = _rules.least_bytes_to_stack()
     if not enter and not isinstance(T, int):
         enter = given  # from which the scan takes how long it is
     fixed_inside = {n: a for n, a in fixed.items() if n in used}
@@ -57,7 +61,7 @@ def scan_program(
     def step(fixed, carry, entering):
         known = fixed | dict(zip(loop.carry, carry, strict=True)) | dict(zip(enter, entering, strict=True))
         values = evaluate(parts.each_step, known, outputs)
-        return values[: loop.n_carry], values[loop.n_carry :]
+        return values[: loop.n_carry], [_padded(a, least) for a in values[loop.n_carry :]]
 
     end, ys = jax.lax.scan(
         functools.partial(step, fixed_inside),
@@ -67,5 +71,21 @@ def scan_program(
         reverse=reverse,
         unroll=unroll,
     )
+    if least:
+        ys = [jax.vmap(lambda a, n=n: _cut(a, program.kinds[n]))(a) for n, a in zip(parts.stacked, ys, strict=True)]
     stacked = ready | dict(zip(parts.stacked, ys, strict=True))
     return [*end, *(stacked[n] for n in program.outputs[loop.n_carry :])]
+
+
+def _padded(a: Any, least: int) -> Any:
+    """An array of at least so many bytes, in one axis where it had less; keys and open sizes as they are."""
+    is_number = jnp.issubdtype(a.dtype, jnp.number) or a.dtype == bool
+    if not least or not is_number or not all(isinstance(axis, int) for axis in a.shape):
+        return a
+    missing = -(-least // a.dtype.itemsize) - a.size
+    return a if missing <= 0 else jnp.pad(a.reshape(-1), (0, missing))
+
+
+def _cut(a: Any, kind: Any) -> Any:
+    """The array of which ``_padded`` made this one."""
+    return a if a.shape == kind.shape else a[: math.prod(kind.shape)].reshape(kind.shape)
