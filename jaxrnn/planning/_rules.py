@@ -55,7 +55,7 @@ def least_bytes_to_stack() -> int:
     On the CPU jaxlib 0.11.1 writes all that a loop has stacked at every step, where a step's part is small and the loop
     becomes one kernel (jax-ml/jax#40101): four times as many steps take 16 times as long. Measured there at 8,000
     steps, B = 1, in ms, padded to 512 bytes / not: an elementwise cell with 16 units 1.1 / 280, its training step 5.7 /
-    568; LSTM-2 3.6 / 35; Elman-4's training step 7.9 / 176, its forward run 18 / 70, which is not rid of it; GRU-8, which
+    568; LSTM-2 3.6 / 35; Elman-4's training step 7.9 / 176, forward 18 / 70, not rid of it; GRU-8, which
     never had it, 4.2 / 6.4 and 14 / 11. With 256 bytes, the size that the thread names, more was left of it.
     """
     affected = jaxlib.__version__.partition("+")[0] == "0.11.1"
