@@ -106,7 +106,9 @@ def with_gpu(
         found.rows.extend(rows)
         append(directory, rows)
         report.write(directory, found, page)
-        say(f"{seconds - deadline.left():6.0f} s  {group.title}: {'; '.join(map(progress, rows)) or 'nobody takes part'}")
+        say(
+            f"{seconds - deadline.left():6.0f} s  {group.title}: {'; '.join(map(progress, rows)) or 'nobody takes part'}"
+        )
     say(f"\n{report.write(directory, found, page)}\nwritten to {directory}" + (f" and {page}" if page else ""))
     return int(bool(status or found.wrong))
 
@@ -125,7 +127,9 @@ def without_gpu(settings: Settings, cases: Iterable[Case] | None = None) -> int:
 
     from experiments.gpu import contract, lowering
 
-    say(f"JAX {jax.__version__} sees no GPU, only {jax.devices()[0].device_kind}: nothing is measured, no page written.")
+    say(
+        f"JAX {jax.__version__} sees no GPU, only {jax.devices()[0].device_kind}: nothing is measured, no page written."
+    )
     start = time.perf_counter()
     failed = count = 0
     of_contract = lowering.of_contract(contract.CASES if cases is None else cases)
@@ -162,7 +166,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument(
-        "--minutes", type=minutes, default=9.0, help="the time limit: nothing is begun that would exceed it (default: 9)"
+        "--minutes",
+        type=minutes,
+        default=9.0,
+        help="the time limit: nothing is begun that would exceed it (default: 9)",
     )
     top.add_argument("--contestants", metavar="NAMES", help="with commas, such as 'jaxrnn,jaxrnn plain'; default: all")
     top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")

@@ -49,7 +49,8 @@ class Outcome(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        return max(self.value, self.gradient) <= ALLOWED[self.precision]
+        """Both differences are allowed, as NaN never is; a note leaves NaN."""
+        return all(apart <= ALLOWED[self.precision] for apart in (self.value, self.gradient))
 
     @property
     def skipped(self) -> bool:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from experiments import markdown
 from experiments.benchmarks.report import by_shape, milliseconds, notes
@@ -83,7 +84,8 @@ def contract_table(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
         chosen = [outcome for outcome in outcomes if outcome.precision == precision]
         compared = [outcome for outcome in chosen if not outcome.note]
         done = [outcome for outcome in chosen if not outcome.skipped]
-        furthest: list[Any] = [max((x[i] for x in compared), default=None) for i in (3, 4)]
+        pairs = [(outcome.value, outcome.gradient) for outcome in compared]
+        furthest = np.max(pairs, axis=0) if pairs else (None, None)  # NaN where any is
         lines.append(
             (
                 PRODUCTS[precision],
