@@ -359,7 +359,7 @@ def differentiated(run, params, xs, carry, **weights):
 
 
 def everything(case: Case):
-    """A function that returns ``(outputs, loss, gradients)``: outputs of a run by itself, the loss of one differentiated.
+    """``(…) -> (outputs, loss, gradients)``: outputs of a run by itself, the loss of one that is differentiated.
 
     Flags and weights are arguments, so that the tests of a case share one program: to compile is what takes time.
     """

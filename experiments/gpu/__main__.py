@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from experiments.gpu.contract import Case
+    from experiments.benchmarks.suites import Row
     from experiments.gpu.speed import Settings
+    from tests.cases import Case
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX leaves torch a quarter of the GPU's memory
 
@@ -24,11 +25,11 @@ NEEDED = {"jax": "jax[cuda12]", "numpy": "numpy", "scipy": "scipy", "safetensors
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 (something is wrong, or could not run), 2 (was asked wrongly), 130 (was stopped)."""
     arguments = parser().parse_args(argv)
-    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    missing = [module for module in NEEDED if importlib.util.find_spec(module) is None]
     if missing:
-        packages = " ".join(f"'{package}'" for package in missing)
+        packages = " ".join(f"'{NEEDED[module]}'" for module in missing)
         print(
-            f"gpu: {sys.executable} must have {', '.join(NEEDED)}, got none of {', '.join(missing)}; "
+            f"gpu: {sys.executable} must have {', '.join(NEEDED)}, got no {', '.join(missing)}; "
             f"pip install {packages}, or name another: make gpu PYTHON=…",
             file=sys.stderr,
         )
@@ -85,7 +86,8 @@ def with_gpu(
         contract.cpu()
     except RuntimeError:
         print(
-            f"gpu: JAX must have the CPU beside the GPU, got JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}; unset it.",
+            "gpu: JAX must have the CPU beside the GPU, for the loops that cases are held against, got "
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}; unset it.",
             file=sys.stderr,
         )
         return 1
@@ -106,9 +108,8 @@ def with_gpu(
         found.rows.extend(rows)
         append(directory, rows)
         report.write(directory, found, page)
-        say(
-            f"{seconds - deadline.left():6.0f} s  {group.title}: {'; '.join(map(progress, rows)) or 'nobody takes part'}"
-        )
+        said = "; ".join(map(progress, rows)) or "nobody takes part"
+        say(f"{seconds - deadline.left():6.0f} s  {group.title}: {said}")
     say(f"\n{report.write(directory, found, page)}\nwritten to {directory}" + (f" and {page}" if page else ""))
     return int(bool(status or found.wrong))
 
@@ -139,8 +140,8 @@ def without_gpu(settings: Settings, cases: Iterable[Case] | None = None) -> int:
             failed += 1
             say(f"not lowered: {program.name}: {program.error}")
     say(
-        f"{count - failed} of {count} programs lowered for CUDA, in {time.perf_counter() - start:.0f} s: the contract's "
-        "gradients and the benchmark's forward passes and training steps. Left out: torch, and cuDNN's LSTM in JAX, "
+        f"{count - failed} of {count} programs lowered for CUDA, in {time.perf_counter() - start:.0f} s: the "
+        "contract's gradients and the benchmark's forward passes and training steps. Left out: torch, and cuDNN's LSTM in JAX, "
         "which asks the GPU for sizes."
     )
     return int(failed > 0)
@@ -169,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
         "--minutes",
         type=minutes,
         default=9.0,
-        help="the time limit: nothing is begun that would exceed it (default: 9)",
+        help="the time limit; what would exceed it is skipped (default: 9)",
     )
     top.add_argument("--contestants", metavar="NAMES", help="with commas, such as 'jaxrnn,jaxrnn plain'; default: all")
     top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")

@@ -1,4 +1,4 @@
-"""The run that waits for a GPU, here on the CPU: without one, with a made-up one, its clock, its tolerances, its page."""
+"""The run that waits for a GPU, on the CPU: without one, with one made up, its time limit, tolerances and page."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ import pytest
 import jaxrnn as jr
 from experiments.benchmarks import ours
 from experiments.benchmarks.problems import CHECKS, OutOfTime, Problem
-from experiments.benchmarks.programs import QUANTITIES, Program, Traced, compiled
+from experiments.benchmarks.programs import QUANTITIES, Program, compiled
 from experiments.benchmarks.suites import Entry, Group, Row, measure
 from experiments.benchmarks.timing import Budget
 from experiments.gpu import __main__ as command
@@ -80,7 +80,11 @@ def test_what_is_missing_is_named_with_the_fix(monkeypatch, capsys):
     monkeypatch.setitem(command.NEEDED, "no_such_module", "no-such-package")
     assert command.main([]) == 1
     said = capsys.readouterr().err
-    assert sys.executable in said and "pip install 'no-such-package', or name another: make gpu PYTHON=…" in said
+    assert (
+        sys.executable in said
+        and "got no no_such_module; " in said
+        and "pip install 'no-such-package', or name another: make gpu PYTHON=…" in said
+    )
 
 
 def test_wrong_words_and_pages_are_refused_first(tmp_path, capsys):
@@ -209,7 +213,7 @@ def cut_to_tf32(array, rounded):
 
 @pytest.mark.parametrize("rounded", [True, False], ids=["rounded", "cut off"])
 def test_products_in_tf32_are_told_from_exact_ones_and_allowed(rounded, monkeypatch):
-    """Of 1 + 2^-11 TF32 keeps 1; a case with its products in TF32 is too far for "highest", near enough for "default"."""
+    """A case with its products in TF32 is too far away for "highest", near enough for "default"."""
     one = np.float32([1 + 2**-11 + 2**-20])
     assert cut_to_tf32(one, rounded) == (1 + 2**-10 if rounded else 1)
     exact = evaluating.MADE["dot_general"]
