@@ -141,8 +141,8 @@ def without_gpu(settings: Settings, cases: Iterable[Case] | None = None) -> int:
             say(f"not lowered: {program.name}: {program.error}")
     say(
         f"{count - failed} of {count} programs lowered for CUDA, in {time.perf_counter() - start:.0f} s: the "
-        "contract's gradients and the benchmark's forward passes and training steps. Left out: torch, and cuDNN's LSTM in JAX, "
-        "which asks the GPU for sizes."
+        "contract's gradients and the benchmark's forward passes and training steps. Left out: torch, and cuDNN's "
+        "LSTM in JAX, which asks the GPU for sizes."
     )
     return int(failed > 0)
 
