@@ -45,7 +45,7 @@ def machine() -> str:
     device = jax.devices()[0]
     platform = " ".join(str(device.client.platform_version).split())
     words.append(f"{device.device_kind}, one of {jax.device_count()}; JAX: {platform}.")
-    try:
+    try:  # after JAX has begun: of two libraries with a cuDNN each the first one's is loaded (jax-ml/jax#19004)
         import torch
     except Exception:  # absent, or unable to load its libraries: the benchmark says so
         return " ".join(words)
