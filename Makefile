@@ -1,4 +1,5 @@
 # Each target makes what it needs: a virtual environment in .venv, with the pins of constraints.txt.
+# (`make gpu` alone takes what the interpreter has: a CUDA build of JAX.)
 # Needed beforehand: make, and Python 3.11 or newer with pip and venv.
 #
 #   make test PYTHON=python3.12         another interpreter; .venv is remade when its version differs
@@ -10,6 +11,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+GPU_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -35,7 +37,7 @@ DOCS := $(VENV)/installed-$(PYVER)-docs
 .DELETE_ON_ERROR:
 # Two pips must not write into one environment at once.
 .NOTPARALLEL:
-.PHONY: help demo bench parity check test test-interop test-full faults docs lint format typecheck clean
+.PHONY: help demo bench gpu parity check test test-interop test-full faults docs lint format typecheck clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +47,9 @@ demo: $(DEMO) ## train on the digits and draw the figures
 
 bench: $(BENCH) ## jaxrnn beside torch and the JAX libraries: time, memory
 	KERAS_BACKEND=jax $(PY) -m experiments.benchmarks $(BENCH_ARGS)
+
+gpu: ## on a GPU: doctor, contract, benchmark beside cuDNN, 9 minutes; else all is lowered for CUDA. PYTHON's own JAX
+	$(PYTHON) -m experiments.gpu --minutes 9 --write docs/results/gpu.md $(GPU_ARGS)
 
 check: lint typecheck $(DEV) ## lint, type check and the tests that compile least: two minutes, before each commit
 	$(PYTEST) $(QUICK) $(PYTEST_ARGS)

@@ -337,3 +337,36 @@ def differentiable(tree):
         return treedef.unflatten([next(rest) if f else a for a, f in zip(leaves, is_float, strict=True)])
 
     return [a for a, f in zip(leaves, is_float, strict=True) if f], join
+
+
+def weighed(outputs, by_step=1.0, by_end=1.0):
+    """A scalar: every float times a random weight of its own and that of its step, or of the end."""
+    carry, ys = outputs
+    ends = sum((a * draw(a.shape, (8, n))).sum() for n, a in enumerate(differentiable(carry)[0]))
+    steps = (ys * draw(ys.shape, 7)).sum(axis=tuple(range(1, ys.ndim)))
+    return by_end * ends + (by_step * steps).sum()
+
+
+def differentiated(run, params, xs, carry, **weights):
+    """``((loss, outputs), gradients)``: the outputs weighed; by params, xs and the carry's floats."""
+    floats, join = differentiable(carry)
+
+    def loss(params, xs, floats):
+        outputs = run(params, xs, join(floats))
+        return weighed(outputs, **weights), outputs
+
+    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, xs, floats)
+
+
+def everything(case: Case):
+    """``(…) -> (outputs, loss, gradients)``: outputs of a run by itself, the loss of one that is differentiated.
+
+    Flags and weights are arguments, so that the tests of a case share one program: to compile is what takes time.
+    """
+
+    def run_and_differentiate(params, xs, carry, options, by_step, by_end):
+        run = lambda *args: case.layer.apply(*args, **options)
+        (loss, _), gradients = differentiated(run, params, xs, carry, by_step=by_step, by_end=by_end)
+        return run(params, xs, carry), loss, gradients
+
+    return run_and_differentiate

@@ -23,13 +23,16 @@ from tests.cases import (
     T,
     case_by_flags,
     differentiable,
+    differentiated,
     draw,
+    everything,
     in_turn,
     own_run,
     problem,
     randomised,
     reference,
     weigh,
+    weighed,
     with_runs,
     x_shape,
 )
@@ -56,25 +59,6 @@ def assert_trees_equal(got, want):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path), strict=True)
 
 
-def weighed(outputs, by_step=1.0, by_end=1.0):
-    """A scalar: every float times a random weight of its own and that of its step, or of the end."""
-    carry, ys = outputs
-    ends = sum((a * draw(a.shape, (8, n))).sum() for n, a in enumerate(differentiable(carry)[0]))
-    steps = (ys * draw(ys.shape, 7)).sum(axis=tuple(range(1, ys.ndim)))
-    return by_end * ends + (by_step * steps).sum()
-
-
-def differentiated(run, params, xs, carry, **weights):
-    """``((loss, outputs), gradients)``: the outputs weighed; by params, xs and the carry's floats."""
-    floats, join = differentiable(carry)
-
-    def loss(params, xs, floats):
-        outputs = run(params, xs, join(floats))
-        return weighed(outputs, **weights), outputs
-
-    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, xs, floats)
-
-
 @functools.lru_cache(8)  # the tests of a case come one after the other
 def applied(case):
     """The case's layer, compiled."""
@@ -83,19 +67,12 @@ def applied(case):
 
 @functools.lru_cache(8)
 def program(case, way=jax.jit):
-    """``(outputs, loss, gradients)``, compiled: outputs of a run by itself, the loss of one that is differentiated.
+    """``everything`` of the case, compiled; the weights are 1 where none are given."""
 
-    Flags and weights are arguments, so that the tests of a case share it: to compile is what takes the time here.
-    """
-
-    @way
-    def everything(params, xs, carry, options, by_step, by_end):
-        run = lambda *args: case.layer.apply(*args, **options)
-        (loss, _), gradients = differentiated(run, params, xs, carry, by_step=by_step, by_end=by_end)
-        return run(params, xs, carry), loss, gradients
+    run = way(everything(case))
 
     def call(params, xs, carry, options, by_step=None, by_end=1.0):
-        return everything(params, xs, carry, options, np.ones(len(xs)) if by_step is None else by_step, by_end)
+        return run(params, xs, carry, options, np.ones(len(xs)) if by_step is None else by_step, by_end)
 
     return call
 

@@ -212,6 +212,8 @@ def cudnn(problem: Problem) -> Model:
         raise NotOffered("a GPU")
     if problem.cell != "lstm":
         raise NotOffered("an LSTM")
+    if problem.dtype != "float32":
+        raise NotOffered("float32")
     I, H = problem.I, problem.H
     both = problem.variant == "bidirectional"
     zeros = jnp.zeros((problem.directions, problem.B, problem.H))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
@@ -27,6 +28,14 @@ READOUT = "readout"  # y = W_y h + b_y, of H outputs, on top of the cell
 class NotOffered(Exception):
     """Why a contestant does not run a problem; the table says it."""
 
+    word = "not offered"
+
+
+class OutOfTime(NotOffered):
+    """It could, but the run has a time limit."""
+
+    word = "skipped"
+
 
 class Problem(NamedTuple):
     cell: str  # a key of GATES
@@ -35,6 +44,7 @@ class Problem(NamedTuple):
     I: int
     H: int
     variant: str = ""  # or one of VARIANTS; of a step: READOUT
+    dtype: str = "float32"  # of inputs, weights and outputs
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -51,7 +61,7 @@ class Problem(NamedTuple):
 
 
 class Data(NamedTuple):
-    xs: np.ndarray  # (T, B, I) float32, or (B, T, I) where batch_axis is 0
+    xs: np.ndarray  # (T, B, I), or (B, T, I) where batch_axis is 0
     cotangent: np.ndarray  # (T, B, directions · H), or batch first likewise; 0 in the padding
     lengths: np.ndarray | None  # (B,) int32 in the masked variant
 
@@ -69,7 +79,13 @@ def data(problem: Problem, batch_axis: int = 1) -> Data:
         cotangent *= (np.arange(T)[:, None] < lengths)[:, :, None]
     if batch_axis == 0:
         xs, cotangent = (np.ascontiguousarray(a.swapaxes(0, 1)) for a in (xs, cotangent))
+    xs, cotangent = in_dtype(problem, (xs, cotangent))
     return Data(xs, cotangent, lengths)
+
+
+def in_dtype(problem: Problem, tree: PyTree) -> PyTree:
+    """Arrays in the dtype of the problem; those that are in it already as they stand."""
+    return jax.tree.map(lambda a: np.asarray(a).astype(jnp.dtype(problem.dtype), copy=False), tree)
 
 
 def drawn(shapes: PyTree, H: int, seed: int = 0) -> PyTree:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxrnn as jr
-from experiments.benchmarks.problems import NotOffered, Problem, check_weights, data
+from experiments.benchmarks.problems import NotOffered, Problem, check_weights, data, in_dtype
 
 PyTree = Any
 
@@ -58,7 +58,8 @@ def forward(problem: Problem, model: Model) -> Traced:
     """``apply`` as it stands."""
     check_weights(problem, model.params)
     xs, _, lengths = data(problem, model.batch_axis)
-    return Traced(lambda *args: model.apply(*args), (model.params, xs, lengths), (None, model.batch_axis, 0))
+    args = (in_dtype(problem, model.params), xs, lengths)
+    return Traced(lambda *args: model.apply(*args), args, (None, model.batch_axis, 0))
 
 
 def train(problem: Problem, model: Model) -> Traced:
@@ -69,7 +70,7 @@ def train(problem: Problem, model: Model) -> Traced:
 
     check_weights(problem, model.params)
     xs, cotangent, lengths = data(problem, model.batch_axis)
-    args = (model.params, xs, lengths, cotangent)
+    args = (in_dtype(problem, model.params), xs, lengths, cotangent)
     return Traced(jax.value_and_grad(loss, argnums=(0, 1)), args, (None, model.batch_axis, 0, model.batch_axis))
 
 

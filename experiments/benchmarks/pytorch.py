@@ -43,9 +43,10 @@ def network(torch: Any, problem: Problem, seed: int = 0) -> Any:
 def sequence(problem: Problem, quantity: str) -> Program:
     """The forward pass under ``inference_mode``; or the loss and its gradient by parameters and inputs."""
     torch, tensor, wait = placed()
-    arrays = data(problem)
-    xs, cotangent = tensor(arrays.xs), tensor(arrays.cotangent)
-    net = network(torch, problem)
+    arrays = data(problem._replace(dtype="float32"))  # torch takes no bfloat16 from NumPy
+    dtype = getattr(torch, problem.dtype)
+    xs, cotangent = tensor(arrays.xs).to(dtype), tensor(arrays.cotangent).to(dtype)
+    net = network(torch, problem).to(dtype)
     params = list(net.parameters())
     lengths = None if arrays.lengths is None else torch.from_numpy(arrays.lengths).long()
 
@@ -80,7 +81,8 @@ class Numpy:
         self.size = tensor.numel()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self.tensor.detach().cpu().numpy()
+        tensor = self.tensor.detach().cpu()
+        return (tensor.float() if tensor.dtype.itemsize < 4 else tensor).numpy()  # NumPy has no bfloat16
 
 
 def ensemble(problem: Problem, members: int) -> Program:

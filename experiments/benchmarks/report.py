@@ -12,13 +12,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from experiments import markdown
 from experiments.benchmarks.contestants import BY_NAME, FLOORS, PLAN, TORCH
@@ -26,6 +22,10 @@ from experiments.benchmarks.problems import GATES
 from experiments.benchmarks.suites import Row, notes_of
 from experiments.benchmarks.targets import Verdict, name, verdicts
 from experiments.environment import sentence
+
+if TYPE_CHECKING:  # what only figures and terminals need is imported there: `experiments.gpu` does without
+    from matplotlib.figure import Figure
+    from rich.console import Console
 
 PACKAGES = ("jax", "jaxlib", "numpy", "flax", "dm-haiku", "equinox", "keras", "torch")
 DASH = "–"
@@ -194,6 +194,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def figure(rows: Sequence[Row]) -> Figure:
     """Training steps of each cell relative to torch's (or to jaxrnn's), and the cost of a step against T."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     picture = Figure(figsize=(13, 9), layout="constrained")  # without pyplot: no display, no global state
     *upper, last = picture.subplots(2, 2).flat
     colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
@@ -249,6 +252,8 @@ def figure(rows: Sequence[Row]) -> Figure:
 
 def show(rows: Sequence[Row], directory: Path, console: Console) -> None:
     """All tables on the terminal, the targets last."""
+    from rich.table import Table
+
     for title, lines in [*tables(rows), ("Targets", targets(verdicts(rows)))]:
         header, *body = lines
         shown = Table(title=title, title_justify="left", padding=(0, 1))

@@ -402,7 +402,7 @@ def measure(group: Group) -> list[Row]:
             entry.check(program.call())
             programs[index] = program
         except NotOffered as reason:
-            notes[index] = f"not offered: {reason}"
+            notes[index] = f"{reason.word}: {reason}"
         except Exception as error:  # whatever another library raises: the table says it, the run goes on
             notes[index] = f"failed: {type(error).__name__}: {first_line(error)}"
     calls = {index: program.call for index, program in programs.items()}
