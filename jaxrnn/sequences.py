@@ -41,9 +41,7 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: complex =
         >>> xs.shape, lengths.tolist()
         ((5, 2, 2), [3, 5])
     """
-    for index, sequence in enumerate(sequences):
-        _check_on_the_host(f"sequence {index}", sequence)
-    arrays = [np.asarray(sequence) for sequence in sequences]
+    arrays = [_on_the_host(f"sequence {index}", sequence) for index, sequence in enumerate(sequences)]
     if not arrays:
         raise ValueError("pad: needs at least one sequence, got none.")
     first = arrays[0]
@@ -78,8 +76,8 @@ def pad(sequences: Sequence[Any], *, length: int | None = None, value: complex =
     return jnp.asarray(xs), jnp.asarray(lengths)
 
 
-def _check_on_the_host(name: str, sequence: Any) -> None:
-    """A sequence holds values now, and numbers."""
+def _on_the_host(name: str, sequence: Any) -> np.ndarray:
+    """A sequence in NumPy, once it is seen to hold values now, and numbers."""
     for leaf in jax.tree.leaves(sequence):
         if isinstance(leaf, jax.Array) and not (jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool):
             raise TypeError(
@@ -87,6 +85,7 @@ def _check_on_the_host(name: str, sequence: Any) -> None:
             )
         if isinstance(leaf, jax.core.Tracer):
             raise TypeError(f"pad: {name} is traced and has no value yet; pad outside of jit, grad and vmap.")
+    return np.asarray(sequence)
 
 
 @checks_arguments

@@ -19,6 +19,15 @@ def test_wrong_values(difference, verdict):
     assert (probe.issue, probe.verdict, bool(probe.fix)) == ("jax-ml/jax#39103", verdict, verdict == "present")
 
 
+def test_what_fails_for_another_reason_is_not_measured():
+    def fails(steps):
+        raise RuntimeError("INTERNAL: the compiler gave up\nand more of it")
+
+    found = [probes.probe_wrong_values(np.nan, 1e-11, "ValueError: no"), probes.probe_quadratic_scans("cpu", fails)]
+    assert [(probe.verdict, probe.fix) for probe in found] == 2 * [("not measured", "")]
+    assert [probe.because for probe in found] == ["ValueError: no", "RuntimeError: INTERNAL: the compiler gave up"]
+
+
 @pytest.mark.parametrize(
     ("jaxlib", "verdict"),
     [

@@ -70,6 +70,11 @@ def test_pad_keeps_the_dtype(dtype):
     np.testing.assert_array_equal(xs, np.array([[1, 1], [1, 0]]).astype(xs.dtype))
 
 
+def test_pad_takes_sequences_one_by_one():
+    xs, lengths = jr.pad([n] * n for n in (1, 3))
+    assert xs.T.tolist() == [[1, 0, 0], [3, 3, 3]] and lengths.tolist() == [1, 3]
+
+
 def test_pad_of_nothing_but_empty_sequences():
     xs, lengths = jr.pad([np.zeros((0, 2)), np.zeros((0, 2))])
     assert xs.shape == (0, 2, 2) and lengths.tolist() == [0, 0]
