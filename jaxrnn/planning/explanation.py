@@ -32,6 +32,7 @@ class ScanExplanation:
         weights_on_the_left: sums of products that the forward loop computes as ``(Σ Wᵀ xᵀ)ᵀ``, by shape.
         contracted: products whose weights' gradients are one contraction each, after the backward loop.
         added_in_loop: products whose weights' gradients the backward loop adds up.
+        one_kernel: the loops, "forward" and "backward", that one CPU device runs as one kernel.
         saved: the shapes of what is saved at each step for the backward pass.
         programs: the step after each pass, by the pass's name; the first, "trace", is the step as it was written. They
             are printed one by one: ``print(explanation.programs["hoist"])``. ``jaxrnn/planning/__init__.py`` reads one.
@@ -47,6 +48,7 @@ class ScanExplanation:
     weights_on_the_left: list[str] = dataclasses.field(default_factory=list)
     contracted: list[str] = dataclasses.field(default_factory=list)
     added_in_loop: list[str] = dataclasses.field(default_factory=list)
+    one_kernel: list[str] = dataclasses.field(default_factory=list)
     saved: list[str] = dataclasses.field(default_factory=list)
     programs: dict[str, PlannedStep] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -69,6 +71,7 @@ class ScanExplanation:
             ("sums with the weights on the left", self.weights_on_the_left),
             ("contracted after the backward loop", self.contracted),
             ("added up in the backward loop", self.added_in_loop),
+            ("loops that are one kernel", self.one_kernel),
             ("saved at each step for the backward loop", self.saved),
         ):
             if entries:

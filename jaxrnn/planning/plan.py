@@ -17,10 +17,13 @@ class Plan(NamedTuple):
     Fields:
         fuse: products that share an operand become one: ``h @ W_i``, ``h @ W_f`` … are ``h @ [W_i, W_f, …]``.
         hoist: products that do not depend on the carry, as ``x @ W``, are done for all T steps at once, before the
-            loop. None: never on a CPU, elsewhere always.
+            loop. None: on a CPU only where the step has one row and weights of 2¹⁰ numbers, elsewhere always.
         contract: the gradient of a weight is one contraction over time and batch, after the backward loop, where
             autodiff adds to it at every step. None: always, except on a single CPU device with less than 8 weights
-            for each output of the product.
+            for each output of the product and more than one row.
+        one_kernel: on one CPU device the loop becomes one kernel, in which nothing is handed over from one operation to
+            the next, where the step holds products of one row (B = 1, or none) with weights and small elementwise
+            operations. None: where the weights are at most 2¹⁹ numbers. Under ``vmap`` it is not done.
         recompute: the forward pass saves the smallest set of values from which all else that the backward pass needs
             is cheap to compute again. False saves all that it needs.
 
@@ -32,6 +35,7 @@ class Plan(NamedTuple):
     fuse: bool = True
     hoist: bool | None = None
     contract: bool | None = None
+    one_kernel: bool | None = None
     recompute: bool = True
 
 

@@ -30,6 +30,7 @@ class LoopProgram(NamedTuple):
     consts: tuple[int, ...]  # the constants whose values are given where the loop is run
     d_consts: tuple[int, ...] = ()  # those that are tangents; the backward loop adds up their gradients
     outside: frozenset[int] = frozenset()  # values computed for all steps at once, before the loop
+    one_kernel: bool = False  # the loop is to be one kernel of the CPU
 
     @property
     def carry(self) -> list[int]:

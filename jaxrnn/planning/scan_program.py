@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import LoopProgram
+from jaxrnn.programs.calls import as_one_kernel, with_vmapped_form
 from jaxrnn.programs.program import evaluate
 
 
@@ -25,6 +26,7 @@ def scan_program(
     reverse: bool,
     unroll: int,
     recompute: bool = False,
+    under_vmap: Callable[[], LoopProgram] | None = None,
 ) -> list[Any]:
     """The final carry, then what the loop puts out, stacked over time.
 
@@ -34,7 +36,29 @@ def scan_program(
         xs: (T, …) each, in the order of the program's inputs after the carry.
         reverse, unroll: as for ``lax.scan``.
         recompute: the backward pass computes what it needs again, beside its use, and saves none of it.
+        under_vmap: makes the program that runs in place of this one where the run meets ``vmap``.
     """
+    options = {"reverse": reverse, "unroll": unroll, "recompute": recompute}
+    if under_vmap is None:
+        return _run(loop, consts, carry, xs, **options)
+    arrays, tree = jax.tree.flatten((list(consts), list(carry), list(xs)))
+    return with_vmapped_form(
+        lambda *arrays: _run(loop, *tree.unflatten(arrays), **options),
+        lambda *arrays: _run(under_vmap(), *tree.unflatten(arrays), **options),
+        *arrays,
+    )
+
+
+def _run(
+    loop: LoopProgram,
+    consts: Sequence[Any],
+    carry: Sequence[Any],
+    xs: Sequence[Any],
+    *,
+    reverse: bool,
+    unroll: int,
+    recompute: bool,
+) -> list[Any]:
     program, parts = loop.program, loop.parts()
     of_consts = program.consts | dict(zip([*loop.consts, *loop.d_consts], consts, strict=True))
     fixed = of_consts | dict(zip(parts.fixed, evaluate(parts.once, of_consts, parts.fixed), strict=True))
@@ -63,14 +87,17 @@ def scan_program(
         values = evaluate(parts.each_step, known, outputs)
         return values[: loop.n_carry], [_padded(a, least) for a in values[loop.n_carry :]]
 
-    end, ys = jax.lax.scan(
-        functools.partial(step, fixed_inside),
-        list(carry),
-        list(enter.values()),
-        length=T if isinstance(T, int) else None,
-        reverse=reverse,
-        unroll=unroll,
-    )
+    def run(*arrays):
+        fixed, carry, entering = tree.unflatten(arrays)
+        length = T if isinstance(T, int) else None
+        end, ys = jax.lax.scan(
+            functools.partial(step, fixed), carry, entering, length=length, reverse=reverse, unroll=unroll
+        )
+        return [*end, *ys]
+
+    arrays, tree = jax.tree.flatten((fixed_inside, list(carry), list(enter.values())))
+    made = as_one_kernel(run, *arrays) if loop.one_kernel and isinstance(T, int) else run(*arrays)
+    end, ys = made[: loop.n_carry], made[loop.n_carry :]
     if least:
         ys = [jax.vmap(lambda a, n=n: _cut(a, program.kinds[n]))(a) for n, a in zip(parts.stacked, ys, strict=True)]
     stacked = ready | dict(zip(parts.stacked, ys, strict=True))

@@ -1,0 +1,146 @@
+"""Calls that stand in a program as one operation: as one kernel of the CPU, or in one form alone and another under
+``vmap``.
+
+Both compute what the function that is called computes, and differentiate as it does. What differs is how the compiler,
+or ``vmap``, meets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import func, stablehlo
+
+Function = Callable[..., Sequence[Any]]  # arrays in, arrays out
+
+
+def as_one_kernel(function: Function, *arrays: Any) -> list[Any]:
+    """``function(*arrays)``, which the compiler of a single CPU makes one kernel, loops included.
+
+    XLA runs the operations of a loop's body one by one, and the hand-over costs more than a small operation. It makes
+    a loop one kernel by itself where the loop touches few bytes: a call with the attribute that it sets then. A kernel
+    can hold elementwise operations, reductions, conditionals, loops and products of a matrix and a vector. It must not
+    hold what XLA gives to a library, such as products of two matrices: the compiler stops there.
+
+    Elsewhere than on one CPU device, under ``vmap`` and in derivatives of it, it is the function as it stands.
+    """
+    return _bind(one_kernel_p, function, None, arrays)
+
+
+def with_vmapped_form(function: Function, under_vmap: Function, *arrays: Any) -> list[Any]:
+    """``function(*arrays)``; where it meets ``vmap``, ``under_vmap(*arrays)`` is batched in its place.
+
+    Both must compute the same: one in the form that is fast for these shapes, the other for larger ones.
+    """
+    return _bind(with_vmapped_form_p, function, under_vmap, arrays)
+
+
+def _bind(primitive: Primitive, function: Function, under_vmap: Function | None, arrays: Sequence[Any]) -> list[Any]:
+    """A call of the function; what it closes over becomes arguments."""
+    closed = jax.make_jaxpr(function)(*arrays)
+    n, jaxpr = len(closed.consts), closed.jaxpr
+
+    def with_consts(function):
+        return function and (lambda *values: function(*values[n:]))
+
+    program = ClosedJaxpr(jaxpr.replace(invars=[*jaxpr.constvars, *jaxpr.invars], constvars=[]), [])
+    return primitive.bind(*closed.consts, *arrays, program=program, under_vmap=with_consts(under_vmap))
+
+
+def _run(*arrays, program, under_vmap=None):
+    return jaxpr_as_fun(program)(*arrays)
+
+
+def _impl(primitive: Primitive) -> Function:
+    def run(*arrays, **params):
+        if jax.config.jax_disable_jit:
+            return _run(*arrays, **params)
+        return jax.jit(lambda *arrays: primitive.bind(*arrays, **params))(*arrays)
+
+    return run
+
+
+def _jvp(primals, tangents, **params):
+    """As the function's. A loop's own derivative is planned before it comes here; what comes here is the second."""
+    return jax.jvp(lambda *a: _run(*a, **params), primals, [ad.instantiate_zeros(t) for t in tangents])
+
+
+def _transpose(primitive: Primitive) -> Function:
+    """The transposed function, called in the same way."""
+
+    def transpose(cotangents, *arrays, program, under_vmap):
+        linear = [ad.is_undefined_primal(a) for a in arrays]
+        kinds = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in arrays if ad.is_undefined_primal(a)]
+        known = [a for a in arrays if not ad.is_undefined_primal(a)]
+
+        def transposed(function):
+            def run(*values):
+                given, cotangents = values[: len(known)], values[len(known) :]
+
+                def of_linear(*tangents):
+                    rest = {True: iter(tangents), False: iter(given)}
+                    return list(function(*(next(rest[is_linear]) for is_linear in linear)))
+
+                return jax.linear_transpose(of_linear, *kinds)(list(cotangents))
+
+            return run
+
+        cotangents = [ad.instantiate_zeros(ct) for ct in cotangents]
+        backward = transposed(jaxpr_as_fun(program))
+        made = iter(_bind(primitive, backward, under_vmap and transposed(under_vmap), [*known, *cotangents]))
+        return [next(made) if is_linear else None for is_linear in linear]
+
+    return transpose
+
+
+def _batch(arrays, axes, *, program, under_vmap):
+    made = jax.vmap(under_vmap or jaxpr_as_fun(program), axes)(*arrays)
+    return made, [0] * len(made)
+
+
+def _lower_to_one_kernel(ctx, *arrays, program, under_vmap):
+    """A call that is not inlined, with the attribute of XLA's own ``SmallWhileLoopHoistingPass``."""
+    if not _is_for_one_device(ctx):
+        return _lower_inline(ctx, *arrays, program=program, under_vmap=under_vmap)
+    # The arguments are one tuple, as in XLA's own calls. The kernel knows the buffers that its operations read and write,
+    # and the process ends at an argument that none reads, or that is a large constant; a tuple's elements it looks up.
+    module = ctx.module_context
+    arguments = ir.TupleType.get_tuple([a.type for a in arrays])
+    results = [ir.RankedTensorType.get(a.shape, mlir.dtype_to_ir_type(a.dtype)) for a in program.out_avals]
+    function = func.FuncOp("one_kernel", ([arguments], results), ip=module.ip)
+    function.attributes["sym_visibility"] = ir.StringAttr.get("private")
+    name = module.symbol_table.insert(function)
+    with ir.InsertionPoint(function.add_entry_block()):
+        elements = [stablehlo.get_tuple_element(function.arguments[0], i) for i in range(len(arrays))]
+        func.ReturnOp(_lower_inline(ctx, *elements, program=program, under_vmap=under_vmap))
+    call = func.CallOp(results, ir.FlatSymbolRefAttr.get(name.value), [stablehlo.tuple(arrays)])
+    attributes = {"inlineable": "false", "xla_cpu_small_call": "true"}
+    call.attributes["mhlo.frontend_attributes"] = ir.DictAttr.get(
+        {name: ir.StringAttr.get(value) for name, value in attributes.items()}
+    )
+    return call.results
+
+
+def _is_for_one_device(ctx: Any) -> bool:
+    """Whether the program that is lowered runs on one device: in a kernel no device can talk to another."""
+    return getattr(ctx.module_context.axis_context, "num_devices", None) == 1
+
+
+_lower_inline = mlir.lower_fun(_run, multiple_results=True)
+
+one_kernel_p = Primitive("one_kernel")
+with_vmapped_form_p = Primitive("with_vmapped_form")
+for _primitive in (one_kernel_p, with_vmapped_form_p):
+    _primitive.multiple_results = True
+    _primitive.def_impl(_impl(_primitive))
+    _primitive.def_abstract_eval(lambda *arrays, program, under_vmap: program.out_avals)
+    mlir.register_lowering(_primitive, _lower_inline)
+    ad.primitive_jvps[_primitive] = _jvp
+    ad.primitive_transposes[_primitive] = _transpose(_primitive)
+    batching.primitive_batchers[_primitive] = _batch
+mlir.register_lowering(one_kernel_p, _lower_to_one_kernel, platform="cpu")
