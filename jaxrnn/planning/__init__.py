@@ -27,6 +27,7 @@ order in which they run (``PASSES`` in ``planned_scan.py``):
     hoist                  what does not depend on the carry, and holds a product that pays, leaves the loops
     weights_on_the_left    large weights of the forward loop stand on the left of their products
     contract               products outside the tangent loop get transposes that run fastest
+    one_kernel             a loop of one row is to be one kernel of the CPU
 
 All but ``linearize`` may be left out: the numbers are the same, up to the order of sums. A new pass is a function, a
 file, an entry of ``PASSES`` and of this list, and a test (CONTRIBUTING.md). What passes know of primitives
@@ -185,7 +186,7 @@ Now the passes of both loops. ``x W_xh + b`` leaves the forward loop. Of the tan
       ai:f32[2,5] = mul ad ah
     carry, y: ai ai
 
-The weights are small, so ``weights_on_the_left`` leaves the program as it is. Last, the products outside the tangent
+The weights are small, so ``weights_on_the_left`` leaves the program as it is. Then the products outside the tangent
 loop:
 
     >>> change("weights_on_the_left", "contract")
@@ -199,6 +200,8 @@ loop:
 JAX transposes this tangent where a gradient is asked for. The backward loop puts out d_t = ∂L/∂a_t where the tangent
 loop reads ``am``. The line of ``s`` becomes ∂L/∂W_hh = Σ_t h_{t-1}ᵀ d_t, that of ``w`` ∂L/∂W_xh = Σ_t x_tᵀ d_t, each
 one contraction over time and batch; that of ``v`` becomes the gradient by x, d_t W_xhᵀ, one product for all t.
+
+``one_kernel`` leaves these loops of two rows as they are.
 """
 
 from jaxrnn.planning.explanation import Explanation, ScanExplanation, explain

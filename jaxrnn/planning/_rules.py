@@ -46,7 +46,11 @@ def makes_one_kernel(weights: int) -> bool:
     16: 0.28, 64: 0.55, 256: 0.49; LSTM 16: 0.33, 64: 0.53, 256: 0.44. A product of more weights gains from two cores,
     and a kernel has one.
     """
-    return weights <= 2**19 and jaxlib.__version__ in KERNEL_RELEASES and "fusion_type" not in os.environ.get("XLA_FLAGS", "")
+    return (
+        weights <= 2**19
+        and jaxlib.__version__ in KERNEL_RELEASES
+        and "fusion_type" not in os.environ.get("XLA_FLAGS", "")
+    )
 
 
 def puts_weights_on_the_left(weights: int) -> bool:

@@ -30,7 +30,9 @@ def one_kernel(step: PlannedStep) -> PlannedStep:
     loops = {"forward": step.primal, "backward": step.tangent}
     fitting = [name for name, loop in loops.items() if loop is not None and _fits(loop)]
     step = step._replace(primal=step.primal._replace(one_kernel="forward" in fitting)).noting(one_kernel=fitting)
-    return step if step.tangent is None else step._replace(tangent=step.tangent._replace(one_kernel="backward" in fitting))
+    return (
+        step if step.tangent is None else step._replace(tangent=step.tangent._replace(one_kernel="backward" in fitting))
+    )
 
 
 def plan_for_one_row(program: Program, plan: Plan) -> Plan | None:

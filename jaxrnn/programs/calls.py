@@ -48,12 +48,12 @@ def _bind(primitive: Primitive, function: Function, under_vmap: Function | None,
     def with_consts(function):
         return function and (lambda *values: function(*values[n:]))
 
-    program = ClosedJaxpr(jaxpr.replace(invars=[*jaxpr.constvars, *jaxpr.invars], constvars=[]), [])
-    return primitive.bind(*closed.consts, *arrays, program=program, under_vmap=with_consts(under_vmap))
+    without_consts = ClosedJaxpr(jaxpr.replace(invars=[*jaxpr.constvars, *jaxpr.invars], constvars=[]), [])
+    return primitive.bind(*closed.consts, *arrays, jaxpr=without_consts, under_vmap=with_consts(under_vmap))
 
 
-def _run(*arrays, program, under_vmap=None):
-    return jaxpr_as_fun(program)(*arrays)
+def _run(*arrays, jaxpr, under_vmap=None):
+    return jaxpr_as_fun(jaxpr)(*arrays)
 
 
 def _impl(primitive: Primitive) -> Function:
@@ -67,13 +67,13 @@ def _impl(primitive: Primitive) -> Function:
 
 def _jvp(primals, tangents, **params):
     """As the function's. A loop's own derivative is planned before it comes here; what comes here is the second."""
-    return jax.jvp(lambda *a: _run(*a, **params), primals, [ad.instantiate_zeros(t) for t in tangents])
+    return jax.jvp(lambda *a: _run(*a, **params), list(primals), [ad.instantiate_zeros(t) for t in tangents])
 
 
 def _transpose(primitive: Primitive) -> Function:
     """The transposed function, called in the same way."""
 
-    def transpose(cotangents, *arrays, program, under_vmap):
+    def transpose(cotangents, *arrays, jaxpr, under_vmap):
         linear = [ad.is_undefined_primal(a) for a in arrays]
         kinds = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in arrays if ad.is_undefined_primal(a)]
         known = [a for a in arrays if not ad.is_undefined_primal(a)]
@@ -91,33 +91,33 @@ def _transpose(primitive: Primitive) -> Function:
             return run
 
         cotangents = [ad.instantiate_zeros(ct) for ct in cotangents]
-        backward = transposed(jaxpr_as_fun(program))
+        backward = transposed(jaxpr_as_fun(jaxpr))
         made = iter(_bind(primitive, backward, under_vmap and transposed(under_vmap), [*known, *cotangents]))
         return [next(made) if is_linear else None for is_linear in linear]
 
     return transpose
 
 
-def _batch(arrays, axes, *, program, under_vmap):
-    made = jax.vmap(under_vmap or jaxpr_as_fun(program), axes)(*arrays)
+def _batch(arrays, axes, *, jaxpr, under_vmap):
+    made = jax.vmap(under_vmap or jaxpr_as_fun(jaxpr), axes)(*arrays)
     return made, [0] * len(made)
 
 
-def _lower_to_one_kernel(ctx, *arrays, program, under_vmap):
+def _lower_to_one_kernel(ctx, *arrays, jaxpr, under_vmap):
     """A call that is not inlined, with the attribute of XLA's own ``SmallWhileLoopHoistingPass``."""
     if not _is_for_one_device(ctx):
-        return _lower_inline(ctx, *arrays, program=program, under_vmap=under_vmap)
+        return _lower_inline(ctx, *arrays, jaxpr=jaxpr, under_vmap=under_vmap)
     # The arguments are one tuple, as in XLA's own calls. The kernel knows the buffers that its operations read and write,
     # and the process ends at an argument that none reads, or that is a large constant; a tuple's elements it looks up.
     module = ctx.module_context
     arguments = ir.TupleType.get_tuple([a.type for a in arrays])
-    results = [ir.RankedTensorType.get(a.shape, mlir.dtype_to_ir_type(a.dtype)) for a in program.out_avals]
+    results = [ir.RankedTensorType.get(a.shape, mlir.dtype_to_ir_type(a.dtype)) for a in jaxpr.out_avals]
     function = func.FuncOp("one_kernel", ([arguments], results), ip=module.ip)
     function.attributes["sym_visibility"] = ir.StringAttr.get("private")
     name = module.symbol_table.insert(function)
     with ir.InsertionPoint(function.add_entry_block()):
         elements = [stablehlo.get_tuple_element(function.arguments[0], i) for i in range(len(arrays))]
-        func.ReturnOp(_lower_inline(ctx, *elements, program=program, under_vmap=under_vmap))
+        func.ReturnOp(_lower_inline(ctx, *elements, jaxpr=jaxpr, under_vmap=under_vmap))
     call = func.CallOp(results, ir.FlatSymbolRefAttr.get(name.value), [stablehlo.tuple(arrays)])
     attributes = {"inlineable": "false", "xla_cpu_small_call": "true"}
     call.attributes["mhlo.frontend_attributes"] = ir.DictAttr.get(
@@ -138,7 +138,7 @@ with_vmapped_form_p = Primitive("with_vmapped_form")
 for _primitive in (one_kernel_p, with_vmapped_form_p):
     _primitive.multiple_results = True
     _primitive.def_impl(_impl(_primitive))
-    _primitive.def_abstract_eval(lambda *arrays, program, under_vmap: program.out_avals)
+    _primitive.def_abstract_eval(lambda *arrays, jaxpr, under_vmap: jaxpr.out_avals)
     mlir.register_lowering(_primitive, _lower_inline)
     ad.primitive_jvps[_primitive] = _jvp
     ad.primitive_transposes[_primitive] = _transpose(_primitive)
