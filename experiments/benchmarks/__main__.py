@@ -17,6 +17,7 @@ import jax
 
 import jaxrnn as jr
 from experiments.markdown import MarkerError, parts_of
+from experiments.runner.options import amount_of
 
 if TYPE_CHECKING:
     from experiments.benchmarks.suites import Settings
@@ -135,7 +136,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     Raises:
         ValueError: a word or a shape that is not known, with those that are.
     """
-    from experiments.benchmarks.contestants import BY_NAME
+    from experiments.benchmarks.contestants import BY_NAME, names_among
     from experiments.benchmarks.problems import GATES
     from experiments.benchmarks.programs import QUANTITIES
     from experiments.benchmarks.suites import SUITES, Settings
@@ -164,11 +165,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         settings = settings._replace(shapes=shapes, variant_shapes=shapes)
         chosen["suites"] = chosen["suites"] or ("cells", "variants")
     if arguments.contestants:
-        names = tuple(text.strip() for text in arguments.contestants.split(","))
-        unknown = [name for name in names if name not in BY_NAME]
-        if unknown:
-            raise ValueError(f"--contestants: {unknown[0]!r} is none of {', '.join(BY_NAME)}")
-        settings = settings._replace(contestants=names)
+        settings = settings._replace(contestants=names_among(BY_NAME, arguments.contestants))
     return settings._replace(
         suites=chosen["suites"] or settings.suites,
         cells=chosen["cells"] or settings.cells,
@@ -184,13 +181,6 @@ def shape_of(text: str) -> tuple[int, int, int, int]:
     if min(B, T, I, H) < 1:
         raise ValueError(f"--shapes: expected sizes of at least 1, got {text!r}")
     return B, T, I, H
-
-
-def seconds(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
 
 
 def parser() -> argparse.ArgumentParser:
@@ -219,7 +209,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--quick", action="store_true", help="two shapes, short lengths, few rounds: minutes, rough figures"
     )
-    top.add_argument("--seconds", type=seconds, help="the time budget of each contestant in each group (default: 0.5)")
+    top.add_argument(
+        "--seconds", type=amount_of("seconds"), help="the time budget of each contestant in each group (default: 0.5)"
+    )
     top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")
     top.add_argument("--report", type=Path, metavar="RUN", help="measure nothing: make the tables of this run anew")
     top.add_argument(

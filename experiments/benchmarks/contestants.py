@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from experiments.benchmarks import ours, peers, pytorch
@@ -34,6 +34,7 @@ TEXTBOOK = "textbook"
 BEFORE = "reset before"
 CHECKPOINT = "jaxrnn checkpoint"
 TORCH = "torch"
+CUDNN = "cudnn"
 FLOORS = ("floor", "floor torch")
 
 JAX_PEERS = (
@@ -51,10 +52,24 @@ CONTESTANTS = (
     Contestant(BEFORE, None, ours.model(ours.gru_reset_before), ours.stepper(ours.gru_reset_before), cells=("gru",)),
     Contestant(TORCH, "torch", step=pytorch.step, sequence=pytorch.sequence),
     *JAX_PEERS,
-    Contestant("cudnn", None, peers.cudnn, cells=("lstm",), gpu=True),
+    Contestant(CUDNN, None, peers.cudnn, cells=("lstm",), gpu=True),
     Contestant(FLOORS[0], None, sequence=ours.floor),
     Contestant(FLOORS[1], "torch", sequence=pytorch.floor),
 )
 CHECKPOINTED = Contestant(CHECKPOINT, None, ours.model(checkpoint=True), cells=("lstm",))
 BY_NAME = {contestant.name: contestant for contestant in (*CONTESTANTS, CHECKPOINTED)}
 PEER_NAMES = tuple(contestant.name for contestant in JAX_PEERS)
+
+
+def names_among(known: Iterable[str], text: str) -> tuple[str, ...]:
+    """The names that ``--contestants`` gives, with commas.
+
+    Raises:
+        ValueError: one is not among those known.
+    """
+    known = tuple(known)
+    names = tuple(name.strip() for name in text.split(","))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"--contestants: {unknown[0]!r} is none of {', '.join(known)}")
+    return names

@@ -209,11 +209,11 @@ def cudnn(problem: Problem) -> Model:
     from jax.experimental import rnn
 
     if jax.default_backend() != "gpu":
-        raise NotOffered("a GPU")
+        raise NotOffered("off a GPU")
     if problem.cell != "lstm":
-        raise NotOffered("an LSTM")
+        raise NotOffered(f"a cell {problem.cell}")
     if problem.dtype != "float32":
-        raise NotOffered("float32")
+        raise NotOffered(problem.dtype)
     I, H = problem.I, problem.H
     both = problem.variant == "bidirectional"
     zeros = jnp.zeros((problem.directions, problem.B, problem.H))

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.runner.options import amount_of
+
 if TYPE_CHECKING:
     from experiments.benchmarks.suites import Row
     from experiments.gpu.speed import Settings
@@ -34,17 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    from experiments.benchmarks.contestants import names_among
     from experiments.gpu import report, speed
     from experiments.markdown import MarkerError, parts_of
 
     settings = speed.Settings()
     if arguments.contestants:
-        names = tuple(name.strip() for name in arguments.contestants.split(","))
-        unknown = [name for name in names if name not in settings.contestants]
-        if unknown:
-            print(f"--contestants: {unknown[0]!r} is none of {', '.join(settings.contestants)}", file=sys.stderr)
+        try:
+            settings = settings._replace(contestants=names_among(settings.contestants, arguments.contestants))
+        except ValueError as error:
+            print(error, file=sys.stderr)
             return 2
-        settings = settings._replace(contestants=names)
     try:
         if arguments.write is not None:  # what is wrong with the page is said before anything is measured
             parts_of(arguments.write, [report.PART])
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the page and the run's table.md have what was measured up to here", file=sys.stderr)
+        print("\nstopped; what was written up to here stays", file=sys.stderr)
         return 130
 
 
@@ -98,9 +100,9 @@ def with_gpu(
     part = deadline.part(contract.SHARE)
     for outcomes in contract.compared(part, contract.CASES if cases is None else cases):
         found.outcomes.extend(outcomes)
-        wrong = [outcome for outcome in outcomes if not (outcome.ok or outcome.skipped)]
-        for line in map(report.wrong, wrong):
-            say(line)
+        for outcome in outcomes:
+            if outcome.wrong:
+                say(report.wrong(outcome))
     say("\n".join(" | ".join(line) for line in report.contract_table(found.outcomes)))
     report.write(directory, found, page)
     for group in speed.groups(settings):
@@ -151,13 +153,6 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def minutes(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
-
-
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m experiments.gpu",
@@ -168,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument(
         "--minutes",
-        type=minutes,
+        type=amount_of("minutes"),
         default=9.0,
         help="the time limit; what would exceed it is skipped (default: 9)",
     )

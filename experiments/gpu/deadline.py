@@ -10,7 +10,7 @@ from experiments.benchmarks.programs import Placed, Program
 from experiments.benchmarks.suites import Entry, Group
 
 LEAST = 20.0  # seconds: to compile a training step on a GPU takes up to that, and cannot be stopped
-CALLS = 6  # what a long call is repeated: the check, the estimate of its time, three rounds, one to spare
+CALLS = 6  # how often a long call is repeated: the check, the estimate of its time, three rounds, one to spare
 
 
 class Deadline:
@@ -51,7 +51,7 @@ def minding(deadline: Deadline, group: Group) -> Group:
             once = deadline.clock() - start
             left = deadline.left() - promised
             if CALLS * once > left:
-                raise OutOfTime(f"a call takes {once:.1f} s, of which the time limit leaves {max(left, 0):.0f}")
+                raise OutOfTime(f"{CALLS} calls of {once:.1f} s do not fit into the {max(left, 0):.0f} s that are left")
             promised += max(CALLS * once, group.budget.seconds)
             return program
 

@@ -22,7 +22,7 @@ from experiments.gpu.contract import ALLOWED, Outcome
 
 PART = "gpu"  # the name of the markers
 PACKAGES = ("jax", "jaxlib", "numpy", "torch")
-PRODUCTS = {"highest": "float32 (TF32 off)", "default": "as the GPU likes (TF32 on)"}
+PRODUCTS = {"highest": "float32 (TF32 off)", "default": "JAX's default (TF32 on)"}
 QUANTITIES = {"train": "Training step, ms", "forward": "Forward, ms"}
 
 
@@ -36,7 +36,7 @@ class Findings(NamedTuple):
 
     @property
     def wrong(self) -> list[Outcome]:
-        return [outcome for outcome in self.outcomes if not (outcome.ok or outcome.skipped)]
+        return [outcome for outcome in self.outcomes if outcome.wrong]
 
 
 def machine() -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from experiments.benchmarks.contestants import BY_NAME, PLAIN, PLAN, TORCH, Contestant
+from experiments.benchmarks.contestants import BY_NAME, CUDNN, PLAIN, PLAN, TORCH, Contestant
 from experiments.benchmarks.problems import Problem
 from experiments.benchmarks.suites import Entry, Group, Row, sequence_entry, title
 from experiments.benchmarks.timing import Budget
 
 SUITE = "gpu"
-CUDNN = "cudnn"
-DTYPES = {  # and who takes part in a dtype; all of a dtype and its neighbours in the same rounds
+DTYPES = {  # who takes part in which
     "float32": (PLAN, PLAIN, TORCH, CUDNN),
     "bfloat16": (PLAN, PLAIN, TORCH),
-    "float16": (TORCH,),  # which cuDNN had before bfloat16
+    "float16": (TORCH,),  # torch hands it to any cuDNN, bfloat16 only to newer ones
 }
+# Timed in the same rounds.
 TOGETHER = (("float32",), ("bfloat16", "float16"))
 
 
@@ -42,7 +42,7 @@ def contestants(problem: Problem, settings: Settings) -> list[Contestant]:
 
 
 def problems(settings: Settings) -> Iterator[list[Problem]]:
-    """Those that are timed in the same rounds."""
+    """List by list: those of a list are timed in the same rounds."""
     for shape in settings.shapes:
         for cell in settings.cells:
             for dtypes in TOGETHER:

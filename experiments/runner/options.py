@@ -1,8 +1,10 @@
-"""The options of ``python -m experiments``."""
+"""The options of ``python -m experiments``, and what reads those of the other commands."""
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 from experiments import EXPERIMENTS
@@ -104,6 +106,21 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
     return number
+
+
+def amount_of(unit: str) -> Callable[[str], float]:
+    """What reads a number of so many seconds, minutes …: finite, above 0."""
+
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise argparse.ArgumentTypeError(f"expected a number of {unit} above 0, got {text!r}")
+        return number
+
+    return read
 
 
 def page_and_part(text: str) -> tuple[Path, str]:

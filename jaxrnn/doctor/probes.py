@@ -25,8 +25,16 @@ VERDICTS = ("absent", "present", "not run", "not measured")
 
 WRONG_VALUES = "wrong values on the CPU, as in float64 gradients of a GRU"
 CRASHES = "crashes or hangs on the CPU"
-QUADRATIC = "a scan that stacks less than 256 bytes a step writes all that it has stacked at every step"
+# Of the loops that XLA's CPU compiler makes one kernel, in jaxlib 0.11.1 alone (0.10.1, 0.11.0, 0.11.2 and 0.12.0.1 are
+# sound). What a step stacks is no measure of it: the thread names 256 bytes on one machine and 480 on another, and here
+# scans of a product and a sum had it up to 160 bytes a step, and no longer with 192.
+QUADRATIC = "a loop that becomes one kernel, as with a small step, writes all that it has stacked at every step"
 CRASHING = ("0.10.2", "0.11.0")  # releases of jaxlib
+
+# Both were tried where the fault is present: the first on 0.10.2 and 0.11.0 with the program of the thread, which dies
+# without it (it does not cure #39103); the second on 0.11.1 with the scans below.
+NO_YNN_FUSION = "XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type="
+NO_KERNELS_OF_LOOPS = "XLA_FLAGS=--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=0"
 
 STEPS = 10_000
 FACTOR = 4  # by which the longer scan is longer
@@ -49,7 +57,7 @@ def probe_wrong_values(difference: float, tolerance: float, error: str = "") -> 
         "present" if off else "absent",
         f"the gradient of that GRU is {difference:.1e} off, {tolerance:.0e} is allowed",
         {"difference": difference, "tolerance": tolerance},
-        "pip install --upgrade 'jaxlib!=0.10.2'" if off else "",
+        _another_than("0.10.2") if off else "",
     )
 
 
@@ -64,7 +72,7 @@ def probe_crashes(jaxlib: str | None) -> Probe:
         f"jaxlib {jaxlib or 'is not known'}: " + ("one of" if affected else "none of") + f" {', '.join(CRASHING)}, "
         f"which have it; no program is run that could crash",
         {},
-        "pip install --upgrade 'jaxlib!=0.10.2,!=0.11.0'" if affected else "",
+        f"{_another_than(*CRASHING)}; until then {NO_YNN_FUSION} (with nothing after the =)" if affected else "",
     )
 
 
@@ -91,8 +99,13 @@ def probe_quadratic_scans(platform: str, seconds: Callable[[int], float] | None 
         "present" if present else "absent",
         f"a scan of {steps:,} steps takes {short:.1e} s, one of {FACTOR * steps:,} {ratio:.1f} times as long",
         {"steps": steps, "seconds": short, "longer_seconds": long, "ratio": ratio},
-        "pip install --upgrade 'jaxlib!=0.11.1'; until then long scans of small states are slow" if present else "",
+        f"{_another_than('0.11.1')}; until then {NO_KERNELS_OF_LOOPS}" if present else "",
     )
+
+
+def _another_than(*releases: str) -> str:
+    """jax too: it refuses a jaxlib that is newer than itself."""
+    return f"pip install --upgrade jax 'jaxlib{','.join(f'!={release}' for release in releases)}'"
 
 
 def _seconds_of_scan(steps: int) -> float:

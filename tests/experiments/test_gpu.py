@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
+from experiments.benchmarks import __main__ as benchmarks
 from experiments.benchmarks import ours
 from experiments.benchmarks.problems import CHECKS, OutOfTime, Problem
 from experiments.benchmarks.programs import QUANTITIES, Program, compiled
@@ -95,6 +96,16 @@ def test_wrong_words_and_pages_are_refused_first(tmp_path, capsys):
     assert "expected the lines <!-- gpu:begin -->" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon"])
+def test_a_time_is_a_number_above_zero(text, capsys):
+    for module, option in ((command, "--minutes"), (benchmarks, "--seconds")):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            module.parser().parse_args([f"{option}={text}"])
+        said = capsys.readouterr().err
+        assert f"argument {option}: expected a number of {option[2:]} above 0, got {text!r}\n" in said
+    assert command.parser().parse_args(["--minutes", "0.5"]).minutes == 0.5
+
+
 # ---------------------------------------------------------------- with one, which is the CPU
 
 
@@ -108,9 +119,9 @@ def test_the_whole_run(monkeypatch, capsys, tmp_path):
     text = page.read_text()
     assert (run / "table.md").read_text() in text and "not yet" not in text
     assert "The doctor: nothing is wrong." in text
-    assert "| float32 (TF32 off) | 5 of 5 | 0 |" in text and "| as the GPU likes (TF32 on) | 5 of 5 | 0 |" in text
+    assert "| float32 (TF32 off) | 5 of 5 | 0 |" in text and "| JAX's default (TF32 on) | 5 of 5 | 0 |" in text
     assert "| lstm 4,6,3,8 | **" in text and "| bfloat16 lstm 4,6,3,8 | **" in text
-    assert "- not offered: a GPU: cudnn (lstm 4,6,3,8 train; lstm 4,6,3,8 forward)" in text
+    assert "- not offered: off a GPU: cudnn (lstm 4,6,3,8 train; lstm 4,6,3,8 forward)" in text
     assert len((run / "rows.jsonl").read_text().splitlines()) == 6  # jaxrnn in two dtypes, cudnn in one; two quantities
     assert "as the doctor says" in capsys.readouterr().out
 
@@ -125,6 +136,16 @@ def test_a_doctor_or_case_that_fails_is_the_exit_status(monkeypatch, tmp_path, c
     assert command.with_gpu(settings, 540.0, tmp_path, cases=()) == 1
     table = (tmp_path / "gpu-002/table.md").read_text()
     assert "**a, plain, products highest**: value 5.0e-01, gradient 1.0e-06; allowed 1.0e-04." in table
+
+
+def test_without_the_cpu_beside_the_gpu_nothing_is_run(monkeypatch, tmp_path, capsys):
+    def cpu():
+        raise RuntimeError("Unknown backend cpu")
+
+    monkeypatch.setattr(contract, "cpu", cpu)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert command.with_gpu(TINY, 540.0, tmp_path) == 1
+    assert "got JAX_PLATFORMS=cuda; unset it." in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("quantity", ["forward", "train"])
@@ -162,8 +183,8 @@ def test_what_exceeds_the_time_limit_is_skipped_with_a_word():
     entries = [entry(name, clock, seconds, began) for name, seconds in (("a", 1), ("b", 9), ("c", 0.5))]
     rows = measure(minding(deadline, Group("", entries, Budget(0.5, 1, 1, turn=0))))
     assert [bool(row.seconds) for row in rows] == [True, False, True]
-    # 60 s, of which 1 s went into the first call, 1 s into its check, 9 s into this one, and 6 s are promised
-    assert rows[1].note == "skipped: a call takes 9.0 s, of which the time limit leaves 43"
+    # of 60 s, 1 went into the first call, 1 into its check, 9 into this one, and 6 are promised
+    assert rows[1].note == "skipped: 6 calls of 9.0 s do not fit into the 43 s that are left"
     clock.now = 45.0
     rows = measure(minding(deadline, Group("", [entry("d", clock, 0.1, began)], Budget(0.5, 1, 1, turn=0))))
     assert rows[0].note == "skipped: the time limit is used up" and began == ["a", "b", "c"]
@@ -191,7 +212,7 @@ def test_cases_that_are_not_begun_in_time_are_skipped():
     assert [outcome.skipped for outcome in outcomes] == [False] * 5 + [True] * 5
     assert [outcome.ok for outcome in outcomes[:5]] == [True] * 5
     line = report.contract_table(outcomes)[2]
-    assert line[:5] == ("as the GPU likes (TF32 on)", "0 of 0", "5", "–", "–")
+    assert line[:5] == ("JAX's default (TF32 on)", "0 of 0", "5", "–", "–")
 
 
 def test_the_most_used_shapes_come_first():
