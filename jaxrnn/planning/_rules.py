@@ -12,7 +12,7 @@ import jaxlib
 
 from jaxrnn.planning.plan import Plan
 
-# The releases of jaxlib with which loops were made one kernel and compared. 0.11.1 is left out: see least_bytes_to_stack.
+# The releases of jaxlib with which loops were made one kernel and compared. Not 0.11.1: see least_bytes_to_stack.
 KERNEL_RELEASES = ("0.10.1", "0.12.0.1")
 
 
@@ -46,11 +46,17 @@ def makes_one_kernel(weights: int) -> bool:
     16: 0.28, 64: 0.55, 256: 0.49; LSTM 16: 0.33, 64: 0.53, 256: 0.44. A product of more weights gains from two cores,
     and a kernel has one.
     """
-    return (
-        weights <= 2**19
-        and jaxlib.__version__ in KERNEL_RELEASES
-        and "fusion_type" not in os.environ.get("XLA_FLAGS", "")
-    )
+    return weights <= 2**19 and _kernels_are_known()
+
+
+def _kernels_are_known() -> bool:
+    """Whether this release, with its flags, was seen to compile kernels: it may give other products to a library."""
+    return jaxlib.__version__ in KERNEL_RELEASES and "fusion_type" not in os.environ.get("XLA_FLAGS", "")
+
+
+def makes_step_one_kernel(weights: int) -> bool:
+    """Whether a single step of one row, with so many weights in all, is one kernel."""
+    return weights <= 2**30 and _kernels_are_known()
 
 
 def puts_weights_on_the_left(weights: int) -> bool:

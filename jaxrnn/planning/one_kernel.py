@@ -9,15 +9,20 @@ of its own, ``plan_for_one_row``. Where it meets ``vmap`` it has more rows after
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 
 from jaxrnn.planning import _rules
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import LoopProgram, PlannedStep
+from jaxrnn.programs.calls import Function, as_one_kernel
 from jaxrnn.programs.primitives import CHEAP, PRODUCT, has
-from jaxrnn.programs.program import Op, Program, reached_from
+from jaxrnn.programs.program import Op, Program, needed_for, reached_from
+from jaxrnn.programs.tracing import flat_program
 
 DTYPES = ("float32", "float64", "int32", "bool")  # XLA may give products of others to a library
 SMALL = 1024  # elements; larger reductions XLA may give to a library, larger literals a kernel cannot hold
@@ -36,7 +41,7 @@ def one_kernel(step: PlannedStep) -> PlannedStep:
 
 
 def plan_for_one_row(program: Program, plan: Plan) -> Plan | None:
-    """The plan of a step of one row, on a CPU; None where the step has more rows, or would be planned in the same way."""
+    """The plan of a step of one row, on a CPU; None where the step has more rows, or where it would be the same."""
     if jax.default_backend() != "cpu":
         return None
     fixed = program.fixed()
@@ -53,14 +58,45 @@ def plan_for_one_row(program: Program, plan: Plan) -> Plan | None:
     return own if own != plan else None
 
 
+def run_step(function: Function, params: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+    """``function(params, arrays)``, a single step; where it is one of one row on a CPU, as one kernel."""
+    compiled = any(isinstance(a, jax.core.Tracer) for a in (*params, *arrays))  # or each call would compile
+    if not compiled or jax.default_backend() != "cpu":
+        return list(function(params, arrays))
+    program, _, _ = flat_program(lambda *arrays: function(params, arrays), *arrays)
+    weights = _weights_multiplied(program, program.fixed())
+    if weights is None or not _rules.makes_step_one_kernel(weights):
+        return list(function(params, arrays))
+    n = len(params)
+    return as_one_kernel(lambda *leaves: function(leaves[:n], leaves[n:]), *params, *arrays)
+
+
+def _weights_multiplied(program: Program, weights: set[int]) -> int | None:
+    """How many numbers of the weights a step multiplies a row by; None where a kernel cannot hold the step."""
+    total = 0
+    for op in needed_for(program.ops, program.outputs):
+        if op.name == "scan" and op.params["length"] == 1:
+            closed = op.params["jaxpr"]
+            inner, _, _ = flat_program(jaxpr_as_fun(closed), *closed.in_avals)
+            others = [n for n, outer in zip(inner.inputs, op.inputs, strict=True) if outer not in weights]
+            multiplied = _weights_multiplied(inner, inner.kinds.keys() - reached_from(inner.ops, others))
+            if multiplied is None:
+                return None
+            total += multiplied
+        elif not _has_dtypes(program, op):
+            return None
+        elif _is_row_by_weight(program, op, weights):
+            total += max(map(program.size, op.inputs))
+        elif not has(op.name, CHEAP) or (op.name.startswith("reduce") and not _is_small(program, op)):
+            return None
+    return total
+
+
 def _fits(loop: LoopProgram) -> bool:
     """Whether a kernel can hold the loop, and the backward loop that JAX makes of it."""
     program, each_step = loop.program, loop.parts().each_step
     weights = program.fixed() - reached_from(program.ops, loop.d_consts)
-    values = {n for op in each_step for n in (*op.inputs, *op.outputs)}
-    if not all(program.kinds[n].dtype.name in DTYPES for n in values):
-        return False
-    return all(
+    return all(_has_dtypes(program, op) for op in each_step) and all(
         _is_row_by_weight(program, op, weights) if has(op.name, PRODUCT) else _is_small(program, op) for op in each_step
     )
 
@@ -78,6 +114,10 @@ def _is_row_by_weight(program: Program, op: Op, weights: set[int]) -> bool:
         return math.prod(size for axis, size in enumerate(shape) if axis not in contracting[side])
 
     return any(op.inputs[side] in weights and rows(1 - side) == 1 for side in (0, 1))
+
+
+def _has_dtypes(program: Program, op: Op) -> bool:
+    return all(program.kinds[n].dtype.name in DTYPES for n in (*op.inputs, *op.outputs))
 
 
 def _is_small(program: Program, op: Op) -> bool:

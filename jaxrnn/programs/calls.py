@@ -107,8 +107,8 @@ def _lower_to_one_kernel(ctx, *arrays, jaxpr, under_vmap):
     """A call that is not inlined, with the attribute of XLA's own ``SmallWhileLoopHoistingPass``."""
     if not _is_for_one_device(ctx):
         return _lower_inline(ctx, *arrays, jaxpr=jaxpr, under_vmap=under_vmap)
-    # The arguments are one tuple, as in XLA's own calls. The kernel knows the buffers that its operations read and write,
-    # and the process ends at an argument that none reads, or that is a large constant; a tuple's elements it looks up.
+    # The arguments are one tuple, as in XLA's own calls. A kernel knows the buffers that its operations read and write:
+    # the process ends at an argument that none reads, or that is a large constant. A tuple's elements it looks up.
     module = ctx.module_context
     arguments = ir.TupleType.get_tuple([a.type for a in arrays])
     results = [ir.RankedTensorType.get(a.shape, mlir.dtype_to_ir_type(a.dtype)) for a in jaxpr.out_avals]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn._base import Cell, PyTree, expect_cell, name_of
+from jaxrnn._base import Cell, PyTree, expect_cell, flatten, name_of
 from jaxrnn._checks import check_batch_shape, check_features, check_flags, check_sizes, step_batch_shape
 from jaxrnn._narrowing import check_held
+from jaxrnn.planning.one_kernel import run_step
 from jaxrnn.running.scan import scan
 
 
@@ -96,8 +97,20 @@ def stream(cell: Cell) -> Stream:
             if flags[name] is not None:
                 expected = f"True for members that {meaning}"
                 check_flags(who, name, flags[name], (batch_shape,), expected, axes="*B, the batch axes of x")
-        carry, ys = layer.apply(params, _one_step_long(x), carry, **_one_step_long(flags))
-        return carry, jax.tree.map(lambda a: a[0], ys)
+        weights, params_tree = flatten(params)
+        arrays, tree = flatten((carry, x, flags))
+        made: list[Any] = []
+
+        def run(weights, arrays):
+            carry, x, flags = tree.unflatten(arrays)
+            params = params_tree.unflatten(weights)
+            carry, ys = layer.apply(params, _one_step_long(x), carry, **_one_step_long(flags))
+            leaves, out = flatten((carry, jax.tree.map(lambda a: a[0], ys)))
+            made.append(out)
+            return leaves
+
+        leaves = run_step(run, weights, arrays)
+        return made[-1].unflatten(leaves)
 
     return Stream(initial_carry, step)
 
