@@ -9,7 +9,7 @@ import pytest
 from jax import export, lax
 
 import jaxrnn as jr
-from jaxrnn.programs.calls import as_one_kernel, with_vmapped_form
+from jaxrnn.programs.calls import as_one_kernel, on_one_cpu
 from tests.cases import draw, randomised
 
 T, I, H = 7, 3, 16
@@ -83,10 +83,10 @@ def kernels(function, *args):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("name", CELLS)
-def test_the_loops_are_kernels_and_compute_what_the_plain_scan_computes(name, x64):
+@pytest.mark.parametrize("name, B", [(name, B) for B, name in zip((1, 4) * len(CELLS), CELLS, strict=False)])
+def test_the_loops_are_kernels_and_compute_what_the_plain_scan_computes(name, B, x64):
     cell = CELLS[name]()
-    params, xs = problem(cell, dtype=jnp.float64)
+    params, xs = problem(cell, (B,), jnp.float64)
     gradient = jax.value_and_grad(loss(cell), (0, 1))
     assert kernels(gradient, params, xs) == 2
     assert jr.explain(jr.scan(cell), params, xs).scans[0].one_kernel == ["forward", "backward"]
@@ -95,7 +95,7 @@ def test_the_loops_are_kernels_and_compute_what_the_plain_scan_computes(name, x6
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("batch", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("batch", [(), (1, 1), (3,)])
 def test_masks_resets_and_reversed_runs(batch, x64):
     cell = jr.lstm(I, H)
     params, xs = problem(cell, batch, jnp.float64)
@@ -154,11 +154,13 @@ def test_under_vmap_there_are_more_rows_and_their_rules():
     assert not any(f"x{T}x64x" in line or f"<{T}x" in line for line in product(many))
 
 
-def test_the_form_under_vmap_is_differentiated_there():
-    """Whichever meets the other first."""
-    f = lambda x: with_vmapped_form(lambda x: [3 * x], lambda x: [5 * x], x)[0]
+def test_the_form_for_one_cpu_and_the_other():
+    """The other under vmap, in derivatives, and for other platforms; the transpose has both."""
+    f = lambda x: on_one_cpu(lambda x: [3 * x], lambda x: [5 * x], x)[0]
     one, x = jnp.float32(1), jnp.arange(3, dtype=jnp.float32)
-    assert [float(f(one)), float(jax.grad(f)(one)), float(jax.jvp(f, (one,), (one,))[1])] == [3, 3, 3]
+    assert [float(f(one)), float(jax.grad(f)(one)), float(jax.jvp(f, (one,), (one,))[1])] == [3, 5, 5]
+    constants = [export.export(jax.jit(f), platforms=[p])(one).mlir_module() for p in ("cpu", "cuda")]
+    assert ["3.0" in text for text in constants] == [True, False]
     assert jax.vmap(f)(x).tolist() == [0, 5, 10]
     assert jax.grad(lambda x: jax.vmap(f)(x).sum())(x).tolist() == [5, 5, 5]
     linear = lambda d: jax.linear_transpose(f, one)(d)[0]
@@ -200,7 +202,8 @@ def test_what_a_kernel_cannot_hold_is_a_loop(step, made):
 @pytest.mark.parametrize(
     "why, cell, batch, dtype",
     [
-        ("two rows", jr.lstm(I, H), (2,), jnp.float32),
+        ("many rows", jr.elman(I, 4), (17,), jnp.float32),
+        ("rows and weights that pay in a library", jr.lstm(I, 64), (4,), jnp.float32),
         ("weights that gain from two cores", jr.lstm(I, 512), (1,), jnp.float32),
         ("a library's products", jr.lstm(I, H), (1,), jnp.bfloat16),
         ("a carry that multiplies", matrix_carry(), (), jnp.float32),

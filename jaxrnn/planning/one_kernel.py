@@ -1,9 +1,10 @@
-"""One kernel: the loop of a step of one row, B = 1, which a CPU runs without handing over between operations.
+"""One kernel: the loop of a step of few rows, which a CPU runs without handing over between operations.
 
-Such a step does little at each operation, and XLA's hand-over from one to the next costs more than the work. As one
-kernel the loop is compiled like a loop of C (``programs/calls.py``). Such a step also reads all weights to multiply one
-row; done for all steps at once, before the loop or after it, a product reads them once. So a step of one row has a plan
-of its own, ``plan_for_one_row``. Where it meets ``vmap`` it has more rows after all, and runs by the rules for many.
+A step of one row, or of a few short ones, does little at each operation, and XLA's hand-over from one to the next
+costs more than the work. As one kernel the loop is compiled like a loop of C (``programs/calls.py``). A step of one
+row, B = 1, also reads all weights to multiply that row; done for all steps at once, before the loop or after it, a
+product reads them once. So steps of few rows have a plan of their own, ``plan_for_few_rows``, on a single CPU device. A
+batch over devices runs by the rules for many rows, and so does a step that meets ``vmap``: it has more after all.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
@@ -26,36 +28,42 @@ from jaxrnn.programs.tracing import flat_program
 
 DTYPES = ("float32", "float64", "int32", "bool")  # XLA may give products of others to a library
 SMALL = 1024  # elements; larger reductions XLA may give to a library, larger literals a kernel cannot hold
+MOST_ROWS = 16
 
 
 def one_kernel(step: PlannedStep) -> PlannedStep:
-    """The step with the loops told that are to be one kernel."""
+    """The step with the loops told that are to be one kernel, and their products such as it can hold."""
     if not step.plan.one_kernel:
         return step
-    loops = {"forward": step.primal, "backward": step.tangent}
-    fitting = [name for name, loop in loops.items() if loop is not None and _fits(loop)]
-    step = step._replace(primal=step.primal._replace(one_kernel="forward" in fitting)).noting(one_kernel=fitting)
-    return (
-        step if step.tangent is None else step._replace(tangent=step.tangent._replace(one_kernel="backward" in fitting))
-    )
+    primal, tangent, made = step.primal, step.tangent, []
+    if _fits(primal):
+        primal = _row_by_row(primal)
+        made.append("forward")
+    if tangent is not None and _fits(tangent):
+        tangent = _row_by_row(tangent)
+        made.append("backward")
+    return step._replace(primal=primal, tangent=tangent).noting(one_kernel=made)
 
 
-def plan_for_one_row(program: Program, plan: Plan) -> Plan | None:
-    """The plan of a step of one row, on a CPU; None where the step has more rows, or where it would be the same."""
+def plan_for_few_rows(program: Program, plan: Plan) -> Plan | None:
+    """The plan of a step of few rows on one CPU device; None where the step has more, or where it would be the same."""
     if jax.default_backend() != "cpu":
         return None
     fixed = program.fixed()
     products = [op for op in program.ops if has(op.name, PRODUCT) and not fixed.issuperset(op.outputs)]
-    if not all(_is_row_by_weight(program, op, fixed) for op in products):
-        return None
-    weights = [program.size(n) for op in products for n in op.inputs if n in fixed]
-    chosen = {
-        "hoist": _rules.hoists_of_one_row(max(weights, default=0)),
-        "contract": True,
-        "one_kernel": _rules.makes_one_kernel(sum(weights)),
-    }
-    own = plan._replace(**{name: value for name, value in chosen.items() if getattr(plan, name) is None})
-    return own if own != plan else None
+    found = [_rows_by_weight(program, op, fixed) for op in products]
+    rows = max((R or MOST_ROWS + 1 for R in found), default=1)
+    weights = [max(map(program.size, op.inputs)) for op in products]
+    kernel = plan.one_kernel
+    if kernel is None:
+        varying = [op for op in program.ops if not fixed.issuperset(op.outputs)]
+        kernel = all(_fits_into(program, op, fixed) for op in varying) and _rules.makes_one_kernel(sum(weights), rows)
+    own = plan._replace(one_kernel=kernel)
+    if plan.hoist is None and rows == 1 and _rules.hoists_of_one_row(max(weights, default=0)):
+        own = own._replace(hoist=True)
+    if plan.contract is None and (rows == 1 or kernel):
+        own = own._replace(contract=True)
+    return own if own != plan._replace(one_kernel=False) else None
 
 
 def run_step(function: Function, params: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
@@ -85,7 +93,7 @@ def _weights_multiplied(program: Program, weights: set[int]) -> int | None:
             total += multiplied
         elif not _has_dtypes(program, op):
             return None
-        elif _is_row_by_weight(program, op, weights):
+        elif _rows_by_weight(program, op, weights) == 1:
             total += max(map(program.size, op.inputs))
         elif not has(op.name, CHEAP) or (op.name.startswith("reduce") and not _is_small(program, op)):
             return None
@@ -96,24 +104,59 @@ def _fits(loop: LoopProgram) -> bool:
     """Whether a kernel can hold the loop, and the backward loop that JAX makes of it."""
     program, each_step = loop.program, loop.parts().each_step
     weights = program.fixed() - reached_from(program.ops, loop.d_consts)
-    return all(_has_dtypes(program, op) for op in each_step) and all(
-        _is_row_by_weight(program, op, weights) if has(op.name, PRODUCT) else _is_small(program, op) for op in each_step
-    )
+
+    return all(_fits_into(program, op, weights) for op in each_step)
 
 
-def _is_row_by_weight(program: Program, op: Op, weights: set[int]) -> bool:
-    """Whether the operation multiplies one row, or column, by a matrix among the weights."""
+def _fits_into(program: Program, op: Op, weights: set[int]) -> bool:
+    """Whether a kernel can hold the operation."""
+    if not _has_dtypes(program, op):
+        return False
+    if has(op.name, PRODUCT):
+        rows = _rows_by_weight(program, op, weights)
+        return rows is not None and rows <= MOST_ROWS
+    return _is_small(program, op)
+
+
+def _row_by_row(loop: LoopProgram) -> LoopProgram:
+    """The loop as one kernel, its products done row by row: those of several rows XLA may give to a library."""
+    program = loop.program
+    in_loop = {n for op in loop.parts().each_step for n in op.outputs}
+    weights = program.fixed()
+
+    def split(op: Op) -> Op:
+        rows = _rows_by_weight(program, op, weights) if in_loop.issuperset(op.outputs) else None
+        if rows is None or rows == 1:
+            return op
+        side = 0 if op.inputs[1] in weights else 1
+        free = 1 - op.params["dimension_numbers"][0][side][0]
+
+        def run(*operands: Any) -> list[Any]:
+            products: list[Any] = []
+            for row in jax.lax.split(operands[side], (1,) * rows, free):
+                products += op.run(row, operands[1]) if side == 0 else op.run(operands[0], row)
+            return [jnp.concatenate(products, axis=side)]
+
+        return op._replace(name="row_by_row", run=run, params={})
+
+    return loop._replace(program=program._replace(ops=[split(op) for op in program.ops]), one_kernel=True)
+
+
+def _rows_by_weight(program: Program, op: Op, weights: set[int]) -> int | None:
+    """How many rows, or columns, the operation multiplies by a matrix among the weights; None where it does not."""
     if op.name != "dot_general":
-        return False
+        return None
     contracting, batch = op.params["dimension_numbers"]
-    if any(batch):
-        return False
-
-    def rows(side: int) -> int:
-        shape = program.kinds[op.inputs[side]].shape
-        return math.prod(size for axis, size in enumerate(shape) if axis not in contracting[side])
-
-    return any(op.inputs[side] in weights and rows(1 - side) == 1 for side in (0, 1))
+    for side in (0, 1):
+        x, W = (program.kinds[n].shape for n in (op.inputs[side], op.inputs[1 - side]))
+        if any(batch) or op.inputs[1 - side] not in weights or len(W) != 2 or len(contracting[side]) != 1:
+            continue
+        if not all(isinstance(size, int) for size in (*x, *W)):  # open, in a program that is exported for any
+            continue
+        rows = math.prod(size for axis, size in enumerate(x) if axis not in contracting[side])
+        if rows == 1 or len(x) == 2:
+            return rows
+    return None
 
 
 def _has_dtypes(program: Program, op: Op) -> bool:

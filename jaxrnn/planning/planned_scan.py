@@ -16,9 +16,9 @@ from jaxrnn.planning.explanation import ScanExplanation
 from jaxrnn.planning.fuse import fuse
 from jaxrnn.planning.hoist import hoist
 from jaxrnn.planning.linearize import is_inexact, linearize
-from jaxrnn.planning.one_kernel import one_kernel, plan_for_one_row
+from jaxrnn.planning.one_kernel import one_kernel, plan_for_few_rows
 from jaxrnn.planning.plan import Plan
-from jaxrnn.planning.planned_step import Active, LoopProgram, PlannedStep, narrow_values
+from jaxrnn.planning.planned_step import Active, PlannedStep, narrow_values
 from jaxrnn.planning.save import save
 from jaxrnn.planning.scan_program import scan_program
 from jaxrnn.planning.split_sums import split_sums
@@ -97,30 +97,26 @@ def _differentiable(
 ) -> Callable[..., list[Any]]:
     """``run(consts, carry, xs)``, whose derivative is the scan of the tangent that the passes made."""
 
-    plan_here = plan_for_one_row(program, plan)
-
-    def planned(active: Active | None) -> PlannedStep:
-        step = PlannedStep.of(program, n_carry, plan_here or plan, active)
+    def rewritten(plan: Plan, active: Active | None) -> tuple[PlannedStep, dict[str, PlannedStep]]:
+        """The step after all passes, and after each of them."""
+        step, after = PlannedStep.of(program, n_carry, plan, active), {}
         for name, rewrite in PASSES.items():
             step = rewrite(step)
-            explanation.programs[name] = step.without_values()
+            after[name] = step.without_values()
+        return step, after
+
+    def planned(active: Active | None) -> tuple[PlannedStep, PlannedStep | None]:
+        """The step, and what runs in its place elsewhere than on one CPU device. Both save the same."""
+        of_few_rows = plan_for_few_rows(program, plan)
+        step, after = rewritten(of_few_rows or plan, active)
+        explanation.programs |= after
         explanation.note(step.notes)
-        return step
-
-    def planned_under_vmap(active: Active | None) -> PlannedStep:
-        """The same step, which saves the same, by the rules for more than one row."""
-        step = PlannedStep.of(program, n_carry, plan, active)
-        for rewrite in PASSES.values():
-            step = rewrite(step)
-        return step
-
-    def scan(loop: LoopProgram, of_step: Callable[[PlannedStep], Any], active: Active | None, *args: Any, **more: Any):
-        under_vmap = (lambda: of_step(planned_under_vmap(active))) if plan_here else None
-        return scan_program(loop, *args, under_vmap=under_vmap, **options, **more)
+        return step, rewritten(plan, active)[0] if of_few_rows else None
 
     @jax.custom_jvp
     def run(consts, carry, xs):
-        return scan(planned(None).primal, lambda step: step.primal, None, consts, carry, xs)
+        step, otherwise = planned(None)
+        return scan_program(step.primal, consts, carry, xs, otherwise=otherwise and otherwise.primal, **options)
 
     def rule(primals, tangents):
         consts, carry, xs = primals
@@ -131,20 +127,20 @@ def _differentiable(
             x=[i for i, d in enumerate(d_xs) if _has_tangent(d)],
         )
         d_carry = [d_carry[i] if _has_tangent(d_carry[i]) else jnp.zeros_like(carry[i]) for i in active.carry]
-        step = planned(active)
+        step, otherwise = planned(active)
         assert step.tangent is not None
-        outputs = scan(step.primal, lambda step: step.primal, active, consts, carry, xs)
+        outputs = scan_program(step.primal, consts, carry, xs, otherwise=otherwise and otherwise.primal, **options)
         n_outputs = len(outputs) - len(step.saved)
         outputs, saved = outputs[:n_outputs], outputs[n_outputs:]
 
-        d_outputs = scan(
+        d_outputs = scan_program(
             step.tangent,
-            lambda step: step.tangent,
-            active,
             [*consts, *(d_consts[i] for i in active.consts)],
             d_carry,
             [*(d_xs[i] for i in active.x), *xs, *saved],
             recompute=plan.recompute,
+            otherwise=otherwise and otherwise.tangent,
+            **options,
         )
         of_floats = iter(d_outputs)
         return outputs, [next(of_floats) if is_inexact(a) else _no_tangent(a) for a in outputs]

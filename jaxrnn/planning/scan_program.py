@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._base import flatten
 from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import LoopProgram
-from jaxrnn.programs.calls import as_one_kernel, with_vmapped_form
+from jaxrnn.programs.calls import as_one_kernel, on_one_cpu
 from jaxrnn.programs.program import evaluate
 
 
@@ -26,7 +27,7 @@ def scan_program(
     reverse: bool,
     unroll: int,
     recompute: bool = False,
-    under_vmap: Callable[[], LoopProgram] | None = None,
+    otherwise: LoopProgram | None = None,
 ) -> list[Any]:
     """The final carry, then what the loop puts out, stacked over time.
 
@@ -36,17 +37,14 @@ def scan_program(
         xs: (T, …) each, in the order of the program's inputs after the carry.
         reverse, unroll: as for ``lax.scan``.
         recompute: the backward pass computes what it needs again, beside its use, and saves none of it.
-        under_vmap: makes the program that runs in place of this one where the run meets ``vmap``.
+        otherwise: what runs in its place elsewhere than on one CPU device, and under ``vmap``; None: the same.
     """
-    options = {"reverse": reverse, "unroll": unroll, "recompute": recompute}
-    if under_vmap is None:
-        return _run(loop, consts, carry, xs, **options)
-    arrays, tree = jax.tree.flatten((list(consts), list(carry), list(xs)))
-    return with_vmapped_form(
-        lambda *arrays: _run(loop, *tree.unflatten(arrays), **options),
-        lambda *arrays: _run(under_vmap(), *tree.unflatten(arrays), **options),
-        *arrays,
-    )
+    run = functools.partial(_run, reverse=reverse, unroll=unroll, recompute=recompute)
+    if otherwise is None:
+        return run(loop, consts, carry, xs)
+    arrays, tree = flatten((list(consts), list(carry), list(xs)))
+    forms = ((lambda *arrays, form=form: run(form, *tree.unflatten(arrays))) for form in (loop, otherwise))
+    return on_one_cpu(*forms, *arrays)
 
 
 def _run(
@@ -95,7 +93,7 @@ def _run(
         )
         return [*end, *ys]
 
-    arrays, tree = jax.tree.flatten((fixed_inside, list(carry), list(enter.values())))
+    arrays, tree = flatten((fixed_inside, list(carry), list(enter.values())))
     made = as_one_kernel(run, *arrays) if loop.one_kernel and isinstance(T, int) else run(*arrays)
     end, ys = made[: loop.n_carry], made[loop.n_carry :]
     if least:

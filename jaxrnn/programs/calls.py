@@ -1,12 +1,12 @@
-"""Calls that stand in a program as one operation: as one kernel of the CPU, or in one form alone and another under
-``vmap``.
+"""Calls that stand in a program as one operation: one kernel of the CPU; one form on a single CPU device, else another.
 
-Both compute what the function that is called computes, and differentiate as it does. What differs is how the compiler,
-or ``vmap``, meets them.
+Both compute what the function that is called computes, and differentiate as it does. What differs is what the compiler
+gets.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,51 +29,58 @@ def as_one_kernel(function: Function, *arrays: Any) -> list[Any]:
 
     Elsewhere than on one CPU device, under ``vmap`` and in derivatives of it, it is the function as it stands.
     """
-    return _bind(one_kernel_p, function, None, arrays)
+    return _bind(one_kernel_p, function, function, arrays)
 
 
-def with_vmapped_form(function: Function, under_vmap: Function, *arrays: Any) -> list[Any]:
-    """``function(*arrays)``; where it meets ``vmap``, ``under_vmap(*arrays)`` is batched in its place.
+def on_one_cpu(function: Function, otherwise: Function, *arrays: Any) -> list[Any]:
+    """``function(*arrays)`` in a program for one CPU device; in others, and under ``vmap``, ``otherwise(*arrays)``.
 
-    Both must compute the same: one in the form that is fast for these shapes, the other for larger ones.
+    Both must compute the same, the first in a form that is fast for these shapes on such a device. The transpose, where
+    they are linear, has both forms as well; other derivatives are those of the second. ``otherwise`` is traced where it
+    is needed, so what it closes over must not be traced.
     """
-    return _bind(with_vmapped_form_p, function, under_vmap, arrays)
+    return _bind(on_one_cpu_p, function, otherwise, arrays)
 
 
-def _bind(primitive: Primitive, function: Function, under_vmap: Function | None, arrays: Sequence[Any]) -> list[Any]:
+def _bind(primitive: Primitive, function: Function, otherwise: Function, arrays: Sequence[Any]) -> list[Any]:
     """A call of the function; what it closes over becomes arguments."""
     closed = jax.make_jaxpr(function)(*arrays)
     n, jaxpr = len(closed.consts), closed.jaxpr
 
-    def with_consts(function):
-        return function and (lambda *values: function(*values[n:]))
+    def without_consts_given(*values):
+        return otherwise(*values[n:])
 
     without_consts = ClosedJaxpr(jaxpr.replace(invars=[*jaxpr.constvars, *jaxpr.invars], constvars=[]), [])
-    return primitive.bind(*closed.consts, *arrays, jaxpr=without_consts, under_vmap=with_consts(under_vmap))
+    return primitive.bind(*closed.consts, *arrays, jaxpr=without_consts, otherwise=without_consts_given)
 
 
-def _run(*arrays, jaxpr, under_vmap=None):
+def _run(*arrays, jaxpr, otherwise):
     return jaxpr_as_fun(jaxpr)(*arrays)
+
+
+def _run_otherwise(*arrays, jaxpr, otherwise):
+    return list(otherwise(*arrays))
 
 
 def _impl(primitive: Primitive) -> Function:
     def run(*arrays, **params):
-        if jax.config.jax_disable_jit:
-            return _run(*arrays, **params)
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            return _run_otherwise(*arrays, **params)
         return jax.jit(lambda *arrays: primitive.bind(*arrays, **params))(*arrays)
 
     return run
 
 
 def _jvp(primals, tangents, **params):
-    """As the function's. A loop's own derivative is planned before it comes here; what comes here is the second."""
-    return jax.jvp(lambda *a: _run(*a, **params), list(primals), [ad.instantiate_zeros(t) for t in tangents])
+    """A loop's own derivative is planned before it comes here; what comes here is the second."""
+    run = functools.partial(_run_otherwise, **params)
+    return jax.jvp(run, list(primals), [ad.instantiate_zeros(t) for t in tangents])
 
 
 def _transpose(primitive: Primitive) -> Function:
     """The transposed function, called in the same way."""
 
-    def transpose(cotangents, *arrays, jaxpr, under_vmap):
+    def transpose(cotangents, *arrays, jaxpr, otherwise):
         linear = [ad.is_undefined_primal(a) for a in arrays]
         kinds = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in arrays if ad.is_undefined_primal(a)]
         known = [a for a in arrays if not ad.is_undefined_primal(a)]
@@ -92,32 +99,36 @@ def _transpose(primitive: Primitive) -> Function:
 
         cotangents = [ad.instantiate_zeros(ct) for ct in cotangents]
         backward = transposed(jaxpr_as_fun(jaxpr))
-        made = iter(_bind(primitive, backward, under_vmap and transposed(under_vmap), [*known, *cotangents]))
+        made = iter(_bind(primitive, backward, transposed(otherwise), [*known, *cotangents]))
         return [next(made) if is_linear else None for is_linear in linear]
 
     return transpose
 
 
-def _batch(arrays, axes, *, jaxpr, under_vmap):
-    made = jax.vmap(under_vmap or jaxpr_as_fun(jaxpr), axes)(*arrays)
+def _batch(arrays, axes, *, jaxpr, otherwise):
+    made = jax.vmap(otherwise, axes)(*arrays)
     return made, [0] * len(made)
 
 
-def _lower_to_one_kernel(ctx, *arrays, jaxpr, under_vmap):
+def _lower_for_cpu(ctx, *arrays, **params):
+    return (_lower if _is_for_one_device(ctx) else _lower_otherwise)(ctx, *arrays, **params)
+
+
+def _lower_to_one_kernel(ctx, *arrays, jaxpr, otherwise):
     """A call that is not inlined, with the attribute of XLA's own ``SmallWhileLoopHoistingPass``."""
     if not _is_for_one_device(ctx):
-        return _lower_inline(ctx, *arrays, jaxpr=jaxpr, under_vmap=under_vmap)
+        return _lower_otherwise(ctx, *arrays, jaxpr=jaxpr, otherwise=otherwise)
     # The arguments are one tuple, as in XLA's own calls. A kernel knows the buffers that its operations read and write:
     # the process ends at an argument that none reads, or that is a large constant. A tuple's elements it looks up.
     module = ctx.module_context
     arguments = ir.TupleType.get_tuple([a.type for a in arrays])
     results = [ir.RankedTensorType.get(a.shape, mlir.dtype_to_ir_type(a.dtype)) for a in jaxpr.out_avals]
-    function = func.FuncOp("one_kernel", ([arguments], results), ip=module.ip)
+    function: Any = func.FuncOp("one_kernel", ([arguments], results), ip=module.ip)
     function.attributes["sym_visibility"] = ir.StringAttr.get("private")
     name = module.symbol_table.insert(function)
     with ir.InsertionPoint(function.add_entry_block()):
         elements = [stablehlo.get_tuple_element(function.arguments[0], i) for i in range(len(arrays))]
-        func.ReturnOp(_lower_inline(ctx, *elements, jaxpr=jaxpr, under_vmap=under_vmap))
+        func.ReturnOp(_lower(ctx, *elements, jaxpr=jaxpr, otherwise=otherwise))
     call = func.CallOp(results, ir.FlatSymbolRefAttr.get(name.value), [stablehlo.tuple(arrays)])
     attributes = {"inlineable": "false", "xla_cpu_small_call": "true"}
     call.attributes["mhlo.frontend_attributes"] = ir.DictAttr.get(
@@ -131,16 +142,18 @@ def _is_for_one_device(ctx: Any) -> bool:
     return getattr(ctx.module_context.axis_context, "num_devices", None) == 1
 
 
-_lower_inline = mlir.lower_fun(_run, multiple_results=True)
+_lower = mlir.lower_fun(_run, multiple_results=True)
+_lower_otherwise = mlir.lower_fun(_run_otherwise, multiple_results=True)
 
 one_kernel_p = Primitive("one_kernel")
-with_vmapped_form_p = Primitive("with_vmapped_form")
-for _primitive in (one_kernel_p, with_vmapped_form_p):
+on_one_cpu_p = Primitive("on_one_cpu")
+for _primitive in (one_kernel_p, on_one_cpu_p):
     _primitive.multiple_results = True
     _primitive.def_impl(_impl(_primitive))
-    _primitive.def_abstract_eval(lambda *arrays, jaxpr, under_vmap: jaxpr.out_avals)
-    mlir.register_lowering(_primitive, _lower_inline)
+    _primitive.def_abstract_eval(lambda *arrays, jaxpr, otherwise: jaxpr.out_avals)
+    mlir.register_lowering(_primitive, _lower_otherwise)
     ad.primitive_jvps[_primitive] = _jvp
     ad.primitive_transposes[_primitive] = _transpose(_primitive)
     batching.primitive_batchers[_primitive] = _batch
 mlir.register_lowering(one_kernel_p, _lower_to_one_kernel, platform="cpu")
+mlir.register_lowering(on_one_cpu_p, _lower_for_cpu, platform="cpu")
