@@ -157,9 +157,7 @@ def measured(
         gc.collect()
 
 
-def _measured(
-    pair: Pair, budget: Budget, tries: int, model_of: Callable[[Pair, str], Model], placed: Placed
-) -> Found:
+def _measured(pair: Pair, budget: Budget, tries: int, model_of: Callable[[Pair, str], Model], placed: Placed) -> Found:
     params = model_of(pair, "plain").params  # the same arrays for both
 
     def traced(plan: str) -> Traced:
@@ -239,11 +237,13 @@ def instructions(hlo: str) -> str:
     """The text of a compiled program without what does not run: where in Python it is from, and its names.
 
     Example:
-        >>> print(instructions('%add.7 = f32[] add(%a.1, %b), metadata={op_name="jit(f)/add"}'))
-        %0 = f32[] add(%1, %2)
+        >>> print(instructions('%f.3 (a.1: f32[]) -> f32[] {\\n  ROOT %b.7 = f32[] add(%a.1, %a.1), metadata={op_name="f/add"}'))
+        %0 (f32[]) -> f32[] {
+          ROOT %1 = f32[] add(%2, %2)
     """
     hlo = re.sub(r"^(FileNames|FunctionNames|FileLocations|StackFrames)\n(\d+ .*\n)*", "", hlo, flags=re.MULTILINE)
     hlo = re.sub(r', metadata=\{(?:[^{}"]|"(?:[^"\\]|\\.)*")*\}', "", hlo)
+    hlo = re.sub(r"[\w.\-]+: (?=\(|\w+\[)", "", hlo)  # the names of a computation's parameters in its head
     numbers: dict[str, str] = {}
     return re.sub(r"%[\w.\-]+", lambda name: numbers.setdefault(name.group(), f"%{len(numbers)}"), hlo)
 

@@ -199,6 +199,4 @@ def line(found: Found) -> str:
         time = f"{milliseconds(found, 0)} / {milliseconds(found, 1)} ms, {interval(found)}"
         time += f", tries {tries(found)}" * (len(found.tries) > 1)
     above = "  ABOVE" * any((value(found) or 0) > limit for _, limit, value in LIMITS)
-    return (
-        f"{found.pair.name}: {time}; temporaries {ratio(found.temporaries)}, compile {ratio(found.compiling)}{above}"
-    )
+    return f"{found.pair.name}: {time}; temporaries {ratio(found.temporaries)}, compile {ratio(found.compiling)}{above}"

@@ -30,9 +30,7 @@ class Budget(NamedTuple):
         return int(min(max(fit, self.least), self.most))
 
 
-def interleaved(
-    calls: Mapping[Key, Callable[[], Any]], budget: Budget, seed: int = 0
-) -> dict[Key, list[float]]:
+def interleaved(calls: Mapping[Key, Callable[[], Any]], budget: Budget, seed: int = 0) -> dict[Key, list[float]]:
     """Seconds per call of each program, one number a round; every program must have run before.
 
     Each round has a random order, by the seed. A turn begins with a call that is not timed, except where calls are long: the
