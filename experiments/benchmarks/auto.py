@@ -103,8 +103,8 @@ def chosen(arguments: argparse.Namespace) -> tuple[Sequence[str], Sequence[pairs
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.auto",
-        description='Plan "auto" beside plan "plain": time, temporaries and compile time of forward passes and training '
-        "steps, on one CPU device and on two. Where both compile to the same program nothing is timed.",
+        description='Plan "auto" beside plan "plain": time, temporaries and compile time of forward passes and '
+        "training steps, on one CPU device and on two. Where both compile to the same program nothing is timed.",
         epilog='example:\n  python -m experiments.benchmarks.auto --cells "lstm,gru after" --shapes 1,1000,16,16',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

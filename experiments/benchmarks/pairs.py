@@ -168,8 +168,8 @@ def _measured(pair: Pair, budget: Budget, tries: int, model_of: Callable[[Pair, 
     while smallest(compilations)[0] > COMPILE * smallest(compilations)[1] and len(compilations) < 3:
         order = PLANS[:: 1 if len(compilations) % 2 else -1]
         compilations.append(seconds_of(built(traced, pair.devices, placed, order)[0]))
-    temporaries = [both[plan].temp_bytes for plan in PLANS]
-    found = Found(pair, same, temp_bytes=tuple(temporaries), compile_seconds=smallest(compilations))
+    temporaries = both["auto"].temp_bytes or 0, both["plain"].temp_bytes or 0
+    found = Found(pair, same, temp_bytes=temporaries, compile_seconds=smallest(compilations))
     if same:
         return found
     for plan in PLANS:
@@ -208,39 +208,34 @@ def built(
 
     Where the lowered text is the same it is compiled once, and its time counts for both.
     """
-    lowered, args, lowering, executables, compiling = {}, {}, {}, {}, {}
+    args: dict[str, list[Any]] = {}
+    lowered: dict[str, jax.stages.Lowered] = {}
+    done: dict[str, jax.stages.Compiled] = {}
+    taken: dict[str, float] = {}  # seconds
     for plan in order:
         source = traced(plan)
         args[plan] = arguments(source, devices, placed)
         jax.clear_caches()  # what the other plan has traced is not warm
         start = time.perf_counter()
         lowered[plan] = jax.jit(source.function).lower(*args[plan])
-        lowering[plan] = time.perf_counter() - start
+        taken[plan] = time.perf_counter() - start
     first, second = order
+    done[first], once = compile_timed(lowered[first])
     same = "lowered" if lowered[first].as_text() == lowered[second].as_text() else ""
-    for plan in order:
-        if same and executables:
-            executables[plan], compiling[plan] = executables[first], compiling[first]
-            continue
-        start = time.perf_counter()
-        executables[plan] = lowered[plan].compile()
-        compiling[plan] = time.perf_counter() - start
-    if not same and instructions(executables[first].as_text()) == instructions(executables[second].as_text()):
+    done[second], twice = (done[first], once) if same else compile_timed(lowered[second])
+    taken[first], taken[second] = taken[first] + once, taken[second] + twice
+    if not same and instructions(str(done[first].as_text())) == instructions(str(done[second].as_text())):
         same = "optimised"
-    programs = {
-        plan: program(executables[plan], args[plan], lowering[plan] + compiling[plan], devices) for plan in order
-    }
-    return programs, same
+    return {plan: program(done[plan], args[plan], taken[plan], devices) for plan in order}, same
+
+
+def compile_timed(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, float]:
+    start = time.perf_counter()
+    return lowered.compile(), time.perf_counter() - start
 
 
 def instructions(hlo: str) -> str:
-    """The text of a compiled program without what does not run: where in Python it is from, and its names.
-
-    Example:
-        >>> print(instructions('%f.3 (a.1: f32[]) -> f32[] {\\n  ROOT %b.7 = f32[] add(%a.1, %a.1), metadata={op_name="f/add"}'))
-        %0 (f32[]) -> f32[] {
-          ROOT %1 = f32[] add(%2, %2)
-    """
+    """The text of a compiled program without what does not run: where in Python it is from, and its names."""
     hlo = re.sub(r"^(FileNames|FunctionNames|FileLocations|StackFrames)\n(\d+ .*\n)*", "", hlo, flags=re.MULTILINE)
     hlo = re.sub(r', metadata=\{(?:[^{}"]|"(?:[^"\\]|\\.)*")*\}', "", hlo)
     hlo = re.sub(r"[\w.\-]+: (?=\(|\w+\[)", "", hlo)  # the names of a computation's parameters in its head

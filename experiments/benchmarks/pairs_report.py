@@ -85,7 +85,7 @@ def counts(found: Sequence[Found], left_out: int) -> list[str]:
 
 def targets(found: Sequence[Found]) -> list[tuple[str, ...]]:
     """What the limits are, and how many are above them."""
-    lines = [("auto / plain", "at most", "median", "largest", "above", "")]
+    lines: list[tuple[str, ...]] = [("auto / plain", "at most", "median", "largest", "above", "")]
     for title, limit, value in LIMITS:
         values = [figure for one in found if (figure := value(one)) is not None]
         if not values:
@@ -135,15 +135,12 @@ def worst(found: Sequence[Found]) -> list[tuple[str, list[tuple[str, ...]]]]:
         if one.compile_seconds is not None
     ]
     both = "auto / plain"
-    return [
-        (title, [header, *body])
-        for title, header, body in (
-            ("The worst by time, ms", ("", both, "ratio", "tries"), times),
-            ("The worst by temporaries, bytes", ("", both, "ratio"), memory),
-            ("The worst by compile time, ms", ("", both, "ratio"), compiling),
-        )
-        if body
+    tables: list[tuple[str, list[tuple[str, ...]]]] = [
+        ("The worst by time, ms", [("", both, "ratio", "tries"), *times]),
+        ("The worst by temporaries, bytes", [("", both, "ratio"), *memory]),
+        ("The worst by compile time, ms", [("", both, "ratio"), *compiling]),
     ]
+    return [(title, lines) for title, lines in tables if len(lines) > 1]
 
 
 def largest(found: Iterable[Found], value: Callable[[Found], float | None]) -> list[Found]:

@@ -33,8 +33,8 @@ class Budget(NamedTuple):
 def interleaved(calls: Mapping[Key, Callable[[], Any]], budget: Budget, seed: int = 0) -> dict[Key, list[float]]:
     """Seconds per call of each program, one number a round; every program must have run before.
 
-    Each round has a random order, by the seed. A turn begins with a call that is not timed, except where calls are long: the
-    threads of the program before may still spin, and the caches hold its data.
+    Each round has a random order, by the seed. A turn begins with a call that is not timed, except where calls are
+    long: the threads of the program before may still spin, and the caches hold its data.
     """
     rng = np.random.default_rng(seed)
     keys = list(calls)
