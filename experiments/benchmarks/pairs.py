@@ -111,6 +111,11 @@ class Found(NamedTuple):
         return 1.0 if self.same else self.best.low if self.best else None
 
     @property
+    def undecided(self) -> bool:
+        """Every try's ratio is above the limit, but not the lower bound of all of them."""
+        return bool(self.best) and all(one.ratio > TIME for one in self.tries) and (self.time or 0) <= TIME
+
+    @property
     def temporaries(self) -> float | None:
         if self.temp_bytes is None:
             return None
@@ -186,7 +191,7 @@ def _measured(pair: Pair, budget: Budget, tries: int, model_of: Callable[[Pair, 
             tries=(*found.tries, compared(times["auto"], times["plain"])),
             seconds=(*found.seconds, (statistics.median(times["auto"]), statistics.median(times["plain"]))),
         )
-        if found.tries[-1].low <= TIME:
+        if found.tries[-1].ratio <= TIME:
             break
     return found
 

@@ -77,6 +77,10 @@ def counts(found: Sequence[Found], left_out: int) -> list[str]:
         f"{len(found)} programs: {lowered + optimised} are the same under both plans ({lowered} as lowered, "
         f"{optimised} as compiled), {len(timed)} were timed, {again} of them more than once."
     )
+    undecided = [one for one in timed if one.undecided]
+    if undecided:
+        names = "; ".join(f"{one.pair.name} {interval(one)}" for one in undecided)
+        words += f" The ratio of {len(undecided)} is above {TIME:g} in every try, but not its lower bound: {names}."
     missing = [f"- {one.pair.name}: {one.note}" for one in found if one.note]
     if left_out:
         missing.append(f"- {left_out} more were **not reached** in the time given")

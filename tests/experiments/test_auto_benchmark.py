@@ -212,6 +212,8 @@ FOUND = [
 def test_tables():
     text = "\n\n".join(pairs_report.counts(FOUND, 0))
     assert "6 programs: 2 are the same under both plans (1 as lowered, 1 as compiled), 3 were timed, 2 of them" in text
+    assert text.count("in every try") == 1 and "of 1 is above 1.05 in every try, but not its lower bound: lstm" in text
+    assert "lstm 4,6,3,8 forward, 2 devices 1.06 [1.03, 1.10]." in text
     assert "- gru 4,6,3,8 forward, 1 device: failed: ValueError: no" in text
     assert pairs_report.targets(FOUND)[1:] == [
         ("time, lower bound", "1.05", "1.00", "1.10", "1 of 5", "**missed**"),
