@@ -30,7 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             parts_of(arguments.write, [pairs_report.PART])
         if arguments.report is not None:
             found, summary = pairs_report.load(arguments.report)
-            summary = summary or {"environment": environment(pairs_report.PACKAGES), "left_out": 0}
             say(pairs_report.write(arguments.report, found, summary, arguments.write))
             return 0
         try:
@@ -57,6 +56,8 @@ def run(asked: Sequence[Pair], limit: float, budget: Budget, out: Path, page: Pa
     directory = new_directory(out, "auto")
     machine = environment(pairs_report.PACKAGES)
     say(sentence(machine, pairs_report.PACKAGES))
+    summary = {"environment": machine, "asked": len(asked)}
+    pairs_report.keep(directory, summary)
     alone = [pair for pair in asked if pair.shape[0] == 1]
     if alone:
         say("A batch of 1 cannot be split: those shapes run on one device alone.")
@@ -76,7 +77,6 @@ def run(asked: Sequence[Pair], limit: float, budget: Budget, out: Path, page: Pa
         say("\nstopped")
     machine["other_work"] = all_other_work.cores()
     machine["seconds"] = round(time.perf_counter() - begin)
-    summary = {"environment": machine, "left_out": len(asked) - len(found)}
     say(f"\n{pairs_report.write(directory, found, summary, page)}\nwritten to {directory}")
     return directory
 

@@ -2,7 +2,7 @@
 
 runs/auto-001/
   rows.jsonl     a line for each pair, written as measured
-  summary.json   the machine, the versions, what was not reached
+  summary.json   the machine, the versions, how many pairs were asked for; a run that is killed leaves it too
   table.md       all of it as Markdown; --write PAGE puts it between the markers of a page
 """
 
@@ -33,17 +33,20 @@ def append(directory: Path, found: Found) -> None:
         file.write(json.dumps(found._asdict()) + "\n")
 
 
-def load(directory: Path) -> tuple[list[Found], dict[str, Any] | None]:
-    """The pairs of an older run, and the summary of it; None where it was stopped before that was written."""
+def load(directory: Path) -> tuple[list[Found], dict[str, Any]]:
+    """The pairs of an older run, and the summary of it."""
     lines = (directory / "rows.jsonl").read_text(encoding="utf-8").splitlines()
-    summary = directory / "summary.json"
-    known = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
-    return [of_json(json.loads(line)) for line in lines], known
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    return [of_json(json.loads(line)) for line in lines], summary
+
+
+def keep(directory: Path, summary: dict[str, Any]) -> None:
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write(directory: Path, found: Sequence[Found], summary: dict[str, Any], page: Path | None = None) -> str:
     """summary.json and table.md, and the same between the markers of the page; returns the latter."""
-    (directory / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    keep(directory, summary)
     text = "\n\n".join(paragraphs(found, summary)) + "\n"
     (directory / "table.md").write_text(text, encoding="utf-8")
     if page is not None:
@@ -54,7 +57,7 @@ def write(directory: Path, found: Sequence[Found], summary: dict[str, Any], page
 def paragraphs(found: Sequence[Found], summary: dict[str, Any]) -> list[str]:
     parts = [
         sentence(summary["environment"], PACKAGES),
-        *counts(found, summary["left_out"]),
+        *counts(found, summary["asked"] - len(found)),
         markdown.table(targets(found)),
     ]
     for title, lines in worst(found):

@@ -161,7 +161,7 @@ def test_a_tiny_run(tmp_path, capsys):
     run = tmp_path / "auto-001"
     found, summary = pairs_report.load(run)
     assert [one.pair for one in found] == list(pairs.pairs(["elman"], [(1, 4, 3, 4)]))
-    assert [one.note for one in found] == ["", ""] and summary["left_out"] == 0
+    assert [one.note for one in found] == ["", ""] and summary["asked"] == 2
     assert all(one.same or len(one.tries[0]) == 4 for one in found)
     out, table = capsys.readouterr().out, (run / "table.md").read_text()
     assert "A batch of 1 cannot be split" in out and "elman 1,4,3,4 train, 1 device: " in out
@@ -245,5 +245,6 @@ def test_tables():
 def test_rows_survive_their_file(tmp_path):
     for row in FOUND:
         pairs_report.append(tmp_path, row)
-    assert pairs_report.load(tmp_path) == (FOUND, None)
+    pairs_report.keep(tmp_path, {"asked": 7})
+    assert pairs_report.load(tmp_path) == (FOUND, {"asked": 7})
     assert pairs_report.load(tmp_path)[0][2].temporaries == math.inf
