@@ -6,4 +6,9 @@ ours.py          jaxrnn, the floor        suites.py     the groups of rows, and 
 peers.py         the JAX libraries        timing.py     interleaved rounds
 pytorch.py       torch                    targets.py    ratios against the targets
                                           report.py     table, JSON lines, Markdown, figure
+
+Plan "auto" beside plan "plain" alone, over more shapes and cells: ``python -m experiments.benchmarks.auto``.
+
+auto.py          the command line         pairs.py      what is compared, and how one pair is measured
+pairs_report.py  table, JSON lines, Markdown
 """

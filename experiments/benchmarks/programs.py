@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,13 +79,27 @@ QUANTITIES: dict[str, Callable[[Problem, Model], Traced]] = {"forward": forward,
 
 def compiled(traced: Traced, devices: int, placed: Placed) -> Program:
     """Compile for the first ``devices`` devices, the arguments already there."""
-    args = [
-        jax.tree.map(lambda a, axis=axis: place(a, axis, devices, placed), arg)
-        for arg, axis in zip(traced.args, traced.batch_axes, strict=True)
-    ]
+    args = arguments(traced, devices, placed)
     start = time.perf_counter()
     executable = jax.jit(traced.function).lower(*args).compile()
     seconds = time.perf_counter() - start
+    return program(executable, args, seconds, devices)
+
+
+def arguments(traced: Traced, devices: int, placed: Placed) -> list[PyTree]:
+    """Its arguments, on the devices."""
+    return [
+        jax.tree.map(lambda a, axis=axis: place(a, axis, devices, placed), arg)
+        for arg, axis in zip(traced.args, traced.batch_axes, strict=True)
+    ]
+
+
+def program(executable: jax.stages.Compiled, args: Sequence[PyTree], seconds: float, devices: int) -> Program:
+    """What was compiled in so many seconds, to be called with these arguments.
+
+    Raises:
+        NotOffered: it needs more memory than is free.
+    """
     memory = executable.memory_analysis()
     assert memory is not None  # CPU and GPU both tell
     needed, free = devices * (memory.temp_size_in_bytes + memory.output_size_in_bytes), free_bytes()

@@ -20,19 +20,23 @@ class Budget(NamedTuple):
     most: int = 25
     turn: float = 0.02  # seconds that one turn of a fast program is filled up to
 
+    def times(self, factor: int) -> Budget:
+        """That many times the rounds."""
+        return self._replace(seconds=factor * self.seconds, least=factor * self.least, most=factor * self.most)
+
     def rounds(self, turns: Mapping[Any, float]) -> int:
         """How many rounds fit, given the seconds of each program's turn."""
         fit = self.seconds * len(turns) / max(sum(turns.values()), 1e-9)
         return int(min(max(fit, self.least), self.most))
 
 
-def interleaved(calls: Mapping[Key, Callable[[], Any]], budget: Budget) -> dict[Key, list[float]]:
+def interleaved(calls: Mapping[Key, Callable[[], Any]], budget: Budget, seed: int = 0) -> dict[Key, list[float]]:
     """Seconds per call of each program, one number a round; every program must have run before.
 
-    Each round has a random order. A turn begins with a call that is not timed, except where calls are long: the
-    threads of the program before may still spin, and the caches hold its data.
+    Each round has a random order, by the seed. A turn begins with a call that is not timed, except where calls are
+    long: the threads of the program before may still spin, and the caches hold its data.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     keys = list(calls)
     estimate = {key: _estimate(calls[key]) for key in keys}
     repeats = {key: int(min(max(budget.turn / max(estimate[key], 1e-6), 1), 500)) for key in keys}

@@ -1,0 +1,135 @@
+"""``python -m experiments.benchmarks.auto``: is plan "auto" anywhere slower than plan "plain"?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+import jaxrnn as jr
+from experiments.benchmarks import pairs, pairs_report
+from experiments.benchmarks.__main__ import CORES_THAT_DISTURB, seconds, shape_of
+from experiments.benchmarks.pairs import BUDGET, CELLS, SHAPES, Pair
+from experiments.benchmarks.timing import Budget, OtherWork
+from experiments.environment import environment, sentence
+from experiments.markdown import MarkerError, parts_of
+from experiments.runner.directories import new_directory
+
+QUICK = (SHAPES[2], SHAPES[7], SHAPES[15])  # small ones
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, also where a limit is missed; 1 (a file), 2 (was asked wrongly), 130 (was stopped)."""
+    arguments = parser().parse_args(argv)
+    try:
+        if arguments.write is not None:  # what is wrong with the page is said before anything is measured
+            parts_of(arguments.write, [pairs_report.PART])
+        if arguments.report is not None:
+            found, summary = pairs_report.load(arguments.report)
+            say(pairs_report.write(arguments.report, found, summary, arguments.write))
+            return 0
+        try:
+            asked = list(pairs.pairs(*chosen(arguments)))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+        jax.config.update("jax_platforms", "cpu")
+        jr.devices.use_cpu_devices(2)  # a program on one of them still has every core
+        budget = BUDGET if arguments.seconds is None else BUDGET._replace(seconds=arguments.seconds)
+        run(asked, 60 * arguments.minutes, budget, arguments.out, arguments.write)
+    except MarkerError as error:
+        print(f"--write: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(asked: Sequence[Pair], limit: float, budget: Budget, out: Path, page: Path | None = None) -> Path:
+    """Measure these pairs while there is time, and write what came of it; returns the run directory."""
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
+    directory = new_directory(out, "auto")
+    machine = environment(pairs_report.PACKAGES)
+    say(sentence(machine, pairs_report.PACKAGES))
+    summary = {"environment": machine, "asked": len(asked)}
+    pairs_report.keep(directory, summary)
+    alone = [pair for pair in asked if pair.shape[0] == 1]
+    if alone:
+        say("A batch of 1 cannot be split: those shapes run on one device alone.")
+    pairs.measured(asked[0], budget, tries=1)  # once for nothing: the first compilation of a process is slow
+    begin, all_other_work, found = time.perf_counter(), OtherWork(), []
+    try:
+        for pair in asked:
+            if time.perf_counter() - begin > limit:
+                break
+            other_work = OtherWork()
+            found.append(pairs.measured(pair, budget))
+            pairs_report.append(directory, found[-1])
+            busy = other_work.cores() or 0.0
+            warning = f"  (other processes kept {busy:.1f} cores busy)" if busy > CORES_THAT_DISTURB else ""
+            say(f"{time.perf_counter() - begin:6.0f} s  {pairs_report.line(found[-1])}{warning}")
+    except KeyboardInterrupt:
+        say("\nstopped")
+    machine["other_work"] = all_other_work.cores()
+    machine["seconds"] = round(time.perf_counter() - begin)
+    say(f"\n{pairs_report.write(directory, found, summary, page)}\nwritten to {directory}")
+    return directory
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def chosen(arguments: argparse.Namespace) -> tuple[Sequence[str], Sequence[pairs.Shape]]:
+    """The cells and shapes that were asked for.
+
+    Raises:
+        ValueError: one that is not known, with those that are.
+    """
+    cells = [name.strip() for name in arguments.cells.split(",")] if arguments.cells else list(CELLS)
+    unknown = [name for name in cells if name not in CELLS]
+    if unknown:
+        raise ValueError(f"--cells: {unknown[0]!r} is none of {', '.join(CELLS)}")
+    if arguments.shapes:
+        return cells, [shape_of(text) for text in arguments.shapes]
+    return cells, QUICK if arguments.quick else SHAPES
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.auto",
+        description='Plan "auto" beside plan "plain": time, temporaries and compile time of forward passes and '
+        "training steps, on one CPU device and on two. Where both compile to the same program nothing is timed.",
+        epilog='example:\n  python -m experiments.benchmarks.auto --cells "lstm,gru after" --shapes 1,1000,16,16',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--quick", action="store_true", help=f"{len(QUICK)} small shapes")
+    top.add_argument("--cells", metavar="NAMES", help=f"with commas, of {', '.join(CELLS)}; default: all")
+    top.add_argument("--shapes", nargs="+", default=[], metavar="B,T,I,H", help=f"default: {len(SHAPES)} shapes")
+    top.add_argument(
+        "--minutes",
+        type=seconds,
+        default=45.0,
+        help="the time limit; the run says how many it did not reach (default: 45)",
+    )
+    top.add_argument(
+        "--seconds", type=seconds, help=f"for the rounds of each program, first try (default: {BUDGET.seconds:g})"
+    )
+    top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")
+    top.add_argument("--report", type=Path, metavar="RUN", help="measure nothing: make the tables of this run anew")
+    top.add_argument(
+        "--write",
+        type=Path,
+        metavar="PAGE",
+        help="write the tables into this page too, between <!-- auto:begin --> and <!-- auto:end -->",
+    )
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())
