@@ -12,12 +12,13 @@ import jax
 
 import jaxrnn as jr
 from experiments.benchmarks import pairs, pairs_report
-from experiments.benchmarks.__main__ import CORES_THAT_DISTURB, seconds, shape_of
+from experiments.benchmarks.__main__ import CORES_THAT_DISTURB, shape_of
 from experiments.benchmarks.pairs import BUDGET, CELLS, SHAPES, Pair
 from experiments.benchmarks.timing import Budget, OtherWork
 from experiments.environment import environment, sentence
 from experiments.markdown import MarkerError, parts_of
 from experiments.runner.directories import new_directory
+from experiments.runner.options import amount_of
 
 QUICK = (SHAPES[2], SHAPES[7], SHAPES[15])  # small ones
 
@@ -113,12 +114,14 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--shapes", nargs="+", default=[], metavar="B,T,I,H", help=f"default: {len(SHAPES)} shapes")
     top.add_argument(
         "--minutes",
-        type=seconds,
+        type=amount_of("minutes"),
         default=45.0,
         help="the time limit; the run says how many it did not reach (default: 45)",
     )
     top.add_argument(
-        "--seconds", type=seconds, help=f"for the rounds of each program, first try (default: {BUDGET.seconds:g})"
+        "--seconds",
+        type=amount_of("seconds"),
+        help=f"for the rounds of each program, first try (default: {BUDGET.seconds:g})",
     )
     top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")
     top.add_argument("--report", type=Path, metavar="RUN", help="measure nothing: make the tables of this run anew")
