@@ -13,7 +13,7 @@ import jaxlib
 from jaxrnn.planning.plan import Plan
 
 # The releases of jaxlib with which loops were made one kernel and compared. Not 0.11.1: see least_bytes_to_stack.
-KERNEL_RELEASES = ("0.10.1", "0.12.0.1")
+KERNEL_RELEASES = ("0.10.0", "0.10.1", "0.11.2", "0.12.0", "0.12.0.1")
 
 
 def hoists(plan: Plan, weights: int, outputs: int) -> bool:
