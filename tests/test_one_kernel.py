@@ -215,6 +215,21 @@ def test_other_steps_are_loops(why, cell, batch, dtype):
     assert kernels(lambda *of: jr.scan(cell).apply(*of), params, xs) == 0
 
 
+def test_keys_that_are_carried_and_put_out():
+    """A kernel knows numbers alone."""
+
+    def step(p, carry, x):
+        h, key = carry
+        h = jnp.tanh(x @ p["A"] + h @ p["U"])
+        return (h, key), (h, key)
+
+    cell = textbook()._replace(step=step, initial_carry=lambda p, batch: (jnp.zeros((*batch, H)), jax.random.key(3)))
+    params, xs = problem(cell, ())
+    run = lambda params, xs: jr.scan(cell).apply(params, xs)
+    assert kernels(run, params, xs) == 0 and kernels(jr.stream(cell).step, params, run(params, xs)[0], xs[0]) == 0
+    assert run(params, xs)[1][1].shape == (T,)
+
+
 def test_plans_releases_and_flags(monkeypatch):
     cell = jr.lstm(I, H)
     params, xs = problem(cell)

@@ -57,7 +57,7 @@ def plan_for_few_rows(program: Program, plan: Plan) -> Plan | None:
     kernel = plan.one_kernel
     if kernel is None:
         varying = [op for op in program.ops if not fixed.issuperset(op.outputs)]
-        kernel = all(_fits_into(program, op, fixed) for op in varying) and _rules.makes_one_kernel(sum(weights), rows)
+        kernel = _all_fit(program, varying, fixed) and _rules.makes_one_kernel(sum(weights), rows)
     own = plan._replace(one_kernel=kernel)
     if plan.hoist is None and rows == 1 and _rules.hoists_of_one_row(max(weights, default=0)):
         own = own._replace(hoist=True)
@@ -72,7 +72,8 @@ def run_step(function: Function, params: Sequence[Any], arrays: Sequence[Any]) -
     if not compiled or jax.default_backend() != "cpu":
         return list(function(params, arrays))
     program, _, _ = flat_program(lambda *arrays: function(params, arrays), *arrays)
-    weights = _weights_multiplied(program, program.fixed())
+    enter_and_leave = [*program.consts, *program.inputs, *program.outputs]
+    weights = _weights_multiplied(program, program.fixed()) if _have_dtypes(program, enter_and_leave) else None
     if weights is None or not _rules.makes_step_one_kernel(weights):
         return list(function(params, arrays))
     n = len(params)
@@ -91,7 +92,7 @@ def _weights_multiplied(program: Program, weights: set[int]) -> int | None:
             if multiplied is None:
                 return None
             total += multiplied
-        elif not _has_dtypes(program, op):
+        elif not _have_dtypes(program, [*op.inputs, *op.outputs]):
             return None
         elif _rows_by_weight(program, op, weights) == 1:
             total += max(map(program.size, op.inputs))
@@ -105,17 +106,21 @@ def _fits(loop: LoopProgram) -> bool:
     program, each_step = loop.program, loop.parts().each_step
     weights = program.fixed() - reached_from(program.ops, loop.d_consts)
 
-    return all(_fits_into(program, op, weights) for op in each_step)
+    return _all_fit(program, each_step, weights)
 
 
-def _fits_into(program: Program, op: Op, weights: set[int]) -> bool:
-    """Whether a kernel can hold the operation."""
-    if not _has_dtypes(program, op):
-        return False
-    if has(op.name, PRODUCT):
-        rows = _rows_by_weight(program, op, weights)
-        return rows is not None and rows <= MOST_ROWS
-    return _is_small(program, op)
+def _all_fit(program: Program, ops: Sequence[Op], weights: set[int]) -> bool:
+    """Whether a kernel can hold the operations, and what enters and leaves."""
+
+    def fits(op: Op) -> bool:
+        if has(op.name, PRODUCT):
+            rows = _rows_by_weight(program, op, weights)
+            return rows is not None and rows <= MOST_ROWS
+        return _is_small(program, op)
+
+    return _have_dtypes(program, [*program.inputs, *program.outputs]) and all(
+        fits(op) and _have_dtypes(program, [*op.inputs, *op.outputs]) for op in ops
+    )
 
 
 def _row_by_row(loop: LoopProgram) -> LoopProgram:
@@ -159,8 +164,8 @@ def _rows_by_weight(program: Program, op: Op, weights: set[int]) -> int | None:
     return None
 
 
-def _has_dtypes(program: Program, op: Op) -> bool:
-    return all(program.kinds[n].dtype.name in DTYPES for n in (*op.inputs, *op.outputs))
+def _have_dtypes(program: Program, values: Sequence[int]) -> bool:
+    return all(program.kinds[n].dtype.name in DTYPES for n in values)
 
 
 def _is_small(program: Program, op: Op) -> bool:
