@@ -21,11 +21,11 @@ class Plan(NamedTuple):
         contract: the gradient of a weight is one contraction over time and batch, after the backward loop, where
             autodiff adds to it at every step. None: always, except on a single CPU device with less than 8 weights
             for each output of the product and more than one row.
-        one_kernel: on one CPU device the loop becomes one kernel, in which nothing is handed over from one operation to
-            the next, where the step holds products of one row (B = 1, or none) with weights and small elementwise
-            operations. None: where the weights are at most 2¹⁹ numbers. Under ``vmap`` it is not done.
         recompute: the forward pass saves the smallest set of values from which all else that the backward pass needs
             is cheap to compute again. False saves all that it needs.
+        one_kernel: on one CPU device the loop becomes one kernel, in which nothing is handed over from one operation to
+            the next, where all that the step does is to multiply few rows by weights and small elementwise work. None:
+            where it multiplies one row by at most 2¹⁹ weights, or R rows by at most 2¹⁵ / R.
 
     Example:
         >>> import jaxrnn as jr
@@ -35,8 +35,8 @@ class Plan(NamedTuple):
     fuse: bool = True
     hoist: bool | None = None
     contract: bool | None = None
-    one_kernel: bool | None = None
     recompute: bool = True
+    one_kernel: bool | None = None
 
 
 def check_plan(who: str, plan: Any) -> None:

@@ -111,6 +111,9 @@ def _differentiable(
         step, after = rewritten(of_few_rows or plan, active)
         explanation.programs |= after
         explanation.note(step.notes)
+        if active is None and not any(step.notes.values()):  # so that it compiles to the program of "plain"
+            traced = PlannedStep.of(program, n_carry, plan)
+            return traced._replace(primal=traced.primal._replace(as_it_stands=True)), None
         return step, rewritten(plan, active)[0] if of_few_rows else None
 
     @jax.custom_jvp

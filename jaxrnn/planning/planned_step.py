@@ -31,6 +31,7 @@ class LoopProgram(NamedTuple):
     d_consts: tuple[int, ...] = ()  # those that are tangents; the backward loop adds up their gradients
     outside: frozenset[int] = frozenset()  # values computed for all steps at once, before the loop
     one_kernel: bool = False  # the loop is to be one kernel of the CPU
+    as_it_stands: bool = False  # nothing is done once: the loop is that of ``lax.scan``
 
     @property
     def carry(self) -> list[int]:
@@ -50,6 +51,8 @@ class LoopProgram(NamedTuple):
 
     def parts(self) -> Parts:
         program = self.program
+        if self.as_it_stands:
+            return Parts([], [], [], [], program.ops, program.outputs[self.n_carry :])
         varying = reached_from(program.ops, {*program.inputs, *self.narrow()})
         of_consts = reached_from(program.ops, program.consts)
         fixed = [n for op in program.ops for n in op.outputs if n in of_consts and n not in varying]
