@@ -76,6 +76,12 @@ def traced(request):
 
 
 @pytest.fixture
+def many_rows(monkeypatch):
+    """Few rows are planned as many are; test_one_kernel.py has the plans of few."""
+    monkeypatch.setattr("jaxrnn.planning._rules.makes_one_kernel", lambda weights, rows: False)
+
+
+@pytest.fixture
 def x64():
     """float64 for one test."""
     with jax.enable_x64(True):

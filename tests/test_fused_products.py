@@ -12,6 +12,7 @@ from tests.cases import draw, randomised
 from tests.programs import equations, gradient, loops, products_in_loops
 from tests.user_cells import textbook_lstm
 
+pytestmark = pytest.mark.usefixtures("many_rows")
 T, B, I, H = 7, 2, 3, 5
 
 

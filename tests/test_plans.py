@@ -21,10 +21,7 @@ def problem(cell, batch=B):
     return randomised(cell.init(jax.random.key(0))), draw((T, batch, I), 1).astype(jnp.float32)
 
 
-@pytest.fixture(autouse=True)
-def no_kernels(monkeypatch):
-    """Two rows run as many do; test_one_kernel.py has the plans of few."""
-    monkeypatch.setattr("jaxrnn.planning._rules.makes_one_kernel", lambda weights, rows: False)
+pytestmark = pytest.mark.usefixtures("many_rows")
 
 
 # ---- what leaves the loop ----------------------------------------------------------------------

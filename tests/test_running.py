@@ -279,6 +279,7 @@ def test_unusual_steps_run_under_every_plan(name, x64, traced):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), got, want)
 
 
+@pytest.mark.usefixtures("many_rows")
 def test_gradients_leave_the_loop_for_a_textbook_cell():
     """Eight products, as the equations: under "auto" no array of a weight's shape goes round the backward loop."""
 
@@ -410,6 +411,7 @@ def test_an_outer_product_stays_in_the_loop(of):
     assert sizes["auto"] <= 1.5 * sizes["plain"]
 
 
+@pytest.mark.usefixtures("many_rows")
 @pytest.mark.parametrize("devices, batch, leaves", [(1, 1, True), (1, 2, False), (2, 2, True)])
 def test_when_products_leave_the_loop(monkeypatch, devices, batch, leaves):
     """On one CPU device from eight times as many weights as outputs; on several always."""

@@ -47,7 +47,9 @@ def one_kernel(step: PlannedStep) -> PlannedStep:
 
 def plan_for_few_rows(program: Program, plan: Plan) -> Plan | None:
     """The plan of a step of few rows on one CPU device; None where the step has more, or where it would be the same."""
-    if jax.default_backend() != "cpu":
+    kinds = [program.kinds[n] for n in (*program.consts, *program.inputs, *program.outputs)]
+    on_mesh = not jax.sharding.get_abstract_mesh().empty or not all(kind.sharding.mesh.empty for kind in kinds)
+    if jax.default_backend() != "cpu" or on_mesh or 0 in (axis for kind in kinds for axis in kind.shape):
         return None
     fixed = program.fixed()
     products = [op for op in program.ops if has(op.name, PRODUCT) and not fixed.issuperset(op.outputs)]
@@ -115,7 +117,7 @@ def _all_fit(program: Program, ops: Sequence[Op], weights: set[int]) -> bool:
     def fits(op: Op) -> bool:
         if has(op.name, PRODUCT):
             rows = _rows_by_weight(program, op, weights)
-            return rows is not None and rows <= MOST_ROWS
+            return rows is not None and 1 <= rows <= MOST_ROWS
         return _is_small(program, op)
 
     return _have_dtypes(program, [*program.inputs, *program.outputs]) and all(

@@ -48,6 +48,18 @@ FAULTS = (
         tests("test_contract", "padding_never_leaks"),
     ),
     Fault(
+        "rows of a kernel in the wrong order",
+        "for row in jax.lax.split(operands[side], (1,) * rows, free):",
+        "for row in reversed(jax.lax.split(operands[side], (1,) * rows, free)):",
+        tests("test_one_kernel", "loops_are_kernels"),
+    ),
+    Fault(
+        "under vmap the form for one CPU",
+        "made = jax.vmap(otherwise, axes)(*arrays)",
+        "made = jax.vmap(jaxpr_as_fun(jaxpr), axes)(*arrays)",
+        tests("test_one_kernel", "form_for_one_cpu"),
+    ),
+    Fault(
         "mask not applied to the carry",
         "return select(inputs.valid, new, before), select(inputs.valid, y, jax.tree.map(jnp.zeros_like, y))",
         "return new, select(inputs.valid, y, jax.tree.map(jnp.zeros_like, y))",
