@@ -195,8 +195,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="WORDS",
-        help="suites (cells, variants, ensemble, step, length, memory, compile), cells (elman, lstm, gru), quantities "
-        "(forward, train), with commas; of a kind that is not named, all",
+        help="suites (cells, variants, small, ensemble, step, length, memory, compile), cells (elman, lstm, gru), "
+        "quantities (forward, train), with commas; of a kind that is not named, all",
     )
     top.add_argument(
         "--shapes",

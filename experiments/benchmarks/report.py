@@ -96,7 +96,7 @@ def tables(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, ...]]]]:
         ]
 
     found = []
-    for suite, whose in (("cells", ""), ("variants", ", variants of the LSTM")):
+    for suite, whose in (("cells", ""), ("variants", ", variants of the LSTM"), ("small", ", small models")):
         for quantity, what in (("train", "Training step"), ("forward", "Forward")):
             for devices, where in ((1, "one device"), (2, "two devices, the batch split")):
                 found.append((f"{what}, {where}, ms{whose}", by_shape(chosen(suite, quantity, devices), milliseconds)))

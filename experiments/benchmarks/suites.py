@@ -81,11 +81,12 @@ class Group(NamedTuple):
 class Settings(NamedTuple):
     """What a run measures; the defaults are the whole benchmark."""
 
-    suites: tuple[str, ...] = ("cells", "variants", "ensemble", "step", "length", "memory", "compile")
+    suites: tuple[str, ...] = ("cells", "variants", "small", "ensemble", "step", "length", "memory", "compile")
     cells: tuple[str, ...] = tuple(GATES)
     quantities: tuple[str, ...] = tuple(QUANTITIES)
     shapes: tuple[tuple[int, int, int, int], ...] = SHAPES  # of `cells`
     variant_shapes: tuple[tuple[int, int, int, int], ...] = SHAPES[:1]
+    small_shapes: tuple[tuple[int, int, int, int], ...] = ((1, 1_000, 16, 16), (4, 500, 16, 16))
     contestants: tuple[str, ...] = tuple(BY_NAME)
     budget: Budget = Budget()
     members: int = 32
@@ -132,6 +133,13 @@ def variants(settings: Settings) -> Iterator[Group]:
     for variant in VARIANTS:
         for shape in settings.variant_shapes if "lstm" in settings.cells else ():
             yield from sequence_groups("variants", Problem("lstm", *shape, variant), settings)
+
+
+def small(settings: Settings) -> Iterator[Group]:
+    """Small models of few rows, where the loop itself costs more than the work."""
+    for cell in settings.cells:
+        for shape in settings.small_shapes:
+            yield from sequence_groups("small", Problem(cell, *shape), settings)
 
 
 def sequence_groups(suite: str, problem: Problem, settings: Settings) -> Iterator[Group]:
@@ -383,6 +391,7 @@ def compilation(contestant: Contestant, problem: Problem, placed: Placed) -> Pro
 SUITES: dict[str, Callable[[Settings], Iterator[Group]]] = {
     "cells": cells,
     "variants": variants,
+    "small": small,
     "ensemble": ensemble,
     "step": step,
     "length": length,

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from experiments.benchmarks.contestants import CHECKPOINT, PEER_NAMES, PLAIN, PLAN, TEXTBOOK, TORCH
+from experiments.benchmarks.contestants import CHECKPOINT, PEER_NAMES, PLAIN, PLAN, STREAM, TEXTBOOK, TORCH
 from experiments.benchmarks.problems import GATES
 from experiments.benchmarks.suites import LOSSES, Row
 
@@ -112,6 +112,18 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     for cell in GATES:
         ratios = ratio(own(2, cell, "forward"), peers(2, cell, "forward"))
         lines.append(judged(f"{cell} forward / best JAX peer, both on two devices", ratios, 0.85))
+    for cell in ("lstm", "gru"):
+        ratios = ratio(own(1, cell, "forward"), peers(1, cell, "forward"))
+        lines.append(judged(f"{cell} forward / best JAX peer, both on one device", ratios, 0.9))
+    for cell in ("lstm", "gru"):
+        for quantity in ("forward", "train"):
+            small = [figures(rows, who, 1, suite="small", quantity=quantity, cell=cell) for who in (PLAN, PLAIN)]
+            lines.append(
+                judged(f"{cell} of 16 units, few rows, {quantity} / plain scan", ratio(*small), 0.5, every=True)
+            )
+    for who, what in ((PLAN, "cell.step"), (STREAM, "jr.stream, with mask and resets")):
+        steps = [figures(rows, name, 1, suite="step", quantity="step", cell="lstm") for name in (who, TORCH)]
+        lines.append(judged(f"one LSTM step, {what} / torch", ratio(*steps), 1.0, every=True))
     lines.append(judged('plan "auto" / "plain", any shape, any cell', auto_over_plain(rows), 1.05, every=True))
     for devices, where in ((1, "one device"), (2, "two devices")):
         textbook = ratio(figures(rows, TEXTBOOK, devices), own(devices))
@@ -138,9 +150,9 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
 
 
 def auto_over_plain(rows: Sequence[Row]) -> dict[str, float]:
-    """Every row that both plans have: cells, variants and lengths, forward and training step, one device and two."""
+    """Every row that both plans have, of four suites: forward and training step, one device and two."""
     ratios = {}
-    for suite in ("cells", "variants", "length"):
+    for suite in ("cells", "variants", "small", "length"):
         for quantity in ("forward", "train"):
             for devices in (1, 2):
                 both = (figures(rows, who, devices, suite=suite, quantity=quantity) for who in (PLAN, PLAIN))

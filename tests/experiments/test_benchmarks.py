@@ -260,7 +260,7 @@ def test_table_shows_median_spread_and_the_fastest():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--only", "lsmt"], "--only: 'lsmt' is none of cells, variants, ensemble, step, length, memory, compile, "),
+        (["--only", "lsmt"], "--only: 'lsmt' is none of cells, variants, small, ensemble, step, length, memory, compile, "),
         (["--shapes", "1,2,3"], "--shapes: expected B,T,I,H such as 32,128,128,128, got '1,2,3'"),
         (["--shapes", "1,2,3,0"], "--shapes: expected sizes of at least 1, got '1,2,3,0'"),
         (["--contestants", "jax"], f"--contestants: 'jax' is none of {', '.join(BY_NAME)}"),
