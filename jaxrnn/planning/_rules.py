@@ -1,6 +1,7 @@
 """The choices that a plan leaves open: rules that were measured, from shapes and platform.
 
-Each says what was measured and where, so that it can be measured again.
+Each says what was measured and where, so that it can be measured again; numbers that depend on the processor stand in
+``constants.py``.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import jax
 import jaxlib
 
+from jaxrnn.planning.constants import constants
 from jaxrnn.planning.plan import Plan
 
 
@@ -27,26 +29,23 @@ def hoists(plan: Plan, weights: int, outputs: int) -> bool:
 def puts_weights_on_the_left(weights: int) -> bool:
     """Whether the forward loop computes sums of products with large weights as ``(Σ Wᵀ xᵀ)ᵀ``.
 
-    A CPU's matrix product packs its right operand anew at every call, here the weight at every step. Measured on
-    two AVX-512 cores, LSTM (32, 128, 512, 512), weights 512 × 2048: forward 89 against 125 ms, training step 250
-    against 303; at 256 × 1024 nothing is gained, at 128 × 512 a fifth is lost.
+    On a CPU from a size on, ``Constants.left_from``; elsewhere never.
     """
-    return jax.default_backend() == "cpu" and weights >= 2**20
+    return jax.default_backend() == "cpu" and weights >= constants().left_from
 
 
 def contracts(plan: Plan, weights: int, outputs: int) -> bool:
     """Whether the gradient of a product's weights is contracted after the backward loop.
 
     With several devices always: a batch sharded over them would be summed over devices at every step. On a single
-    CPU adding a weight costs its size, keeping the cotangents for later the size of the product's output. Measured
-    on two AVX-512 cores before contractions took their fastest form (H² weights, batch B; contracted / added):
-    H/B = 16 to 32: 0.4 to 0.95; H/B = 4: 0.7 to 1.4; H/B below 1: 1.0 to 1.5. So from 8 on.
+    CPU adding a weight costs its size, keeping the cotangents for later the size of the product's output: where the
+    weights are so many times the outputs, ``Constants.contract_from``.
     """
     if plan.contract is not None:
         return plan.contract
     if jax.device_count() > 1 or jax.default_backend() != "cpu":
         return True
-    return weights >= 8 * outputs
+    return weights >= constants().contract_from * outputs
 
 
 def least_bytes_to_stack() -> int:

@@ -12,6 +12,7 @@ import jax
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, flatten
+from jaxrnn.planning.constants import constants_from
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import PlannedStep
 
@@ -33,6 +34,8 @@ class ScanExplanation:
         contracted: products whose weights' gradients are one contraction each, after the backward loop.
         added_in_loop: products whose weights' gradients the backward loop adds up.
         saved: the shapes of what is saved at each step for the backward pass.
+        constants: the file of constants, as ``python -m jaxrnn tune`` writes it, by which the plan chose; None: it chose
+            by the defaults.
         programs: the step after each pass, by the pass's name; the first, "trace", is the step as it was written. They
             are printed one by one: ``print(explanation.programs["hoist"])``. ``jaxrnn/planning/__init__.py`` reads one.
     """
@@ -48,6 +51,7 @@ class ScanExplanation:
     contracted: list[str] = dataclasses.field(default_factory=list)
     added_in_loop: list[str] = dataclasses.field(default_factory=list)
     saved: list[str] = dataclasses.field(default_factory=list)
+    constants: str | None = None
     programs: dict[str, PlannedStep] = dataclasses.field(default_factory=dict, repr=False)
 
     def note(self, entries: Mapping[str, Sequence[str]]) -> None:
@@ -73,6 +77,8 @@ class ScanExplanation:
         ):
             if entries:
                 lines.append(f"  {title}: " + ", ".join(entries))
+        if self.constants and not self.plain_because:
+            lines.append(f"  constants: {self.constants}")
         return "\n".join(lines)
 
 
@@ -90,7 +96,8 @@ _collected: contextvars.ContextVar[list[ScanExplanation] | None] = contextvars.C
 
 def start_explanation(who: str, steps: int, plan: Plan | str, segments: tuple[int, ...]) -> ScanExplanation:
     """The explanation of a run that is about to be traced; inside ``explain`` it is one of those that it returns."""
-    made = ScanExplanation(who, steps, str(plan), segments)
+    chosen_by = None if plan == "plain" else constants_from()
+    made = ScanExplanation(who, steps, str(plan), segments, constants=chosen_by)
     if (collected := _collected.get()) is not None:
         collected.append(made)
     return made

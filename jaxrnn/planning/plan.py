@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from jaxrnn._checks import nearest
 from jaxrnn._spec import registered
 
 
@@ -20,7 +21,7 @@ class Plan(NamedTuple):
             loop. None: never on a CPU, elsewhere always.
         contract: the gradient of a weight is one contraction over time and batch, after the backward loop, where
             autodiff adds to it at every step. None: always, except on a single CPU device with less than 8 weights
-            for each output of the product.
+            for each output of the product (``python -m jaxrnn tune`` measures another number than 8).
         recompute: the forward pass saves the smallest set of values from which all else that the backward pass needs
             is cheap to compute again. False saves all that it needs.
 
@@ -44,4 +45,5 @@ def check_plan(who: str, plan: Any) -> None:
                 choices = "True, False or None" if open_to_rules else "True or False"
                 raise TypeError(f"{who}: Plan.{name} must be {choices}, got {value!r}.")
     elif not isinstance(plan, str) or plan not in ("auto", "plain"):
-        raise ValueError(f"{who}: plan must be one of 'auto', 'plain' or a jr.Plan, got {plan!r}.")
+        meant = nearest(plan.lower(), ("auto", "plain")) if isinstance(plan, str) else ""
+        raise ValueError(f"{who}: plan must be one of 'auto', 'plain' or a jr.Plan, got {plan!r}{meant or '.'}")

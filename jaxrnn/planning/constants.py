@@ -1,0 +1,77 @@
+"""The constants of the rules by which plans choose (``_rules.py``), in one table, and which of them apply."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+from jaxrnn.planning.tuning_file import read_constants
+
+
+class Constants(NamedTuple):
+    """What the rules know of a CPU. The defaults were measured on one; ``python -m jaxrnn tune`` measures another.
+
+    Fields:
+        contract_from: weights for each output of a product (numbers / numbers) from which the gradient of the weights
+            is contracted after the backward loop. Added up in the loop, the gradient, of the size of the weights, is
+            read and written at every step, in cache. Contracted later, the cotangent of the product's output is
+            written by every step and read once more, T steps long and so out of cache. With a time a for each weight
+            and step of the one, and b for each output and step of the other, contraction pays where
+            weights · a ≥ outputs · b: the constant is b / a. Measured on two AVX-512 cores (H² weights, batch B;
+            contracted / added): H/B = 16 to 32: 0.4 to 0.95; H/B = 4: 0.7 to 1.4; H/B below 1: 1.0 to 1.5.
+        left_from: weights of a product (numbers) from which the forward loop computes ``(Σ Wᵀ xᵀ)ᵀ``. A CPU's matrix
+            product packs its right operand anew at every call, which costs their size; the transposes cost the sizes
+            of input and output, and the product runs along the shorter axis. Measured on two AVX-512 cores, LSTM
+            (32, 128, 512, 512), weights 512 × 2048: forward 89 against 125 ms, training step 250 against 303; at
+            256 × 1024 nothing is gained, at 128 × 512 a fifth is lost.
+    """
+
+    contract_from: float = 8
+    left_from: float = 2**20
+
+
+DEFAULT = Constants()
+
+_planted: contextvars.ContextVar[Constants | None] = contextvars.ContextVar("planted", default=None)
+
+
+def constants() -> Constants:
+    """Those by which plans choose now, in this process: the defaults, or what the user's file says.
+
+    The file is read once, when a plan first asks. It is left alone where the job has several processes, which must
+    compile one program, and where no CPU computes.
+    """
+    planted = _planted.get()
+    return _of_this_process()[0] if planted is None else planted
+
+
+def constants_from() -> str | None:
+    """The file that they are from; None for the defaults."""
+    return _of_this_process()[1] if _planted.get() is None else None
+
+
+@contextlib.contextmanager
+def using(planted: Constants) -> Iterator[None]:
+    """Plans choose by these constants, whatever any file says: to compare choices."""
+    token = _planted.set(planted)
+    try:
+        yield
+    finally:
+        _planted.reset(token)
+
+
+def _of_this_process() -> tuple[Constants, str | None]:
+    if jax.process_count() > 1 or jax.default_backend() != "cpu":
+        return DEFAULT, None
+    return _read_once()
+
+
+@functools.cache
+def _read_once() -> tuple[Constants, str | None]:
+    found = read_constants(Constants._fields)
+    return (DEFAULT, None) if found is None else (DEFAULT._replace(**found.constants), found.path)
