@@ -34,7 +34,7 @@ class ScanExplanation:
         contracted: products whose weights' gradients are one contraction each, after the backward loop.
         added_in_loop: products whose weights' gradients the backward loop adds up.
         saved: the shapes of what is saved at each step for the backward pass.
-        constants: the file of constants, as ``python -m jaxrnn tune`` writes it, by which the plan chose; None: it chose
+        constants: the file of constants by which the plan chose, as ``python -m jaxrnn tune`` writes it; None: it chose
             by the defaults.
         programs: the step after each pass, by the pass's name; the first, "trace", is the step as it was written. They
             are printed one by one: ``print(explanation.programs["hoist"])``. ``jaxrnn/planning/__init__.py`` reads one.

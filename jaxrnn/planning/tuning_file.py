@@ -1,4 +1,4 @@
-"""The user's file of constants, which ``python -m jaxrnn tune`` writes: where it is, what it holds, whether it is taken.
+"""The user's file of constants, which ``python -m jaxrnn tune`` writes: where it is, what it holds, if it is taken.
 
 It is JSON: the version of its format, the jaxlib and the machine that it was measured with, and the constants by name.
 A file that differs in any of the first is not taken.
@@ -34,15 +34,19 @@ def is_off() -> bool:
     return os.environ.get(VARIABLE, "").lower() in ("off", "0")
 
 
+def is_default() -> bool:
+    """Whether the environment names no other file than the user's own."""
+    return is_off() or not os.environ.get(VARIABLE)
+
+
 def tuning_path() -> str:
     """Of the file: the one that the environment names, else the user's own.
 
     Raises:
         ImportError: platformdirs, which knows where the user's own is, is not installed.
     """
-    named = os.environ.get(VARIABLE, "")
-    if named and not is_off():
-        return os.path.expanduser(named)
+    if not is_default():
+        return os.path.expanduser(os.environ[VARIABLE])
     try:
         import platformdirs
     except ImportError as error:
@@ -93,14 +97,13 @@ def file_text(constants: Mapping[str, float]) -> str:
 
 def read_constants(known: Collection[str]) -> Found | None:
     """What the file says; None where there is none, or where it does not hold for this process, with a warning."""
-    named = os.environ.get(VARIABLE, "")
     if is_off():
         return None
     try:
         path = tuning_path()
     except ImportError:
         return None  # without platformdirs none was written there
-    if not named and not os.path.exists(path):
+    if is_default() and not os.path.exists(path):
         return None
     try:
         return Found(path, _constants_in(read_file(path), known))
