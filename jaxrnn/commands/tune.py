@@ -7,6 +7,7 @@ nearest to the default that no measurement contradicts: where the two differ by 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import statistics
@@ -83,38 +84,33 @@ CASES = [
 ]
 
 
-def programs(case: Case) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """What is compared, compiled: with the choice, and without."""
+def programs(case: Case) -> tuple[list[Any], tuple[Any, ...]]:
+    """What is compared, compiled: with the choice, and without; and their arguments."""
     cell = getattr(jr, case.cell)(case.H, case.H)
     params = cell.init(jax.random.key(0))
     xs, ys = jax.random.normal(jax.random.key(1), (2, case.T, case.B, case.H))
 
-    def compiled(choice: bool) -> Callable[[], Any]:
-        if case.constant == "contract_from":
-            run = jr.scan(cell, plan=jr.Plan(contract=choice)).apply
+    def compiled(choice: bool) -> Any:
+        by_plan = case.constant == "contract_from"
+        plan = jr.Plan(contract=choice) if by_plan else "auto"
 
-            def step(params, xs, ys):
-                loss = lambda params: jnp.mean((run(params, xs)[1] - ys) ** 2)
-                return jax.tree.map(lambda a, d: a - 0.1 * d, params, jax.grad(loss)(params))
+        def run(params, xs, ys):  # another function for each choice: what jit has traced it keeps by the function
+            if not by_plan:
+                return jr.scan(cell, plan=plan).apply(params, xs)
+            loss = lambda params: jnp.mean((jr.scan(cell, plan=plan).apply(params, xs)[1] - ys) ** 2)
+            return jax.tree.map(lambda a, d: a - 0.1 * d, params, jax.grad(loss)(params))
 
-            planted = DEFAULT
-        else:
-            planted = DEFAULT._replace(left_from=1 if choice else math.inf)
+        with using(DEFAULT if by_plan else DEFAULT._replace(left_from=1 if choice else math.inf)):
+            return jax.jit(run).lower(params, xs, ys).compile()
 
-            def step(params, xs, ys):
-                return jr.scan(cell).apply(params, xs)
-
-        with using(planted):
-            program = jax.jit(step).lower(params, xs, ys).compile()
-        return lambda: program(params, xs, ys)
-
-    return compiled(True), compiled(False)
+    return [compiled(True), compiled(False)], (params, xs, ys)
 
 
 def times(case: Case) -> tuple[list[float], list[float]]:
     """Seconds of each round, with the choice and without; where they spread, of a second time."""
     with jax.enable_x64(False):
-        both = programs(case)
+        compiled, arguments = programs(case)
+        both = [functools.partial(program, *arguments) for program in compiled]
         for run in (*both, *both):
             jax.block_until_ready(run())
         taken = _take_turns(*both)
