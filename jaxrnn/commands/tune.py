@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -225,10 +226,8 @@ def tune(dry_run: bool = False) -> None:
     if dry_run:
         say(f"nothing is written; without --dry-run it would be {path}")
         return
-    folder = os.path.dirname(path)
-    if folder:
-        os.makedirs(folder, exist_ok=True)
-    _write(path, file_text(after))
+    os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
+    write_atomically("tune", path, lambda unfinished: Path(unfinished).write_text(file_text(after), encoding="utf-8"))
     say(f"written: {path}")
     if is_off():
         say("it is not read while JAXRNN_TUNING=off")
@@ -242,14 +241,6 @@ def _measured(case: Case) -> Measured:
             f"where {BUSY:.0%} is the most; nothing is written. Run it again when nothing else runs."
         )
     return measured
-
-
-def _write(path: str, text: str) -> None:
-    def write(unfinished: str) -> None:
-        with open(unfinished, "w", encoding="utf-8") as file:
-            file.write(text)
-
-    write_atomically("tune", path, write)
 
 
 def remove() -> None:
