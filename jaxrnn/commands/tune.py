@@ -237,7 +237,7 @@ def _measured(case: Case) -> Measured:
     measured = Measured.of(case, *times(case))
     if measured.spread > BUSY:
         raise ValueError(
-            f"tune: this machine is too busy to measure: the times of {case} spread by {measured.spread:.0%}, twice, "
+            f"tune: this machine is too busy to measure: the times of {case} spread by {measured.spread:.1%}, twice, "
             f"where {BUSY:.0%} is the most; nothing is written. Run it again when nothing else runs."
         )
     return measured
