@@ -259,8 +259,8 @@ def test_a_busy_machine_writes_nothing(own, monkeypatch, run):
     status, _, (error,) = run("tune")
     assert status == 1 and not own.parent.exists()
     assert error == (
-        "tune: this machine is too busy to measure: the times of lstm (T, B, H) = (16, 128, 128) spread by 21.0%, twice, "
-        "where 20% is the most; nothing is written. Run it again when nothing else runs."
+        "tune: this machine is too busy to measure: the times of lstm (T, B, H) = (16, 128, 128) spread by 21.0%, "
+        "twice, where 20% is the most; nothing is written. Run it again when nothing else runs."
     )
     monkeypatch.setattr(tune, "times", times_of(GAINS, spread=0.19))
     assert run("tune")[0] == 0 and own.exists()
