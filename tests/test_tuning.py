@@ -14,6 +14,7 @@ import pytest
 
 import jaxrnn as jr
 from jaxrnn.commands import tune
+from jaxrnn.commands.other_work import OtherWork
 from jaxrnn.planning import constants as table
 from jaxrnn.planning.tuning_file import FORMAT, conditions, file_text
 from tests.commands import lines_of, run_command
@@ -24,11 +25,12 @@ T, B, I, H = 7, 2, 3, 5
 
 @pytest.fixture
 def own(monkeypatch, tmp_path):
-    """The user's own file, in a folder of the test; one device; nothing is read yet."""
+    """The user's own file, in a folder of the test; one device, and nothing else runs; nothing is read yet."""
     folders = types.SimpleNamespace(user_config_path=lambda name: tmp_path / "config" / name)
     monkeypatch.setitem(sys.modules, "platformdirs", folders)
     monkeypatch.delenv("JAXRNN_TUNING")  # conftest.py has switched it off
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(OtherWork, "cores", lambda self: 0.0)
     table._read_once.cache_clear()
     yield tmp_path / "config" / "jaxrnn" / "tuning.json"
     table._read_once.cache_clear()
@@ -264,6 +266,18 @@ def test_a_busy_machine_writes_nothing(own, monkeypatch, run):
     )
     monkeypatch.setattr(tune, "times", times_of(GAINS, spread=0.19))
     assert run("tune")[0] == 0 and own.exists()
+
+
+def test_steady_work_of_others_is_told(own, monkeypatch, run):
+    """Beside it each time is like the next, and not like those of an idle machine."""
+    monkeypatch.setattr(tune, "times", times_of(GAINS))
+    monkeypatch.setattr(tune.os, "cpu_count", lambda: 4)
+    for cores, status in ((0.81, 1), (0.79, 0), (None, 0)):
+        monkeypatch.setattr(OtherWork, "cores", lambda self, cores=cores: cores)
+        came, _, errors = run("tune")
+        assert (came, own.exists()) == (status, not status)
+        if status:
+            assert "too busy to measure: other processes kept 0.8 of 4 cores busy; nothing is written." in errors[0]
 
 
 def test_a_dry_run_writes_nothing(own, monkeypatch, run):

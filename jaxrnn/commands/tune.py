@@ -21,12 +21,15 @@ import jax.numpy as jnp
 
 import jaxrnn as jr
 from jaxrnn.commands._terminal import STATUS, guarded, say
+from jaxrnn.commands.other_work import OtherWork
 from jaxrnn.planning.constants import DEFAULT, constants, using
 from jaxrnn.planning.tuning_file import conditions, file_text, is_default, is_off, read_file, tuning_path
 from jaxrnn.saving.files import write_atomically
 
 ROUNDS, FEWEST, SECONDS = 21, 7, 0.8  # of each case: at most, and as many as these seconds hold, but not fewer
-BUSY = 0.2  # the spread of one program's times above which nothing is learnt
+BUSY = (
+    0.2  # the spread of one program's times, and the share of the cores that others use, above which nothing is learnt
+)
 MARGIN = 0.03  # two programs that differ by less may do so by where their arrays happen to lie
 
 
@@ -234,13 +237,18 @@ def tune(dry_run: bool = False) -> None:
 
 
 def _measured(case: Case) -> Measured:
+    other_work = OtherWork()
     measured = Measured.of(case, *times(case))
+    cores = other_work.cores() or 0.0
     if measured.spread > BUSY:
-        raise ValueError(
-            f"tune: this machine is too busy to measure: the times of {case} spread by {measured.spread:.1%}, twice, "
-            f"where {BUSY:.0%} is the most; nothing is written. Run it again when nothing else runs."
-        )
-    return measured
+        reason = f"the times of {case} spread by {measured.spread:.1%}, twice, where {BUSY:.0%} is the most"
+    elif cores > BUSY * (os.cpu_count() or 1):  # one that works steadily does not show in the spread
+        reason = f"other processes kept {cores:.1f} of {os.cpu_count()} cores busy"
+    else:
+        return measured
+    raise ValueError(
+        f"tune: this machine is too busy to measure: {reason}; nothing is written. Run it again when nothing else runs."
+    )
 
 
 def remove() -> None:

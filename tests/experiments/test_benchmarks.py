@@ -13,7 +13,8 @@ from experiments.benchmarks.contestants import BY_NAME
 from experiments.benchmarks.problems import NotOffered, Problem, check_train, check_weights, data
 from experiments.benchmarks.programs import Model, Program, compiled, forward, train
 from experiments.benchmarks.suites import Entry, Group, Row, Settings
-from experiments.benchmarks.timing import Budget, OtherWork, interleaved
+from experiments.benchmarks.timing import Budget, interleaved
+from jaxrnn.commands.other_work import OtherWork
 
 SHAPE = (4, 6, 3, 8)
 TINY = Problem("lstm", *SHAPE)
