@@ -7,12 +7,12 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import jax
 
 import jaxrnn as jr
+from jaxrnn.planning.tuning_file import cpu_model
 
 
 def environment(packages: Sequence[str]) -> dict[str, Any]:
@@ -38,15 +38,6 @@ def sentence(environment: Mapping[str, Any], packages: Sequence[str]) -> str:
         f"{environment['devices']}, {f'{others:.2f} cores busy with other processes; ' if others is not None else ''}"
         f"Python {environment['python']}, {versions}."
     )
-
-
-def cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text(encoding="utf-8").splitlines() if info.exists() else ():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def version_of(package: str) -> str | None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxrnn import doctor
-from jaxrnn.commands import convert, inspect
+from jaxrnn.commands import convert, inspect, tune
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="`python -m jaxrnn <command> --help` explains a command.",
     )
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
-    for module in (doctor, inspect, convert):  # commands add themselves, and set `run`, which takes the arguments
+    for module in (doctor, inspect, convert, tune):  # commands add themselves, and set `run`, which takes the arguments
         module.add_command(commands)
     arguments = parser.parse_args(argv)
     return arguments.run(arguments)

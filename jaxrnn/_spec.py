@@ -6,7 +6,7 @@ import functools
 import inspect
 import itertools
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
@@ -148,7 +148,36 @@ def registered(factory: Factory) -> Factory:
             f"them another name."
         )
     FACTORIES[kind] = factory
+    if hasattr(factory, "_fields"):
+        _name_unknown_options(factory)
     return factory
+
+
+def _name_unknown_options(record: Any) -> None:
+    """A NamedTuple that is called, or replaced, with an option that it does not have names the nearest that it has."""
+    make, replace = record.__new__, record._replace
+
+    def unknown(options: Iterable[str]) -> str | None:
+        for name in options:
+            if name not in record._fields:
+                meant = nearest(name, record._fields) or f"; the options are {', '.join(record._fields)}."
+                return f"{record.__name__}: unknown option {name!r}{meant}"
+        return None
+
+    @functools.wraps(make)
+    def __new__(cls: Any, *args: Any, **options: Any) -> Any:
+        if (message := unknown(options)) is not None:
+            raise TypeError(message)
+        return make(cls, *args, **options)
+
+    @functools.wraps(replace)
+    def _replace(self: Any, /, **options: Any) -> Any:
+        try:
+            return replace(self, **options)
+        except (TypeError, ValueError) as error:  # which one depends on the version of Python
+            raise type(error)(unknown(options)) from None
+
+    record.__new__, record._replace = __new__, _replace
 
 
 def factory_of(kind: str) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import pytest
 from tests.evaluating import evaluated
 
 jax.config.update("jax_num_cpu_devices", 2)
+os.environ["JAXRNN_TUNING"] = "off"  # plans choose by the defaults, whatever whoever runs the tests has tuned
 
 
 def pytest_configure(config):

@@ -1,7 +1,9 @@
 """What plans do to the program: products hoisted and contracted, values saved; and what explain says."""
 
+import copy
 import functools
 import json
+import pickle
 import re
 
 import jax
@@ -342,6 +344,7 @@ def test_a_plan_is_kept_in_the_spec():
     "plan, message",
     [
         ("fast", "scan: plan must be one of 'auto', 'plain' or a jr.Plan, got 'fast'"),
+        ("Auto", "scan: plan must be one of 'auto', 'plain' or a jr.Plan, got 'Auto'; did you mean 'auto'?"),
         (True, "scan: plan must be one of"),
         (jr.Plan(hoist="always"), "scan: Plan.hoist must be True, False or None, got 'always'"),
         (jr.Plan(fuse=None), "scan: Plan.fuse must be True or False, got None"),
@@ -351,6 +354,23 @@ def test_a_plan_is_kept_in_the_spec():
 def test_plans_that_are_none(plan, message):
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         jr.scan(jr.lstm(I, H), plan=plan)
+
+
+def test_unknown_options_name_the_nearest():
+    """The records stay what they were: data, equal and hashed by their fields."""
+    for call, message in (
+        (lambda: jr.Plan(contrakt=True), "Plan: unknown option 'contrakt'; did you mean 'contract'?"),
+        (lambda: jr.Plan(x=1), "Plan: unknown option 'x'; the options are fuse, hoist, contract, recompute."),
+        (lambda: jr.Plan()._replace(hoisted=True), "Plan: unknown option 'hoisted'; did you mean 'hoist'?"),
+        (lambda: jr.Budget(step=3), "Budget: unknown option 'step'; did you mean 'steps'?"),
+        (lambda: jr.Plan(True, fuse=True), "got multiple values for argument 'fuse'"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+            call()
+    plan = jr.Plan(False, contract=True)
+    assert repr(plan) == "Plan(fuse=False, hoist=None, contract=True, recompute=True)"
+    for again in (pickle.loads(pickle.dumps(plan)), copy.deepcopy(plan), jr.Plan()._replace(fuse=False, contract=True)):
+        assert (again, hash(again), type(again)) == (plan, hash(plan), jr.Plan)
 
 
 def test_explain_wants_a_layer():

@@ -69,6 +69,7 @@ def test_importing_jaxrnn_imports_nothing_heavy():
         "pydantic",
         "rich",
         "tensorboardX",
+        "platformdirs",
     ]
     faces = ["cells", "wrappers", "planning", "gradients", "devices", "training", "interop"]
     code = f"""

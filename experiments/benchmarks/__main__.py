@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # which Keras reads at its first import
+os.environ["JAXRNN_TUNING"] = "off"  # the defaults are measured, on any machine
 
 import jax
 
@@ -59,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: Settings, out: Path, pages: Sequence[Path] = ()) -> Path:
     """Measure every group of the settings, then write the tables, also into the pages; returns the run directory."""
     from experiments.benchmarks import report, suites
-    from experiments.benchmarks.timing import OtherWork
     from experiments.environment import environment, sentence
     from experiments.runner.directories import new_directory
+    from jaxrnn.commands.other_work import OtherWork
 
     for page in pages:  # what is wrong with one is said before anything is measured
         parts_of(page, report.PARTS)

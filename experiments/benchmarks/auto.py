@@ -14,7 +14,7 @@ import jaxrnn as jr
 from experiments.benchmarks import pairs, pairs_report
 from experiments.benchmarks.__main__ import CORES_THAT_DISTURB, shape_of
 from experiments.benchmarks.pairs import BUDGET, CELLS, SHAPES, Pair
-from experiments.benchmarks.timing import Budget, OtherWork
+from experiments.benchmarks.timing import Budget
 from experiments.environment import environment, sentence
 from experiments.markdown import MarkerError, parts_of
 from experiments.runner.directories import new_directory
@@ -63,6 +63,8 @@ def run(asked: Sequence[Pair], limit: float, budget: Budget, out: Path, page: Pa
     if alone:
         say("A batch of 1 cannot be split: those shapes run on one device alone.")
     pairs.measured(asked[0], budget, tries=1)  # once for nothing: the first compilation of a process is slow
+    from jaxrnn.commands.other_work import OtherWork
+
     begin, all_other_work, found = time.perf_counter(), OtherWork(), []
     try:
         for pair in asked:

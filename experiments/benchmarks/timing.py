@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Callable, Hashable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -56,28 +54,6 @@ def interleaved(calls: Mapping[Key, Callable[[], Any]], budget: Budget, seed: in
         if collects:
             gc.enable()
     return measured
-
-
-class OtherWork:
-    """How many cores other processes kept busy, on average since it was made; None where the system does not say."""
-
-    def __init__(self) -> None:
-        self.wall, self.busy, self.own = time.perf_counter(), self.busy_seconds(), time.process_time()
-
-    def cores(self) -> float | None:
-        wall, busy, own = time.perf_counter(), self.busy_seconds(), time.process_time()
-        if busy is None or self.busy is None:
-            return None
-        return max((busy - self.busy) - (own - self.own), 0.0) / (wall - self.wall)
-
-    @staticmethod
-    def busy_seconds() -> float | None:
-        """Of all cores together, since the machine started."""
-        stat = Path("/proc/stat")
-        if not stat.exists():
-            return None
-        user, nice, system, _idle, _wait, irq, softirq, steal, *_ = stat.read_text(encoding="ascii").split()[1:11]
-        return sum(map(int, (user, nice, system, irq, softirq, steal))) / os.sysconf("SC_CLK_TCK")
 
 
 def _estimate(call: Callable[[], Any]) -> float:

@@ -1,1 +1,1 @@
-"""The subcommands of ``python -m jaxrnn`` that read and write files of weights, one a module."""
+"""The subcommands of ``python -m jaxrnn``, one a module; ``doctor`` is a package of its own. And what they share."""

@@ -1,6 +1,7 @@
 """The choices that a plan leaves open: rules that were measured, from shapes and platform.
 
-Each says what was measured and where, so that it can be measured again.
+Each says what was measured and where, so that it can be measured again; numbers that depend on the processor stand in
+``constants.py``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import jax
 import jaxlib
 
+from jaxrnn.planning.constants import constants
 from jaxrnn.planning.plan import Plan
 
 # The releases of jaxlib with which loops were made one kernel and compared. Not 0.11.1: see least_bytes_to_stack.
@@ -32,21 +34,18 @@ def hoists(plan: Plan, weights: int, outputs: int) -> bool:
 def hoists_of_one_row(weights: int) -> bool:
     """Whether products with the inputs, of a step of one row on a CPU, are done for all steps at once, before the loop.
 
-    In the loop each step reads all weights to multiply one row. Measured on two AVX-512 cores at B = 1, hoisted / in
-    the loop, forward and training step: LSTM 16: 0.69, 1.0; 64: 0.85, 0.95; 256: 0.78, 0.76; 512: 0.44, 0.65; GRU 64:
-    0.83, 1.0; 256: 0.62, 0.83; but GRU 16, whose weights are 16 × 48: 1.1. With B = 2 nothing is gained.
+    From a size of the weights on, ``Constants.hoist_row_from``.
     """
-    return weights >= 2**10
+    return weights >= constants().hoist_row_from
 
 
 def makes_one_kernel(weights: int, rows: int) -> bool:
     """Whether the loops of a step that multiplies so many rows by so many weights in all become one kernel.
 
-    Measured on two AVX-512 cores at B = 1, training step, one kernel / plain scan, jaxlib 0.10.1: Elman 16: 0.20; GRU
-    16: 0.28, 64: 0.55, 256: 0.49; LSTM 16: 0.33, 64: 0.53, 256: 0.44. A product of more weights gains from two cores,
-    and a kernel has one.
+    Where rows times weights are few, ``Constants.kernel_up_to`` and ``kernel_of_rows_up_to``.
     """
-    return weights * rows <= (2**19 if rows == 1 else 2**15) and _kernels_are_known()
+    most = constants().kernel_up_to if rows == 1 else constants().kernel_of_rows_up_to
+    return weights * rows <= most and _kernels_are_known()
 
 
 def _kernels_are_known() -> bool:
@@ -62,26 +61,23 @@ def makes_step_one_kernel(weights: int) -> bool:
 def puts_weights_on_the_left(weights: int) -> bool:
     """Whether the forward loop computes sums of products with large weights as ``(Σ Wᵀ xᵀ)ᵀ``.
 
-    A CPU's matrix product packs its right operand anew at every call, here the weight at every step. Measured on
-    two AVX-512 cores, LSTM (32, 128, 512, 512), weights 512 × 2048: forward 89 against 125 ms, training step 250
-    against 303; at 256 × 1024 nothing is gained, at 128 × 512 a fifth is lost.
+    On a CPU from a size on, ``Constants.left_from``; elsewhere never.
     """
-    return jax.default_backend() == "cpu" and weights >= 2**20
+    return jax.default_backend() == "cpu" and weights >= constants().left_from
 
 
 def contracts(plan: Plan, weights: int, outputs: int) -> bool:
     """Whether the gradient of a product's weights is contracted after the backward loop.
 
     With several devices always: a batch sharded over them would be summed over devices at every step. On a single
-    CPU adding a weight costs its size, keeping the cotangents for later the size of the product's output. Measured
-    on two AVX-512 cores before contractions took their fastest form (H² weights, batch B; contracted / added):
-    H/B = 16 to 32: 0.4 to 0.95; H/B = 4: 0.7 to 1.4; H/B below 1: 1.0 to 1.5. So from 8 on.
+    CPU adding a weight costs its size, keeping the cotangents for later the size of the product's output: where the
+    weights are so many times the outputs, ``Constants.contract_from``.
     """
     if plan.contract is not None:
         return plan.contract
     if jax.device_count() > 1 or jax.default_backend() != "cpu":
         return True
-    return weights >= 8 * outputs
+    return weights >= constants().contract_from * outputs
 
 
 def least_bytes_to_stack() -> int:

@@ -12,6 +12,7 @@ import jax
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, flatten
+from jaxrnn.planning.constants import constants_from
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import PlannedStep
 
@@ -34,6 +35,8 @@ class ScanExplanation:
         added_in_loop: products whose weights' gradients the backward loop adds up.
         one_kernel: the loops, "forward" and "backward", that one CPU device runs as one kernel.
         saved: the shapes of what is saved at each step for the backward pass.
+        constants: the file of constants by which the plan chose, as ``python -m jaxrnn tune`` writes it; None: it chose
+            by the defaults.
         programs: the step after each pass, by the pass's name; the first, "trace", is the step as it was written. They
             are printed one by one: ``print(explanation.programs["hoist"])``. ``jaxrnn/planning/__init__.py`` reads one.
     """
@@ -50,6 +53,7 @@ class ScanExplanation:
     added_in_loop: list[str] = dataclasses.field(default_factory=list)
     one_kernel: list[str] = dataclasses.field(default_factory=list)
     saved: list[str] = dataclasses.field(default_factory=list)
+    constants: str | None = None
     programs: dict[str, PlannedStep] = dataclasses.field(default_factory=dict, repr=False)
 
     def note(self, entries: Mapping[str, Sequence[str]]) -> None:
@@ -76,6 +80,8 @@ class ScanExplanation:
         ):
             if entries:
                 lines.append(f"  {title}: " + ", ".join(entries))
+        if self.constants and not self.plain_because:
+            lines.append(f"  constants: {self.constants}")
         return "\n".join(lines)
 
 
@@ -93,7 +99,8 @@ _collected: contextvars.ContextVar[list[ScanExplanation] | None] = contextvars.C
 
 def start_explanation(who: str, steps: int, plan: Plan | str, segments: tuple[int, ...]) -> ScanExplanation:
     """The explanation of a run that is about to be traced; inside ``explain`` it is one of those that it returns."""
-    made = ScanExplanation(who, steps, str(plan), segments)
+    chosen_by = None if plan == "plain" else constants_from()
+    made = ScanExplanation(who, steps, str(plan), segments, constants=chosen_by)
     if (collected := _collected.get()) is not None:
         collected.append(made)
     return made

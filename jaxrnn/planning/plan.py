@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from jaxrnn._checks import nearest
 from jaxrnn._spec import registered
 
 
@@ -48,4 +49,5 @@ def check_plan(who: str, plan: Any) -> None:
                 choices = "True, False or None" if open_to_rules else "True or False"
                 raise TypeError(f"{who}: Plan.{name} must be {choices}, got {value!r}.")
     elif not isinstance(plan, str) or plan not in ("auto", "plain"):
-        raise ValueError(f"{who}: plan must be one of 'auto', 'plain' or a jr.Plan, got {plan!r}.")
+        meant = nearest(plan.lower(), ("auto", "plain")) if isinstance(plan, str) else ""
+        raise ValueError(f"{who}: plan must be one of 'auto', 'plain' or a jr.Plan, got {plan!r}{meant or '.'}")

@@ -13,7 +13,8 @@ from experiments.benchmarks.contestants import BY_NAME
 from experiments.benchmarks.problems import NotOffered, Problem, check_train, check_weights, data
 from experiments.benchmarks.programs import Model, Program, compiled, forward, train
 from experiments.benchmarks.suites import Entry, Group, Row, Settings
-from experiments.benchmarks.timing import Budget, OtherWork, interleaved
+from experiments.benchmarks.timing import Budget, interleaved
+from jaxrnn.commands.other_work import OtherWork
 
 SHAPE = (4, 6, 3, 8)
 TINY = Problem("lstm", *SHAPE)
@@ -242,7 +243,7 @@ def test_memory_compile_ensemble_and_textbook_ratios():
 
 def test_what_was_not_measured_is_neither_met_nor_missed():
     lines = targets.verdicts([row("jaxrnn", 1.0), row("torch", None, note="failed: …")])
-    assert len(lines) == 19 and all(line.value is None and line.met is None for line in lines)
+    assert len(lines) == 27 and all(line.value is None and line.met is None for line in lines)
     assert {line[-1] for line in report.targets(lines)[1:]} == {"not measured"}
 
 
@@ -260,7 +261,10 @@ def test_table_shows_median_spread_and_the_fastest():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--only", "lsmt"], "--only: 'lsmt' is none of cells, variants, small, ensemble, step, length, memory, compile, "),
+        (
+            ["--only", "lsmt"],
+            "--only: 'lsmt' is none of cells, variants, small, ensemble, step, length, memory, compile, ",
+        ),
         (["--shapes", "1,2,3"], "--shapes: expected B,T,I,H such as 32,128,128,128, got '1,2,3'"),
         (["--shapes", "1,2,3,0"], "--shapes: expected sizes of at least 1, got '1,2,3,0'"),
         (["--contestants", "jax"], f"--contestants: 'jax' is none of {', '.join(BY_NAME)}"),

@@ -403,5 +403,24 @@ FAULTS = (
         "(losses[-1] == losses.min(0))",
         tests("test_stopping", "best_is_kept"),
     ),
+    # ---- tuning
+    Fault(
+        "processes of one job read each its own constants",
+        "if jax.process_count() > 1 or jax.default_backend()",
+        "if jax.default_backend()",
+        tests("test_tuning", "where_no_file_is_read"),
+    ),
+    Fault(
+        "a tuning file of another machine is taken",
+        "if type(there) is not type(here) or there != here:",
+        "if there is None:",
+        tests("test_tuning", "ignored_with_one_warning"),
+    ),
+    Fault(
+        "tune compares a program with itself",
+        "left_from=1 if choice else math.inf",
+        "left_from=1",
+        tests("test_tuning", "what_is_compared"),
+    ),
     *files.FAULTS,
 )

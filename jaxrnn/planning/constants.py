@@ -1,0 +1,95 @@
+"""The constants of the rules by which plans choose (``_rules.py``), in one table, and which of them apply."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+from jaxrnn.planning.tuning_file import read_constants
+
+
+class Constants(NamedTuple):
+    """What the rules know of a CPU. The defaults were measured on one; ``python -m jaxrnn tune`` measures another.
+
+    Fields:
+        contract_from: weights for each output of a product (numbers / numbers) from which the gradient of the weights
+            is contracted after the backward loop. Added up in the loop, the gradient, of the size of the weights, is
+            read and written at every step, in cache. Contracted later, the cotangent of the product's output is
+            written by every step and read once more, T steps long and so out of cache. With a time a for each weight
+            and step of the one, and b for each output and step of the other, contraction pays where
+            weights · a ≥ outputs · b: the constant is b / a. Measured on two AVX-512 cores (H² weights, batch B;
+            contracted / added): H/B = 16 to 32: 0.4 to 0.95; H/B = 4: 0.7 to 1.4; H/B below 1: 1.0 to 1.5.
+            With contractions in their fastest form, on two other AVX-512 cores, H/B = 1, 2, 4, 8, 16: LSTM-128 0.99,
+            0.96, 0.89, 0.66, 0.52; GRU-64 1.12, 1.06, 0.91, 0.75, 0.59, from 4 on. Where another process kept one of
+            the cores busy, GRU-64 had 1.63, 1.52, 1.35, 1.05, 0.79.
+        left_from: weights of a product (numbers) from which the forward loop computes ``(Σ Wᵀ xᵀ)ᵀ``. A CPU's matrix
+            product packs its right operand anew at every call, which costs their size; the transposes cost the sizes
+            of input and output, and the product runs along the shorter axis. Measured on two AVX-512 cores, LSTM
+            (32, 128, 512, 512), weights 512 × 2048: forward 89 against 125 ms, training step 250 against 303; at
+            256 × 1024 nothing is gained, at 128 × 512 a fifth is lost.
+        hoist_row_from: weights of a product of one row (B = 1) with the inputs, from which it is done for all steps at
+            once. In the loop each step reads all weights to multiply one row. Measured on two AVX-512 cores, hoisted /
+            in the loop, forward and training step: LSTM 16: 0.69, 1.0; 64: 0.85, 0.95; 256: 0.78, 0.76; 512: 0.44,
+            0.65; GRU 64: 0.83, 1.0; 256: 0.62, 0.83; but GRU 16, whose weights are 16 × 48: 1.1. With B = 2 nothing is
+            gained.
+        kernel_up_to: weights that a step of one row multiplies in all, up to which its loops are one kernel. A product
+            of more gains from two cores, and a kernel has one. Measured on two AVX-512 cores, training step, one kernel
+            / plain scan, jaxlib 0.10.1: Elman 16: 0.20; GRU 16: 0.28, 64: 0.55, 256: 0.49; LSTM 16: 0.33, 64: 0.53,
+            256: 0.44.
+        kernel_of_rows_up_to: the same with several rows, rows times weights: a kernel multiplies them one by one, a
+            library multiplies many at once. Measured there, forward and training step: GRU 16, B = 4: 0.52, 0.18; LSTM
+            16, B = 4: 0.60, 0.35; GRU 32, B = 8: 0.89, 0.48; but LSTM 32, B = 16: 2.2, 1.16; GRU 64, B = 8: 2.4, 0.9.
+    """
+
+    contract_from: float = 8
+    left_from: float = 2**20
+    hoist_row_from: float = 2**10
+    kernel_up_to: float = 2**19
+    kernel_of_rows_up_to: float = 2**15
+
+
+DEFAULT = Constants()
+
+_planted: contextvars.ContextVar[Constants | None] = contextvars.ContextVar("planted", default=None)
+
+
+def constants() -> Constants:
+    """Those by which plans choose now, in this process: the defaults, or what the user's file says.
+
+    The file is read once, when a plan first asks. It is left alone where the job has several processes, which must
+    compile one program, and where no CPU computes.
+    """
+    planted = _planted.get()
+    return _of_this_process()[0] if planted is None else planted
+
+
+def constants_from() -> str | None:
+    """The file that they are from; None for the defaults."""
+    return _of_this_process()[1] if _planted.get() is None else None
+
+
+@contextlib.contextmanager
+def using(planted: Constants) -> Iterator[None]:
+    """Plans choose by these constants, whatever any file says: to compare choices."""
+    token = _planted.set(planted)
+    try:
+        yield
+    finally:
+        _planted.reset(token)
+
+
+def _of_this_process() -> tuple[Constants, str | None]:
+    if jax.process_count() > 1 or jax.default_backend() != "cpu":
+        return DEFAULT, None
+    return _read_once()
+
+
+@functools.cache
+def _read_once() -> tuple[Constants, str | None]:
+    found = read_constants(Constants._fields)
+    return (DEFAULT, None) if found is None else (DEFAULT._replace(**found.constants), found.path)
