@@ -23,6 +23,9 @@ from tests.programs import accumulators
 T, B, I, H = 7, 2, 3, 5
 
 
+pytestmark = pytest.mark.usefixtures("many_rows")
+
+
 @pytest.fixture
 def own(monkeypatch, tmp_path):
     """The user's own file, in a folder of the test; one device, and nothing else runs; nothing is read yet."""
@@ -250,7 +253,7 @@ def test_tune_writes_what_plans_then_choose_by(own, monkeypatch, run):
     assert json.loads(own.read_text()) == conditions() | {"constants": {"contract_from": 4, "left_from": 2**20}}
     assert "constants: " not in str(explained()), "this process has asked before"
     table._read_once.cache_clear()
-    assert explained().constants == str(own) and table.constants() == (4, 2**20)
+    assert explained().constants == str(own) and table.constants()[:2] == (4, 2**20)
 
     monkeypatch.setattr(tune, "times", times_of({}))  # measured anew, from the default and not from the file
     assert lines_of(run("tune")[1], "contract_from") == ["contract_from: 8, before 4"]

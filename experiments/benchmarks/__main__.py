@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: Settings, out: Path, pages: Sequence[Path] = ()) -> Path:
     """Measure every group of the settings, then write the tables, also into the pages; returns the run directory."""
     from experiments.benchmarks import report, suites
+    from experiments.benchmarks.apart import measurements
     from experiments.environment import environment, sentence
     from experiments.runner.directories import new_directory
     from jaxrnn.commands.other_work import OtherWork
@@ -80,13 +81,12 @@ def run(settings: Settings, out: Path, pages: Sequence[Path] = ()) -> Path:
     rows: list[suites.Row] = []
     begin = time.perf_counter()
     all_other_work = OtherWork()
-    for group in suites.groups(settings):
-        other_work = OtherWork()
-        measured = suites.measure(group)
-        cores = other_work.cores() or 0.0
+    other_work = OtherWork()
+    for title, measured in measurements(settings):
+        cores, other_work = other_work.cores() or 0.0, OtherWork()
         rows += measured
         report.append(directory, measured)
-        say(f"{time.perf_counter() - begin:6.0f} s  {group.title}: {fastest(measured)}")
+        say(f"{time.perf_counter() - begin:6.0f} s  {title}: {fastest(measured)}")
         if cores > CORES_THAT_DISTURB:
             say(
                 f"WARNING: other processes kept {cores:.1f} cores busy: not to be trusted, torch's figures least of all"

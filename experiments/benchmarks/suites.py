@@ -116,12 +116,6 @@ def missing(settings: Settings) -> list[str]:
     return sorted({module for module in needs if module is not None})
 
 
-def groups(settings: Settings) -> Iterator[Group]:
-    """All groups of the settings, small shapes and large ones as they come."""
-    for suite in settings.suites:
-        yield from SUITES[suite](settings)
-
-
 def cells(settings: Settings) -> Iterator[Group]:
     """Every cell at every shape: forward and training step, on one device and on two."""
     for cell in settings.cells:

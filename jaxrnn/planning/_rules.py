@@ -54,8 +54,8 @@ def _kernels_are_known() -> bool:
 
 
 def makes_step_one_kernel(weights: int) -> bool:
-    """Whether a single step of one row, with so many weights in all, is one kernel."""
-    return weights <= 2**30 and _kernels_are_known()
+    """Whether a single step of one row, with so many weights in all, is one kernel: ``Constants.step_kernel_up_to``."""
+    return weights <= constants().step_kernel_up_to and _kernels_are_known()
 
 
 def puts_weights_on_the_left(weights: int) -> bool:

@@ -49,7 +49,8 @@ def stream(cell: Cell) -> Stream:
 
         and returns ``(carry, y)``, y (*B, O). It does not jit: wrap it in ``jax.jit``, and donate the old carry
         (``donate_argnums=1``), so that the new one takes its memory. Give both flags always or never: a call without
-        them is another program.
+        them is another program. On a single CPU device at B = 1 the step is one kernel (docs/plans.md), and
+        ``jax.config.update("jax_cpu_enable_async_dispatch", False)`` spares the hand-over to another thread.
 
     Raises:
         TypeError: a Layer, which needs the whole sequence. ValueError, TypeError: while tracing, for anything that

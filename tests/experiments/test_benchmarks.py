@@ -9,6 +9,7 @@ import pytest
 
 from experiments.benchmarks import ours, report, suites, targets
 from experiments.benchmarks.__main__ import main
+from experiments.benchmarks.apart import measurements
 from experiments.benchmarks.contestants import BY_NAME
 from experiments.benchmarks.problems import NotOffered, Problem, check_train, check_weights, data
 from experiments.benchmarks.programs import Model, Program, compiled, forward, train
@@ -99,7 +100,7 @@ def test_every_suite_runs(monkeypatch):
         compile_shape=SHAPE,
         compile_lengths=(),
     )
-    rows = [row for group in suites.groups(settings) for row in suites.measure(group)]
+    rows = [row for _, measured in measurements(settings) for row in measured]
     assert {row.suite for row in rows} == set(settings.suites)
     assert [row for row in rows if row.note.startswith("failed")] == []
     assert all(row.seconds for row in rows if not row.note)
