@@ -63,7 +63,6 @@ def run(settings: Settings, out: Path, pages: Sequence[Path] = ()) -> Path:
     from experiments.benchmarks.apart import measurements
     from experiments.environment import environment, sentence
     from experiments.runner.directories import new_directory
-    from jaxrnn.commands.other_work import OtherWork
 
     for page in pages:  # what is wrong with one is said before anything is measured
         parts_of(page, report.PARTS)
@@ -80,18 +79,18 @@ def run(settings: Settings, out: Path, pages: Sequence[Path] = ()) -> Path:
         say(f"{module} is not installed: left out")
     rows: list[suites.Row] = []
     begin = time.perf_counter()
-    all_other_work = OtherWork()
-    other_work = OtherWork()
-    for title, measured in measurements(settings):
-        cores, other_work = other_work.cores() or 0.0, OtherWork()
-        rows += measured
-        report.append(directory, measured)
-        say(f"{time.perf_counter() - begin:6.0f} s  {title}: {fastest(measured)}")
-        if cores > CORES_THAT_DISTURB:
+    other_work = []
+    for measured in measurements(settings):
+        rows += measured.rows
+        other_work.append(measured.other_work)
+        report.append(directory, measured.rows)
+        say(f"{time.perf_counter() - begin:6.0f} s  {measured.title}: {fastest(measured.rows)}")
+        if measured.other_work > CORES_THAT_DISTURB:
             say(
-                f"WARNING: other processes kept {cores:.1f} cores busy: not to be trusted, torch's figures least of all"
+                f"WARNING: other processes kept {measured.other_work:.1f} cores busy: not to be trusted, torch's figures "
+                f"least of all"
             )
-    machine["other_work"] = all_other_work.cores()
+    machine["other_work"] = sum(other_work) / max(len(other_work), 1)
     machine["seconds"] = round(time.perf_counter() - begin)
     report.write(directory, rows, machine, pages)
     report.show(rows, directory, console)

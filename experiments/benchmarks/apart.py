@@ -9,13 +9,19 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
 
 import jax
 
 from experiments.benchmarks import suites
-from experiments.benchmarks.suites import Row, Settings
+from experiments.benchmarks.suites import Group, Row, Settings
+from jaxrnn.commands.other_work import OtherWork
 
-Measured = tuple[str, list[Row]]  # a group's title, and its rows
+
+class Measured(NamedTuple):
+    title: str  # of a group
+    rows: list[Row]
+    other_work: float  # cores that other processes kept busy meanwhile
 
 
 def measurements(settings: Settings) -> Iterator[Measured]:
@@ -24,8 +30,7 @@ def measurements(settings: Settings) -> Iterator[Measured]:
         if suite == "step":
             yield from _in_a_process_of_their_own(settings)
         else:
-            for group in suites.SUITES[suite](settings):
-                yield group.title, suites.measure(group)
+            yield from map(_measured, suites.SUITES[suite](settings))
 
 
 def _in_a_process_of_their_own(settings: Settings) -> list[Measured]:
@@ -37,4 +42,9 @@ def _in_a_process_of_their_own(settings: Settings) -> list[Measured]:
 def _steps(settings: Settings) -> list[Measured]:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.config.update("jax_enable_compilation_cache", False)
-    return [(group.title, suites.measure(group)) for group in suites.step(settings)]
+    return [_measured(group) for group in suites.step(settings)]
+
+
+def _measured(group: Group) -> Measured:
+    other_work = OtherWork()
+    return Measured(group.title, suites.measure(group), other_work.cores() or 0.0)

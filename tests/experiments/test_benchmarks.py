@@ -100,7 +100,7 @@ def test_every_suite_runs(monkeypatch):
         compile_shape=SHAPE,
         compile_lengths=(),
     )
-    rows = [row for _, measured in measurements(settings) for row in measured]
+    rows = [row for measured in measurements(settings) for row in measured.rows]
     assert {row.suite for row in rows} == set(settings.suites)
     assert [row for row in rows if row.note.startswith("failed")] == []
     assert all(row.seconds for row in rows if not row.note)
