@@ -87,8 +87,8 @@ def run(settings: Settings, out: Path, pages: Sequence[Path] = ()) -> Path:
         say(f"{time.perf_counter() - begin:6.0f} s  {measured.title}: {fastest(measured.rows)}")
         if measured.other_work > CORES_THAT_DISTURB:
             say(
-                f"WARNING: other processes kept {measured.other_work:.1f} cores busy: not to be trusted, torch's figures "
-                f"least of all"
+                f"WARNING: other processes kept {measured.other_work:.1f} cores busy: not to be trusted, torch's "
+                f"figures least of all"
             )
     machine["other_work"] = sum(other_work) / max(len(other_work), 1)
     machine["seconds"] = round(time.perf_counter() - begin)
