@@ -230,6 +230,17 @@ def test_keys_that_are_carried_and_put_out():
     assert run(params, xs)[1][1].shape == (T,)
 
 
+def test_a_product_that_is_one_long_sum_is_none_for_a_kernel():
+    """XLA gives it to a library, as a reduction."""
+    for inputs, made in ((1000, 1), (2000, 0)):
+        cell = jr.chain(jr.dense(inputs, 1), jr.elman(1, 4))
+        params, xs = problem(cell)
+        carry = cell.initial_carry(params, (1,))
+        assert kernels(jr.stream(cell).step, params, carry, xs[0]) == made
+        got, want = (jax.jit(f)(params, carry, xs[0])[1] for f in (jr.stream(cell).step, cell.step))
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
 def test_plans_releases_and_flags(monkeypatch):
     cell = jr.lstm(I, H)
     params, xs = problem(cell)

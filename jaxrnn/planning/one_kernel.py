@@ -161,7 +161,8 @@ def _rows_by_weight(program: Program, op: Op, weights: set[int]) -> int | None:
         if not all(isinstance(size, int) for size in (*x, *W)):  # open, in a program that is exported for any
             continue
         rows = math.prod(size for axis, size in enumerate(x) if axis not in contracting[side])
-        if rows == 1 or len(x) == 2:
+        is_one_sum = math.prod(W) == x[contracting[side][0]] > SMALL  # a long one, which is a reduction to XLA
+        if (rows == 1 or len(x) == 2) and not is_one_sum:
             return rows
     return None
 
