@@ -7,6 +7,7 @@ import tempfile
 import jax
 import pytest
 
+from jaxrnn.planning.constants import constants
 from tests.evaluating import evaluated
 
 jax.config.update("jax_num_cpu_devices", 2)
@@ -78,8 +79,9 @@ def traced(request):
 
 @pytest.fixture
 def many_rows(monkeypatch):
-    """Few rows are planned as many are; test_one_kernel.py has the plans of few."""
+    """Small runs are planned as large ones are; test_one_kernel.py has the plans of few rows."""
     monkeypatch.setattr("jaxrnn.planning._rules.makes_one_kernel", lambda weights, rows: False)
+    monkeypatch.setattr("jaxrnn.planning._rules.constants", lambda: constants()._replace(stack_up_to=0))
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ def test_what_divides_an_open_number_of_steps_is_refused(layer, who):
         export.export(function(layer, "forward"))(*args)
 
 
+@pytest.mark.usefixtures("many_rows")
 @pytest.mark.parametrize("hidden_size", [8 * TYPICAL, 8 * TYPICAL - 1])
 def test_the_plan_takes_an_open_batch_for_a_typical_one(hidden_size, monkeypatch):
     """H × H weights and H outputs for each of 32 sequences: contracted from 8 numbers for each output on."""

@@ -210,6 +210,12 @@ def test_split_sums(planned):
     assert widths == [[5, 5, 10, 10, 15, 15], [5, 5, 5, 5, 10, 10, 10, 10]]
 
 
+def test_sums_are_not_split_on_one_cpu_device(planned, monkeypatch):
+    before = planned.after("fuse", "linearize", "save", "spread")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert PASSES["split_sums"](before) is before
+
+
 def test_transpose_weights(planned):
     """Those that multiply what depends on ∂h, U and V: their products contract the second axis."""
     step = planned.after("linearize", "save", "transpose_weights")

@@ -411,6 +411,17 @@ def test_an_outer_product_stays_in_the_loop(of):
     assert sizes["auto"] <= 1.5 * sizes["plain"]
 
 
+def test_few_outputs_over_all_steps_are_contracted(monkeypatch):
+    """Up to 2²¹: here of two rows and 20 outputs."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    cell = jr.lstm(3, 5)
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    for T, contracted in ((52_428, True), (52_429, False)):
+        xs = jax.ShapeDtypeStruct((T, 2, 3), jnp.float32)
+        (scan,) = jr.explain(jr.scan(cell, plan=jr.Plan(one_kernel=False)), params, xs).scans
+        assert (bool(scan.contracted), bool(scan.added_in_loop)) == (contracted, not contracted)
+
+
 @pytest.mark.usefixtures("many_rows")
 @pytest.mark.parametrize("devices, batch, leaves", [(1, 1, True), (1, 2, False), (2, 2, True)])
 def test_when_products_leave_the_loop(monkeypatch, devices, batch, leaves):

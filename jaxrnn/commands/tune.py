@@ -82,8 +82,8 @@ CHOICES = {  # of each constant: its unit, and what is compared
 }
 RATIOS = (1, 2, 4, 8, 16)  # H / B, which is 4 H² weights for 4 B H outputs
 CASES = [
-    *(Case("contract_from", r, "lstm", 16 * r, 128 // r, 128) for r in RATIOS),
-    *(Case("contract_from", r, "gru", 32 * r, 64 // r, 64) for r in RATIOS),
+    *(Case("contract_from", r, "lstm", 64 * r, 128 // r, 128) for r in RATIOS),
+    *(Case("contract_from", r, "gru", 192 * r, 64 // r, 64) for r in RATIOS),
     *(Case("left_from", 4 * H * H, "lstm", 48, 32, H) for H in (256, 512, 768)),  # 48 steps share the transposes
 ]
 

@@ -28,7 +28,7 @@ def hoist(step: PlannedStep) -> PlannedStep:
     step = step._replace(primal=primal).noting(hoisted=hoisted)
     if step.tangent is None:
         return step
-    tangent, contracted, added = _hoist(step.tangent, functools.partial(_rules.contracts, step.plan))
+    tangent, contracted, added = _hoist(step.tangent, functools.partial(_rules.contracts, step.plan, steps=step.steps))
     return step._replace(tangent=tangent).noting(contracted=contracted, added_in_loop=added)
 
 

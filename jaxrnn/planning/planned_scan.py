@@ -75,7 +75,8 @@ def planned_scan(
         explanation.plain_because = reason
         return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)
     explanation.programs["trace"] = PlannedStep.of(program, n_carry, plan)
-    run = _differentiable(program, n_carry, plan, explanation, reverse=reverse, unroll=unroll)
+    steps = T if isinstance(T, int) else None
+    run = _differentiable(program, n_carry, plan, explanation, steps, reverse=reverse, unroll=unroll)
     outputs = run([*program.consts.values()], carry_leaves, xs_leaves)
     return carry_tree.unflatten(outputs[:n_carry]), y_trees[0].unflatten(outputs[n_carry:])
 
@@ -93,13 +94,13 @@ def _may_run_at_once(program: Program) -> bool:
 
 
 def _differentiable(
-    program: Program, n_carry: int, plan: Plan, explanation: ScanExplanation, **options: Any
+    program: Program, n_carry: int, plan: Plan, explanation: ScanExplanation, steps: int | None, **options: Any
 ) -> Callable[..., list[Any]]:
     """``run(consts, carry, xs)``, whose derivative is the scan of the tangent that the passes made."""
 
     def rewritten(plan: Plan, active: Active | None) -> tuple[PlannedStep, dict[str, PlannedStep]]:
         """The step after all passes, and after each of them."""
-        step, after = PlannedStep.of(program, n_carry, plan, active), {}
+        step, after = PlannedStep.of(program, n_carry, plan, active, steps), {}
         for name, rewrite in PASSES.items():
             step = rewrite(step)
             after[name] = step.without_values()

@@ -105,11 +105,15 @@ class PlannedStep(NamedTuple):
     tangent: LoopProgram | None = None  # linear: (∂carry; ∂x, x, saved) -> (∂carry, ∂y)
     saved: tuple[int, ...] = ()  # the values of the primal, beside x, that the tangent is computed from
     notes: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # for ``explain``: the entries of its fields
+    steps: int | None = None  # of the run; None where that is open
 
     @classmethod
-    def of(cls, program: Program, n_carry: int, plan: Plan, active: Active | None = None) -> PlannedStep:
+    def of(
+        cls, program: Program, n_carry: int, plan: Plan, active: Active | None = None, steps: int | None = None
+    ) -> PlannedStep:
         """A step as it was traced; the values of its constants come in where it is run."""
-        return cls(plan, LoopProgram(program, n_carry, tuple(program.consts)), active).without_values()
+        step = cls(plan, LoopProgram(program, n_carry, tuple(program.consts)), active, steps=steps)
+        return step.without_values()
 
     def noting(self, **entries: Any) -> PlannedStep:
         return self._replace(notes={**self.notes, **{name: tuple(found) for name, found in entries.items()}})
