@@ -27,13 +27,14 @@ def as_one_kernel(function: Function, *arrays: Any) -> list[Any]:
     can hold elementwise operations, reductions, conditionals, loops and products of a matrix and a vector. It must not
     hold what XLA gives to a library, such as products of two matrices: the compiler stops there.
 
-    Elsewhere than on one CPU device, under ``vmap`` and in derivatives of it, it is the function as it stands.
+    Elsewhere than on one CPU device, in exported programs, under ``vmap`` and in derivatives of it, it is the function
+    as it stands.
     """
     return _bind(one_kernel_p, function, function, arrays)
 
 
 def on_one_cpu(function: Function, otherwise: Function, *arrays: Any) -> list[Any]:
-    """``function(*arrays)`` in a program for one CPU device; in others, and under ``vmap``, ``otherwise(*arrays)``.
+    """``function(*arrays)`` in a program for one CPU device; elsewhere, as under ``vmap``, ``otherwise(*arrays)``.
 
     Both must compute the same, the first in a form that is fast for these shapes on such a device. The transpose, where
     they are linear, has both forms as well; other derivatives are those of the second. ``otherwise`` is traced where it
@@ -138,8 +139,13 @@ def _lower_to_one_kernel(ctx, *arrays, jaxpr, otherwise):
 
 
 def _is_for_one_device(ctx: Any) -> bool:
-    """Whether the program that is lowered runs on one device: in a kernel no device can talk to another."""
-    return getattr(ctx.module_context.axis_context, "num_devices", None) == 1
+    """Whether the program that is lowered runs on one device: in a kernel no device can talk to another.
+
+    One that is exported may be called later in a program for several.
+    """
+    module = ctx.module_context
+    exported = getattr(module.lowering_parameters, "for_export", True)
+    return getattr(module.axis_context, "num_devices", None) == 1 and not exported
 
 
 _lower = mlir.lower_fun(_run, multiple_results=True)
