@@ -17,6 +17,7 @@ os.environ["JAXRNN_TUNING"] = "off"  # the defaults are measured, on any machine
 import jax
 
 import jaxrnn as jr
+from experiments.exits import said
 from experiments.markdown import MarkerError, parts_of
 from experiments.runner.options import amount_of
 
@@ -45,12 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(error, file=sys.stderr)
                 return 2
             run(settings, arguments.out, arguments.write)
-    except MarkerError as error:
-        print(f"--write: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
+    except (MarkerError, OSError) as error:
+        return said(error)
     except KeyboardInterrupt:
         print("\nstopped; --report RUN makes the tables of the rows up to here", file=sys.stderr)
         return 130

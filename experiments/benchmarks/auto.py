@@ -16,6 +16,7 @@ from experiments.benchmarks.__main__ import CORES_THAT_DISTURB, shape_of
 from experiments.benchmarks.pairs import BUDGET, CELLS, SHAPES, Pair
 from experiments.benchmarks.timing import Budget
 from experiments.environment import environment, sentence
+from experiments.exits import said
 from experiments.markdown import MarkerError, parts_of
 from experiments.runner.directories import new_directory
 from experiments.runner.options import amount_of
@@ -24,7 +25,7 @@ QUICK = (SHAPES[2], SHAPES[7], SHAPES[15])  # small ones
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, also where a limit is missed; 1 (a file), 2 (was asked wrongly), 130 (was stopped)."""
+    """Exit status: 0, also where a limit is missed or the run was stopped; 1 (a file), 2 (was asked wrongly)."""
     arguments = parser().parse_args(argv)
     try:
         if arguments.write is not None:  # what is wrong with the page is said before anything is measured
@@ -42,12 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         jr.devices.use_cpu_devices(2)  # a program on one of them still has every core
         budget = BUDGET if arguments.seconds is None else BUDGET._replace(seconds=arguments.seconds)
         run(asked, 60 * arguments.minutes, budget, arguments.out, arguments.write)
-    except MarkerError as error:
-        print(f"--write: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
+    except (MarkerError, OSError) as error:
+        return said(error)
     return 0
 
 
@@ -59,8 +56,7 @@ def run(asked: Sequence[Pair], limit: float, budget: Budget, out: Path, page: Pa
     say(sentence(machine, pairs_report.PACKAGES))
     summary = {"environment": machine, "asked": len(asked)}
     pairs_report.keep(directory, summary)
-    alone = [pair for pair in asked if pair.shape[0] == 1]
-    if alone:
+    if any(pair.shape[0] == 1 for pair in asked):
         say("A batch of 1 cannot be split: those shapes run on one device alone.")
     pairs.measured(asked[0], budget, tries=1)  # once for nothing: the first compilation of a process is slow
     from jaxrnn.commands.other_work import OtherWork

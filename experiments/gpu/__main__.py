@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     from experiments.benchmarks.contestants import names_among
+    from experiments.exits import said
     from experiments.gpu import report, speed
     from experiments.markdown import MarkerError, parts_of
 
@@ -53,12 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not on_a_gpu():
             return without_gpu(settings)
         return with_gpu(settings, 60 * arguments.minutes, arguments.out, arguments.write)
-    except MarkerError as error:
-        print(f"--write: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
+    except (MarkerError, OSError) as error:
+        return said(error)
     except KeyboardInterrupt:
         print("\nstopped; what was written up to here stays", file=sys.stderr)
         return 130

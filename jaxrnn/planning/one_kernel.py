@@ -98,7 +98,10 @@ def _weights_multiplied(program: Program, weights: set[int]) -> int | None:
             return None
         elif _rows_by_weight(program, op, weights) == 1:
             total += max(map(program.size, op.inputs))
-        elif not has(op.name, CHEAP) or (op.name.startswith("reduce") and not _is_small(program, op)):
+        elif op.name == "constant" or op.name.startswith("reduce"):
+            if not _is_small(program, op):
+                return None
+        elif not has(op.name, CHEAP):
             return None
     return total
 
@@ -107,7 +110,6 @@ def _fits(loop: LoopProgram) -> bool:
     """Whether a kernel can hold the loop, and the backward loop that JAX makes of it."""
     program, each_step = loop.program, loop.parts().each_step
     weights = program.fixed() - reached_from(program.ops, loop.d_consts)
-
     return _all_fit(program, each_step, weights)
 
 

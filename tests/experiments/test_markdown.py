@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments import markdown
+from experiments.exits import said
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in sorted((ROOT / "docs/results").glob("*.md")) if path.stem != "index"]
@@ -75,3 +76,9 @@ def test_missing_markers_are_named(tmp_path, text, came):
 def test_the_markers_of_the_results_are_pairs(path):
     begun = re.findall(r"^<!-- ([\w-]+):begin", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert markdown.parts_of(path, begun) == begun
+
+
+def test_what_is_said_of_pages_and_files(capsys):
+    errors = [markdown.MarkerError("no markers"), FileNotFoundError(2, "No such file", "page.md"), OSError("disk full")]
+    assert [said(error) for error in errors] == [2, 1, 1]
+    assert capsys.readouterr().err == "--write: no markers\npage.md: No such file\ndisk full\n"
