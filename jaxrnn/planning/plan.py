@@ -38,6 +38,7 @@ class Plan(NamedTuple):
     contract: bool | None = None
     recompute: bool = True
     one_kernel: bool | None = None
+    pack: bool = False
 
 
 def check_plan(who: str, plan: Any) -> None:

@@ -45,6 +45,10 @@ PASSES: dict[str, Callable[[PlannedStep], PlannedStep]] = {
 }  # in the order in which they run
 
 
+class NotPlanned(Exception):
+    """A step that must not be taken apart, in a run that only a plan can make."""
+
+
 def planned_scan(
     body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
     carry: PyTree,
@@ -54,8 +58,12 @@ def planned_scan(
     unroll: int,
     plan: Plan,
     explanation: ScanExplanation,
+    count: jax.Array | None = None,
 ) -> tuple[PyTree, PyTree]:
-    """``jax.lax.scan(body, carry, xs)`` under a plan; what was done is written into the explanation."""
+    """``jax.lax.scan(body, carry, xs)`` under a plan; what was done is written into the explanation.
+
+    With a count, () int32, so many steps are run, forward, and what is stacked beyond them is 0.
+    """
     carry = jax.tree.map(_strong, carry)
     carry_leaves, carry_tree = flatten(carry)
     xs_leaves, xs_tree = flatten(xs)
@@ -73,11 +81,13 @@ def planned_scan(
         return carry, jax.vmap(lambda x: body(carry, x)[1])(xs)
     if program is None:
         explanation.plain_because = reason
+        if count is not None:
+            raise NotPlanned
         return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)
     explanation.programs["trace"] = PlannedStep.of(program, n_carry, plan)
     steps = T if isinstance(T, int) else None
     run = _differentiable(program, n_carry, plan, explanation, steps, reverse=reverse, unroll=unroll)
-    outputs = run([*program.consts.values()], carry_leaves, xs_leaves)
+    outputs = run([*program.consts.values()], carry_leaves, xs_leaves, count)
     return carry_tree.unflatten(outputs[:n_carry]), y_trees[0].unflatten(outputs[n_carry:])
 
 
@@ -118,13 +128,15 @@ def _differentiable(
         return step, rewritten(plan, active)[0] if of_few_rows else None
 
     @jax.custom_jvp
-    def run(consts, carry, xs):
+    def run(consts, carry, xs, count):
         step, otherwise = planned(None)
-        return scan_program(step.primal, consts, carry, xs, otherwise=otherwise and otherwise.primal, **options)
+        return scan_program(
+            step.primal, consts, carry, xs, otherwise=otherwise and otherwise.primal, count=count, **options
+        )
 
     def rule(primals, tangents):
-        consts, carry, xs = primals
-        d_consts, d_carry, d_xs = tangents
+        consts, carry, xs, count = primals
+        d_consts, d_carry, d_xs, _ = tangents
         active = Active(
             consts=[i for i, d in enumerate(d_consts) if _has_tangent(d)],
             carry=[i for i, a in enumerate(carry) if is_inexact(a)],
@@ -133,7 +145,9 @@ def _differentiable(
         d_carry = [d_carry[i] if _has_tangent(d_carry[i]) else jnp.zeros_like(carry[i]) for i in active.carry]
         step, otherwise = planned(active)
         assert step.tangent is not None
-        outputs = scan_program(step.primal, consts, carry, xs, otherwise=otherwise and otherwise.primal, **options)
+        outputs = scan_program(
+            step.primal, consts, carry, xs, otherwise=otherwise and otherwise.primal, count=count, **options
+        )
         n_outputs = len(outputs) - len(step.saved)
         outputs, saved = outputs[:n_outputs], outputs[n_outputs:]
 
@@ -144,6 +158,7 @@ def _differentiable(
             [*(d_xs[i] for i in active.x), *xs, *saved],
             recompute=plan.recompute,
             otherwise=otherwise and otherwise.tangent,
+            count=count,
             **options,
         )
         of_floats = iter(d_outputs)

@@ -15,6 +15,7 @@ from jaxrnn._base import flatten
 from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import LoopProgram
 from jaxrnn.programs.calls import as_one_kernel, on_one_cpu
+from jaxrnn.programs.counted import counted_scan, in_blocks
 from jaxrnn.programs.program import evaluate
 
 
@@ -28,6 +29,7 @@ def scan_program(
     unroll: int,
     recompute: bool = False,
     otherwise: LoopProgram | None = None,
+    count: Any = None,
 ) -> list[Any]:
     """The final carry, then what the loop puts out, stacked over time.
 
@@ -38,11 +40,12 @@ def scan_program(
         reverse, unroll: as for ``lax.scan``.
         recompute: the backward pass computes what it needs again, beside its use, and saves none of it.
         otherwise: what runs in its place elsewhere than on one CPU device, and under ``vmap``; None: the same.
+        count: how many of the steps are run, () int32; None: all.
     """
     run = functools.partial(_run, reverse=reverse, unroll=unroll, recompute=recompute)
     if otherwise is None:
-        return run(loop, consts, carry, xs)
-    arrays, tree = flatten((list(consts), list(carry), list(xs)))
+        return run(loop, consts, carry, xs, count)
+    arrays, tree = flatten((list(consts), list(carry), list(xs), count))
     forms = ((lambda *arrays, form=form: run(form, *tree.unflatten(arrays))) for form in (loop, otherwise))
     return on_one_cpu(*forms, *arrays)
 
@@ -52,6 +55,7 @@ def _run(
     consts: Sequence[Any],
     carry: Sequence[Any],
     xs: Sequence[Any],
+    count: Any,
     *,
     reverse: bool,
     unroll: int,
@@ -67,7 +71,7 @@ def _run(
         def one_step(x):
             return evaluate(parts.all_steps, fixed | dict(zip(loop.x, x, strict=True)), parts.ready)
 
-        return jax.vmap(one_step)(xs)
+        return jax.vmap(one_step)(xs) if count is None else in_blocks(one_step, count, xs)
 
     ready = dict(zip(parts.ready, before_the_loop(fixed, list(xs)) if parts.ready else [], strict=True))
     outputs = [*program.outputs[: loop.n_carry], *parts.stacked]
@@ -86,14 +90,17 @@ def _run(
         return values[: loop.n_carry], [_padded(a, least) for a in values[loop.n_carry :]]
 
     def run(*arrays):
-        fixed, carry, entering = tree.unflatten(arrays)
+        fixed, carry, entering, count = tree.unflatten(arrays)
+        if count is not None:
+            end, ys = counted_scan(functools.partial(step, fixed), count, carry, entering, reverse=reverse)
+            return [*end, *ys]
         length = T if isinstance(T, int) else None
         end, ys = jax.lax.scan(
             functools.partial(step, fixed), carry, entering, length=length, reverse=reverse, unroll=unroll
         )
         return [*end, *ys]
 
-    arrays, tree = flatten((fixed_inside, list(carry), list(enter.values())))
+    arrays, tree = flatten((fixed_inside, list(carry), list(enter.values()), count))
     made = as_one_kernel(run, *arrays) if loop.one_kernel and isinstance(T, int) else run(*arrays)
     end, ys = made[: loop.n_carry], made[loop.n_carry :]
     if least:

@@ -26,6 +26,7 @@ from jaxrnn.instruments import (
 from jaxrnn.planning.explanation import start_explanation
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_scan import planned_scan
+from jaxrnn.running.packing import pack
 from jaxrnn.running.segments import Budget, run_in_segments, segment_lengths
 
 
@@ -62,6 +63,8 @@ class StepInputs(NamedTuple):
 def run_over_time(run: Run) -> tuple[PyTree, PyTree]:
     """``(carry, ys)``: the carry after the run, and the outputs (T, *B, …) in input order."""
     run = _vary_alike(run)
+    if isinstance(run.plan, Plan) and run.plan.pack and (made := _run_packed(run)) is not None:
+        return made
     T = jax.tree.leaves(run.xs)[0].shape[0]
     params, noise = _split_params(run.params), _split_noise(run.noise, T)
     initial = _initial_carry(run, params_at_start(run.params, run.reverse))
@@ -87,6 +90,55 @@ def run_over_time(run: Run) -> tuple[PyTree, PyTree]:
         )
 
     return run_in_segments(run_segment, carry, inputs, segments, run.reverse)
+
+
+def _run_packed(run: Run) -> tuple[PyTree, PyTree] | None:
+    """The run with its sequences packed into lanes; None where they cannot be."""
+    assert isinstance(run.plan, Plan)
+    if run.valid is None or run.valid.ndim != 2 or run.checkpoint:
+        return None
+    packing = pack(run.valid if run.resets is None else run.valid | run.resets, run.reverse)
+    initial = _initial_carry(run, run.params)
+    initials = packing.split(initial)
+    starts = initials if run.carry is None else packing.split(run.carry)
+    lanes = run._replace(
+        xs=packing.pack(run.xs),
+        batch_shape=(packing.lanes,),
+        valid=packing.pack(run.valid),
+        resets=None if run.resets is None else packing.pack(run.resets),
+        noise=packing.pack(run.noise),
+        reverse=False,
+    )
+    S = packing.source.shape[0]
+    params, noise = _split_params(run.params), _split_noise(lanes.noise, S)
+    inputs = StepInputs(lanes.xs, lanes.valid, None, lanes.resets, [], noise.per_step, [])
+
+    def body(state, entering):
+        carry, ends = state
+        inputs, member, before = entering
+        initial = initials[0]
+        for m in range(1, len(initials)):
+            begins = (member == m) & (before == m - 1)
+            ends = [*ends[: m - 1], select(begins, carry, ends[m - 1]), *ends[m:]]
+            carry = select(begins, starts[m], carry)
+            if run.resets is not None:
+                initial = select(member >= m, initials[m], initial)
+        carry, y = _body(lanes, params, noise, initial)(carry, inputs)
+        return (carry, ends), y
+
+    explanation = start_explanation(run.who, S, run.plan, ())
+    before = jnp.concatenate([packing.member[:1], packing.member[:-1]])
+    (end, ends), ys = planned_scan(
+        body,
+        (starts[0], starts[:-1]),
+        (inputs, packing.member, before),
+        reverse=False,
+        unroll=1,
+        plan=run.plan,
+        explanation=explanation,
+        count=packing.count,
+    )
+    return packing.join([*ends, end]), packing.unpack(ys)
 
 
 def params_at_start(params: PyTree, reverse: bool) -> PyTree:

@@ -1,0 +1,182 @@
+"""``counted_scan``: a scan that ends after so many steps, a number that is known only when the program runs.
+
+``lax.scan`` takes all of its T steps, and ``lax.while_loop`` has no backward pass. Here the loop is a while loop that
+writes what it stacks in place, and so is its transpose. Further derivatives, and ``vmap``, are those of a ``lax.scan``
+that takes all steps and holds at those beyond the count.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+
+Arrays = list[Any]
+BLOCK = 16  # steps done at once where all of them could be
+
+
+def counted_scan(
+    body: Callable[[Arrays, Arrays], tuple[Arrays, Arrays]],
+    count: jax.Array,
+    carry: Sequence[Any],
+    xs: Sequence[Any],
+    *,
+    reverse: bool = False,
+) -> tuple[Arrays, Arrays]:
+    """``jax.lax.scan`` of the first ``count`` steps of ``xs``; what is stacked beyond them is 0.
+
+    Args:
+        body: ``(carry, x) -> (carry, y)``, flat lists.
+        count: () int32, 0 to T.
+        carry: where to start.
+        xs: (T, …) each, at least one.
+        reverse: from step ``count - 1`` to step 0.
+    """
+    n = len(carry)
+
+    def flat(*values):
+        new, ys = body(list(values[:n]), list(values[n:]))
+        return [*new, *ys]
+
+    closed = jax.make_jaxpr(flat)(*carry, *(jax.eval_shape(lambda a: a[0], a) for a in xs))
+    made = _bind(closed.jaxpr, closed.consts, count, carry, xs, reverse)
+    return made[:n], made[n:]
+
+
+def in_blocks(function: Callable[[Arrays], Arrays], count: jax.Array, xs: Sequence[Any]) -> Arrays:
+    """``jax.vmap(function)(xs)`` for at least the first ``count`` steps of ``xs``, (T, …) each; 0 beyond."""
+    T = xs[0].shape[0]
+    size = math.gcd(T, BLOCK)
+    if size == T:
+        return jax.vmap(function)(xs)
+    blocks = [a.reshape(T // size, size, *a.shape[1:]) for a in xs]
+    _, made = counted_scan(lambda _, block: ([], jax.vmap(function)(block)), -(-count // size), [], blocks)
+    return [a.reshape(T, *a.shape[2:]) for a in made]
+
+
+def _bind(
+    jaxpr: Any, consts: Sequence[Any], count: jax.Array, carry: Sequence[Any], xs: Sequence[Any], reverse: bool
+) -> Arrays:
+    """The loop of a jaxpr; what it closes over becomes arguments."""
+    closed = ClosedJaxpr(jaxpr.replace(invars=[*jaxpr.constvars, *jaxpr.invars], constvars=[]), [])
+    params = {"jaxpr": closed, "n_consts": len(consts), "n_carry": len(carry), "length": xs[0].shape[0]}
+    return counted_scan_p.bind(count, *consts, *carry, *xs, reverse=reverse, **params)
+
+
+def _parts(arrays: Sequence[Any], n_consts: int, n_carry: int) -> tuple[Arrays, Arrays, Arrays]:
+    """Constants, carry, xs."""
+    end = n_consts + n_carry
+    return list(arrays[:n_consts]), list(arrays[n_consts:end]), list(arrays[end:])
+
+
+def _run(count, *arrays, jaxpr, n_consts, n_carry, length, reverse):
+    """As a while loop."""
+    consts, carry, xs = _parts(arrays, n_consts, n_carry)
+    step = functools.partial(jaxpr_as_fun(jaxpr), *consts)
+
+    def turn(i, state):
+        carry, ys = state
+        t = count - 1 - i if reverse else i
+        x = (jax.lax.dynamic_index_in_dim(a, t, keepdims=False, allow_negative_indices=False) for a in xs)
+        made = step(*carry, *x)
+        new = [
+            jax.lax.dynamic_update_index_in_dim(a, y, t, 0, allow_negative_indices=False)
+            for a, y in zip(ys, made[n_carry:], strict=True)
+        ]
+        return made[:n_carry], new
+
+    ys = [jnp.zeros((length, *kind.shape), kind.dtype) for kind in jaxpr.out_avals[n_carry:]]
+    carry, ys = jax.lax.fori_loop(0, count, turn, (carry, ys))
+    return [*carry, *ys]
+
+
+def _run_all(count, *arrays, jaxpr, n_consts, n_carry, length, reverse):
+    """As a scan of all steps."""
+    consts, carry, xs = _parts(arrays, n_consts, n_carry)
+    step = functools.partial(jaxpr_as_fun(jaxpr), *consts)
+
+    def masked(carry, entering):
+        t, x = entering
+        made, counts = step(*carry, *x), t < count
+        new = [jnp.where(counts, a, before) for a, before in zip(made[:n_carry], carry, strict=True)]
+        return new, [jnp.where(counts, y, jnp.zeros_like(y)) for y in made[n_carry:]]
+
+    times = jnp.arange(length, dtype=jnp.int32)
+    carry, ys = jax.lax.scan(masked, carry, (times, xs), reverse=reverse)
+    return [*carry, *ys]
+
+
+def _impl(*arrays, **params):
+    run = _run_all if jax.config.jax_disable_jit else _run  # type: ignore[attr-defined]
+    return jax.jit(functools.partial(run, **params))(*arrays)
+
+
+def _abstract(count, *arrays, jaxpr, n_consts, n_carry, length, reverse):
+    carry, ys = jaxpr.out_avals[:n_carry], jaxpr.out_avals[n_carry:]
+    return [*carry, *(kind.update(shape=(length, *kind.shape)) for kind in ys)]
+
+
+def _jvp(primals, tangents, **params):
+    """The second derivative: the first was planned, and its tangent comes here as a loop of its own."""
+    given = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+
+    def of_given(*values):
+        arrays = list(primals)
+        for i, a in zip(given, values, strict=True):
+            arrays[i] = a
+        return _run_all(*arrays, **params)
+
+    return jax.jvp(of_given, [primals[i] for i in given], [tangents[i] for i in given])
+
+
+def _transpose(cotangents, count, *arrays, jaxpr, n_consts, n_carry, length, reverse):
+    """The loop back from the last step, which adds up the cotangents of the constants."""
+    asked = [ad.is_undefined_primal(a) for a in arrays]
+    of_consts, of_carry, of_xs = _parts(asked, n_consts, n_carry)
+    linear = [*of_consts, *[True] * n_carry, *of_xs]  # a carry that is known is the 0 where a tangent starts
+    consts, _, xs = _parts(arrays, n_consts, n_carry)
+    cotangents = [ad.instantiate_zeros(ct) for ct in cotangents]
+    d_end, d_ys = cotangents[:n_carry], cotangents[n_carry:]
+    step = jaxpr_as_fun(jaxpr)
+    known_consts = [a for a, is_linear in zip(consts, of_consts, strict=True) if not is_linear]
+    known_xs = [a for a, is_linear in zip(xs, of_xs, strict=True) if not is_linear]
+    kinds = [a for a, is_linear in zip(jaxpr.in_avals, linear, strict=True) if is_linear]
+    n_sums = sum(of_consts)
+
+    def back(state, entering):
+        d_new, sums = state[:n_carry], state[n_carry:]
+        d_y, known = entering[: len(d_ys)], entering[len(d_ys) :]
+
+        def of_linear(*values):
+            rest = {True: iter(values), False: iter([*known_consts, *known])}
+            return step(*(next(rest[is_linear]) for is_linear in linear))
+
+        made = jax.linear_transpose(of_linear, *kinds)([*d_new, *d_y])
+        d_consts, d_carry, d_x = _parts(made, n_sums, n_carry)
+        return [*d_carry, *(a + b for a, b in zip(sums, d_consts, strict=True))], d_x
+
+    sums = [jnp.zeros(kind.shape, kind.dtype) for kind in kinds[:n_sums]]
+    end, d_xs = counted_scan(back, count, [*d_end, *sums], [*d_ys, *known_xs], reverse=not reverse)
+    made = iter([*end[n_carry:], *(d for d, is_asked in zip(end, of_carry, strict=False) if is_asked), *d_xs])
+    return [None, *(next(made) if is_asked else None for is_asked in asked)]
+
+
+def _batch(arrays, axes, **params):
+    made = jax.vmap(functools.partial(_run_all, **params), axes)(*arrays)
+    return made, [0] * len(made)
+
+
+counted_scan_p = Primitive("counted_scan")
+counted_scan_p.multiple_results = True
+counted_scan_p.def_impl(_impl)
+counted_scan_p.def_abstract_eval(_abstract)
+mlir.register_lowering(counted_scan_p, mlir.lower_fun(_run, multiple_results=True))
+ad.primitive_jvps[counted_scan_p] = _jvp
+ad.primitive_transposes[counted_scan_p] = _transpose
+batching.primitive_batchers[counted_scan_p] = _batch
