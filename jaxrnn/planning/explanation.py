@@ -27,6 +27,8 @@ class ScanExplanation:
         plan: as it was asked for.
         segments: how many steps each checkpointed segment has, one number a level; () without checkpoints.
         plain_because: what keeps the step in one piece, so that it runs as ``lax.scan`` of it; None where nothing does.
+        packed: how the sequences of a ragged batch share lanes; None where they do not.
+        not_packed: why not, where the plan asked for it.
         fused: products done as one: how many, and the shape of the operand that they share.
         hoisted: products of the forward pass done for all steps at once, before the loop, by the shapes of their
             operands.
@@ -46,6 +48,8 @@ class ScanExplanation:
     plan: str
     segments: tuple[int, ...]
     plain_because: str | None = None
+    packed: str | None = None
+    not_packed: str | None = None
     fused: list[str] = dataclasses.field(default_factory=list)
     hoisted: list[str] = dataclasses.field(default_factory=list)
     weights_on_the_left: list[str] = dataclasses.field(default_factory=list)
@@ -65,6 +69,10 @@ class ScanExplanation:
         lines = [f"{self.who}, {self.steps} steps: plan {self.plan}"]
         if self.plain_because:
             lines.append(f"  runs as lax.scan of the step, because of {self.plain_because}")
+        if self.packed:
+            lines.append(f"  packed: {self.packed}")
+        if self.not_packed:
+            lines.append(f"  not packed, because of {self.not_packed}")
         if self.segments:
             lines.append(
                 "  checkpointed in segments of " + ", each of segments of ".join(map(str, self.segments)) + " steps"

@@ -45,10 +45,6 @@ PASSES: dict[str, Callable[[PlannedStep], PlannedStep]] = {
 }  # in the order in which they run
 
 
-class NotPlanned(Exception):
-    """A step that must not be taken apart, in a run that only a plan can make."""
-
-
 def planned_scan(
     body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
     carry: PyTree,
@@ -81,8 +77,7 @@ def planned_scan(
         return carry, jax.vmap(lambda x: body(carry, x)[1])(xs)
     if program is None:
         explanation.plain_because = reason
-        if count is not None:
-            raise NotPlanned
+        assert count is None, f"{reason} in a run that a plan alone can make"
         return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)
     explanation.programs["trace"] = PlannedStep.of(program, n_carry, plan)
     steps = T if isinstance(T, int) else None

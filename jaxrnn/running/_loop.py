@@ -26,7 +26,6 @@ from jaxrnn.instruments import (
 from jaxrnn.planning.explanation import start_explanation
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_scan import planned_scan
-from jaxrnn.running.packing import pack
 from jaxrnn.running.segments import Budget, run_in_segments, segment_lengths
 
 
@@ -60,14 +59,15 @@ class StepInputs(NamedTuple):
     perturbations: list[jax.Array | None]  # what is added to each leaf of the new carry; empty: nothing
 
 
-def run_over_time(run: Run) -> tuple[PyTree, PyTree]:
-    """``(carry, ys)``: the carry after the run, and the outputs (T, *B, …) in input order."""
-    run = _vary_alike(run)
-    if isinstance(run.plan, Plan) and run.plan.pack and (made := _run_packed(run)) is not None:
-        return made
+def run_over_time(run: Run, not_packed: str | None = None) -> tuple[PyTree, PyTree]:
+    """``(carry, ys)``: the carry after the run, and the outputs (T, *B, …) in input order.
+
+    ``not_packed`` is why the sequences do not share lanes, where the plan asked for that; for the explanation.
+    """
+    run = vary_alike_in(run)
     T = jax.tree.leaves(run.xs)[0].shape[0]
-    params, noise = _split_params(run.params), _split_noise(run.noise, T)
-    initial = _initial_carry(run, params_at_start(run.params, run.reverse))
+    params, noise = split_params(run.params), split_noise(run.noise, T)
+    initial = initial_carry_of(run, params_at_start(run.params, run.reverse))
     given = carry_without_marks(run.carry)
     # The gradient norms of params count what the initial carry adds as part of the step that reads it: that step
     # then makes the initial carry itself.
@@ -77,9 +77,10 @@ def run_over_time(run: Run) -> tuple[PyTree, PyTree]:
     inputs = StepInputs(
         run.xs, run.valid, starts, run.resets, params.per_step, noise.per_step, perturbations_of(run.carry)
     )
-    body = _body(run, params, noise, initial)
+    body = body_of(run, params, noise, initial)
     segments = segment_lengths(run.who, run.checkpoint, T)
     explanation = start_explanation(run.who, T, run.plan, segments)
+    explanation.not_packed = not_packed
 
     def run_segment(carry, inputs):
         if run.plan == "plain":
@@ -92,69 +93,20 @@ def run_over_time(run: Run) -> tuple[PyTree, PyTree]:
     return run_in_segments(run_segment, carry, inputs, segments, run.reverse)
 
 
-def _run_packed(run: Run) -> tuple[PyTree, PyTree] | None:
-    """The run with its sequences packed into lanes; None where they cannot be."""
-    assert isinstance(run.plan, Plan)
-    if run.valid is None or run.valid.ndim != 2 or run.checkpoint:
-        return None
-    packing = pack(run.valid if run.resets is None else run.valid | run.resets, run.reverse)
-    initial = _initial_carry(run, run.params)
-    initials = packing.split(initial)
-    starts = initials if run.carry is None else packing.split(run.carry)
-    lanes = run._replace(
-        xs=packing.pack(run.xs),
-        batch_shape=(packing.lanes,),
-        valid=packing.pack(run.valid),
-        resets=None if run.resets is None else packing.pack(run.resets),
-        noise=packing.pack(run.noise),
-        reverse=False,
-    )
-    S = packing.source.shape[0]
-    params, noise = _split_params(run.params), _split_noise(lanes.noise, S)
-    inputs = StepInputs(lanes.xs, lanes.valid, None, lanes.resets, [], noise.per_step, [])
-
-    def body(state, entering):
-        carry, ends = state
-        inputs, member, before = entering
-        initial = initials[0]
-        for m in range(1, len(initials)):
-            begins = (member == m) & (before == m - 1)
-            ends = [*ends[: m - 1], select(begins, carry, ends[m - 1]), *ends[m:]]
-            carry = select(begins, starts[m], carry)
-            if run.resets is not None:
-                initial = select(member >= m, initials[m], initial)
-        carry, y = _body(lanes, params, noise, initial)(carry, inputs)
-        return (carry, ends), y
-
-    explanation = start_explanation(run.who, S, run.plan, ())
-    before = jnp.concatenate([packing.member[:1], packing.member[:-1]])
-    (end, ends), ys = planned_scan(
-        body,
-        (starts[0], starts[:-1]),
-        (inputs, packing.member, before),
-        reverse=False,
-        unroll=1,
-        plan=run.plan,
-        explanation=explanation,
-        count=packing.count,
-    )
-    return packing.join([*ends, end]), packing.unpack(ys)
-
-
 def params_at_start(params: PyTree, reverse: bool) -> PyTree:
     """The parameters without marks; those that are given step by step, as they are at the first step of the run."""
-    split = _split_params(params)
+    split = split_params(params)
     return without_marks(split.join([a[-1 if reverse else 0] for a in split.per_step]))
 
 
-class _Split(NamedTuple):
+class Split(NamedTuple):
     """A tree in two: what each step has for itself, and what all steps share."""
 
     per_step: list[jax.Array]  # each (T, …)
     join: Callable[[list[jax.Array]], PyTree]  # of one step's share of ``per_step``, the tree that this step sees
 
 
-def _vary_alike(run: Run) -> Run:
+def vary_alike_in(run: Run) -> Run:
     """Everything that enters the loop varies over the same mesh axes (in ``shard_map``)."""
     params, xs, carry, valid, resets, noise = vary_alike(
         run.params, run.xs, run.carry, run.valid, run.resets, run.noise
@@ -162,21 +114,21 @@ def _vary_alike(run: Run) -> Run:
     return run._replace(params=params, xs=xs, carry=carry, valid=valid, resets=resets, noise=noise)
 
 
-def _initial_carry(run: Run, params: PyTree) -> PyTree:
+def initial_carry_of(run: Run, params: PyTree) -> PyTree:
     """The cell's initial carry, placed on the mesh as the batch is."""
     carry = run.cell.initial_carry(params, run.batch_shape)
     carry = jax.tree.map(lambda a: vary_alike(a, run.xs)[0], carry)
     return shard_like_batch(carry, run.xs, len(run.batch_shape))
 
 
-def _body(run: Run, params: _Split, noise: _Split, initial: PyTree) -> Callable[..., tuple[PyTree, PyTree]]:
+def body_of(run: Run, params: Split, noise: Split, initial: PyTree) -> Callable[..., tuple[PyTree, PyTree]]:
     """The body of the loop, ``(carry, StepInputs of one step) -> (carry, y)``: reset, step, hold."""
 
     def reset_and_step(params_t, carry, x, starts, resets, *noise_t):
         if starts is not None:
-            carry = jax.tree.map(functools.partial(jnp.where, starts), _initial_carry(run, params_t), carry)
+            carry = jax.tree.map(functools.partial(jnp.where, starts), initial_carry_of(run, params_t), carry)
         if resets is not None:
-            carry = select(resets, _initial_carry(run, params_t) if params.per_step else initial, carry)
+            carry = select(resets, initial_carry_of(run, params_t) if params.per_step else initial, carry)
         new, y = check_pair(run.who, run.cell.step(params_t, carry, x, *noise_t))
         check_carry_kept(run.who, carry, new)
         return new, (y, carry)
@@ -200,7 +152,7 @@ def _body(run: Run, params: _Split, noise: _Split, initial: PyTree) -> Callable[
     return body
 
 
-def _split_params(params: PyTree) -> _Split:
+def split_params(params: PyTree) -> Split:
     """The parts of the parameters that a mark gives each step for itself.
 
     Floats of less than 32 bits stand in float32 outside the loop and are cast back inside the step, so that the
@@ -223,10 +175,10 @@ def _split_params(params: PyTree) -> _Split:
         return treedef.unflatten([at_this_step(*of, rest) for of in zip(leaves, wide, dtypes, strict=True)])
 
     per_step = [a.zeros if isinstance(a, NormProbe) else w for a, w in zip(leaves, wide, strict=True) if is_per_step(a)]
-    return _Split(per_step, join)
+    return Split(per_step, join)
 
 
-def _split_noise(noise: PyTree, T: int) -> _Split:
+def split_noise(noise: PyTree, T: int) -> Split:
     """The leaves of the noise that lead with T; the others were drawn once for all steps."""
     leaves, treedef = flatten(noise)
     for a in leaves:
@@ -241,4 +193,4 @@ def _split_noise(noise: PyTree, T: int) -> _Split:
         rest = iter(per_step)
         return treedef.unflatten([next(rest) if o else a[0] for a, o in zip(leaves, own, strict=True)])
 
-    return _Split([a for a, o in zip(leaves, own, strict=True) if o], join)
+    return Split([a for a, o in zip(leaves, own, strict=True) if o], join)

@@ -24,33 +24,39 @@ BLOCK = 16  # steps of a lane, of which its capacity is a multiple
 class Packing(NamedTuple):
     """Where each step of a batch stands among the lanes, and which sequences share one."""
 
-    source: jax.Array  # (S, L): the step, t * B + b, that a lane takes; T * B where it takes none
-    place: jax.Array  # (T, B): where each step is taken, s * L + lane; S * L where it is not
+    source: jax.Array  # (S, L): the step, t * B + b, that a lane takes; any where it takes none
+    taken: jax.Array  # (S, L): whether it takes one
+    place: jax.Array  # (T, B): where each step is taken, s * L + lane; where it is not, a place at which none is
     member: jax.Array  # (S, L): which of its sequences a lane is in
-    rows: jax.Array  # (M, L): the sequences of each lane, in order; B where there is none
+    begins: jax.Array  # (S, L): whether it begins there
+    rows: jax.Array  # (M, L): the sequences of each lane, in order; any where there is none
     where: jax.Array  # (B,): the place of each sequence in these, m * L + lane
     count: jax.Array  # (): steps that the longest lane takes
+
+    @property
+    def members(self) -> int:
+        return self.rows.shape[0]
 
     @property
     def lanes(self) -> int:
         return self.rows.shape[1]
 
     def pack(self, tree: PyTree) -> PyTree:
-        """(T, B, …) → (S, L, …), 0 where no step stands."""
+        """(T, B, …) → (S, L, …); where a lane takes no step, that of any other."""
         return jax.tree.map(lambda a: _moved(a, self.source, self.place), tree)
 
+    def pack_flags(self, flags: jax.Array) -> jax.Array:
+        """(T, B) → (S, L) booleans, False where a lane takes no step."""
+        return _moved(flags, self.source, self.place) & self.taken
+
     def unpack(self, tree: PyTree) -> PyTree:
-        """(S, L, …) → (T, B, …), 0 at steps that were not taken."""
+        """(S, L, …), 0 where a lane takes no step → (T, B, …), 0 at steps that were not taken."""
         return jax.tree.map(lambda a: _moved(a, self.place, self.source), tree)
 
     def split(self, carry: PyTree) -> list[PyTree]:
-        """(B, …) → the carries (L, …) of the first sequence of each lane, of the second …
-
-        Where there is none, another sequence's: it must be a carry that a step can take.
-        """
-        rows = jnp.minimum(self.rows, self.where.size - 1)
-        members = jax.tree.map(lambda a: _moved(a, rows, self.where), carry)
-        return [jax.tree.map(lambda a, m=m: a[m], members) for m in range(MEMBERS)]
+        """(B, …) → the carries (L, …) of the first sequence of each lane, of the second …"""
+        members = jax.tree.map(lambda a: _moved(a, self.rows, self.where), carry)
+        return [jax.tree.map(lambda a, m=m: a[m], members) for m in range(self.members)]
 
     def join(self, carries: list[PyTree]) -> PyTree:
         """The carries of the sequences of each lane → (B, …)."""
@@ -75,43 +81,41 @@ def pack(active: jax.Array, reverse: bool) -> Packing:
 
     lengths = jnp.append(length, 1)[rows]
     ends = jnp.cumsum(lengths, axis=0, dtype=jnp.int32)
-    begins = ends - lengths
+    starts = ends - lengths
     steps = jnp.arange(S, dtype=jnp.int32)[:, None]
-    member = sum((steps >= begins[m]).astype(jnp.int32) for m in range(1, MEMBERS))
+    member = jnp.zeros((S, L), jnp.int32)
+    for m in range(1, MEMBERS):
+        member += steps >= starts[m]
 
     def of_member(a: jax.Array) -> jax.Array:
         """(M, L) → (S, L), the value of the sequence that a lane is in."""
-        chosen = a[0]
-        for m in range(1, MEMBERS):
-            chosen = jnp.where(member == m, a[m], chosen)
-        return chosen
+        return jnp.take_along_axis(a, member, axis=0)
 
-    firsts, lasts = (jnp.append(a, 0)[rows] for a in (first, first + length - 1))
-    within = steps - of_member(begins)
-    t = of_member(lasts) - within if reverse else of_member(firsts) + within
-    row = of_member(rows)
-    source = jnp.where((within < of_member(lengths)) & (row < B), t * B + row, T * B)
+    row, within = of_member(rows), steps - of_member(starts)
+    taken = (within < of_member(lengths)) & (row < B)
+    entered = jnp.append(first + length - 1 if reverse else first, 0)[rows]
+    t = of_member(entered) - within if reverse else of_member(entered) + within
+    source = jnp.where(taken, t * B + row, 0)
 
-    lane, begin = where % L, begins.reshape(-1)[where]
-    within = (first + length - 1) - times if reverse else times - first
-    place = jnp.where((within >= 0) & (within < length), (begin + within) * L + lane, S * L)
-    return Packing(source, place, member, rows, where, ends[-1].max())
+    after = (first + length - 1) - times if reverse else times - first
+    begin = starts.reshape(-1)[where]
+    none = jnp.argmin(taken.reshape(-1)).astype(jnp.int32)
+    place = jnp.where((after >= 0) & (after < length), (begin + after) * L + where % L, none)
+    made = Packing(source, taken, place, member, within == 0, jnp.minimum(rows, B - 1), where, ends[-1].max())
+    return jax.lax.optimization_barrier(made)  # or each use would compute its own
 
 
 def _moved(a: Any, to: jax.Array, back: jax.Array) -> Any:
-    """``a``, whose first axes are those of ``back``, with what stands at each place that ``to`` names; 0 for none.
+    """``a``, whose first axes are those of ``back``, with what stands at each place that ``to`` names.
 
     ``back`` names the places the other way: the gradient is a gather as well, where that of ``jnp.take`` scatters.
+    Where ``to`` names a place that does not name it back, nothing that is read depends on what comes.
     """
     return moved_p.bind(a, to, back)
 
 
 def _take(a: Any, to: Any, back: Any) -> Any:
-    rest = a.shape[back.ndim :]
-    a = a.reshape(back.size, *rest)
-    none = (to >= back.size).reshape(*to.shape, *(1,) * len(rest))
-    found = a.at[jnp.minimum(to, back.size - 1)].get(mode="promise_in_bounds")
-    return jnp.where(none, jnp.zeros((), a.dtype), found)
+    return a.reshape(back.size, *a.shape[back.ndim :]).at[to].get(mode="promise_in_bounds")
 
 
 def _jvp(primals, tangents):

@@ -26,6 +26,7 @@ from jaxrnn._spec import specified
 from jaxrnn.instruments import carry_without_marks
 from jaxrnn.planning.plan import Plan, check_plan
 from jaxrnn.running._loop import Run, params_at_start, run_over_time
+from jaxrnn.running.packed import run_packed, why_not_packed
 from jaxrnn.running.segments import Budget, check_checkpoint
 
 
@@ -140,23 +141,25 @@ def layer_of(
         if cell.noise is not None and key is not None:
             x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
             noise = cell.noise(now, key, times, x)
-        return run_over_time(
-            Run(
-                who=who,
-                cell=cell,
-                params=params,
-                xs=xs,
-                carry=carry,
-                batch_shape=batch_shape,
-                valid=valid,
-                resets=resets_before_reading(resets, T, reverse),
-                noise=noise,
-                reverse=reverse,
-                unroll=unroll,
-                plan=plan,
-                checkpoint=checkpoint,
-            )
+        run = Run(
+            who=who,
+            cell=cell,
+            params=params,
+            xs=xs,
+            carry=carry,
+            batch_shape=batch_shape,
+            valid=valid,
+            resets=resets_before_reading(resets, T, reverse),
+            noise=noise,
+            reverse=reverse,
+            unroll=unroll,
+            plan=plan,
+            checkpoint=checkpoint,
         )
+        not_packed = why_not_packed(run) if isinstance(plan, Plan) and plan.pack else None
+        if isinstance(plan, Plan) and plan.pack and not_packed is None:
+            return run_packed(run)
+        return run_over_time(run, not_packed)
 
     return Layer(cell.init, cell.initial_carry, apply, cell.x_ndim, cell.input_size, cell.output_size)
 

@@ -1,0 +1,134 @@
+"""The run of a ragged batch: its sequences packed into lanes (``packing.py``), a loop that ends with the last of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import PyTree, flatten, select
+from jaxrnn.instruments import is_marked, without_marks
+from jaxrnn.planning.explanation import start_explanation
+from jaxrnn.planning.plan import Plan
+from jaxrnn.planning.planned_scan import planned_scan
+from jaxrnn.programs.rows import mixes_rows
+from jaxrnn.programs.tracing import trace
+from jaxrnn.running._loop import Run, Split, StepInputs, body_of, initial_carry_of, split_params, vary_alike_in
+from jaxrnn.running.packing import pack
+
+LEAST_ROWS = 4
+
+
+def why_not_packed(run: Run) -> str | None:
+    """What keeps the sequences of a run from sharing lanes; None where nothing does."""
+    leaves = jax.tree.leaves((run.xs, run.carry, run.params), is_leaf=is_marked)
+    if run.valid is None:
+        return "neither lengths nor a mask"
+    if len(run.batch_shape) != 1:
+        return f"{len(run.batch_shape)} batch axes, not 1"
+    (B,), T = run.batch_shape, run.valid.shape[0]
+    if not (isinstance(B, int) and isinstance(T, int)):
+        return "sizes that are open"
+    if B < LEAST_ROWS or T < 2:
+        return f"a batch of {B} and {T} steps"
+    if run.checkpoint:
+        return "checkpoint"
+    if run.unroll > 1:
+        return "unroll"
+    if any(map(is_marked, leaves)):
+        return "parameters or a carry that differ from step to step"
+    if any(any(jax.typeof(a).sharding.spec) for a in leaves if hasattr(a, "dtype")):
+        return "a batch over a mesh, outside shard_map"
+    if run.noise is not None and (reason := _why_noise_stays(run, T, B)):
+        return reason
+    return _why_rows_stay(run)
+
+
+def run_packed(run: Run) -> tuple[PyTree, PyTree]:
+    """``(carry, ys)`` of a run that nothing keeps from being packed."""
+    run = vary_alike_in(run)
+    assert run.valid is not None and isinstance(run.plan, Plan)
+    packing = pack(run.valid if run.resets is None else run.valid | run.resets, run.reverse)
+    initials = packing.split(initial_carry_of(run, run.params))
+    starts = initials if run.carry is None else packing.split(run.carry)
+    lanes = run._replace(batch_shape=(packing.lanes,), reverse=False)
+    noise, noise_tree = flatten(run.noise)
+    of_row = [a.shape[0] == 1 for a in noise]  # one draw serves the whole sequence
+    of_rows = [packing.split(a[0]) if one else None for a, one in zip(noise, of_row, strict=True)]
+    inputs = StepInputs(
+        x=packing.pack(run.xs),
+        valid=packing.pack_flags(run.valid),
+        starts=None,
+        resets=None if run.resets is None else packing.pack_flags(run.resets),
+        params=[],
+        noise=[packing.pack(a) for a, one in zip(noise, of_row, strict=True) if not one],
+        perturbations=[],
+    )
+    params = split_params(run.params)
+
+    def body(state, entering):
+        carry, ends = state
+        inputs, member, begins = entering
+        for m in range(1, len(starts)):
+            ends[m - 1] = select(begins & (member == m), carry, ends[m - 1])
+            carry = select(begins & (member == m), starts[m], carry)
+        initial = initials[0] if inputs.resets is None else of_member(initials, member)
+        each_step = iter(inputs.noise)
+        noise_t = [next(each_step) if rows is None else of_member(rows, member) for rows in of_rows]
+        step = body_of(lanes, params, Split([], noise_tree.unflatten), initial)
+        carry, y = step(carry, inputs._replace(noise=noise_t))
+        return (carry, ends), y
+
+    explanation = start_explanation(run.who, run.valid.shape[0], run.plan, ())
+    explanation.packed = f"{packing.members} sequences in each of {packing.lanes} lanes"
+    (end, ends), ys = planned_scan(
+        body,
+        (starts[0], starts[:-1]),
+        (inputs, packing.member, packing.begins),
+        reverse=False,
+        unroll=1,
+        plan=run.plan,
+        explanation=explanation,
+        count=packing.count,
+    )
+    return packing.join([*ends, end]), packing.unpack(ys)
+
+
+def of_member(values: Sequence[PyTree], member: jax.Array) -> PyTree:
+    """The value of the sequence that each lane is in, from the values of each lane's first, second …"""
+    chosen = values[0]
+    for m in range(1, len(values)):
+        chosen = select(member == m, values[m], chosen)
+    return chosen
+
+
+def _why_rows_stay(run: Run) -> str | None:
+    carry = initial_carry_of(run, run.params) if run.carry is None else run.carry
+    x, noise = jax.tree.map(lambda a: a[0], (run.xs, run.noise))
+    leaves, treedef = flatten((run.params, carry, x, noise))
+
+    def step(*leaves):
+        params, carry, x, noise = treedef.unflatten(leaves)
+        made = run.cell.step(params, carry, x) if run.noise is None else run.cell.step(params, carry, x, noise)
+        return jax.tree.leaves(made)
+
+    program, reason = trace(step, *leaves)
+    if program is None:
+        return str(reason)
+    n = len(jax.tree.leaves(run.params))
+    reason = mixes_rows(program, program.inputs[n:])
+    return reason and f"rows that may meet: {reason}"
+
+
+def _why_noise_stays(run: Run, T: int, B: int) -> str | None:
+    """Noise moves with its row where it leads with (T, B), or with (1, B); so it does with a wider batch."""
+    assert run.cell.noise is not None
+    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct((B + 1, *a.shape[2:]), a.dtype), run.xs)
+    times = jax.ShapeDtypeStruct((T,), jnp.int32)
+    draw = functools.partial(run.cell.noise, without_marks(run.params))
+    wider = jax.eval_shape(lambda times: draw(jax.random.key(0), times, x), times)
+    if all(a.shape[1:2] == (B + 1,) for a in jax.tree.leaves(wider)):
+        return None
+    return "noise that the rows share"
