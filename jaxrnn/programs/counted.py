@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
+from jaxrnn.devices.placement import vary_alike
+
 Arrays = list[Any]
 BLOCK = 16  # steps done at once where all of them could be
 
@@ -38,6 +40,7 @@ def counted_scan(
         xs: (T, …) each, at least one.
         reverse: from step ``count - 1`` to step 0.
     """
+    carry, xs = vary_alike(list(carry), list(xs))
     n = len(carry)
 
     def flat(*values):
@@ -92,6 +95,7 @@ def _run(count, *arrays, jaxpr, n_consts, n_carry, length, reverse):
         return made[:n_carry], new
 
     ys = [jnp.zeros((length, *kind.shape), kind.dtype) for kind in jaxpr.out_avals[n_carry:]]
+    ys, _ = vary_alike(ys, arrays)
     carry, ys = jax.lax.fori_loop(0, count, turn, (carry, ys))
     return [*carry, *ys]
 

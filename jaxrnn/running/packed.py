@@ -18,7 +18,7 @@ from jaxrnn.programs.tracing import trace
 from jaxrnn.running._loop import Run, Split, StepInputs, body_of, initial_carry_of, split_params, vary_alike_in
 from jaxrnn.running.packing import pack
 
-LEAST_ROWS = 4
+LEAST_ROWS = 3
 
 
 def why_not_packed(run: Run) -> str | None:

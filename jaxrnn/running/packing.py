@@ -75,8 +75,8 @@ def pack(active: jax.Array, reverse: bool) -> Packing:
 
     order = jnp.argsort(-length, stable=True).astype(jnp.int32)
     order = jnp.concatenate([order, jnp.full(MEMBERS * L - B, B, jnp.int32)])
-    rows = order.reshape(MEMBERS, L)
-    rows = rows.at[1::2].set(rows[1::2, ::-1])  # the longest of the long with the shortest of the short
+    in_turn = order.reshape(MEMBERS, L)
+    rows = jnp.stack([in_turn[m, :: -1 if m % 2 else 1] for m in range(MEMBERS)])  # the longest with the shortest
     where = jnp.zeros(B, jnp.int32).at[rows.reshape(-1)].set(jnp.arange(MEMBERS * L, dtype=jnp.int32), mode="drop")
 
     lengths = jnp.append(length, 1)[rows]
