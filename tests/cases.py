@@ -29,6 +29,7 @@ RUNS = {
     "checkpointed-plain": {"plan": "plain", "checkpoint": True},
     "nested": {"checkpoint": jr.Budget(5)},  # segments of 3 steps, each of them of segments of 1 or 2
     "everything": {"plan": jr.Plan(hoist=True, contract=True)},
+    "packed": {"plan": jr.Plan(pack=True)},  # runs with lengths or a mask alone
     "nothing": {"plan": jr.Plan(fuse=False, hoist=False, contract=False, recompute=False)},
 }
 
@@ -238,8 +239,8 @@ FLAGS = [
 def own_run(index):
     """The plan under which the case of that place in the list runs beside the default."""
     if index % 2 == 0:
-        return ("plain", "checkpointed", "nothing", "checkpointed", "everything", "nested")[index // 2 % 6]
-    return ("checkpointed", "everything", "nested", "nothing")[index // 2 % 4]
+        return ("plain", "checkpointed", "nothing", "checkpointed", "everything", "nested", "packed")[index // 2 % 7]
+    return ("checkpointed", "everything", "packed", "nested", "nothing")[index // 2 % 5]
 
 
 def with_runs(cases):

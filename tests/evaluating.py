@@ -145,7 +145,26 @@ def _cond(_, params, made):
     return lambda index, *args: branches[int(np.clip(int(index), 0, len(branches) - 1))](*args)
 
 
-LOOPS = {"scan": _scan, "while": _while, "cond": _cond}
+def _counted(eqn, params, made):
+    """Ours (jaxrnn/programs/counted.py)."""
+    body, consts = _closed(params["jaxpr"], made), params["n_consts"]
+    first = consts + params["n_carry"]
+    stacked = [var.aval for var in eqn.outvars[params["n_carry"] :]]
+
+    def run(count, *args):
+        fixed, carry, xs = args[:consts], args[consts:first], args[first:]
+        ys = [np.zeros(aval.shape, aval.dtype) for aval in stacked]
+        for t in range(int(count))[:: -1 if params["reverse"] else 1]:
+            made = body(*fixed, *carry, *[x[t] for x in xs])
+            carry = made[: params["n_carry"]]
+            for y, row in zip(ys, made[params["n_carry"] :], strict=True):
+                y[t] = row
+        return [*carry, *ys]
+
+    return run
+
+
+LOOPS = {"scan": _scan, "while": _while, "cond": _cond, "counted_scan": _counted}
 
 
 def _logistic(x):
@@ -161,6 +180,7 @@ PLAIN = {
     **{"ge": np.greater_equal, "rem": np.fmod, "and": np.bitwise_and, "or": np.bitwise_or, "not": np.bitwise_not},
     **dict.fromkeys(("copy", "copy_p", "stop_gradient", "pvary"), lambda x: x),
     "optimization_barrier": lambda *xs: list(xs),
+    "moved": lambda x, to, back: x.reshape(back.size, *x.shape[back.ndim :])[to],  # ours (jaxrnn/running/packing.py)
     "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
 }
 REAL = {"div", "sqrt", "tanh", "exp", "log", "sin", "cos", "logistic"}

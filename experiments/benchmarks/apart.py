@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 
 from experiments.benchmarks import suites
+from experiments.benchmarks.measuring import measure
 from experiments.benchmarks.suites import Group, Row, Settings
 from jaxrnn.commands.other_work import OtherWork
 
@@ -47,4 +48,4 @@ def _steps(settings: Settings) -> list[Measured]:
 
 def _measured(group: Group) -> Measured:
     other_work = OtherWork()
-    return Measured(group.title, suites.measure(group), other_work.cores() or 0.0)
+    return Measured(group.title, measure(group), other_work.cores() or 0.0)

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import jaxrnn as jr
 from experiments.benchmarks import ours, peers, pytorch
 from experiments.benchmarks.problems import Problem
 from experiments.benchmarks.programs import Model, Program, Stepper, Traced
@@ -33,6 +34,7 @@ STREAM = "jaxrnn stream"
 TEXTBOOK = "textbook"
 BEFORE = "reset before"
 CHECKPOINT = "jaxrnn checkpoint"
+PACKED = "jaxrnn packed"
 TORCH = "torch"
 CUDNN = "cudnn"
 FLOORS = ("floor", "floor torch")
@@ -56,8 +58,9 @@ CONTESTANTS = (
     Contestant(FLOORS[0], None, sequence=ours.floor),
     Contestant(FLOORS[1], "torch", sequence=pytorch.floor),
 )
+SHARING = Contestant(PACKED, None, ours.model(plan=jr.Plan(pack=True)))
 CHECKPOINTED = Contestant(CHECKPOINT, None, ours.model(checkpoint=True), cells=("lstm",))
-BY_NAME = {contestant.name: contestant for contestant in (*CONTESTANTS, CHECKPOINTED)}
+BY_NAME = {contestant.name: contestant for contestant in (*CONTESTANTS, SHARING, CHECKPOINTED)}
 PEER_NAMES = tuple(contestant.name for contestant in JAX_PEERS)
 
 

@@ -16,9 +16,9 @@ import jax
 
 import jaxrnn as jr
 from experiments.benchmarks import ours, problems
+from experiments.benchmarks.measuring import first_line
 from experiments.benchmarks.problems import CHECKS, NotOffered, Problem
 from experiments.benchmarks.programs import QUANTITIES, Model, Placed, Program, Traced, arguments, program
-from experiments.benchmarks.suites import first_line
 from experiments.benchmarks.timing import Budget, interleaved
 
 Shape = tuple[int, int, int, int]  # B, T, I, H

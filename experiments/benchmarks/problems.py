@@ -22,6 +22,11 @@ SHAPES = (  # (B, T, I, H)
     (32, 128, 512, 512),
 )
 VARIANTS = ("bidirectional", "masked")
+LENGTHS: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {  # of B sequences, up to T
+    "masked": lambda rng, B, T: rng.integers(1, T + 1, size=B),
+    "geometric": lambda rng, B, T: np.minimum(rng.geometric(4 / T, size=B), T),
+    "equal": lambda rng, B, T: np.full(B, T),
+}
 READOUT = "readout"  # y = W_y h + b_y, of H outputs, on top of the cell
 
 
@@ -43,7 +48,7 @@ class Problem(NamedTuple):
     T: int
     I: int
     H: int
-    variant: str = ""  # or one of VARIANTS; of a step: READOUT
+    variant: str = ""  # or one of VARIANTS or LENGTHS; of a step: READOUT
     dtype: str = "float32"  # of inputs, weights and outputs
 
     @property
@@ -63,7 +68,7 @@ class Problem(NamedTuple):
 class Data(NamedTuple):
     xs: np.ndarray  # (T, B, I), or (B, T, I) where batch_axis is 0
     cotangent: np.ndarray  # (T, B, directions · H), or batch first likewise; 0 in the padding
-    lengths: np.ndarray | None  # (B,) int32 in the masked variant
+    lengths: np.ndarray | None  # (B,) int32 in a variant of LENGTHS
 
 
 @functools.lru_cache(maxsize=2)  # the two layouts of the problem that is being measured
@@ -73,8 +78,8 @@ def data(problem: Problem, batch_axis: int = 1) -> Data:
     xs = rng.standard_normal((T, B, I), dtype=np.float32)
     cotangent = rng.standard_normal((T, B, problem.directions * H), dtype=np.float32)
     lengths = None
-    if problem.variant == "masked":
-        lengths = rng.integers(1, T + 1, size=B, dtype=np.int32)
+    if problem.variant in LENGTHS:
+        lengths = LENGTHS[problem.variant](rng, B, T).astype(np.int32)
         lengths[0] = T
         cotangent *= (np.arange(T)[:, None] < lengths)[:, :, None]
     if batch_axis == 0:

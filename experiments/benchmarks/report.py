@@ -18,8 +18,9 @@ import numpy as np
 
 from experiments import markdown
 from experiments.benchmarks.contestants import BY_NAME, FLOORS, PLAN, TORCH
+from experiments.benchmarks.measuring import notes_of
 from experiments.benchmarks.problems import GATES
-from experiments.benchmarks.suites import Row, notes_of
+from experiments.benchmarks.suites import Row
 from experiments.benchmarks.targets import Verdict, name, verdicts
 from experiments.environment import sentence
 
@@ -96,7 +97,12 @@ def tables(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, ...]]]]:
         ]
 
     found = []
-    for suite, whose in (("cells", ""), ("variants", ", variants of the LSTM"), ("small", ", small models")):
+    for suite, whose in (
+        ("cells", ""),
+        ("variants", ", variants of the LSTM"),
+        ("ragged", ", sequences of many lengths"),
+        ("small", ", small models"),
+    ):
         for quantity, what in (("train", "Training step"), ("forward", "Forward")):
             for devices, where in ((1, "one device"), (2, "two devices, the batch split")):
                 found.append((f"{what}, {where}, ms{whose}", by_shape(chosen(suite, quantity, devices), milliseconds)))

@@ -1,12 +1,11 @@
-"""The groups of rows, and how a group is measured: built, checked, then timed in interleaved rounds."""
+"""The groups of rows: what is timed side by side."""
 
 from __future__ import annotations
 
 import functools
-import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from experiments.benchmarks.contestants import (
     CHECKPOINT,
     CHECKPOINTED,
     CONTESTANTS,
+    PACKED,
     PLAIN,
     PLAN,
     STREAM,
@@ -29,6 +29,7 @@ from experiments.benchmarks.contestants import (
 from experiments.benchmarks.problems import (
     CHECKS,
     GATES,
+    LENGTHS,
     READOUT,
     SHAPES,
     VARIANTS,
@@ -39,7 +40,7 @@ from experiments.benchmarks.problems import (
     drawn,
 )
 from experiments.benchmarks.programs import QUANTITIES, Model, Placed, Program, Traced, compiled, place, train
-from experiments.benchmarks.timing import Budget, interleaved
+from experiments.benchmarks.timing import Budget
 
 PyTree = Any
 
@@ -81,12 +82,27 @@ class Group(NamedTuple):
 class Settings(NamedTuple):
     """What a run measures; the defaults are the whole benchmark."""
 
-    suites: tuple[str, ...] = ("cells", "variants", "small", "ensemble", "step", "length", "memory", "compile")
+    suites: tuple[str, ...] = (
+        "cells",
+        "variants",
+        "ragged",
+        "small",
+        "ensemble",
+        "step",
+        "length",
+        "memory",
+        "compile",
+    )
     cells: tuple[str, ...] = tuple(GATES)
     quantities: tuple[str, ...] = tuple(QUANTITIES)
     shapes: tuple[tuple[int, int, int, int], ...] = SHAPES  # of `cells`
     variant_shapes: tuple[tuple[int, int, int, int], ...] = SHAPES[:1]
     small_shapes: tuple[tuple[int, int, int, int], ...] = ((1, 1_000, 16, 16), (4, 500, 16, 16))
+    ragged: tuple[tuple[str, tuple[int, int, int, int]], ...] = (
+        ("lstm", SHAPES[0]),
+        ("lstm", SHAPES[2]),
+        ("gru", SHAPES[1]),
+    )
     contestants: tuple[str, ...] = tuple(BY_NAME)
     budget: Budget = Budget()
     members: int = 32
@@ -127,6 +143,22 @@ def variants(settings: Settings) -> Iterator[Group]:
     for variant in VARIANTS:
         for shape in settings.variant_shapes if "lstm" in settings.cells else ():
             yield from sequence_groups("variants", Problem("lstm", *shape, variant), settings)
+
+
+def ragged(settings: Settings) -> Iterator[Group]:
+    """Sequences of different lengths, on one device: sharing lanes, and as they stand."""
+    for cell, shape in settings.ragged:
+        for lengths in LENGTHS if cell in settings.cells else ():
+            problem = Problem(cell, *shape, lengths)
+            for quantity in settings.quantities:
+                entries = [
+                    sequence_entry(
+                        Row("ragged", quantity, cell, shape, lengths, 1, contestant.name), problem, contestant
+                    )
+                    for contestant in (BY_NAME[PLAN], BY_NAME[PACKED], BY_NAME[PLAIN])
+                    if contestant.name in settings.contestants
+                ]
+                yield Group(title(problem, quantity), entries, settings.budget)
 
 
 def small(settings: Settings) -> Iterator[Group]:
@@ -385,6 +417,7 @@ def compilation(contestant: Contestant, problem: Problem, placed: Placed) -> Pro
 SUITES: dict[str, Callable[[Settings], Iterator[Group]]] = {
     "cells": cells,
     "variants": variants,
+    "ragged": ragged,
     "small": small,
     "ensemble": ensemble,
     "step": step,
@@ -392,50 +425,3 @@ SUITES: dict[str, Callable[[Settings], Iterator[Group]]] = {
     "memory": memory,
     "compile": compile_time,
 }
-
-
-def measure(group: Group) -> list[Row]:
-    """The group's rows: with figures, or with a note that says why there are none."""
-    placed: Placed = {}
-    programs: dict[int, Program] = {}
-    notes: dict[int, str] = {}
-    for index, entry in enumerate(group.entries):
-        try:
-            program = entry.build(placed)
-            entry.check(program.call())
-            programs[index] = program
-        except NotOffered as reason:
-            notes[index] = f"{reason.word}: {reason}"
-        except Exception as error:  # whatever another library raises: the table says it, the run goes on
-            notes[index] = f"failed: {type(error).__name__}: {first_line(error)}"
-    calls = {index: program.call for index, program in programs.items()}
-    if group.entries and group.entries[0].row.suite == "compile":
-        rounds = 1 + group.budget.least // 2
-        each = [{index: call() for index, call in calls.items()} for _ in range(rounds)]
-        seconds = {index: [times[index] for times in each] for index in calls}
-    else:
-        seconds = interleaved(calls, group.budget)
-    rows = []
-    for index, entry in enumerate(group.entries):
-        if index in programs:
-            _, compile_seconds, temp_bytes = programs[index]
-            figures = tuple(seconds[index])
-            rows.append(entry.row._replace(seconds=figures, compile_seconds=compile_seconds, temp_bytes=temp_bytes))
-        else:
-            rows.append(entry.row._replace(note=notes[index]))
-    placed.clear()
-    gc.collect()
-    return rows
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
-
-
-def notes_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows without figures, by reason."""
-    by_reason: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.note:
-            by_reason.setdefault(row.note, []).append(row)
-    return by_reason

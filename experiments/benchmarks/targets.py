@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from experiments.benchmarks.contestants import CHECKPOINT, PEER_NAMES, PLAIN, PLAN, STREAM, TEXTBOOK, TORCH
+from experiments.benchmarks.contestants import CHECKPOINT, PACKED, PEER_NAMES, PLAIN, PLAN, STREAM, TEXTBOOK, TORCH
 from experiments.benchmarks.problems import GATES
 from experiments.benchmarks.suites import LOSSES, Row
 
@@ -121,6 +121,10 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
             lines.append(
                 judged(f"{cell} of 16 units, few rows, {quantity} / plain scan", ratio(*small), 0.5, every=True)
             )
+    for lengths, limit in (("masked", 0.7), ("geometric", 0.7), ("equal", 1.05)):
+        shared = ratio(*(ragged(rows, who, lengths) for who in (PACKED, PLAN)))
+        kind = "spread evenly" if lengths == "masked" else lengths
+        lines.append(judged(f"sequences sharing lanes / not, {step}, lengths {kind}", shared, limit, every=True))
     for who, what in ((PLAN, "cell.step"), (STREAM, "jr.stream, with mask and resets")):
         steps = [figures(rows, name, 1, suite="step", quantity="step", cell="lstm") for name in (who, TORCH)]
         lines.append(judged(f"one LSTM step, {what} / torch", ratio(*steps), 1.0, every=True))
@@ -147,6 +151,11 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     compiling = [figures(rows, who, 1, suite="compile", quantity="compile") for who in (PLAN, PLAIN)]
     lines.append(judged("compile time, any T / the plain scan's", ratio(*compiling), 1.3, every=True))
     return lines
+
+
+def ragged(rows: Sequence[Row], contestant: str, lengths: str) -> dict[str, float]:
+    """Training steps at lengths of one kind."""
+    return figures((row for row in rows if row.variant == lengths), contestant, 1, suite="ragged")
 
 
 def auto_over_plain(rows: Sequence[Row]) -> dict[str, float]:

@@ -73,8 +73,8 @@ def with_gpu(
     """The doctor, the contract's cases, the benchmark; what was found is written after each part of them."""
     import jax
 
+    from experiments.benchmarks.measuring import measure
     from experiments.benchmarks.report import append
-    from experiments.benchmarks.suites import measure
     from experiments.gpu import contract, report, speed
     from experiments.gpu.deadline import Deadline, minding
     from experiments.runner.directories import new_directory

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.benchmarks.suites import first_line
+from experiments.benchmarks.measuring import first_line
 from experiments.gpu.deadline import LEAST, Deadline
 from jaxrnn.doctor import TOLERANCES
 from tests.cases import CASES, FLAGS, Case, Flags, T, differentiated, everything, problem, reference

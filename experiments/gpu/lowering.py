@@ -13,8 +13,9 @@ from unittest import mock
 import jax
 import jax.export
 
+from experiments.benchmarks.measuring import first_line
 from experiments.benchmarks.programs import QUANTITIES
-from experiments.benchmarks.suites import first_line, title
+from experiments.benchmarks.suites import title
 from experiments.gpu import contract, speed
 from tests.cases import CASES, Case, everything
 

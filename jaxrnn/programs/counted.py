@@ -26,8 +26,8 @@ BLOCK = 16  # steps done at once where all of them could be
 def counted_scan(
     body: Callable[[Arrays, Arrays], tuple[Arrays, Arrays]],
     count: jax.Array,
-    carry: Sequence[Any],
-    xs: Sequence[Any],
+    carry: Arrays,
+    xs: Arrays,
     *,
     reverse: bool = False,
 ) -> tuple[Arrays, Arrays]:
@@ -40,7 +40,7 @@ def counted_scan(
         xs: (T, …) each, at least one.
         reverse: from step ``count - 1`` to step 0.
     """
-    carry, xs = vary_alike(list(carry), list(xs))
+    carry, xs = vary_alike(carry, xs)
     n = len(carry)
 
     def flat(*values):
@@ -52,7 +52,7 @@ def counted_scan(
     return made[:n], made[n:]
 
 
-def in_blocks(function: Callable[[Arrays], Arrays], count: jax.Array, xs: Sequence[Any]) -> Arrays:
+def in_blocks(function: Callable[[Arrays], Arrays], count: jax.Array, xs: Arrays) -> Arrays:
     """``jax.vmap(function)(xs)`` for at least the first ``count`` steps of ``xs``, (T, …) each; 0 beyond."""
     T = xs[0].shape[0]
     size = math.gcd(T, BLOCK)

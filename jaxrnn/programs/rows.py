@@ -83,7 +83,7 @@ def _elementwise(op: _View, rows: Sequence[Rows]) -> list[Rows]:
     axis = op.axis_of(rows)
     if axis is None:
         alike = [frozenset(range(len(op.made[0]))) if not shape else of.alike for of, shape in _pairs(op, rows)]
-        return [Rows(None, frozenset.intersection(*alike) if alike else frozenset(range(len(shape)))) for shape in op.made]
+        return [Rows(None, frozenset.intersection(*alike)) for _ in op.made]
     for of, shape in _pairs(op, rows):
         if of.axis is None and shape and shape[axis] != 1 and axis not in of.alike:
             raise MixedError(f"{op.name} of the batch and what differs from row to row")
@@ -172,19 +172,20 @@ def _along(name: str) -> Rule:
 
     def rule(op: _View, rows: Sequence[Rows]) -> list[Rows]:
         along = op.params[name]
-        axis = op.axis_of(rows)
-        if axis is not None and axis in (along if isinstance(along, tuple | list) else (along,)):
+        gone = frozenset(along if isinstance(along, tuple | list) else (along,))
+        if op.axis_of(rows) in gone:
             raise MixedError(f"{op.name} along the batch")
-        return _elementwise(op, rows)
+        return [of._replace(alike=of.alike - gone) for of in _elementwise(op, rows)]
 
     return rule
 
 
 def _slice(op: _View, rows: Sequence[Rows]) -> list[Rows]:
-    axis = op.axis_of(rows)
-    if axis is not None and op.shapes[0][axis] != op.made[0][axis]:
+    of, shape, made = rows[0], op.shapes[0], op.made[0]
+    if op.axis_of(rows) is not None and (of.axis is None or shape[of.axis] != made[of.axis]):
         raise MixedError(f"{op.name} of the batch")
-    return [rows[0] for _ in op.made]
+    cut = {axis for axis, (before, after) in enumerate(zip(shape, made, strict=True)) if before != after}
+    return [of._replace(alike=of.alike - cut)]
 
 
 def _unstack(op: _View, rows: Sequence[Rows]) -> list[Rows]:

@@ -1,4 +1,4 @@
-"""The run of a ragged batch: its sequences packed into lanes (``packing.py``), a loop that ends with the last of them."""
+"""The run of a ragged batch: sequences share lanes (``packing.py``), and the loop ends with the last of them."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def run_packed(run: Run) -> tuple[PyTree, PyTree]:
         unroll=1,
         plan=run.plan,
         explanation=explanation,
-        count=packing.count,
+        count=packing.longest,
     )
     return packing.join([*ends, end]), packing.unpack(ys)
 

@@ -31,7 +31,7 @@ class Packing(NamedTuple):
     begins: jax.Array  # (S, L): whether it begins there
     rows: jax.Array  # (M, L): the sequences of each lane, in order; any where there is none
     where: jax.Array  # (B,): the place of each sequence in these, m * L + lane
-    count: jax.Array  # (): steps that the longest lane takes
+    longest: jax.Array  # (): steps that the longest lane takes
 
     @property
     def members(self) -> int:
@@ -121,7 +121,9 @@ def _take(a: Any, to: Any, back: Any) -> Any:
 def _jvp(primals, tangents):
     (a, to, back), d_a = primals, tangents[0]
     made = moved_p.bind(a, to, back)
-    return made, ad.Zero.from_primal_value(made) if isinstance(d_a, ad.Zero) else moved_p.bind(d_a, to, back)
+    if isinstance(d_a, ad.Zero):
+        return made, ad.Zero(jax.typeof(made).to_tangent_aval())
+    return made, moved_p.bind(d_a, to, back)
 
 
 def _transpose(cotangent, a, to, back):

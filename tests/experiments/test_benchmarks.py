@@ -11,6 +11,7 @@ from experiments.benchmarks import ours, report, suites, targets
 from experiments.benchmarks.__main__ import main
 from experiments.benchmarks.apart import measurements
 from experiments.benchmarks.contestants import BY_NAME
+from experiments.benchmarks.measuring import measure
 from experiments.benchmarks.problems import NotOffered, Problem, check_train, check_weights, data
 from experiments.benchmarks.programs import Model, Program, compiled, forward, train
 from experiments.benchmarks.suites import Entry, Group, Row, Settings
@@ -88,8 +89,9 @@ def test_every_suite_runs(monkeypatch):
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # those of other tests
     settings = Settings(
         cells=("lstm",),
-        suites=("ensemble", "step", "length", "memory", "compile"),
-        contestants=("jaxrnn", "jaxrnn stream"),
+        suites=("ragged", "ensemble", "step", "length", "memory", "compile"),
+        ragged=(("lstm", SHAPE),),
+        contestants=("jaxrnn", "jaxrnn packed", "jaxrnn stream"),
         budget=Budget(0.001, 1, 1, turn=0.001),
         members=2,
         ensemble_shape=SHAPE,
@@ -164,7 +166,7 @@ def test_failures_and_refusals_are_noted_and_the_others_run():
 
     builds = {"a": refuse, "b": fail, "c": lambda placed: Program(lambda: 1)}
     entries = [Entry(row(name, None), build, lambda result: None) for name, build in builds.items()]
-    rows = suites.measure(Group("three", entries, Budget(0.001, 2, 2, turn=0.001)))
+    rows = measure(Group("three", entries, Budget(0.001, 2, 2, turn=0.001)))
     assert [row.note for row in rows] == ["not offered: no lengths", "failed: RuntimeError: a first line", ""]
     assert [len(row.seconds) for row in rows] == [0, 0, 2]
     assert "failed: RuntimeError: a first line: b (lstm 4,6,3,8 train)" in report.notes(rows)[1]

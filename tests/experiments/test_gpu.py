@@ -10,9 +10,10 @@ import pytest
 import jaxrnn as jr
 from experiments.benchmarks import __main__ as benchmarks
 from experiments.benchmarks import ours
+from experiments.benchmarks.measuring import measure
 from experiments.benchmarks.problems import CHECKS, OutOfTime, Problem
 from experiments.benchmarks.programs import QUANTITIES, Program, compiled
-from experiments.benchmarks.suites import Entry, Group, Row, measure
+from experiments.benchmarks.suites import Entry, Group, Row
 from experiments.benchmarks.timing import Budget
 from experiments.gpu import __main__ as command
 from experiments.gpu import contract, lowering, report, speed
