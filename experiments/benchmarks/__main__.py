@@ -192,8 +192,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="WORDS",
-        help="suites (cells, variants, ragged, small, ensemble, step, length, memory, compile), cells (elman, lstm, gru), "
-        "quantities (forward, train), with commas; of a kind that is not named, all",
+        help="suites (cells, variants, ragged, small, ensemble, step, length, memory, compile), "
+        "cells (elman, lstm, gru), quantities (forward, train), with commas; of a kind that is not named, all",
     )
     top.add_argument(
         "--shapes",

@@ -246,7 +246,7 @@ def test_memory_compile_ensemble_and_textbook_ratios():
 
 def test_what_was_not_measured_is_neither_met_nor_missed():
     lines = targets.verdicts([row("jaxrnn", 1.0), row("torch", None, note="failed: …")])
-    assert len(lines) == 27 and all(line.value is None and line.met is None for line in lines)
+    assert len(lines) == 30 and all(line.value is None and line.met is None for line in lines)
     assert {line[-1] for line in report.targets(lines)[1:]} == {"not measured"}
 
 
@@ -266,7 +266,7 @@ def test_table_shows_median_spread_and_the_fastest():
     [
         (
             ["--only", "lsmt"],
-            "--only: 'lsmt' is none of cells, variants, small, ensemble, step, length, memory, compile, ",
+            "--only: 'lsmt' is none of cells, variants, ragged, small, ensemble, step, length, memory, compile, ",
         ),
         (["--shapes", "1,2,3"], "--shapes: expected B,T,I,H such as 32,128,128,128, got '1,2,3'"),
         (["--shapes", "1,2,3,0"], "--shapes: expected sizes of at least 1, got '1,2,3,0'"),
