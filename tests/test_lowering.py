@@ -25,3 +25,12 @@ def test_a_gradient_lowers(name, plan):
     assert exported.platforms == PLATFORMS
     assert [a.shape for a in exported.out_avals] == [a.shape for a in jax.tree.leaves(params)]
     assert exported.mlir_module().count("stablehlo.while") >= 2  # the run and its backward run are loops
+
+
+def test_sequences_that_share_lanes_lower():
+    layer = jr.scan(CELLS["lstm"], plan=jr.Plan(pack=True, hoist=True, contract=True))
+    params = jax.eval_shape(layer.init, jax.random.key(0))
+    xs, lengths = jax.ShapeDtypeStruct((T, B, 3), jnp.float32), jax.ShapeDtypeStruct((B,), jnp.int32)
+    gradient = jax.jit(jax.grad(lambda params, xs, lengths: weigh(layer.apply(params, xs, lengths=lengths))))
+    exported = jax.export.export(gradient, platforms=PLATFORMS)(params, xs, lengths)
+    assert exported.mlir_module().count("stablehlo.while") >= 2

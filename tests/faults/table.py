@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import files
+from tests.faults import files, lanes
 from tests.faults.fault import Fault, tests
 
 FAULTS = (
@@ -423,4 +423,5 @@ FAULTS = (
         tests("test_tuning", "what_is_compared"),
     ),
     *files.FAULTS,
+    *lanes.FAULTS,
 )

@@ -1,0 +1,44 @@
+"""Faults of sequences that share lanes."""
+
+from __future__ import annotations
+
+from tests.faults.fault import Fault, tests
+
+FAULTS = (
+    Fault(
+        "the second sequence of a lane starts from the end of the first",
+        "            carry = select(begins & (member == m), starts[m], carry)\n",
+        "",
+        tests("test_packed", "plain"),
+    ),
+    Fault(
+        "the end of the first sequence of a lane is lost",
+        "return packing.join([*ends, end]), packing.unpack(ys)",
+        "return packing.join([*starts[:-1], end]), packing.unpack(ys)",
+        tests("test_packed", "plain"),
+    ),
+    Fault(
+        "a reversed run enters a packed sequence from its start",
+        "t = of_member(entered) - within if reverse else of_member(entered) + within",
+        "t = of_member(entered) + within",
+        tests("test_packed", "once_and_in_order"),
+    ),
+    Fault(
+        "one draw of noise stays where it was when rows move",
+        "noise_t = [next(each_step) if rows is None else of_member(rows, member) for rows in of_rows]",
+        "noise_t = [next(each_step) if rows is None else rows[0] for rows in of_rows]",
+        tests("test_packed", "noise_moves"),
+    ),
+    Fault(
+        "rows that meet are packed",
+        'raise MixedError(f"{name} over the batch")',
+        "pass",
+        tests("test_packed", "says_why"),
+    ),
+    Fault(
+        "a loop with a count takes all steps",
+        "jax.lax.fori_loop(0, count, turn, (carry, ys))",
+        "jax.lax.fori_loop(0, length, turn, (carry, ys))",
+        tests("test_counted", "steps_beyond_the_count"),
+    ),
+)
