@@ -29,11 +29,14 @@ CRASHES = "crashes or hangs on the CPU"
 # sound). What a step stacks is no measure of it: the thread names 256 bytes on one machine and 480 on another, and here
 # scans of a product and a sum had it up to 160 bytes a step, and no longer with 192.
 QUADRATIC = "a loop that becomes one kernel, as with a small step, writes all that it has stacked at every step"
+# Seen in every release that was tried, 0.10.1 to 0.12.0.1. The loops of jaxrnn update no array by a part of itself.
+READS_WHAT_IT_WROTE = "an array updated by a part of itself, as a.at[1:].set(a[:-1]), can read what it has just written"
 CRASHING = ("0.10.2", "0.11.0")  # releases of jaxlib
 
-# Both were tried where the fault is present: the first on 0.10.2 and 0.11.0 with the program of the thread, which dies
+# All were tried where the fault is present: the first on 0.10.2 and 0.11.0 with the program of the thread, which dies
 # without it (it does not cure #39103); the second on 0.11.1 with the scans below.
 NO_YNN_FUSION = "XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type="
+NO_MOVED_RESHAPES = "XLA_FLAGS=--xla_disable_hlo_passes=algsimp"  # on 0.10.1, 0.11.1, 0.11.2, 0.12.0, 0.12.0.1
 NO_KERNELS_OF_LOOPS = "XLA_FLAGS=--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=0"
 
 STEPS = 10_000
@@ -76,6 +79,32 @@ def probe_crashes(jaxlib: str | None) -> Probe:
     )
 
 
+def probe_updates_in_place(update: Callable[[jax.Array], jax.Array] | None = None) -> Probe:
+    """By the program of the thread, 1 2 3 4 with its first three moved on by one; ``update`` runs in its place."""
+    start = jnp.arange(4, dtype=jnp.int32).reshape(4, 1, 1)
+    issue, want = "openxla/xla#49176", [1, 1, 2, 3]
+    try:
+        got = jnp.ravel((update or jax.jit(_moved_on))(start)).tolist()
+    except Exception as error:  # a compiler can fail in any way; the rest of the report still says something
+        return Probe(issue, READS_WHAT_IT_WROTE, "not measured", _first_line(error))
+    present = got != want
+    return Probe(
+        issue,
+        READS_WHAT_IT_WROTE,
+        "present" if present else "absent",
+        f"1 2 3 4, updated by its first three from the second place on, is {' '.join(map(str, got))}",
+        {},
+        f"build the array anew, with jnp.concatenate or jnp.where; or {NO_MOVED_RESHAPES}, which is slower"
+        if present
+        else "",
+    )
+
+
+def _moved_on(a: jax.Array) -> jax.Array:
+    a = a + 1
+    return jax.lax.dynamic_update_slice(a, a[:3], (1, 0, 0)).reshape(1, 4, 1)
+
+
 def probe_quadratic_scans(platform: str, seconds: Callable[[int], float] | None = None, steps: int = STEPS) -> Probe:
     """From the times of two scans, one longer than the other, that stack one number a step.
 
@@ -90,7 +119,7 @@ def probe_quadratic_scans(platform: str, seconds: Callable[[int], float] | None 
     try:
         short, long = map(seconds or _seconds_of_scan, (steps, FACTOR * steps))
     except Exception as error:  # a compiler can fail in any way; the rest of the report still says something
-        return Probe(issue, QUADRATIC, "not measured", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        return Probe(issue, QUADRATIC, "not measured", _first_line(error))
     ratio = long / short
     present = ratio >= QUADRATIC_FROM
     return Probe(
@@ -101,6 +130,10 @@ def probe_quadratic_scans(platform: str, seconds: Callable[[int], float] | None 
         {"steps": steps, "seconds": short, "longer_seconds": long, "ratio": ratio},
         f"{_another_than('0.11.1')}; until then {NO_KERNELS_OF_LOOPS}" if present else "",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _another_than(*releases: str) -> str:
