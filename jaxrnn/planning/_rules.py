@@ -66,6 +66,25 @@ def puts_weights_on_the_left(weights: int) -> bool:
     return jax.default_backend() == "cpu" and weights >= constants().left_from
 
 
+def joins_products(rows: int, inner: int, outputs: int) -> bool:
+    """Whether ``h @ W + x @ V`` is one product, where h and x have so many rows and, in all, so many columns.
+
+    On a CPU where the weights and the operands side by side take no more memory than the product that is saved, but for
+    ``Constants.spare``.
+    """
+    more = inner * (outputs + rows) - rows * outputs
+    return jax.default_backend() == "cpu" and more <= constants().spare
+
+
+def cuts_once(weights: int, outputs: int) -> bool:
+    """Whether a step whose products have so many outputs cuts so many numbers of weights once, before the loop.
+
+    On a CPU where the pieces, which the loop then keeps, are few beside what it holds anyway: an eighth of the outputs,
+    or ``Constants.spare``.
+    """
+    return jax.default_backend() == "cpu" and weights <= max(outputs / 8, constants().spare)
+
+
 def contracts(plan: Plan, weights: int, outputs: int, *, steps: int | None) -> bool:
     """Whether the gradient of a product's weights is contracted after the backward loop.
 

@@ -61,6 +61,7 @@ class Constants(NamedTuple):
     kernel_of_rows_up_to: float = 2**15
     step_kernel_up_to: float = 2**23
     stack_up_to: float = 2**21
+    spare: float = 2**14
 
 
 DEFAULT = Constants()
