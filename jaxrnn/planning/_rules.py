@@ -76,13 +76,12 @@ def joins_products(rows: int, inner: int, outputs: int) -> bool:
     return jax.default_backend() == "cpu" and more <= constants().spare
 
 
-def cuts_once(weights: int, outputs: int) -> bool:
-    """Whether a step whose products have so many outputs cuts so many numbers of weights once, before the loop.
+def cuts_once(weights: int) -> bool:
+    """Whether a step that cuts so many numbers of weights cuts them once, before the loop, which then keeps the pieces.
 
-    On a CPU where the pieces, which the loop then keeps, are few beside what it holds anyway: an eighth of the outputs,
-    or ``Constants.spare``.
+    On a CPU up to ``Constants.spare``.
     """
-    return jax.default_backend() == "cpu" and weights <= max(outputs / 8, constants().spare)
+    return jax.default_backend() == "cpu" and weights <= constants().spare
 
 
 def contracts(plan: Plan, weights: int, outputs: int, *, steps: int | None) -> bool:
