@@ -263,17 +263,18 @@ def test_weights_on_the_left(planned, monkeypatch):
     assert planned.after("weights_on_the_left").primal == planned.step.primal
 
 
-@pytest.mark.parametrize("rows, joined", [(12, []), (13, ["(13, 5) @ (5, 10) + (13, 3) @ (3, 10)"])])
-def test_join_products(rows, joined):
+@pytest.mark.parametrize("rows, devices, joins", [(12, 1, False), (13, 1, True), (25, 2, False), (26, 2, True)])
+def test_join_products(monkeypatch, rows, devices, joins):
     """Of the first sum: 8 × 10 weights and 8 numbers a row are put together, 10 a row saved. The second saves less."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     arrays = draw((rows, H), 1), draw((rows, I), 2)
     params = {name: draw(shape, (3, i)) for i, (name, shape) in enumerate(SHAPES.items())}
     program, _ = trace(functools.partial(step, params), *arrays)
     with using(DEFAULT._replace(spare=8 * 10 + (8 - 10) * 13)):
         after = PASSES["join_products"](PlannedStep.of(program, 1, jr.Plan()))
-    assert after.notes == {"joined": tuple(joined)}
+    assert after.notes == {"joined": (f"({rows}, 5) @ (5, 10) + ({rows}, 3) @ (3, 10)",) * joins}
     each_step = after.primal.parts().each_step
-    assert (count(each_step, "dot_general"), count(each_step, "concatenate")) == ((3, 1) if joined else (4, 0))
+    assert (count(each_step, "dot_general"), count(each_step, "concatenate")) == ((3, 1) if joins else (4, 0))
     known = dict(zip([*program.consts, *program.inputs], [*program.consts.values(), *arrays], strict=True))
     got, want = (evaluate(ops, known, program.outputs) for ops in (after.primal.program.ops, program.ops))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)

@@ -66,7 +66,7 @@ KINDS = {
 
 def products(kind: Kind, problem: Problem, quantity: str) -> Traced:
     """A loop with the products of the step, as the cell does them, and what ties one step to the next."""
-    B, T, I, H = problem.shape
+    B, _, I, H = problem.shape
     rng = np.random.default_rng(0)
     W_x, *W_h = (
         rng.uniform(-1, 1, (rows, gates * H)).astype(np.float32) / H
@@ -139,7 +139,9 @@ def paragraphs(rows: Sequence[Row], machine: Mapping[str, Any]) -> list[str]:
         shapes = dict.fromkeys(row.shape for row in rows if row.cell == name)
         lines = [line([row for row in rows if (row.cell, row.shape) == (name, shape)]) for shape in shapes]
         parts += [f"**{name}, ms**", markdown.table([HEADER, *lines])]
-    missing = [f"- {', '.join(sorted({row.contestant for row in found}))}: {note}" for note, found in notes_of(rows).items()]
+    missing = [
+        f"- {', '.join(sorted({row.contestant for row in found}))}: {note}" for note, found in notes_of(rows).items()
+    ]
     return [*parts, "\n".join(missing)] if missing else parts
 
 

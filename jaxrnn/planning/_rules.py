@@ -70,8 +70,9 @@ def joins_products(rows: int, inner: int, outputs: int) -> bool:
     """Whether ``h @ W + x @ V`` is one product, where h and x have so many rows and, in all, so many columns.
 
     On a CPU where the weights and the operands side by side take no more memory than the product that is saved, but for
-    ``Constants.spare``.
+    ``Constants.spare``; the rows are those of one device of all that there are.
     """
+    rows //= jax.device_count()
     more = inner * (outputs + rows) - rows * outputs
     return jax.default_backend() == "cpu" and more <= constants().spare
 

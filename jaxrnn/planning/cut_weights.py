@@ -1,4 +1,4 @@
-"""Weights that a step cuts into pieces, ``h @ W[:, :2H]``, are cut once, before the loop, where that takes no more memory.
+"""Weights that a step cuts into pieces, as in ``h @ W[:, :2H]``, are cut once, before the loop, where they are small.
 
 XLA leaves the cut, a copy of the weights, in the loop. Under a plan with something to do all that depends on constants
 alone is done once anyway; this pass is for a forward run that has nothing else to do, which is that of ``lax.scan``.
@@ -14,7 +14,9 @@ from jaxrnn.programs.primitives import PRODUCT, has
 def cut_weights(step: PlannedStep) -> PlannedStep:
     """The step with the weights noted that are cut once: where a derivative was asked for, all."""
     program, fixed = step.primal.program, step.primal.program.fixed()
-    pieces = {n for op in program.ops if op.name in ("slice", "split") and fixed.issuperset(op.outputs) for n in op.outputs}
+    pieces = {
+        n for op in program.ops if op.name in ("slice", "split") and fixed.issuperset(op.outputs) for n in op.outputs
+    }
     products = [op for op in program.ops if has(op.name, PRODUCT) and not fixed.issuperset(op.outputs)]
     multiplied = sorted({n for op in products for n in op.inputs if n in pieces})
     if step.active is None and not _rules.cuts_once(sum(map(program.size, multiplied))):

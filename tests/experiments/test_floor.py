@@ -7,7 +7,7 @@ import pytest
 
 import jaxrnn as jr
 from experiments.benchmarks import floor
-from experiments.benchmarks.contestants import BEFORE, PLAN
+from experiments.benchmarks.contestants import BEFORE
 from experiments.benchmarks.problems import Problem
 from experiments.benchmarks.suites import Row
 from tests.programs import loops, products_in_loops
@@ -79,9 +79,8 @@ def test_what_is_asked_wrongly_is_said(asked, said, capsys):
 def test_the_table_has_medians_their_sum_and_the_best_peer():
     times = {"floor products": 5, "floor nonlinearities": 2, "floor loop": 1, BEFORE: 8, "haiku": 9.5, "keras": 10}
     rows = [Row("floor", "forward", "gru", SHAPE, "", 1, who, (ms / 1e3,)) for who, ms in times.items()]
-    rows += [Row("floor", "forward", "gru", SHAPE, "", 1, PLAN, note="not offered"), rows[0]._replace(contestant="torch")]
-    assert floor.line(rows) == (
-        *("4,6,3,8", "5", "2", "1", "8", "8 ± 0", "9.5 ± 0 (haiku)", "0.84", "0.84", "5 ± 0"),
-    )
+    rows.append(rows[0]._replace(contestant="torch"))
+    figures = ("5", "2", "1", "8", "8 ± 0", "9.5 ± 0 (haiku)", "0.84", "0.84", "5 ± 0")
+    assert floor.line(rows) == ("4,6,3,8", *figures)
     slower = rows[3]._replace(seconds=(9e-3, 9e-3, 11e-3, 11e-3))
     assert floor.line([*rows[:3], slower, *rows[4:]])[5:8] == ("10 ± 1", "9.5 ± 0 (haiku)", "**1.05**")
