@@ -198,7 +198,7 @@ def spread(row: Row | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 (a file), 2 (was asked wrongly)."""
+    """Exit status: 0, also where the run was stopped; 1 (a file), 2 (was asked wrongly)."""
     arguments = parser().parse_args(argv)
     try:
         if arguments.write is not None:  # what is wrong with the page is said before anything is measured
@@ -224,11 +224,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(kinds: Sequence[str], shapes: Sequence[tuple[int, int, int, int]], budget: Budget) -> str:
-    """Measure, and the tables as Markdown."""
+    """Measure, and the tables as Markdown; of a run that was stopped, those of what it measured."""
     other_work, rows = OtherWork(), []
-    for group in groups(kinds, shapes, budget):
-        print(group.title, file=sys.stderr, flush=True)
-        rows += measure(group)
+    try:
+        for group in groups(kinds, shapes, budget):
+            print(group.title, file=sys.stderr, flush=True)
+            rows += measure(group)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
     machine = environment(PACKAGES)
     machine["other_work"] = other_work.cores()
     return "\n\n".join(paragraphs(rows, machine)) + "\n"

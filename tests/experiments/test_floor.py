@@ -65,6 +65,27 @@ def test_a_run_writes_its_page(tmp_path, capsys):
     assert capsys.readouterr().err == "lstm 4,6,3,8\n"
 
 
+def test_a_run_that_is_stopped_tells_what_it_measured(monkeypatch, capsys):
+    monkeypatch.setattr(floor, "OtherWork", lambda: Nobody())
+
+    def measure(group):
+        if "gru" in group.title:
+            raise KeyboardInterrupt
+        return [group.entries[0].row._replace(seconds=(0.002,))]
+
+    monkeypatch.setattr(floor, "measure", measure)
+    text = floor.run(["lstm", "gru"], [SHAPE], floor.BUDGET)
+    assert "\n\n**lstm, ms**\n\n" in text and "| 4,6,3,8 | 2 | — |" in text and "gru" not in text
+    assert capsys.readouterr().err == "lstm 4,6,3,8\ngru 4,6,3,8\nstopped\n"
+
+
+class Nobody:
+    """No other process works."""
+
+    def cores(self):
+        return 0.0
+
+
 @pytest.mark.parametrize(
     "asked, said",
     [
