@@ -9,6 +9,7 @@ import jaxrnn as jr
 from experiments.benchmarks import floor
 from experiments.benchmarks.contestants import BEFORE
 from experiments.benchmarks.problems import Problem
+from experiments.benchmarks.report import DASH
 from experiments.benchmarks.suites import Row
 from tests.programs import loops, products_in_loops
 
@@ -61,7 +62,7 @@ def test_a_run_writes_its_page(tmp_path, capsys):
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n<!-- floor:begin") and text.endswith("<!-- floor:end -->\nafter\n")
     (row,) = [line for line in text.splitlines() if line.startswith("| 4,6,3,8 |")]
-    assert "—" not in row.rsplit("|", 2)[0] and "old" not in text
+    assert DASH not in row.rsplit("|", 2)[0] and "old" not in text
     assert capsys.readouterr().err == "lstm 4,6,3,8\n"
 
 
@@ -75,7 +76,7 @@ def test_a_run_that_is_stopped_tells_what_it_measured(monkeypatch, capsys):
 
     monkeypatch.setattr(floor, "measure", measure)
     text = floor.run(["lstm", "gru"], [SHAPE], floor.BUDGET)
-    assert "\n\n**lstm, ms**\n\n" in text and "| 4,6,3,8 | 2 | — |" in text and "gru" not in text
+    assert "\n\n**lstm, ms**\n\n" in text and f"| 4,6,3,8 | 2 | {DASH} |" in text and "gru" not in text
     assert capsys.readouterr().err == "lstm 4,6,3,8\ngru 4,6,3,8\nstopped\n"
 
 
