@@ -20,7 +20,7 @@ import numpy as np
 from jax.nn import sigmoid
 
 from experiments import markdown
-from experiments.benchmarks.__main__ import shape_of
+from experiments.benchmarks.__main__ import CORES_THAT_DISTURB, shape_of
 from experiments.benchmarks.contestants import BEFORE, BY_NAME, PEER_NAMES, PLAIN, PLAN, TORCH, Contestant
 from experiments.benchmarks.problems import SHAPES, Problem
 from experiments.benchmarks.programs import Traced
@@ -233,7 +233,9 @@ def run(kinds: Sequence[str], shapes: Sequence[tuple[int, int, int, int]], budge
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     machine = environment(PACKAGES)
-    machine["other_work"] = other_work.cores()
+    machine["other_work"] = busy = other_work.cores()
+    if (busy or 0) > CORES_THAT_DISTURB:
+        print(f"WARNING: other processes kept {busy:.1f} cores busy: not to be trusted", file=sys.stderr)
     return "\n\n".join(paragraphs(rows, machine)) + "\n"
 
 
