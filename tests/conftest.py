@@ -1,6 +1,7 @@
 """Two CPU devices for the mesh tests, the ``--full`` switch, float64 on request; less time for the compiler."""
 
 import gc
+import math
 import os
 import tempfile
 
@@ -81,7 +82,9 @@ def traced(request):
 def many_rows(monkeypatch):
     """Small runs are planned as large ones are; test_one_kernel.py has the plans of few rows."""
     monkeypatch.setattr("jaxrnn.planning._rules.makes_one_kernel", lambda weights, rows: False)
-    monkeypatch.setattr("jaxrnn.planning._rules.constants", lambda: constants()._replace(stack_up_to=0))
+    monkeypatch.setattr(
+        "jaxrnn.planning._rules.constants", lambda: constants()._replace(stack_up_to=0, spare=-math.inf)
+    )
 
 
 @pytest.fixture

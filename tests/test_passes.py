@@ -10,12 +10,14 @@ import pytest
 
 import jaxrnn as jr
 from jaxrnn import planning
+from jaxrnn.planning.constants import DEFAULT, using
 from jaxrnn.planning.planned_scan import PASSES
 from jaxrnn.planning.planned_step import Active, PlannedStep
 from jaxrnn.programs.program import evaluate, needed_for
 from jaxrnn.programs.tracing import trace
 from tests.cases import draw, randomised
-from tests.programs import gradient
+from tests.programs import equations, gradient, loops
+from tests.user_cells import textbook_lstm
 
 B, I, H = 2, 3, 5
 SHAPES = {"A": (I, 2 * H), "C": (I, H), "U": (H, 2 * H), "V": (H, H), "b": (2 * H,)}
@@ -106,8 +108,10 @@ def test_the_page_lists_the_passes_in_their_order():
 
 def test_each_pass_changes_this_step_and_none_its_values(planned):
     now, want = planned.step, planned.expected()
-    of_many_rows = {name: rewrite for name, rewrite in PASSES.items() if name != "one_kernel"}  # test_one_kernel.py
-    for name, rewrite in of_many_rows.items():
+    apart = ("join_products", "cut_weights", "one_kernel")  # below, and in test_one_kernel.py
+    for name, rewrite in PASSES.items():
+        if name in apart:
+            continue
         before, now = now, rewrite(now)
         assert str(now) != str(before), f"{name} has nothing to do here, so nothing of it is tested"
         got = planned.values(now)
@@ -144,7 +148,7 @@ def test_without_a_derivative_the_tangent_stays_away(planned):
     for rewrite in PASSES.values():
         step = rewrite(step)
     assert step.tangent is None and step.saved == ()
-    assert step.notes.keys() == {"fused", "hoisted", "weights_on_the_left"}
+    assert step.notes.keys() == {"fused", "hoisted", "weights_on_the_left", "joined", "cut"}
     np.testing.assert_allclose(planned.values(step)[0], planned.expected()[0], rtol=1e-5, atol=1e-6)
 
 
@@ -257,6 +261,54 @@ def test_weights_on_the_left(planned, monkeypatch):
     assert step.notes == {"weights_on_the_left": ("(2, 10)", "(2, 5)")}
     monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda weights: False)
     assert planned.after("weights_on_the_left").primal == planned.step.primal
+
+
+@pytest.mark.parametrize("rows, devices, joins", [(12, 1, False), (13, 1, True), (25, 2, False), (26, 2, True)])
+def test_join_products(monkeypatch, rows, devices, joins):
+    """Of the first sum: 8 × 10 weights and 8 numbers a row are put together, 10 a row saved. The second saves less."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    arrays = draw((rows, H), 1), draw((rows, I), 2)
+    params = {name: draw(shape, (3, i)) for i, (name, shape) in enumerate(SHAPES.items())}
+    program, _ = trace(functools.partial(step, params), *arrays)
+    with using(DEFAULT._replace(spare=8 * 10 + (8 - 10) * 13)):
+        after = PASSES["join_products"](PlannedStep.of(program, 1, jr.Plan()))
+    assert after.notes == {"joined": (f"({rows}, 5) @ (5, 10) + ({rows}, 3) @ (3, 10)",) * joins}
+    each_step = after.primal.parts().each_step
+    assert (count(each_step, "dot_general"), count(each_step, "concatenate")) == ((3, 1) if joins else (4, 0))
+    known = dict(zip([*program.consts, *program.inputs], [*program.consts.values(), *arrays], strict=True))
+    got, want = (evaluate(ops, known, program.outputs) for ops in (after.primal.program.ops, program.ops))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
+
+
+@pytest.mark.parametrize("cell", [jr.lstm(I, H), textbook_lstm(I, H)], ids=["lstm", "textbook"])
+def test_joined_products_change_no_number(cell, monkeypatch, x64):
+    """Of float64, but for the order of sums: outputs, last carry and gradients, with pauses and resets."""
+    monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda weights: False)
+    params, xs = randomised(cell.init(jax.random.key(0))), draw((4, 3 * B, I), 1)
+    flags = {"mask": draw((4, 3 * B), 2) > -1, "resets": draw((4, 3 * B), 3) > 1}
+
+    def everything(plan):
+        return jr.scan(cell, plan=plan).apply(params, xs, **flags), gradient(cell, plan)(params, xs)
+
+    with using(DEFAULT._replace(kernel_of_rows_up_to=0)):
+        got, want = jax.jit(lambda: [everything(plan) for plan in ("auto", "plain")])()
+        (joined,) = jr.explain(jr.scan(cell), params, xs, **flags).scans[0].joined
+    assert set(joined.split(" + ")) == {"(6, 5) @ (5, 20)", "(6, 3) @ (3, 20)"}
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
+
+
+@pytest.mark.parametrize("spare, cuts", [(3 * H * H - 1, 2), (3 * H * H, 0)])
+def test_cut_weights(spare, cuts):
+    """A GRU multiplies by two pieces of W_hh. Forward alone its loop is that of ``lax.scan``, unless they are few."""
+    cell = jr.gru(I, H)
+    params, xs = randomised(cell.init(jax.random.key(0))), draw((4, 3 * B, I), 1)  # too many rows for one kernel
+    with using(DEFAULT._replace(spare=spare, kernel_of_rows_up_to=0)):
+        (loop,) = loops(lambda *args: jr.scan(cell).apply(*args), params, xs)
+        got = jr.scan(cell).apply(params, xs)[1]
+        assert jr.explain(jr.scan(cell), params, xs).scans[0].cut == [str((H, 2 * H)), str((H, H))], "with a derivative"
+    pieces = [eqn for eqn in equations(loop, "slice") if eqn.invars[0].aval.shape == (H, 3 * H)]
+    assert len(pieces) == cuts
+    np.testing.assert_allclose(got, jr.scan(cell, plan="plain").apply(params, xs)[1], rtol=1e-5, atol=1e-6)
 
 
 def test_contract(planned):

@@ -66,6 +66,25 @@ def puts_weights_on_the_left(weights: int) -> bool:
     return jax.default_backend() == "cpu" and weights >= constants().left_from
 
 
+def joins_products(rows: int, inner: int, outputs: int) -> bool:
+    """Whether ``h @ W + x @ V`` is one product, where h and x have so many rows and, in all, so many columns.
+
+    On a CPU where the weights and the operands side by side take no more memory than the product that is saved, but for
+    ``Constants.spare``; the rows are those of one device of all that there are.
+    """
+    rows //= jax.device_count()
+    more = inner * (outputs + rows) - rows * outputs
+    return jax.default_backend() == "cpu" and more <= constants().spare
+
+
+def cuts_once(weights: int) -> bool:
+    """Whether a step that cuts so many numbers of weights cuts them once, before the loop, which then keeps the pieces.
+
+    On a CPU up to ``Constants.spare``.
+    """
+    return jax.default_backend() == "cpu" and weights <= constants().spare
+
+
 def contracts(plan: Plan, weights: int, outputs: int, *, steps: int | None) -> bool:
     """Whether the gradient of a product's weights is contracted after the backward loop.
 

@@ -33,6 +33,8 @@ class ScanExplanation:
         hoisted: products of the forward pass done for all steps at once, before the loop, by the shapes of their
             operands.
         weights_on_the_left: sums of products that the forward loop computes as ``(Σ Wᵀ xᵀ)ᵀ``, by shape.
+        joined: sums of two products of the forward loop that are one product, by the shapes of their operands.
+        cut: pieces of weights that are cut once, before the loop, by shape.
         contracted: products whose weights' gradients are one contraction each, after the backward loop.
         added_in_loop: products whose weights' gradients the backward loop adds up.
         one_kernel: the loops, "forward" and "backward", that one CPU device runs as one kernel.
@@ -53,6 +55,8 @@ class ScanExplanation:
     fused: list[str] = dataclasses.field(default_factory=list)
     hoisted: list[str] = dataclasses.field(default_factory=list)
     weights_on_the_left: list[str] = dataclasses.field(default_factory=list)
+    joined: list[str] = dataclasses.field(default_factory=list)
+    cut: list[str] = dataclasses.field(default_factory=list)
     contracted: list[str] = dataclasses.field(default_factory=list)
     added_in_loop: list[str] = dataclasses.field(default_factory=list)
     one_kernel: list[str] = dataclasses.field(default_factory=list)
@@ -81,6 +85,8 @@ class ScanExplanation:
             ("products done as one", self.fused),
             ("before the loop", self.hoisted),
             ("sums with the weights on the left", self.weights_on_the_left),
+            ("sums of two products done as one", self.joined),
+            ("cut from larger weights once", self.cut),
             ("contracted after the backward loop", self.contracted),
             ("added up in the backward loop", self.added_in_loop),
             ("loops that are one kernel", self.one_kernel),

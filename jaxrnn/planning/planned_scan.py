@@ -12,9 +12,11 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.planning.contract import contract
+from jaxrnn.planning.cut_weights import cut_weights
 from jaxrnn.planning.explanation import ScanExplanation
 from jaxrnn.planning.fuse import fuse
 from jaxrnn.planning.hoist import hoist
+from jaxrnn.planning.join_products import join_products
 from jaxrnn.planning.linearize import is_inexact, linearize
 from jaxrnn.planning.one_kernel import one_kernel, plan_for_few_rows
 from jaxrnn.planning.plan import Plan
@@ -39,6 +41,8 @@ PASSES: dict[str, Callable[[PlannedStep], PlannedStep]] = {
         transpose_weights,
         hoist,
         weights_on_the_left,
+        join_products,
+        cut_weights,
         contract,
         one_kernel,
     )
