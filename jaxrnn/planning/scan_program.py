@@ -92,7 +92,7 @@ def _run(
         made = as_one_kernel(flat, *arrays) if loop.one_kernel and isinstance(T, int) else flat(*arrays)
         return made[: loop.n_carry], made[loop.n_carry :]
 
-    if loop.block and isinstance(T, int) and T > loop.block and unroll == 1 and not least:
+    if loop.block and isinstance(T, int) and loop.block < T and unroll == 1 and not least:
         in_block = functools.partial(_block, step, reverse=reverse)
         run_block = lambda carry, xs, *rest: compiled(in_block, fixed_inside, carry, made_ready(xs)[1], *rest)
         ys = [jnp.zeros((T, *program.kinds[n].shape), program.kinds[n].dtype) for n in parts.stacked]
