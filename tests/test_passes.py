@@ -10,12 +10,13 @@ import pytest
 
 import jaxrnn as jr
 from jaxrnn import planning
+from jaxrnn.planning.contract import rows_by_weight_p
 from jaxrnn.planning.planned_scan import PASSES
 from jaxrnn.planning.planned_step import Active, PlannedStep
 from jaxrnn.programs.program import evaluate, needed_for
 from jaxrnn.programs.tracing import trace
 from tests.cases import draw, randomised
-from tests.programs import gradient
+from tests.programs import equations, gradient
 
 B, I, H = 2, 3, 5
 SHAPES = {"A": (I, 2 * H), "C": (I, H), "U": (H, 2 * H), "V": (H, H), "b": (2 * H,)}
@@ -257,6 +258,16 @@ def test_weights_on_the_left(planned, monkeypatch):
     assert step.notes == {"weights_on_the_left": ("(2, 10)", "(2, 5)")}
     monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda weights: False)
     assert planned.after("weights_on_the_left").primal == planned.step.primal
+
+
+@pytest.mark.parametrize("rows, copies", [(3, 0), (4, 1)])
+def test_weights_are_laid_out_anew_for_what_is_larger(rows, copies):
+    x, W = draw((rows, 4), 1), draw((4, 8), 2)
+    product = lambda x: rows_by_weight_p.bind(x, W, axis=0, dtype=x.dtype)
+    d = jnp.asarray(draw((rows, 8), 3), jnp.float32)
+    run = lambda d: jax.linear_transpose(product, jax.ShapeDtypeStruct(x.shape, d.dtype))(d)[0]
+    assert len(equations(jax.make_jaxpr(run)(d).jaxpr, "optimization_barrier")) == copies
+    np.testing.assert_allclose(run(d), np.asarray(d) @ W.T, rtol=1e-5, atol=1e-6)
 
 
 def test_contract(planned):
