@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn.programs.counted import counted_scan, in_blocks
+from jaxrnn.programs.counted import counted_scan, map_in_blocks
 from tests.cases import draw
 
 T, B, H = 5, 3, 4
@@ -66,6 +66,6 @@ def test_steps_beyond_the_count_are_not_run():
 @pytest.mark.parametrize("count", [0, 1, 16, 17, 48])
 def test_blocks_hold_the_steps_of_the_count(count):
     xs = draw((48, 2), 1)
-    (got,) = jax.jit(lambda count: in_blocks(lambda x: [jnp.sin(x[0])], count, [xs]))(jnp.int32(count))
+    (got,) = jax.jit(lambda count: map_in_blocks(lambda x: [jnp.sin(x[0])], count, [xs]))(jnp.int32(count))
     np.testing.assert_allclose(got[:count], np.sin(xs[:count]), rtol=1e-6)
     assert (got[-(-count // 16) * 16 :] == 0).all()

@@ -28,6 +28,16 @@ def test_a_textbook_step_multiplies_once_for_each_operand():
     np.testing.assert_allclose(run("auto")(params, xs)[1], run("plain")(params, xs)[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("units, steps, alone, in_gradient", [(40, 1, 2, 2), (64, 7, 8, 8), (64, 64, 8, 2)])
+def test_where_products_become_one(units, steps, alone, in_gradient):
+    """Their weights are copied: 7,040 are few, 17,152 are many, but fewer than the 65,536 outputs of 64 steps."""
+    cell = textbook_lstm(I, units)
+    params, xs = jax.eval_shape(cell.init, jax.random.key(0)), jax.ShapeDtypeStruct((steps, B, I), jnp.float32)
+    run = lambda params, xs: jr.scan(cell).apply(params, xs)
+    assert products_in_loops(run, params, xs) == [alone]
+    assert products_in_loops(gradient(cell, "auto"), params, xs)[0] == in_gradient
+
+
 def summed_both_ways(p, h, x):
     """Pieces in one order from h, in the other from x: each sum must find its own partner."""
     a, b = x @ p["A"] + h @ p["U"], h @ p["V"] + x @ p["C"]

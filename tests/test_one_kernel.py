@@ -11,8 +11,10 @@ from jax import export, lax
 import jaxrnn as jr
 from jaxrnn.programs.calls import as_one_kernel, on_one_cpu
 from tests.cases import draw, randomised
+from tests.programs import equations
 
 T, I, H = 7, 3, 16
+PLANS = ("auto", "plain")
 KERNEL = "xla_cpu_small_call"  # how XLA marks a call that it emits as one kernel
 
 
@@ -136,6 +138,48 @@ def test_derivatives_and_vmap_of_it(of, traced, x64):
     }
     got, want = (traced(lambda plan=plan: functions[of](plan))() for plan in ("auto", "plain"))
     assert_close(got, want, 1e-10)
+
+
+# ---- rows and blocks ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, made", [("lstm", 1), ("gru after", 1), ("gru", 2), ("textbook", 2)])
+def test_products_that_do_not_wait_for_one_another_are_one_loop_over_the_rows(name, made):
+    """With the gate r times h a GRU multiplies after it has multiplied."""
+    params, xs = problem(CELLS[name](), (4,))
+    traced = jax.make_jaxpr(jr.scan(CELLS[name]()).apply)(params, xs).jaxpr
+    assert [eqn.params["length"] for eqn in equations(traced, "scan")] == [T] + [4] * made
+
+
+def test_sums_of_rows_with_what_is_no_row(x64):
+    """A product that is used beside its sum, columns, and terms that have more than one row or are no products."""
+
+    def step(p, h, x):
+        a, b = x @ p["A"], h @ p["U"]
+        c = (p["V"] @ h.T).T + p["b"]
+        h = jnp.tanh(a + b + p["b"]) * jnp.sin(b + h) + jnp.tanh(c + jnp.arange(3.0)[:, None])
+        return h, (h, h > 0)
+
+    cell = textbook()._replace(step=step)
+    params, xs = problem(cell, (3,), jnp.float64)
+    gradient = lambda plan: jax.value_and_grad(loss(cell, plan), (0, 1))
+    assert kernels(gradient("auto"), params, xs) == 2
+    assert_close(jax.jit(gradient("auto"))(params, xs), jax.jit(gradient("plain"))(params, xs), 1e-11)
+
+
+@pytest.mark.parametrize("steps, reverse", [(7, False), (7, True), (8, False)])
+def test_products_of_one_row_are_done_block_by_block(monkeypatch, x64, steps, reverse):
+    """Without a gradient: of 7 steps the second block of 4 begins within the first; none has all steps at once."""
+    monkeypatch.setattr("jaxrnn.planning._rules.steps_of_a_block", lambda outputs: 4)
+    monkeypatch.setattr("jaxrnn.planning._rules.hoists_of_one_row", lambda weights: True)
+    cell = jr.lstm(I, H)
+    params, xs = problem(cell, dtype=jnp.float64, steps=steps)
+    run, want = (lambda *of, plan=plan: jr.scan(cell, plan=plan, reverse=reverse).apply(*of) for plan in PLANS)
+    text = jax.jit(run).lower(params, xs).as_text()
+    assert KERNEL in text and f"tensor<4x1x{4 * H}xf64>" in text and f"tensor<{steps}x1x{4 * H}xf64>" not in text
+    assert_close(jax.jit(run)(params, xs), jax.jit(want)(params, xs), 1e-12)
+    lowered = jax.jit(jax.grad(loss(cell))).lower(params, xs).as_text()
+    assert f"tensor<{steps}x1x{4 * H}xf64>" in lowered, "a gradient has them all at once"
 
 
 # ---- under vmap --------------------------------------------------------------------------------

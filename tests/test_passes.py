@@ -11,6 +11,7 @@ import pytest
 import jaxrnn as jr
 from jaxrnn import planning
 from jaxrnn.planning.constants import DEFAULT, using
+from jaxrnn.planning.contract import rows_by_weight_p
 from jaxrnn.planning.planned_scan import PASSES
 from jaxrnn.planning.planned_step import Active, PlannedStep
 from jaxrnn.programs.program import evaluate, needed_for
@@ -309,6 +310,16 @@ def test_cut_weights(spare, cuts):
     pieces = [eqn for eqn in equations(loop, "slice") if eqn.invars[0].aval.shape == (H, 3 * H)]
     assert len(pieces) == cuts
     np.testing.assert_allclose(got, jr.scan(cell, plan="plain").apply(params, xs)[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows, copies", [(3, 0), (4, 1)])
+def test_weights_are_laid_out_anew_for_what_is_larger(rows, copies):
+    x, W = draw((rows, 4), 1), draw((4, 8), 2)
+    product = lambda x: rows_by_weight_p.bind(x, W, axis=0, dtype=x.dtype)
+    d = jnp.asarray(draw((rows, 8), 3), jnp.float32)
+    run = lambda d: jax.linear_transpose(product, jax.ShapeDtypeStruct(x.shape, d.dtype))(d)[0]
+    assert len(equations(jax.make_jaxpr(run)(d).jaxpr, "optimization_barrier")) == copies
+    np.testing.assert_allclose(run(d), np.asarray(d) @ W.T, rtol=1e-5, atol=1e-6)
 
 
 def test_contract(planned):

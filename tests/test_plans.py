@@ -81,7 +81,7 @@ def test_large_weights_stand_on_the_left(monkeypatch, cell, x64):
 
     got, want = jax.jit(lambda: [everything(plan) for plan in ("auto", "plain")])()
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
-    (loop,) = loops(lambda params, xs: jr.scan(cell).apply(params, xs), params, xs)
+    loop, _ = loops(gradient(cell, "auto"), params, xs)
     width = H if "elman" in str(cell.spec) else 4 * H
     assert [eqn.outvars[0].aval.shape for eqn in equations(loop, "dot_general")] == [(width, B)] * 2
     assert jr.explain(jr.scan(cell), params, xs).scans[0].weights_on_the_left == [str((B, width))]
@@ -347,7 +347,7 @@ def test_a_plan_is_kept_in_the_spec():
         ("Auto", "scan: plan must be one of 'auto', 'plain' or a jr.Plan, got 'Auto'; did you mean 'auto'?"),
         (True, "scan: plan must be one of"),
         (jr.Plan(hoist="always"), "scan: Plan.hoist must be True, False or None, got 'always'"),
-        (jr.Plan(fuse=None), "scan: Plan.fuse must be True or False, got None"),
+        (jr.Plan(recompute=None), "scan: Plan.recompute must be True or False, got None"),
         ((True, True), "scan: plan must be one of"),
     ],
 )

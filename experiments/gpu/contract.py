@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.benchmarks.measuring import first_line
 from experiments.gpu.deadline import LEAST, Deadline
-from jaxrnn.doctor import TOLERANCES
+from jaxrnn.doctor import TOLERANCES, furthest
 from tests.cases import CASES, FLAGS, Case, Flags, T, differentiated, everything, problem, reference
 from tests.evaluating import evaluated
 
@@ -92,22 +92,6 @@ def expected(case: Case, flags: Flags, given: Inputs) -> tuple[PyTree, PyTree]:
         loop = evaluated(lambda *args: differentiated(run, *args))
         (_, outputs), gradients = loop(*args)
     return outputs, gradients
-
-
-def furthest(got: PyTree, want: PyTree) -> float:
-    """The largest difference of any entry, relative to the largest entry of its array; NaN where any is."""
-    of_got, of_want = map(str, map(jax.tree.structure, (got, want)))
-    if of_got != of_want:
-        raise ValueError(f"expected {of_want}, got {of_got}")
-    return float(np.max(jax.tree.leaves(jax.tree.map(_apart, got, want))))
-
-
-def _apart(got: Any, want: Any) -> float:
-    a, b = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"expected shape {b.shape}, got {a.shape}")
-    distance, size = np.abs(a - b).max(), np.abs(b).max()
-    return float(distance / size if size else 0.0 if distance == 0 else np.inf if distance > 0 else np.nan)
 
 
 def compared(

@@ -78,7 +78,7 @@ CHOICES = {  # of each constant: its unit, and what is compared
         "weights for each output",
         "a training step, gradients of weights contracted after the backward loop / added up in it",
     ),
-    "left_from": ("weights", "a run forward, weights on the left / on the right"),
+    "left_from": ("weights", "a training step, weights of the forward loop on the left / on the right"),
 }
 RATIOS = (1, 2, 4, 8, 16)  # H / B, which is 4 H² weights for 4 B H outputs
 CASES = [
@@ -99,8 +99,6 @@ def programs(case: Case) -> tuple[list[Any], tuple[Any, ...]]:
         plan = jr.Plan(contract=choice) if by_plan else "auto"
 
         def run(params, xs, ys):  # another function for each choice: what jit has traced it keeps by the function
-            if not by_plan:
-                return jr.scan(cell, plan=plan).apply(params, xs)
             loss = lambda params: jnp.mean((jr.scan(cell, plan=plan).apply(params, xs)[1] - ys) ** 2)
             return jax.tree.map(lambda a, d: a - 0.1 * d, params, jax.grad(loss)(params))
 

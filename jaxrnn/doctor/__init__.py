@@ -270,12 +270,23 @@ def compiled(case: Case, layer: Layer, inputs, weights) -> tuple[PyTree, PyTree]
 
 
 def furthest(got: PyTree, expected: PyTree) -> float:
-    """The largest difference of any entry, relative to the largest entry of its array; NaN where any is."""
+    """The largest difference of any entry, relative to the largest entry of its array; NaN where any is.
 
-    def leaf(a, b):
-        return np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max()
+    Raises:
+        ValueError: their structures or shapes differ.
+    """
+    of_got, of_expected = map(str, map(jax.tree.structure, (got, expected)))
+    if of_got != of_expected:
+        raise ValueError(f"expected {of_expected}, got {of_got}")
+    return float(np.max(jax.tree.leaves(jax.tree.map(_apart, got, expected))))
 
-    return float(np.max(jax.tree.leaves(jax.tree.map(leaf, got, expected))))
+
+def _apart(got: Any, expected: Any) -> float:
+    a, b = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"expected shape {b.shape}, got {a.shape}")
+    distance, size = np.abs(a - b).max(), np.abs(b).max()
+    return float(distance / size if size else 0.0 if distance == 0 else np.inf if distance > 0 else np.nan)
 
 
 def check(case: Case, scan: Callable[..., Layer] = jr.scan) -> Result:

@@ -18,6 +18,19 @@ from jaxrnn.planning.plan import Plan
 KERNEL_RELEASES = ("0.10.0", "0.10.1", "0.11.2", "0.12.0", "0.12.0.1")
 
 
+def fuses(plan: Plan, weights: int, outputs: int, *, steps: int | None, gradient: bool) -> bool:
+    """Whether products that share operands, with so many weights and outputs together, become one for each operand.
+
+    On a CPU where their weights, which are copied, are few, ``Constants.fuse_up_to``, or, where there is a gradient,
+    fewer than the outputs of all steps. An accelerator gains by launching less inside the loop.
+    """
+    if plan.fuse is not None:
+        return plan.fuse
+    if jax.default_backend() != "cpu" or weights <= constants().fuse_up_to:
+        return True
+    return gradient and (steps is None or weights <= steps * outputs)
+
+
 def hoists(plan: Plan, weights: int, outputs: int) -> bool:
     """Whether a product of the forward pass is done for all steps at once, before the loop.
 
@@ -37,6 +50,15 @@ def hoists_of_one_row(weights: int) -> bool:
     From a size of the weights on, ``Constants.hoist_row_from``.
     """
     return weights >= constants().hoist_row_from
+
+
+def steps_of_a_block(outputs: int) -> int:
+    """For how many steps products are done at once, before these, in a run without a gradient.
+
+    As many as keep these outputs, before and after a sum, in 48 KiB, which stay in a fast cache; at least 4, which read
+    the weights once.
+    """
+    return max(4, 6 * 2**10 // outputs)
 
 
 def makes_one_kernel(weights: int, rows: int) -> bool:

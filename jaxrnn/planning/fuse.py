@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import PlannedStep
 from jaxrnn.programs.primitives import SUM, has
 from jaxrnn.programs.program import Op, Program, Rewriting
@@ -21,16 +22,17 @@ from jaxrnn.programs.program import Op, Program, Rewriting
 
 def fuse(step: PlannedStep) -> PlannedStep:
     """The primal with shared operands multiplied once, and sums done before the splits of their terms."""
-    if not step.plan.fuse:
+    if step.plan.fuse is False:
         return step
-    program, fused = _fuse_products(step.primal.program)
+    program, fused = _fuse_products(step)
     while fused and (lifted := _sum_before_split(program)) is not None:
         program = lifted
     return step._replace(primal=step.primal._replace(program=program)).noting(fused=fused)
 
 
-def _fuse_products(program: Program) -> tuple[Program, list[str]]:
-    """The program with shared operands multiplied once; by shape, which weights were put together."""
+def _fuse_products(step: PlannedStep) -> tuple[Program, list[str]]:
+    """The program with shared operands multiplied once, if it pays; by shape, which weights were put together."""
+    program = step.primal.program
     fixed = program.fixed()
     constant_ops = [op for op in program.ops if fixed.issuperset(op.outputs)]
     varying_ops = [op for op in program.ops if not fixed.issuperset(op.outputs)]
@@ -40,7 +42,11 @@ def _fuse_products(program: Program) -> tuple[Program, list[str]]:
         if key := _sharing(op, program, fixed):
             groups.setdefault(key, {}).setdefault(op.inputs[key[0]], op)
     groups = {key: members for key, members in groups.items() if len(members) > 1}
-    if not groups:
+    products = [(key[0], op) for key, members in groups.items() for op in members.values()]
+    weights = sum(program.size(op.inputs[side]) for side, op in products)
+    outputs = sum(program.size(op.outputs[0]) for _, op in products)
+    gradient = step.active is not None
+    if not groups or not _rules.fuses(step.plan, weights, outputs, steps=step.steps, gradient=gradient):
         return program, []
 
     group_of = {op.outputs[0]: key for key, members in groups.items() for op in members.values()}

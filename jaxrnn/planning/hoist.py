@@ -32,6 +32,19 @@ def hoist(step: PlannedStep) -> PlannedStep:
     return step._replace(tangent=tangent).noting(contracted=contracted, added_in_loop=added)
 
 
+def in_blocks(step: PlannedStep) -> PlannedStep:
+    """The step, where no gradient is asked for, with what leaves the loop of few rows computed block by block.
+
+    For all steps at once it would be all that the run holds, and more than its outputs.
+    """
+    loop = step.primal
+    made = {n for op in loop.program.ops for n in op.outputs if n in loop.outside}
+    if step.active is not None or not made.isdisjoint(loop.program.outputs):
+        return step
+    ready = sum(map(loop.program.size, loop.parts().ready))
+    return step._replace(primal=loop._replace(block=_rules.steps_of_a_block(ready) if ready else 0))
+
+
 def _hoist(loop: LoopProgram, pays: Callable[[int, int], bool]) -> tuple[LoopProgram, list[str], list[str]]:
     """The loop with its sums regrouped and what leaves it told; by name, the products that leave, those that stay.
 

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from jaxrnn.planning import _rules
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import LoopProgram, PlannedStep
+from jaxrnn.planning.row_by_row import row_by_row
 from jaxrnn.programs.calls import Function, as_one_kernel
 from jaxrnn.programs.primitives import CHEAP, PRODUCT, has
 from jaxrnn.programs.program import Op, Program, needed_for, reached_from
@@ -129,26 +129,14 @@ def _all_fit(program: Program, ops: Sequence[Op], weights: set[int]) -> bool:
 
 def _row_by_row(loop: LoopProgram) -> LoopProgram:
     """The loop as one kernel, its products done row by row: those of several rows XLA may give to a library."""
-    program = loop.program
+    program, weights = loop.program, loop.program.fixed()
     in_loop = {n for op in loop.parts().each_step for n in op.outputs}
-    weights = program.fixed()
-
-    def split(op: Op) -> Op:
+    sides = {}
+    for op in program.ops:
         rows = _rows_by_weight(program, op, weights) if in_loop.issuperset(op.outputs) else None
-        if rows is None or rows == 1:
-            return op
-        side = 0 if op.inputs[1] in weights else 1
-        free = 1 - op.params["dimension_numbers"][0][side][0]
-
-        def run(*operands: Any) -> list[Any]:
-            products: list[Any] = []
-            for row in jax.lax.split(operands[side], (1,) * rows, free):
-                products += op.run(row, operands[1]) if side == 0 else op.run(operands[0], row)
-            return [jnp.concatenate(products, axis=side)]
-
-        return op._replace(name="row_by_row", run=run, params={})
-
-    return loop._replace(program=program._replace(ops=[split(op) for op in program.ops]), one_kernel=True)
+        if rows is not None and rows > 1:
+            sides[op.outputs[0]] = 0 if op.inputs[1] in weights else 1
+    return loop._replace(program=row_by_row(program, sides) if sides else program, one_kernel=True)
 
 
 def _rows_by_weight(program: Program, op: Op, weights: set[int]) -> int | None:

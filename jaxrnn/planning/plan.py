@@ -16,8 +16,10 @@ class Plan(NamedTuple):
     uses none of this: it is ``jax.lax.scan`` of ``step``. ``jaxrnn/planning/__init__.py`` explains what is done.
 
     Fields:
-        fuse: products that share an operand become one: ``h @ W_i``, ``h @ W_f`` … are ``h @ [W_i, W_f, …]``. On
-            a CPU sums of two, ``h @ W + x @ V``, become ``[h, x] @ [W; V]``, where that takes no more memory.
+        fuse: products that share an operand become one: ``h @ W_i``, ``h @ W_f`` … are ``h @ [W_i, W_f, …]``. None:
+            on a CPU where they have at most 2¹⁴ weights, or where there is a gradient and the products of all steps
+            have more outputs than they have weights; elsewhere always. On a CPU sums of two, ``h @ W + x @ V``, become
+            ``[h, x] @ [W; V]``, where that takes no more memory. False does neither.
         hoist: products that do not depend on the carry, as ``x @ W``, are done for all T steps at once, before the
             loop. None: on a CPU only where the step has one row and weights of 2¹⁰ numbers, elsewhere always.
         contract: the gradient of a weight is one contraction over time and batch, after the backward loop, where
@@ -41,7 +43,7 @@ class Plan(NamedTuple):
         >>> layer = jr.scan(jr.lstm(3, 5), plan=jr.Plan(hoist=True))
     """
 
-    fuse: bool = True
+    fuse: bool | None = None
     hoist: bool | None = None
     contract: bool | None = None
     recompute: bool = True

@@ -15,7 +15,7 @@ from jaxrnn.planning.contract import contract
 from jaxrnn.planning.cut_weights import cut_weights
 from jaxrnn.planning.explanation import ScanExplanation
 from jaxrnn.planning.fuse import fuse
-from jaxrnn.planning.hoist import hoist
+from jaxrnn.planning.hoist import hoist, in_blocks
 from jaxrnn.planning.join_products import join_products
 from jaxrnn.planning.linearize import is_inexact, linearize
 from jaxrnn.planning.one_kernel import one_kernel, plan_for_few_rows
@@ -119,6 +119,7 @@ def _differentiable(
         """The step, and what runs in its place elsewhere than on one CPU device. Both save the same."""
         of_few_rows = plan_for_few_rows(program, plan)
         step, after = rewritten(of_few_rows or plan, active)
+        step = in_blocks(step) if of_few_rows else step
         explanation.programs |= after
         explanation.note(step.notes)
         if active is None and not any(step.notes.values()):  # so that it compiles to the program of "plain"

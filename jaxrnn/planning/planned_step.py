@@ -31,6 +31,7 @@ class LoopProgram(NamedTuple):
     d_consts: tuple[int, ...] = ()  # those that are tangents; the backward loop adds up their gradients
     outside: frozenset[int] = frozenset()  # values computed for all steps at once, before the loop
     one_kernel: bool = False  # the loop is to be one kernel of the CPU
+    block: int = 0  # values outside are computed for so many steps at once; 0: for all
     as_it_stands: bool = False  # nothing is done once: the loop is that of ``lax.scan``
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jaxrnn._base import flatten
 from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import LoopProgram
 from jaxrnn.programs.calls import as_one_kernel, on_one_cpu
-from jaxrnn.programs.counted import counted_scan, in_blocks
+from jaxrnn.programs.counted import counted_scan, map_in_blocks
 from jaxrnn.programs.program import evaluate
 
 
@@ -71,42 +71,100 @@ def _run(
         def one_step(x):
             return evaluate(parts.all_steps, fixed | dict(zip(loop.x, x, strict=True)), parts.ready)
 
-        return jax.vmap(one_step)(xs) if count is None else in_blocks(one_step, count, xs)
+        return jax.vmap(one_step)(xs) if count is None else map_in_blocks(one_step, count, xs)
 
-    ready = dict(zip(parts.ready, before_the_loop(fixed, list(xs)) if parts.ready else [], strict=True))
     outputs = [*program.outputs[: loop.n_carry], *parts.stacked]
     used = {n for op in parts.each_step for n in op.inputs}.union(outputs)
-    T, given = xs[0].shape[0], dict(zip(loop.x, xs, strict=True))
-    enter = {n: a for n, a in (*ready.items(), *given.items()) if n in used}
-    least = _rules.least_bytes_to_stack()
-    if not enter and not isinstance(T, int):
-        enter = given  # from which the scan takes how long it is
+    T, least = xs[0].shape[0], _rules.least_bytes_to_stack()
     fixed_inside = {n: a for n, a in fixed.items() if n in used}
+
+    def made_ready(xs):
+        """What is computed for these steps at once, and all that enters the loop."""
+        ready = dict(zip(parts.ready, before_the_loop(fixed, xs) if parts.ready else [], strict=True))
+        return ready, {n: a for n, a in (*ready.items(), *zip(loop.x, xs, strict=True)) if n in used}
 
     @checkpoint
     def step(fixed, carry, entering):
-        known = fixed | dict(zip(loop.carry, carry, strict=True)) | dict(zip(enter, entering, strict=True))
+        known = fixed | dict(zip(loop.carry, carry, strict=True)) | entering
         values = evaluate(parts.each_step, known, outputs)
         return values[: loop.n_carry], [_padded(a, least) for a in values[loop.n_carry :]]
 
-    def run(*arrays):
-        fixed, carry, entering, count = tree.unflatten(arrays)
-        if count is not None:
-            end, ys = counted_scan(functools.partial(step, fixed), count, carry, entering, reverse=reverse)
-            return [*end, *ys]
-        length = T if isinstance(T, int) else None
-        end, ys = jax.lax.scan(
-            functools.partial(step, fixed), carry, entering, length=length, reverse=reverse, unroll=unroll
-        )
+    def compiled(run, *arguments):
+        """``run(*arguments)``, a carry and what is stacked, as one kernel where the loop is to be one."""
+        arrays, tree = flatten(arguments)
+        flat = lambda *arrays: [a for part in run(*tree.unflatten(arrays)) for a in part]
+        made = as_one_kernel(flat, *arrays) if loop.one_kernel and isinstance(T, int) else flat(*arrays)
+        return made[: loop.n_carry], made[loop.n_carry :]
+
+    if loop.block and count is None and isinstance(T, int) and loop.block < T and unroll == 1 and not least:
+        in_block = functools.partial(_block, step, reverse=reverse)
+        run_block = lambda carry, xs, *rest: compiled(in_block, fixed_inside, carry, made_ready(xs)[1], *rest)
+        ys = [jnp.zeros((T, *program.kinds[n].shape), program.kinds[n].dtype) for n in parts.stacked]
+        end, ys = _block_by_block(run_block, list(carry), list(xs), ys, loop.block, reverse=reverse)
         return [*end, *ys]
 
-    arrays, tree = flatten((fixed_inside, list(carry), list(enter.values()), count))
-    made = as_one_kernel(run, *arrays) if loop.one_kernel and isinstance(T, int) else run(*arrays)
-    end, ys = made[: loop.n_carry], made[loop.n_carry :]
+    def run(fixed, carry, entering, count):
+        if count is not None:
+            body = lambda carry, x: step(fixed, carry, dict(zip(entering, x, strict=True)))
+            return counted_scan(body, count, carry, list(entering.values()), reverse=reverse)
+        length = T if isinstance(T, int) else None
+        return jax.lax.scan(
+            functools.partial(step, fixed), carry, entering, length=length, reverse=reverse, unroll=unroll
+        )
+
+    ready, entering = made_ready(list(xs))
+    if not entering and not isinstance(T, int):
+        entering = dict(zip(loop.x, xs, strict=True))  # from which the scan takes how long it is
+    end, ys = compiled(run, fixed_inside, list(carry), entering, count)
     if least:
         ys = [jax.vmap(lambda a, n=n: _cut(a, program.kinds[n]))(a) for n, a in zip(parts.stacked, ys, strict=True)]
     stacked = ready | dict(zip(parts.stacked, ys, strict=True))
     return [*end, *(stacked[n] for n in program.outputs[loop.n_carry :])]
+
+
+def _block_by_block(
+    run_block: Callable[..., tuple[list[Any], list[Any]]],
+    carry: list[Any],
+    xs: list[Any],
+    ys: list[Any],
+    block: int,
+    *,
+    reverse: bool,
+) -> tuple[list[Any], list[Any]]:
+    """The run in blocks of at most so many steps, what each puts out written into ys. It cannot be transposed.
+
+    All blocks have one size, so that one is compiled: the last begins within the one before, and skips its steps.
+    """
+    T = len(xs[0])
+    n_blocks = -(-T // block)
+    size = -(-T // n_blocks)
+
+    def of_block(number, state):
+        carry, ys = state
+        offset = jnp.minimum(number * size, T - size)  # in the order of the run
+        skipped = number * size - offset if T % size else None
+        start = T - size - offset if reverse else offset
+        part = lambda a: jax.lax.dynamic_slice_in_dim(a, start, size)
+        carry, made = run_block(carry, [part(x) for x in xs], [part(y) for y in ys], skipped)
+        write = lambda y, new: jax.lax.dynamic_update_slice_in_dim(y, new, start, 0)
+        return carry, list(map(write, ys, made))
+
+    return jax.lax.fori_loop(0, n_blocks, of_block, (carry, ys))
+
+
+def _block(step, fixed, carry, entering, ys, skipped, *, reverse):
+    """The steps of a block after those that are skipped, if any; the final carry, and ys with what they put out."""
+    size = len(jax.tree.leaves((entering, ys))[0])
+
+    def one(number, state):
+        carry, ys = state
+        t = size - 1 - number if reverse else number
+        at = lambda a: jax.lax.dynamic_index_in_dim(a, t, keepdims=False)
+        carry, made = step(fixed, carry, {n: at(a) for n, a in entering.items()})
+        write = lambda y, new: jax.lax.dynamic_update_index_in_dim(y, new, t, 0)
+        return carry, list(map(write, ys, made))
+
+    return jax.lax.fori_loop(0 if skipped is None else skipped, size, one, (carry, ys))
 
 
 def _padded(a: Any, least: int) -> Any:

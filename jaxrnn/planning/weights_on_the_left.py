@@ -12,7 +12,12 @@ from jaxrnn.programs.program import Op, Rewriting
 
 
 def weights_on_the_left(step: PlannedStep) -> PlannedStep:
-    """The primal with sums of products ``x @ W`` of large weights as ``(Σ Wᵀ xᵀ)ᵀ``."""
+    """The primal with sums of products ``x @ W`` of large weights as ``(Σ Wᵀ xᵀ)ᵀ``.
+
+    Where there is a gradient: the transposed weights are copies, and a run without one holds little else.
+    """
+    if step.active is None:
+        return step.noting(weights_on_the_left=())
     loop = step.primal
     program, fixed = loop.program, loop.program.fixed()
     rewriting = Rewriting(program)

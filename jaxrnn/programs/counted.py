@@ -52,7 +52,7 @@ def counted_scan(
     return made[:n], made[n:]
 
 
-def in_blocks(function: Callable[[Arrays], Arrays], count: jax.Array, xs: Arrays) -> Arrays:
+def map_in_blocks(function: Callable[[Arrays], Arrays], count: jax.Array, xs: Arrays) -> Arrays:
     """``jax.vmap(function)(xs)`` for at least the first ``count`` steps of ``xs``, (T, …) each; 0 beyond."""
     T = xs[0].shape[0]
     size = math.gcd(T, BLOCK)

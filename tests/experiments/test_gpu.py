@@ -159,7 +159,7 @@ def test_bfloat16_is_what_is_computed(quantity):
     )
     CHECKS[quantity](problem, low)
     assert {a.dtype for a in jax.tree.leaves(low)} == {jax.numpy.dtype("bfloat16")}
-    assert 1e-4 < contract.furthest(low, jax.tree.map(np.asarray, high)) < 0.05
+    assert 1e-4 < doctor.furthest(low, jax.tree.map(np.asarray, high)) < 0.05
 
 
 # ---------------------------------------------------------------- the time limit
@@ -277,10 +277,10 @@ def test_a_fault_is_found_under_either_tolerance():
 
 def test_arrays_of_zeros_and_nan():
     one, zero = np.ones(2), np.zeros(2)
-    assert contract.furthest([one, zero], [one, zero]) == 0
-    assert contract.furthest([one, 1e-30 * one], [one, zero]) == np.inf
-    assert contract.furthest([2 * one, zero], [one, zero]) == 1
-    assert np.isnan(contract.furthest([zero * np.nan], [zero]))
+    assert doctor.furthest([one, zero], [one, zero]) == 0
+    assert doctor.furthest([one, 1e-30 * one], [one, zero]) == np.inf
+    assert doctor.furthest([2 * one, zero], [one, zero]) == 1
+    assert np.isnan(doctor.furthest([zero * np.nan], [zero]))
     nan = report.contract_table([Outcome("", "", "default", 0.0, np.nan), Outcome("", "", "default", 0.0, 0.0)])[2]
     assert nan[1] == "1 of 2" and nan[4] == "nan"
     assert not Outcome("", "", "default", np.nan, 0.0).ok and not Outcome("", "", "default", 0.0, np.nan).ok
