@@ -17,6 +17,7 @@ from jaxrnn.planning.fuse import fuse
 from jaxrnn.planning.hoist import hoist
 from jaxrnn.planning.linearize import is_inexact, linearize
 from jaxrnn.planning.one_kernel import one_kernel, plan_for_few_rows
+from jaxrnn.planning.persistent_kernel import persistent_kernel, plan_for_kernels
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import Active, PlannedStep, narrow_values
 from jaxrnn.planning.save import save
@@ -41,6 +42,7 @@ PASSES: dict[str, Callable[[PlannedStep], PlannedStep]] = {
         weights_on_the_left,
         contract,
         one_kernel,
+        persistent_kernel,
     )
 }  # in the order in which they run
 
@@ -56,7 +58,7 @@ def planned_scan(
     explanation: ScanExplanation,
 ) -> tuple[PyTree, PyTree]:
     """``jax.lax.scan(body, carry, xs)`` under a plan; what was done is written into the explanation."""
-    carry = jax.tree.map(_strong, carry)
+    carry, plan = jax.tree.map(_strong, carry), plan_for_kernels(plan)
     carry_leaves, carry_tree = flatten(carry)
     xs_leaves, xs_tree = flatten(xs)
     n_carry, y_trees = len(carry_leaves), []

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import flatten
+from jaxrnn.kernels.persistent import run_recurrence, run_transposed
 from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import LoopProgram
-from jaxrnn.programs.calls import as_one_kernel, on_one_cpu
+from jaxrnn.programs.calls import as_gpu_kernel, as_one_kernel, on_one_cpu
 from jaxrnn.programs.program import evaluate
 
 
@@ -94,12 +95,40 @@ def _run(
         return [*end, *ys]
 
     arrays, tree = flatten((fixed_inside, list(carry), list(enter.values())))
-    made = as_one_kernel(run, *arrays) if loop.one_kernel and isinstance(T, int) else run(*arrays)
+    if loop.one_kernel and isinstance(T, int):
+        made = as_one_kernel(run, *arrays)
+    elif loop.forward_kernel is not None or loop.backward_kernel is not None:
+        kernels = _kernels(loop, list(loop.step(parts).consts), tree, T, reverse=reverse)
+        made = as_gpu_kernel(run, *arrays, interpreted=loop.interpreted, **kernels)
+    else:
+        made = run(*arrays)
     end, ys = made[: loop.n_carry], made[loop.n_carry :]
     if least:
         ys = [jax.vmap(lambda a, n=n: _cut(a, program.kinds[n]))(a) for n, a in zip(parts.stacked, ys, strict=True)]
     stacked = ready | dict(zip(parts.stacked, ys, strict=True))
     return [*end, *(stacked[n] for n in program.outputs[loop.n_carry :])]
+
+
+def _kernels(loop: LoopProgram, consts: list[int], tree: Any, T: int, *, reverse: bool) -> dict[str, Any]:
+    """The kernels of a loop, of the arrays that it is run with."""
+    forward, backward = loop.forward_kernel, loop.backward_kernel
+    options: dict[str, Any] = {"steps": T, "interpret": loop.interpreted}
+
+    def run(*arrays):
+        fixed, carry, entering = tree.unflatten(arrays)
+        return run_recurrence(forward, [fixed[n] for n in consts], carry, entering, reverse=reverse, **options)
+
+    def run_transposed_(arrays, cotangents):
+        fixed, _, entering = tree.unflatten(arrays)
+        d_end, d_ys = cotangents[: loop.n_carry], cotangents[loop.n_carry :]
+        of_consts = [fixed[n] for n in consts]
+        d_consts, d_carry, d_x = run_transposed(
+            backward, of_consts, entering, d_end, d_ys, reverse=not reverse, **options
+        )
+        d_fixed = dict(zip(consts, d_consts, strict=True))
+        return [*(d_fixed[n] for n in sorted(fixed)), *d_carry, *d_x]
+
+    return {"kernel": forward and run, "transposed_kernel": backward and run_transposed_}
 
 
 def _padded(a: Any, least: int) -> Any:

@@ -13,6 +13,8 @@ from jaxrnn.programs.program import Op, Rewriting
 
 def weights_on_the_left(step: PlannedStep) -> PlannedStep:
     """The primal with sums of products ``x @ W`` of large weights as ``(Σ Wᵀ xᵀ)ᵀ``."""
+    if step.plan.persistent_kernel:
+        return step
     loop = step.primal
     program, fixed = loop.program, loop.program.fixed()
     rewriting = Rewriting(program)
