@@ -19,6 +19,13 @@ from jaxrnn.kernels.recurrence import ROWS, Operand, Product, Recurrence, Transp
 from jaxrnn.programs.program import Op, evaluate
 
 WIDEST = 256  # columns of one tensor core instruction
+# What stands in the place of operations that the compiler does not know, or fails at.
+INSTEAD: dict[str, Callable[..., Any]] = {
+    "add_any": jnp.add,
+    "copy": lambda a: a,
+    "stop_gradient": lambda a: a,
+    "not": lambda a: a == 0 if a.dtype == bool else ~a,
+}
 
 
 def missing_for_kernels() -> str | None:
@@ -254,9 +261,8 @@ def _elementwise(recurrence: Recurrence, op: Op, values: dict[int, Any]) -> list
         joined = [a for a in (zeros[0], values[op.inputs[0]], zeros[1]) if a.shape[1]]
         return [jax.lax.concatenate(joined, 1) if len(joined) > 1 else joined[0]]
     operands = [_whole(recurrence, n, values, kinds[op.outputs[0]].shape[1]) for n in op.inputs]
-    if op.name in ("copy", "stop_gradient"):  # these two and add_any the compiler does not know
-        return operands
-    return [jnp.add(*operands)] if op.name == "add_any" else list(op.run(*operands))
+    instead = INSTEAD.get(op.name)
+    return [instead(*operands)] if instead else list(op.run(*operands))
 
 
 def _columns(a: Any, first: int, last: int) -> Any:

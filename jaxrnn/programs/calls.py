@@ -61,9 +61,16 @@ def as_gpu_kernel(
         interpreted: the kernels run on every device, as they can where an interpreter runs them.
     """
     if interpreted and kernel is not None:  # an interpreter's callbacks are ordered where they stand, not in a call
-        return list(kernel(*arrays))
+        return _differentiated_as(kernel, function)(*arrays)
     given = {"kernel": kernel, "transposed_kernel": transposed_kernel, "interpreted": interpreted}
     return _bind(gpu_kernel_p, function, function, arrays, **given)
+
+
+def _differentiated_as(kernel: Function, function: Function) -> Function:
+    """The kernel; derivatives are those of the function, which computes the same."""
+    run = jax.custom_jvp(lambda *arrays: list(kernel(*arrays)))
+    run.defjvp(lambda primals, tangents: jax.jvp(lambda *arrays: list(function(*arrays)), primals, tangents))
+    return run
 
 
 def _bind(
