@@ -9,13 +9,15 @@ do not meet, and a step whose weights one block cannot hold is refused by ``recu
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.kernels.recurrence import ROWS, Operand, Product, Recurrence, TransposedRecurrence, operand, product
+from jaxrnn.kernels.memory import ROWS
+from jaxrnn.kernels.recurrence import Operand, Product, Recurrence, TransposedRecurrence, operand, product
 from jaxrnn.programs.program import Op, evaluate
 
 WIDEST = 256  # columns of one tensor core instruction
@@ -24,7 +26,7 @@ INSTEAD: dict[str, Callable[..., Any]] = {
     "add_any": jnp.add,
     "copy": lambda a: a,
     "stop_gradient": lambda a: a,
-    "not": lambda a: a == 0 if a.dtype == bool else ~a,
+    "not": lambda a: a == 0 if a.dtype == jnp.bool_ else ~a,
 }
 
 
@@ -32,7 +34,9 @@ def missing_for_kernels() -> str | None:
     """What this JAX lacks; None where it has all that a kernel needs."""
     if jax.__version_info__ >= (0, 12):
         return None
-    return f"a kernel needs JAX 0.12 or later, and this is {jax.__version__}, whose interpreter of kernels returns zeros"
+    return (
+        f"a kernel needs JAX 0.12 or later, and this is {jax.__version__}, whose interpreter of kernels returns zeros"
+    )
 
 
 def _pallas() -> tuple[Any, Any]:
@@ -115,15 +119,23 @@ def run_transposed(
         Three lists, None in the place of what the step is not linear in.
     """
     linear_consts, linear_x = transposed.linear_consts, transposed.linear_x
-    fixed, known = (
-        [a for a, is_linear in zip(arrays, linear, strict=True) if not is_linear]
-        for arrays, linear in ((consts, linear_consts), (entering, linear_x))
-    )
+    fixed = [a for a, kind in zip(consts, linear_consts, strict=True) if kind is None]
+    known = [a for a, is_linear in zip(entering, linear_x, strict=True) if not is_linear]
     made = iter(run_recurrence(transposed.recurrence, fixed, d_end, [*d_ys, *known], **options))
     d_carry = [next(made) for _ in d_end]
     d_x = [next(made) if is_linear else None for is_linear in linear_x]
-    d_consts = [jnp.sum(next(made), 0) if is_linear else None for is_linear in linear_consts]
+    d_consts = [None if kind is None else jnp.zeros(kind.shape, kind.dtype) for kind in linear_consts]
+    for place, d in zip(transposed.uses, made, strict=True):
+        d_consts[place] += _added_up(d, d_consts[place].shape)
     return d_consts, d_carry, d_x
+
+
+def _added_up(d: Any, shape: tuple[int, ...]) -> Any:
+    """(T, B, F) summed to the shape of what was spread over it."""
+    if shape == d.shape[1:]:
+        return jnp.sum(d, 0)
+    columns = jnp.sum(d, (0, 1))
+    return jnp.reshape(columns if math.prod(shape) == columns.size else jnp.sum(columns), shape)
 
 
 def _weight(W: Any, product: Product) -> Any:
@@ -133,13 +145,13 @@ def _weight(W: Any, product: Product) -> Any:
 
 def _padded(a: Any, axis: int, padding: int) -> Any:
     """Rows for whole blocks, copies of the last: numbers that the step was made for. Flags enter as numbers."""
-    a = a.astype(jnp.float32) if a.dtype == bool else a
+    a = a.astype(jnp.float32) if a.dtype == jnp.bool_ else a
     widths = [(0, padding if i == axis else 0) for i in range(a.ndim)]
     return jnp.pad(a, widths, mode="edge") if padding else a
 
 
 def _entered_as(a: Any, dtype: Any) -> Any:
-    return a != 0 if dtype == bool else a
+    return a != 0 if dtype == jnp.bool_ else a
 
 
 def _kernel(recurrence: Recurrence, T: int, rows: int, reverse: bool, interpret: bool) -> Callable[..., list[Any]]:
@@ -148,7 +160,7 @@ def _kernel(recurrence: Recurrence, T: int, rows: int, reverse: bool, interpret:
     kinds = program.kinds
 
     def dtype(n):
-        return jnp.dtype("float32") if kinds[n].dtype == bool else kinds[n].dtype
+        return jnp.dtype("float32") if kinds[n].dtype == jnp.bool_ else kinds[n].dtype
 
     end = [jax.ShapeDtypeStruct((rows, kinds[n].shape[1]), dtype(n)) for n in program.outputs[: recurrence.n_carry]]
     ys = [jax.ShapeDtypeStruct((T, rows, kinds[n].shape[1]), dtype(n)) for n in program.outputs[recurrence.n_carry :]]
@@ -286,12 +298,12 @@ def _whole(recurrence: Recurrence, n: int, values: dict[int, Any], width: int | 
 def _read(program: Any, n: int, ref: Any, *index: Any) -> Any:
     _, plgpu = _pallas()
     value = plgpu.load(ref.at[index], optimized=_whole_lines(ref))
-    return value != 0 if program.kinds[n].dtype == bool else value
+    return value != 0 if program.kinds[n].dtype == jnp.bool_ else value
 
 
 def _write(program: Any, n: int, value: Any, ref: Any, *index: Any) -> None:
     _, plgpu = _pallas()
-    value = value.astype(jnp.float32) if program.kinds[n].dtype == bool else value
+    value = value.astype(jnp.float32) if program.kinds[n].dtype == jnp.bool_ else value
     plgpu.store(ref.at[index], value, optimized=_whole_lines(ref))
 
 

@@ -13,19 +13,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.kernels.memory import SHARED_MEMORY, shared_memory_needed
+from jaxrnn.kernels.memory import REGISTERS, ROWS, SHARED_MEMORY, accumulator_registers, shared_memory_needed
 from jaxrnn.programs.program import Op, Program, evaluate, needed_for, reached_from
 from jaxrnn.programs.tracing import flat_program, is_call
 
-ROWS = 64  # of a batch, that one block holds: what one tensor core instruction of a warpgroup multiplies
 FLOATS = ("float32", "bfloat16", "float16")
 ENTER = (*FLOATS, "bool", "int32")  # what may enter and leave a kernel
 
 # What Pallas' Mosaic compiler lowers for registers of a GPU. Not atan2, erf and rem: it has a rule for each that fails.
 ELEMENTWISE = frozenset(
-    "abs add add_any and clamp convert_element_type copy cos div eq exp exp2 ge gt integer_pow le log log2"
-    " logistic lt max min mul ne neg not one_minus_square or round rsqrt select_n sign sin sqrt square"
-    " stop_gradient sub tanh xor".split()
+    (
+        *("abs", "add", "add_any", "clamp", "cos", "div", "exp", "exp2", "integer_pow", "log", "log2", "logistic"),
+        *("max", "min", "mul", "neg", "one_minus_square", "round", "rsqrt", "sign", "sin", "sqrt", "square", "sub"),
+        *("tanh", "and", "or", "xor", "not", "eq", "ne", "lt", "le", "gt", "ge", "select_n"),
+        *("convert_element_type", "copy", "stop_gradient"),
+    )
 )
 ALONG_FEATURES = frozenset(("slice", "split", "concatenate", "pad"))
 
@@ -79,10 +81,10 @@ class Recurrence(NamedTuple):
 
     def shared_memory(self) -> int:
         """The bytes of shared memory that a block takes."""
-        return shared_memory_needed(
-            [(self.program.kinds[w.weight].shape, self.program.kinds[w.weight].dtype) for w in self.weights],
-            [((ROWS, self.program.kinds[of.value].shape[1]), of.dtype) for of in self.operands for _ in range(of.parts)],
-        )
+        kinds = self.program.kinds
+        weights = [(kinds[w.weight].shape, kinds[w.weight].dtype) for w in self.weights]
+        operands = [((ROWS, kinds[of.value].shape[1]), of.dtype) for of in self.operands for _ in range(of.parts)]
+        return shared_memory_needed([*weights, *operands])
 
 
 def cut(program: Program, n_carry: int) -> Recurrence:
@@ -163,12 +165,13 @@ class TransposedRecurrence(NamedTuple):
     """The transpose of a step that is linear in its carry, and in some of its constants and of what enters."""
 
     recurrence: Recurrence  # (∂L/∂carry, [∂L/∂y, what else enters]) -> (∂L/∂carry, [∂L/∂x, ∂L/∂constants])
-    linear_consts: list[bool]  # of each constant of the step given, whether it is linear in it
-    linear_x: list[bool]  # of each value that enters
+    linear_x: list[bool]  # of each value that enters the step given, whether it is linear in it
+    linear_consts: list[Any]  # of each constant, its shape and dtype where the step is linear in it, else None
+    uses: list[int]  # of each ∂L/∂constant, the place of the constant: one for each use
 
 
 def cut_transposed(program: Program, n_carry: int, linear: set[int]) -> TransposedRecurrence:
-    """The step of the backward loop, cut for a kernel. Gradients of constants it puts out step by step.
+    """The step of the backward loop, cut for a kernel. Gradients of constants it puts out step by step and row by row.
 
     Args:
         program: a step that is linear in its carry, and in what else is among the given values.
@@ -177,7 +180,8 @@ def cut_transposed(program: Program, n_carry: int, linear: set[int]) -> Transpos
         NoKernelError: a kernel cannot hold it; why.
     """
     carry, x, consts = program.inputs[:n_carry], program.inputs[n_carry:], list(program.consts)
-    tangents = [*carry, *(n for n in (*x, *consts) if n in linear)]
+    program, uses = _with_a_row_for_each(program, [n for n in consts if n in linear])
+    tangents = [*carry, *(n for n in x if n in linear), *uses]
     fixed, known = ([n for n in numbers if n not in linear] for numbers in (consts, x))
 
     def step(values, d_outputs, known_values):
@@ -196,7 +200,31 @@ def cut_transposed(program: Program, n_carry: int, linear: set[int]) -> Transpos
     assert not backward.consts, "all that the step needs was given"
     n = len(fixed)
     backward = backward._replace(consts=dict.fromkeys(backward.inputs[:n]), inputs=backward.inputs[n:])
-    return TransposedRecurrence(cut(backward, n_carry), [n in linear for n in consts], [n in linear for n in x])
+    return TransposedRecurrence(
+        recurrence=cut(backward, n_carry),
+        linear_x=[n in linear for n in x],
+        linear_consts=[_shape(program.kinds[n]) if n in linear else None for n in consts],
+        uses=[consts.index(n) for n in uses.values()],
+    )
+
+
+def _with_a_row_for_each(program: Program, consts: Sequence[int]) -> tuple[Program, dict[int, int]]:
+    """The program where each use of the constants reads a value of its own, spread over rows and features.
+
+    So that what the loop puts out is (B, F) at each step: it is added up after the loop. Beside the program, of each
+    new value the constant.
+    """
+    uses: dict[int, int] = {}
+    kinds, ops = dict(program.kinds), []
+    for op in program.ops:
+        inputs = list(op.inputs)
+        for place, n in enumerate(inputs):
+            if n in consts:
+                number = inputs[place] = 1 + max(kinds)
+                kinds[number] = kinds[n].update(shape=kinds[op.outputs[0]].shape)
+                uses[number] = n
+        ops.append(op._replace(inputs=tuple(inputs)))
+    return program._replace(ops=ops, kinds=kinds), uses
 
 
 def _flat(program: Program) -> Program:
@@ -251,13 +279,15 @@ def _why_not(program: Program, op: Op, varying: set[int], batch: int) -> str | N
         return f"{printed}; a kernel has rows by features, (B, F), in {', '.join(ENTER)}"
     if op.name == "dot_general":
         contracting, leading = op.params["dimension_numbers"]
-        x, W = op.inputs
+        W = op.inputs[1]
         is_product = W not in varying and kinds[1].ndim == 2 and tuple(contracting[0]) == (1,) and not any(leading)
         if not is_product or len(contracting[1]) != 1:
             return f"{printed}; a kernel multiplies rows by weights, (B, K) @ (K, N)"
         dtypes = (kinds[0].dtype.name, kinds[1].dtype.name)
         if dtypes not in [*((name, name) for name in FLOATS), ("float32", "bfloat16")]:
-            return f"{printed} in {' and '.join(dtypes)}; a kernel multiplies floats of one dtype, or float32 by bfloat16"
+            return (
+                f"{printed} in {' and '.join(dtypes)}; a kernel multiplies floats of one dtype, or float32 by bfloat16"
+            )
         if op.params["precision"] not in (None, (jax.lax.Precision.DEFAULT,) * 2):
             return f"{printed} in precision {op.params['precision']}; tensor cores have one"
         return None
@@ -301,6 +331,10 @@ def _check_sizes(recurrence: Recurrence) -> None:
             shape = program.kinds[n].shape
             if n not in recurrence.filled and shape and shape[-1] % 8 and shape[-1] != 1:
                 raise NoKernelError(f"{op.name} of {shape}; the features of each value must be a multiple of 8")
+    for op in recurrence.each_step:
+        columns = program.kinds[op.outputs[0]].shape[1]
+        if op.name == "dot_general" and accumulator_registers(columns) > REGISTERS:
+            raise NoKernelError(f"a product with {columns} columns, whose sums the registers of a block cannot hold")
     for n, dtype, _ in recurrence.operands:
         shape = program.kinds[n].shape
         if shape[1] * dtype.itemsize % 32:
@@ -308,5 +342,5 @@ def _check_sizes(recurrence: Recurrence) -> None:
     if (needed := recurrence.shared_memory()) > SHARED_MEMORY:
         shapes = " and ".join(str(program.kinds[w.weight].shape) for w in recurrence.weights)
         raise NoKernelError(
-            f"weights {shapes}: with their operands {needed} bytes, and the shared memory of a block has {SHARED_MEMORY}"
+            f"weights {shapes}, with operands {needed} bytes, where the shared memory of a block has {SHARED_MEMORY}"
         )

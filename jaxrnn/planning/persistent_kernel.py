@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import jax
+
 from jaxrnn.kernels.persistent import missing_for_kernels
 from jaxrnn.kernels.recurrence import NoKernelError, cut, cut_transposed
 from jaxrnn.planning.plan import Plan
@@ -32,6 +34,8 @@ def persistent_kernel(step: PlannedStep) -> PlannedStep:
         return step.noting(not_persistent=[f"both, because {missing}"])
     if step.steps is None:
         return step.noting(not_persistent=["both, because the number of steps is open"])
+    if not jax.sharding.get_abstract_mesh().empty:
+        return step.noting(not_persistent=["both, because the run is on a mesh"])
     try:
         forward = cut(primal.step(primal.parts()), primal.n_carry)
         primal = primal._replace(forward_kernel=forward, interpreted=interpreted)
