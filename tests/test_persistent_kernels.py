@@ -18,7 +18,8 @@ from tests.documents import ROOT
 
 T, B, I, H = 3, 3, 4, 8
 KERNEL, INTERPRETED = jr.Plan(persistent_kernel=True), jr.Plan(persistent_kernel="interpret")
-has_kernels = pytest.mark.skipif(missing_for_kernels() is not None, reason=str(missing_for_kernels()))
+MISSING = missing_for_kernels(interpreted=True)
+has_kernels = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
 def two_rates(input_size, hidden_size):
@@ -188,7 +189,7 @@ REFUSED = {
     "odd width": (
         jr.elman(I, 5),
         (T, B, I),
-        "dot_general of (3, 5); the features of each value must be a multiple of 8",
+        "a value of shape (3, 5); features must be a multiple of 8",
     ),
     "layer norm": (
         jr.normalized(jr.lstm(I, H)),
@@ -251,6 +252,14 @@ def test_an_older_jax_is_named(monkeypatch):
     params, _, xs = problem(cell)
     (said,) = jr.explain(jr.scan(cell, plan=KERNEL), params, xs).scans
     assert said.not_persistent == [f"both, because {missing}"]
+
+
+@has_kernels
+def test_another_gpu_is_named(monkeypatch):
+    an_a100 = type("Device", (), {"platform": "gpu", "compute_capability": "8.0"})()
+    monkeypatch.setattr(jax, "local_devices", lambda: [an_a100])
+    assert missing_for_kernels(interpreted=True) is None
+    assert missing_for_kernels(interpreted=False) == "a kernel needs a GPU of compute capability 9, and this has 8.0"
 
 
 def test_it_is_asked_for_by_name_alone():

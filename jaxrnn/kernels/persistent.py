@@ -30,13 +30,16 @@ INSTEAD: dict[str, Callable[..., Any]] = {
 }
 
 
-def missing_for_kernels() -> str | None:
-    """What this JAX lacks; None where it has all that a kernel needs."""
-    if jax.__version_info__ >= (0, 12):
-        return None
-    return (
-        f"a kernel needs JAX 0.12 or later, and this is {jax.__version__}, whose interpreter of kernels returns zeros"
-    )
+def missing_for_kernels(*, interpreted: bool) -> str | None:
+    """What this JAX, or its GPU, lacks; None where nothing is in the way. A CPU is not: it lowers for GPUs."""
+    if jax.__version_info__ < (0, 12):
+        needed = f"a kernel needs JAX 0.12 or later, and this is {jax.__version__}"
+        return f"{needed}, whose interpreter of kernels returns zeros"
+    device = jax.local_devices()[0]
+    capability = getattr(device, "compute_capability", None)
+    if device.platform == "gpu" and not interpreted and not str(capability).startswith("9."):
+        return f"a kernel needs a GPU of compute capability 9, and this has {capability}"
+    return None
 
 
 def _pallas() -> tuple[Any, Any]:
@@ -86,7 +89,7 @@ def run_recurrence(
     padding = -B % ROWS
     arrays = [
         *(_weight(known[w.weight], w) for w in recurrence.weights),
-        *(jnp.reshape(known[n], (-1,)) for n in recurrence.vectors),
+        *(jnp.reshape(_padded(known[n], 0, 0), (-1,)) for n in recurrence.vectors),
         *(_padded(known[n], 0, padding) for n in recurrence.rows),
         *(_padded(a, 0, padding) for a in carry),
         *(_padded(over_time[n], 1, padding) for n in recurrence.entering),
@@ -124,7 +127,7 @@ def run_transposed(
     made = iter(run_recurrence(transposed.recurrence, fixed, d_end, [*d_ys, *known], **options))
     d_carry = [next(made) for _ in d_end]
     d_x = [next(made) if is_linear else None for is_linear in linear_x]
-    d_consts = [None if kind is None else jnp.zeros(kind.shape, kind.dtype) for kind in linear_consts]
+    d_consts: list[Any] = [None if kind is None else jnp.zeros(kind.shape, kind.dtype) for kind in linear_consts]
     for place, d in zip(transposed.uses, made, strict=True):
         d_consts[place] += _added_up(d, d_consts[place].shape)
     return d_consts, d_carry, d_x

@@ -126,7 +126,7 @@ def cut(program: Program, n_carry: int) -> Recurrence:
         raise NoKernelError("a step that multiplies its carry by no weights, so that nothing would stay in the kernel")
 
     outputs = program.outputs
-    each_step = needed_for([op for op in inside if _is_used(op, inside, carried, outputs)], outputs)
+    each_step = needed_for(inside, [n for n in outputs if n in carried])
     made = {n for op in each_step for n in op.outputs}
     read = dict.fromkeys([*(n for op in each_step for n in op.inputs), *outputs])
     entering = [n for n in read if n in varying and n not in made and n not in carry]
@@ -307,30 +307,23 @@ def _along_features(op: Op) -> bool:
     return bool(p["axis" if op.name == "split" else "dimension"] == 1)
 
 
-def _is_used(op: Op, inside: Sequence[Op], carried: set[int], outputs: Sequence[int]) -> bool:
-    """Whether what does not depend on the carry serves, in the kernel, what does: else it is done outside."""
-    if not carried.isdisjoint(op.outputs):
-        return True
-    return not reached_from(inside, op.outputs).isdisjoint(carried)
-
-
 def operand(program: Program, op: Op) -> Operand:
+    """What a product multiplies by its weight."""
     x, dtype = op.inputs[0], program.kinds[op.inputs[1]].dtype
     return Operand(x, dtype, 1 if program.kinds[x].dtype == dtype else 2)
 
 
 def product(op: Op) -> Product:
+    """The weight of a product."""
     return Product(op.inputs[1], op.params["dimension_numbers"][0][1][0])
 
 
 def _check_sizes(recurrence: Recurrence) -> None:
     """Widths that the layouts of tensor cores divide, and weights that one block's shared memory holds."""
     program = recurrence.program
-    for op in recurrence.each_step:
-        for n in (*op.inputs, *op.outputs):
-            shape = program.kinds[n].shape
-            if n not in recurrence.filled and shape and shape[-1] % 8 and shape[-1] != 1:
-                raise NoKernelError(f"{op.name} of {shape}; the features of each value must be a multiple of 8")
+    for n in (*recurrence.carry, *recurrence.entering, *(n for op in recurrence.each_step for n in op.outputs)):
+        if (shape := program.kinds[n].shape)[1] % 8:
+            raise NoKernelError(f"a value of shape {shape}; features must be a multiple of 8")
     for op in recurrence.each_step:
         columns = program.kinds[op.outputs[0]].shape[1]
         if op.name == "dot_general" and accumulator_registers(columns) > REGISTERS:

@@ -30,7 +30,7 @@ def persistent_kernel(step: PlannedStep) -> PlannedStep:
     interpreted = step.plan.persistent_kernel == "interpret"
     made: list[str] = []
     missed: list[str] = []
-    if missing := missing_for_kernels():
+    if missing := missing_for_kernels(interpreted=interpreted):
         return step.noting(not_persistent=[f"both, because {missing}"])
     if step.steps is None:
         return step.noting(not_persistent=["both, because the number of steps is open"])

@@ -65,5 +65,5 @@ def check_plan(who: str, plan: Any) -> None:
 def _check_persistent_kernel(who: str, value: Any) -> None:
     if not isinstance(value, bool) and value != "interpret":
         raise TypeError(f"{who}: Plan.persistent_kernel must be True, False or 'interpret', got {value!r}.")
-    if value == "interpret" and (missing := missing_for_kernels()):
+    if value == "interpret" and (missing := missing_for_kernels(interpreted=True)):
         raise ValueError(f"{who}: Plan.persistent_kernel='interpret' cannot be had: {missing}; use plan='auto'.")

@@ -110,25 +110,30 @@ def _run(
 
 
 def _kernels(loop: LoopProgram, consts: list[int], tree: Any, T: int, *, reverse: bool) -> dict[str, Any]:
-    """The kernels of a loop, of the arrays that it is run with."""
+    """The kernels of a loop, as functions of the arrays that it is run with, flat."""
     forward, backward = loop.forward_kernel, loop.backward_kernel
     options: dict[str, Any] = {"steps": T, "interpret": loop.interpreted}
+    kernels: dict[str, Any] = {"kernel": None, "transposed_kernel": None}
+    if forward is not None:
 
-    def run(*arrays):
-        fixed, carry, entering = tree.unflatten(arrays)
-        return run_recurrence(forward, [fixed[n] for n in consts], carry, entering, reverse=reverse, **options)
+        def of_loop(*arrays):
+            fixed, carry, entering = tree.unflatten(arrays)
+            return run_recurrence(forward, [fixed[n] for n in consts], carry, entering, reverse=reverse, **options)
 
-    def run_transposed_(arrays, cotangents):
-        fixed, _, entering = tree.unflatten(arrays)
-        d_end, d_ys = cotangents[: loop.n_carry], cotangents[loop.n_carry :]
-        of_consts = [fixed[n] for n in consts]
-        d_consts, d_carry, d_x = run_transposed(
-            backward, of_consts, entering, d_end, d_ys, reverse=not reverse, **options
-        )
-        d_fixed = dict(zip(consts, d_consts, strict=True))
-        return [*(d_fixed[n] for n in sorted(fixed)), *d_carry, *d_x]
+        kernels["kernel"] = of_loop
+    if backward is not None:
 
-    return {"kernel": forward and run, "transposed_kernel": backward and run_transposed_}
+        def of_transpose(arrays, cotangents):
+            fixed, carry, entering = tree.unflatten(arrays)
+            d_end, d_ys = cotangents[: len(carry)], cotangents[len(carry) :]
+            d_consts, d_carry, d_x = run_transposed(
+                backward, [fixed[n] for n in consts], entering, d_end, d_ys, reverse=not reverse, **options
+            )
+            d_fixed = dict(zip(consts, d_consts, strict=True))
+            return [*(d_fixed[n] for n in sorted(fixed)), *d_carry, *d_x]
+
+        kernels["transposed_kernel"] = of_transpose
+    return kernels
 
 
 def _padded(a: Any, least: int) -> Any:

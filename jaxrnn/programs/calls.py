@@ -61,7 +61,7 @@ def as_gpu_kernel(
         interpreted: the kernels run on every device, as they can where an interpreter runs them.
     """
     if interpreted and kernel is not None:  # an interpreter's callbacks are ordered where they stand, not in a call
-        return _differentiated_as(kernel, function)(*arrays)
+        return list(_differentiated_as(kernel, function)(*arrays))
     given = {"kernel": kernel, "transposed_kernel": transposed_kernel, "interpreted": interpreted}
     return _bind(gpu_kernel_p, function, function, arrays, **given)
 
