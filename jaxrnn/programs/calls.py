@@ -157,7 +157,7 @@ def _transpose(primitive: Primitive) -> Function:
     return transpose
 
 
-def _batch(arrays, axes, *, otherwise, **_):
+def _batch(arrays, axes, *, jaxpr, otherwise, **_):
     made = jax.vmap(otherwise, axes)(*arrays)
     return made, [0] * len(made)
 
