@@ -54,18 +54,6 @@ FAULTS = (
         tests("test_one_kernel", "loops_are_kernels"),
     ),
     Fault(
-        "a kernel of a GPU forgets what a product is made of",
-        "value = value - rounded.astype(value.dtype)",
-        "value = jnp.zeros_like(value)",
-        tests("test_persistent_kernels", "bfloat16"),
-    ),
-    Fault(
-        "a gradient of a scalar of one row alone",
-        "columns = jnp.sum(d, (0, 1))",
-        "columns = jnp.sum(d, 0)[0]",
-        tests("test_persistent_kernels", "two_rates"),
-    ),
-    Fault(
         "under vmap the form for one CPU",
         "made = jax.vmap(otherwise, axes)(*arrays)",
         "made = jax.vmap(jaxpr_as_fun(jaxpr), axes)(*arrays)",
