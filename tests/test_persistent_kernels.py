@@ -13,6 +13,7 @@ import jaxrnn as jr
 from jaxrnn.kernels import memory
 from jaxrnn.kernels.persistent import missing_for_kernels, run_recurrence
 from jaxrnn.kernels.recurrence import ELEMENTWISE, cut
+from jaxrnn.kernels.split import fit
 from jaxrnn.programs.tracing import flat_program
 from tests.documents import ROOT
 
@@ -168,7 +169,7 @@ def test_every_elementwise_operation_lowers_and_is_computed():
     (W,), (h,), (x,) = [[drawn(jax.ShapeDtypeStruct((H, H), jnp.float32), seed)] for seed in range(3)]
     program, _, _ = flat_program(step, [W], [h], [x])
     program = program._replace(consts={program.inputs[0]: None}, inputs=program.inputs[1:])
-    recurrence = cut(program, 1)
+    recurrence = fit(cut(program, 1))
     assert {op.name for op in recurrence.each_step} >= ELEMENTWISE
     run = functools.partial(run_recurrence, recurrence, steps=1, reverse=False)
     assert "@mosaic_gpu" in lowered_for_cuda(run, [W], [h], [x[None]])

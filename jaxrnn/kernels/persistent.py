@@ -15,9 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrnn.kernels.memory import ROWS
 from jaxrnn.kernels.recurrence import Operand, Product, Recurrence, TransposedRecurrence, operand, product
+from jaxrnn.kernels.split import order
 from jaxrnn.programs.program import Op, evaluate
 
 WIDEST = 256  # columns of one tensor core instruction
@@ -87,18 +89,17 @@ def run_recurrence(
         over_time |= dict(zip(made, jax.vmap(one_step)(list(xs)), strict=True))
 
     padding = -B % ROWS
+    n_carry, outputs = recurrence.n_carry, program.outputs
     arrays = [
-        *(_weight(known[w.weight], w) for w in recurrence.weights),
-        *(jnp.reshape(_padded(known[n], 0, 0), (-1,)) for n in recurrence.vectors),
-        *(_padded(known[n], 0, padding) for n in recurrence.rows),
-        *(_padded(a, 0, padding) for a in carry),
-        *(_padded(over_time[n], 1, padding) for n in recurrence.entering),
+        *(_weight(recurrence, known[w.weight], w) for w in recurrence.weights),
+        *(_entering(recurrence, n, jnp.reshape(known[n], (-1,)), 0, 0) for n in recurrence.vectors),
+        *(_entering(recurrence, n, known[n], 0, padding) for n in recurrence.rows),
+        *(_entering(recurrence, n, a, 0, padding) for n, a in zip(recurrence.carry, carry, strict=True)),
+        *(_entering(recurrence, n, over_time[n], 1, padding) for n in recurrence.entering),
     ]
-    outputs = _kernel(recurrence, steps, B + padding, reverse, interpret)(*arrays)
-    n = recurrence.n_carry
-    kinds = [program.kinds[n] for n in program.outputs]
-    end = [_entered_as(a[:B], kind.dtype) for a, kind in zip(outputs[:n], kinds[:n], strict=True)]
-    ys = [_entered_as(a[:, :B], kind.dtype) for a, kind in zip(outputs[n:], kinds[n:], strict=True)]
+    left = _kernel(recurrence, steps, B + padding, reverse, interpret)(*arrays)
+    end = [_leaving(recurrence, n, a[:B]) for n, a in zip(outputs[:n_carry], left, strict=False)]
+    ys = [_leaving(recurrence, n, a[:, :B]) for n, a in zip(outputs[n_carry:], left[n_carry:], strict=False)]
     return [*end, *ys]
 
 
@@ -141,43 +142,63 @@ def _added_up(d: Any, shape: tuple[int, ...]) -> Any:
     return jnp.reshape(columns if math.prod(shape) == columns.size else jnp.sum(columns), shape)
 
 
-def _weight(W: Any, product: Product) -> Any:
-    """(N, K), K contracted: tensor cores read numbers of 32 bits in no other order."""
-    return W if product.axis == 1 else W.T
+def _weight(recurrence: Recurrence, W: Any, of: Product) -> Any:
+    """(blocks, N, K), K contracted: tensor cores read numbers of 32 bits in no other order."""
+    W = W if of.axis == 1 else W.T
+    op = next(op for op in recurrence.each_step if op.name == "dot_general" and product(op) == of)
+    W = W[_order(recurrence, op.outputs[0])][:, _order(recurrence, op.inputs[0])]
+    return W.reshape(recurrence.blocks, *recurrence.weight_shape(of))
 
 
-def _padded(a: Any, axis: int, padding: int) -> Any:
+def _order(recurrence: Recurrence, n: int) -> Any:
+    """The columns of a value, one block's after the other's."""
+    widths = recurrence.pieces.get(n, ())
+    return order(widths, recurrence.blocks) if len(widths) > 1 else slice(None)
+
+
+def _entering(recurrence: Recurrence, n: int, a: Any, axis: int, padding: int) -> Any:
     """Rows for whole blocks, copies of the last: numbers that the step was made for. Flags enter as numbers."""
-    a = a.astype(jnp.float32) if a.dtype == jnp.bool_ else a
+    a = (a.astype(jnp.float32) if a.dtype == jnp.bool_ else a)[..., _order(recurrence, n)]
     widths = [(0, padding if i == axis else 0) for i in range(a.ndim)]
     return jnp.pad(a, widths, mode="edge") if padding else a
 
 
-def _entered_as(a: Any, dtype: Any) -> Any:
-    return a != 0 if dtype == jnp.bool_ else a
+def _leaving(recurrence: Recurrence, n: int, a: Any) -> Any:
+    """An output as the program has it."""
+    columns = _order(recurrence, n)
+    a = a if isinstance(columns, slice) else a[..., np.argsort(columns)]
+    return a != 0 if recurrence.program.kinds[n].dtype == jnp.bool_ else a
 
 
 def _kernel(recurrence: Recurrence, T: int, rows: int, reverse: bool, interpret: bool) -> Callable[..., list[Any]]:
     _, plgpu = _pallas()
-    program = recurrence.program
-    kinds = program.kinds
+    program, kinds, blocks = recurrence.program, recurrence.program.kinds, recurrence.blocks
 
-    def dtype(n):
-        return jnp.dtype("float32") if kinds[n].dtype == jnp.bool_ else kinds[n].dtype
+    def output(n, *leading):
+        dtype = jnp.dtype("float32") if kinds[n].dtype == jnp.bool_ else kinds[n].dtype
+        return jax.ShapeDtypeStruct((*leading, rows, kinds[n].shape[1] * blocks), dtype)
 
-    end = [jax.ShapeDtypeStruct((rows, kinds[n].shape[1]), dtype(n)) for n in program.outputs[: recurrence.n_carry]]
-    ys = [jax.ShapeDtypeStruct((T, rows, kinds[n].shape[1]), dtype(n)) for n in program.outputs[recurrence.n_carry :]]
-    weights = [
-        plgpu.SMEM(kinds[w.weight].shape[:: 1 if w.axis == 1 else -1], kinds[w.weight].dtype)
-        for w in recurrence.weights
-    ]
-    operands = [[plgpu.SMEM((ROWS, kinds[n].shape[1]), dtype)] * parts for n, dtype, parts in recurrence.operands]
+    end = [output(n) for n in program.outputs[: recurrence.n_carry]]
+    ys = [output(n, T) for n in program.outputs[recurrence.n_carry :]]
+    weights = [plgpu.SMEM(recurrence.weight_shape(w), kinds[w.weight].dtype) for w in recurrence.weights]
+    operands, parts_of_a_block, exchanged = [], [], []
+    for n, dtype, parts in recurrence.operands:
+        own = kinds[n].shape[1]
+        operands.append([plgpu.SMEM((ROWS, own * blocks), dtype)] * parts)
+        if blocks > 1:
+            parts_of_a_block.append([plgpu.SMEM((ROWS, own), dtype)] * parts)
+            exchanged += [jax.ShapeDtypeStruct((2, rows, own * blocks), dtype)] * parts
+    barriers = [plgpu.Barrier(num_arrivals=len(weights))]
+    if blocks > 1:
+        barriers += [plgpu.Barrier(), plgpu.ClusterBarrier(collective_axes=("units",))]
     return plgpu.kernel(
         functools.partial(_body, recurrence, T, reverse),
-        out_type=[*end, *ys],
-        scratch_types=[*weights, *operands, plgpu.Barrier(num_arrivals=len(weights))],
+        out_type=[*end, *ys, *exchanged],
+        scratch_types=[*weights, *operands, *parts_of_a_block, *barriers],
         grid=(rows // ROWS,),
         grid_names=("rows",),
+        cluster=(blocks,) if blocks > 1 else (),
+        cluster_names=("units",) if blocks > 1 else (),
         interpret=plgpu.InterpretGPUParams() if interpret else None,
         kernel_name="recurrence",
     )
@@ -186,7 +207,8 @@ def _kernel(recurrence: Recurrence, T: int, rows: int, reverse: bool, interpret:
 def _body(recurrence: Recurrence, T: int, reverse: bool, *refs: Any) -> None:
     """What one block does."""
     pl, plgpu = _pallas()
-    program = recurrence.program
+    program, kinds, blocks = recurrence.program, recurrence.program.kinds, recurrence.blocks
+    n_carry, n_operands = recurrence.n_carry, len(recurrence.operands)
     taken = iter(refs)
 
     def take(count):
@@ -194,46 +216,78 @@ def _body(recurrence: Recurrence, T: int, reverse: bool, *refs: Any) -> None:
 
     weights = take(len(recurrence.weights))
     vectors, constant_rows = take(len(recurrence.vectors)), take(len(recurrence.rows))
-    carry, entering = take(recurrence.n_carry), take(len(recurrence.entering))
-    end, ys = take(recurrence.n_carry), take(len(program.outputs) - recurrence.n_carry)
+    carry, entering = take(n_carry), take(len(recurrence.entering))
+    end, ys = take(n_carry), take(len(program.outputs) - n_carry)
+    exchanged = [take(of.parts) for of in recurrence.operands] if blocks > 1 else [[]] * n_operands
     in_shared = dict(zip(recurrence.weights, take(len(weights)), strict=True))
-    operands = dict(zip(recurrence.operands, take(len(recurrence.operands)), strict=True))
-    (barrier,) = take(1)
+    whole = take(n_operands)
+    own = take(n_operands) if blocks > 1 else whole
+    operands = dict(zip(recurrence.operands, zip(whole, own, exchanged, strict=True), strict=True))
     rows = pl.ds(jax.lax.axis_index("rows") * ROWS, ROWS)
+    block = jax.lax.axis_index("units") if blocks > 1 else 0
+    filled, *between_blocks = taken
+
+    def columns(n):
+        width = kinds[n].shape[-1] if kinds[n].ndim else 1
+        return pl.ds(block * width, width) if blocks > 1 and n in recurrence.pieces else slice(None)
+
+    def read(numbers, refs, *index):
+        return {n: _read(kinds[n], ref, *index, columns(n)) for n, ref in zip(numbers, refs, strict=True)}
+
+    def write(numbers, refs, values, *index):
+        for n, ref, value in zip(numbers, refs, values, strict=True):
+            _write(value, ref, *index, columns(n))
 
     for source, W in zip(weights, in_shared.values(), strict=True):
-        plgpu.copy_gmem_to_smem(source, W, barrier)
-    plgpu.barrier_wait(barrier)
-    fixed = {n: _read(program, n, ref, ...) for n, ref in zip(recurrence.vectors, vectors, strict=True)}
-    fixed |= {n: _read(program, n, ref, rows) for n, ref in zip(recurrence.rows, constant_rows, strict=True)}
+        plgpu.copy_gmem_to_smem(source.at[block], W, filled)
+    plgpu.barrier_wait(filled)
+    fixed = read(recurrence.vectors, vectors) | read(recurrence.rows, constant_rows, rows)
 
     def step(i, held):
         t = T - 1 - i if reverse else i
-        values = dict(fixed) | dict(zip(recurrence.carry, held, strict=True))
-        values |= {n: _read(program, n, ref, t, rows) for n, ref in zip(recurrence.entering, entering, strict=True)}
+        values = fixed | dict(zip(recurrence.carry, held, strict=True)) | read(recurrence.entering, entering, t, rows)
         stored: set[Operand] = set()
 
         def multiply(op):
-            x, out = operand(program, op), program.kinds[op.outputs[0]]
+            x, out = operand(program, op), kinds[op.outputs[0]]
+            whole, own, exchanged = operands[x]
             if x not in stored:
-                _store_in_parts(values[x.value], operands[x])
+                _store_in_parts(values[x.value], own)
                 plgpu.commit_smem()
+                if blocks > 1:
+                    _hand_over(
+                        own, whole, [ref.at[i % 2, rows] for ref in exchanged], columns(x.value), *between_blocks
+                    )
                 stored.add(x)
-            multiply = functools.partial(_multiply, operands[x], in_shared[product(op)])
+            multiply = functools.partial(_multiply, whole, in_shared[product(op)])
             return pl.run_scoped(multiply, plgpu.ACC((ROWS, out.shape[1]), jnp.float32)).astype(out.dtype)
 
         for op in recurrence.each_step:
             made = [multiply(op)] if op.name == "dot_general" else _elementwise(recurrence, op, values)
             values.update(zip(op.outputs, made, strict=True))
         new = [_whole(recurrence, n, values) for n in program.outputs]
-        for n, ref, value in zip(program.outputs[recurrence.n_carry :], ys, new[recurrence.n_carry :], strict=True):
-            _write(program, n, value, ref, t, rows)
-        return tuple(new[: recurrence.n_carry])
+        write(program.outputs[n_carry:], ys, new[n_carry:], t, rows)
+        return tuple(new[:n_carry])
 
-    start = tuple(_read(program, n, ref, rows) for n, ref in zip(recurrence.carry, carry, strict=True))
+    start = tuple(read(recurrence.carry, carry, rows).values())
     held = jax.lax.fori_loop(0, T, step, start)
-    for n, ref, value in zip(recurrence.carry, end, held, strict=True):
-        _write(program, n, value, ref, rows)
+    write(program.outputs[:n_carry], end, held, rows)
+
+
+def _hand_over(own: Any, whole: Any, exchanged: Any, columns: Any, arrived: Any, all_blocks: Any) -> None:
+    """The parts of all blocks of an operand, from their shared memory into that of each, by way of global memory.
+
+    Two buffers take turns: who is at step t + 2 has met all others at step t + 1, where they had read those of step t.
+    """
+    _, plgpu = _pallas()
+    for part, shared in zip(own, exchanged, strict=True):
+        plgpu.copy_smem_to_gmem(part, shared.at[:, columns])
+    plgpu.wait_smem_to_gmem(0)
+    plgpu.barrier_arrive(all_blocks)
+    plgpu.barrier_wait(all_blocks)
+    for shared, part in zip(exchanged, whole, strict=True):
+        plgpu.copy_gmem_to_smem(shared, part, arrived)
+        plgpu.barrier_wait(arrived)
 
 
 def _store_in_parts(value: Any, parts: Sequence[Any]) -> None:
@@ -298,19 +352,19 @@ def _whole(recurrence: Recurrence, n: int, values: dict[int, Any], width: int | 
     return jax.lax.broadcast_in_dim(value, shape, (1,))
 
 
-def _read(program: Any, n: int, ref: Any, *index: Any) -> Any:
+def _read(kind: Any, ref: Any, *index: Any) -> Any:
     _, plgpu = _pallas()
-    value = plgpu.load(ref.at[index], optimized=_whole_lines(ref))
-    return value != 0 if program.kinds[n].dtype == jnp.bool_ else value
+    value = plgpu.load(ref.at[index], optimized=_whole_lines(ref, kind.shape[-1] if kind.ndim else 1))
+    return value != 0 if kind.dtype == jnp.bool_ else value
 
 
-def _write(program: Any, n: int, value: Any, ref: Any, *index: Any) -> None:
+def _write(value: Any, ref: Any, *index: Any) -> None:
     _, plgpu = _pallas()
-    value = value.astype(jnp.float32) if program.kinds[n].dtype == jnp.bool_ else value
-    plgpu.store(ref.at[index], value, optimized=_whole_lines(ref))
+    value = value.astype(jnp.float32) if value.dtype == jnp.bool_ else value
+    plgpu.store(ref.at[index], value, optimized=_whole_lines(ref, value.shape[-1]))
 
 
-def _whole_lines(ref: Any) -> bool:
+def _whole_lines(ref: Any, columns: int) -> bool:
     """Whether threads read whole cache lines: of others the compiler has no optimised access, and says so."""
     itemsize: int = ref.dtype.itemsize
-    return itemsize == 4 and ref.shape[-1] * itemsize % 128 == 0
+    return itemsize == 4 and columns * itemsize % 128 == 0

@@ -7,7 +7,8 @@ and what of x no kernel can do (products, or flags spread over features) for all
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +67,8 @@ class Recurrence(NamedTuple):
     filled: dict[int, Any]  # constants that are one number everywhere, with it
     entering: list[int]  # what the kernel reads at each step
     operands: list[Operand]
+    blocks: int = 1  # that share the units; where there are several, widths in ``program`` are one block's
+    pieces: Mapping[int, list[int]] = MappingProxyType({})  # of each value that is split, the widths of all its pieces
 
     @property
     def carry(self) -> list[int]:
@@ -81,10 +84,19 @@ class Recurrence(NamedTuple):
 
     def shared_memory(self) -> int:
         """The bytes of shared memory that a block takes."""
-        kinds = self.program.kinds
-        weights = [(kinds[w.weight].shape, kinds[w.weight].dtype) for w in self.weights]
-        operands = [((ROWS, kinds[of.value].shape[1]), of.dtype) for of in self.operands for _ in range(of.parts)]
-        return shared_memory_needed([*weights, *operands])
+        kinds, arrays = self.program.kinds, []
+        for w in self.weights:
+            arrays.append((self.weight_shape(w), kinds[w.weight].dtype))
+        for n, dtype, parts in self.operands:
+            own = kinds[n].shape[1]
+            arrays += [((ROWS, own * self.blocks), dtype)] * parts
+            arrays += [((ROWS, own), dtype)] * (parts if self.blocks > 1 else 0)
+        return shared_memory_needed(arrays)
+
+    def weight_shape(self, product: Product) -> tuple[int, int]:
+        """(N, K) of a block's weights, K contracted."""
+        shape = self.program.kinds[product.weight].shape
+        return shape[1 - product.axis] // self.blocks, shape[product.axis]
 
 
 def cut(program: Program, n_carry: int) -> Recurrence:
@@ -157,7 +169,6 @@ def cut(program: Program, n_carry: int) -> Recurrence:
         operands=list(dict.fromkeys(operand(program, op) for op in products)),
     )
     assert of_products.issuperset(n for n in constants if n not in elementwise)
-    _check_sizes(recurrence)
     return recurrence
 
 
@@ -318,8 +329,12 @@ def product(op: Op) -> Product:
     return Product(op.inputs[1], op.params["dimension_numbers"][0][1][0])
 
 
-def _check_sizes(recurrence: Recurrence) -> None:
-    """Widths that the layouts of tensor cores divide, and weights that one block's shared memory holds."""
+def check_sizes(recurrence: Recurrence) -> None:
+    """Widths that the layouts of tensor cores divide, and weights that one block's shared memory holds.
+
+    Raises:
+        NoKernelError: they do not, or it does not.
+    """
     program = recurrence.program
     for n in (*recurrence.carry, *recurrence.entering, *(n for op in recurrence.each_step for n in op.outputs)):
         if (shape := program.kinds[n].shape)[1] % 8:
@@ -330,7 +345,7 @@ def _check_sizes(recurrence: Recurrence) -> None:
             raise NoKernelError(f"a product with {columns} columns, whose sums the registers of a block cannot hold")
     for n, dtype, _ in recurrence.operands:
         shape = program.kinds[n].shape
-        if shape[1] * dtype.itemsize % 32:
+        if shape[1] * recurrence.blocks * dtype.itemsize % 32:
             raise NoKernelError(f"a product of {shape} in {dtype}; its rows must be multiples of 32 bytes")
     if (needed := recurrence.shared_memory()) > SHARED_MEMORY:
         shapes = " and ".join(str(program.kinds[w.weight].shape) for w in recurrence.weights)

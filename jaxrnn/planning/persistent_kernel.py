@@ -8,7 +8,8 @@ from __future__ import annotations
 import jax
 
 from jaxrnn.kernels.persistent import missing_for_kernels
-from jaxrnn.kernels.recurrence import NoKernelError, cut, cut_transposed
+from jaxrnn.kernels.recurrence import NoKernelError, Recurrence, cut, cut_transposed
+from jaxrnn.kernels.split import fit
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import PlannedStep
 from jaxrnn.programs.program import reached_from
@@ -37,20 +38,25 @@ def persistent_kernel(step: PlannedStep) -> PlannedStep:
     if not jax.sharding.get_abstract_mesh().empty:
         return step.noting(not_persistent=["both, because the run is on a mesh"])
     try:
-        forward = cut(primal.step(primal.parts()), primal.n_carry)
+        forward = fit(cut(primal.step(primal.parts()), primal.n_carry))
         primal = primal._replace(forward_kernel=forward, interpreted=interpreted)
-        made.append("forward")
+        made.append(_named("forward", forward))
     except NoKernelError as reason:
         missed.append(f"forward, because of {reason}")
     if tangent is not None:
         try:
             linear = reached_from(tangent.program.ops, [*_tangents(step), *tangent.d_consts])
             backward = cut_transposed(tangent.step(tangent.parts()), tangent.n_carry, linear)
+            backward = backward._replace(recurrence=fit(backward.recurrence))
             tangent = tangent._replace(backward_kernel=backward, interpreted=interpreted)
-            made.append("backward")
+            made.append(_named("backward", backward.recurrence))
         except NoKernelError as reason:
             missed.append(f"backward, because of {reason}")
     return step._replace(primal=primal, tangent=tangent).noting(persistent=made, not_persistent=missed)
+
+
+def _named(loop: str, recurrence: Recurrence) -> str:
+    return loop if recurrence.blocks == 1 else f"{loop} by {recurrence.blocks} blocks"
 
 
 def _tangents(step: PlannedStep) -> list[int]:
