@@ -12,8 +12,8 @@ import pytest
 import jaxrnn as jr
 from jaxrnn.kernels import memory
 from jaxrnn.kernels.persistent import missing_for_kernels, run_recurrence
-from jaxrnn.kernels.recurrence import ELEMENTWISE, cut
-from jaxrnn.kernels.split import fit
+from jaxrnn.kernels.recurrence import ELEMENTWISE, NoKernelError, cut
+from jaxrnn.kernels.split import fit, order, split
 from jaxrnn.programs.tracing import flat_program
 from tests.documents import ROOT
 
@@ -112,6 +112,21 @@ def test_in_bfloat16_it_computes_what_the_scan_of_its_plan_computes():
     assert_close(*jax.jit(lambda: [run(INTERPRETED), run(KERNEL)])(), rtol=1e-5, atol=1e-5)
 
 
+@has_kernels
+def test_blocks_of_a_cluster_share_the_units(monkeypatch):
+    """Two blocks hand their parts of each operand to each other; what one reads has to be there, and of this step."""
+    monkeypatch.setattr("jaxrnn.planning.persistent_kernel.fit", functools.partial(split, blocks=2))
+    cell = jr.lstm(I, 16)
+    arguments = problem(cell)
+
+    def run(plan):
+        return jax.value_and_grad(loss(cell, plan), (0, 1, 2), has_aux=True)(*arguments)
+
+    (said,) = jr.explain(jr.scan(cell, plan=INTERPRETED), arguments[0], arguments[2]).scans
+    assert said.persistent == ["forward by 2 blocks", "backward by 2 blocks"]
+    assert_close(*jax.jit(lambda: [run(INTERPRETED), run("plain")])(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("plan", [KERNEL, pytest.param(INTERPRETED, marks=has_kernels)], ids=["cpu", "interpret"])
 def test_it_differentiates_and_batches_as_the_scan_does(plan):
     cell = jr.elman(I, H)
@@ -137,11 +152,13 @@ def lowered_for_cuda(function, *arguments):
 
 
 @has_kernels
-@pytest.mark.parametrize("size, dtype", [(64, "bfloat16"), (40, "float32")])
-def test_it_lowers_for_cuda_without_a_loop(size, dtype):
+@pytest.mark.parametrize("size, dtype, blocks", [(64, "bfloat16", 1), (40, "float32", 1), (256, "bfloat16", 4)])
+def test_it_lowers_for_cuda_without_a_loop(size, dtype, blocks):
     cell = jr.lstm(16, size, dtype=dtype)
     arguments = problem(cell, (T, 16, 16), dtype)
     gradient = lambda plan: jax.grad(lambda *a: loss(cell, plan)(*a)[0])
+    (said,) = jr.explain(jr.scan(cell, plan=KERNEL), arguments[0], arguments[2]).scans
+    assert said.persistent[0] == ("forward" if blocks == 1 else f"forward by {blocks} blocks")
     kernels = lowered_for_cuda(gradient(KERNEL), *arguments)
     assert (kernels.count("@mosaic_gpu"), kernels.count("stablehlo.while")) == (2, 0)
     assert "@mosaic_gpu" not in lowered_for_cuda(gradient("auto"), *arguments), "asked for by nobody"
@@ -200,9 +217,13 @@ REFUSED = {
     "shared memory": (
         jr.lstm(I, 120),
         (T, B, I),
-        "weights (120, 480), with operands 261120 bytes, where the shared memory of a block has 232448",
+        "weights (120, 480), with operands 261120 bytes, where the shared memory of a block has 232448, and no cluster",
     ),
-    "registers": (jr.lstm(I, 128, dtype="bfloat16"), (T, B, I), "a product with 512 columns, whose sums the registers"),
+    "registers": (
+        jr.lstm(I, 1024, dtype="bfloat16"),
+        (T, B, I),
+        "a product with 4096 columns, whose sums the registers",
+    ),
     "unknown": (
         of_step(lambda W, h: jnp.expm1(h @ W)),
         (T, B, H),
@@ -271,6 +292,26 @@ def test_it_is_asked_for_by_name_alone():
         jr.scan(jr.lstm(I, H), plan=jr.Plan(persistent_kernel=None))
     layer = jr.scan(jr.lstm(I, H), plan=KERNEL)
     assert jr.build(layer.spec.to_dict()).spec == layer.spec
+
+
+def test_a_block_has_a_share_of_each_piece():
+    """Two gates of 16 and 32 columns over two blocks, then a slice that leaves no block multiples of 8."""
+    assert order([16, 32], 2).tolist() == [*range(8), *range(16, 32), *range(8, 16), *range(32, 48)]
+    W, h = jnp.ones((48, 48)), jnp.ones((B, 48))
+
+    def pieces_of(cut_at):
+        def step(consts, carry, xs):
+            a = carry[0] @ consts[0]
+            return [jnp.concatenate([jnp.tanh(a[:, cut_at:]), a[:, :cut_at]], axis=1)]
+
+        program, _, _ = flat_program(step, [W], [h], [])
+        program = program._replace(consts={program.inputs[0]: None}, inputs=program.inputs[1:])
+        recurrence = split(cut(program, 1), 2)
+        return recurrence.pieces[recurrence.carry[0]]
+
+    assert pieces_of(16) == [32, 16]
+    with pytest.raises(NoKernelError, match="8 columns over 2 blocks; each block has multiples of 8"):
+        pieces_of(8)
 
 
 # ---- what fits where ---------------------------------------------------------------------------

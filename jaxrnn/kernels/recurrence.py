@@ -169,6 +169,7 @@ def cut(program: Program, n_carry: int) -> Recurrence:
         operands=list(dict.fromkeys(operand(program, op) for op in products)),
     )
     assert of_products.issuperset(n for n in constants if n not in elementwise)
+    _check_widths(recurrence)
     return recurrence
 
 
@@ -329,26 +330,31 @@ def product(op: Op) -> Product:
     return Product(op.inputs[1], op.params["dimension_numbers"][0][1][0])
 
 
-def check_sizes(recurrence: Recurrence) -> None:
-    """Widths that the layouts of tensor cores divide, and weights that one block's shared memory holds.
-
-    Raises:
-        NoKernelError: they do not, or it does not.
-    """
+def _check_widths(recurrence: Recurrence) -> None:
+    """Widths that the layouts of tensor cores divide."""
     program = recurrence.program
     for n in (*recurrence.carry, *recurrence.entering, *(n for op in recurrence.each_step for n in op.outputs)):
         if (shape := program.kinds[n].shape)[1] % 8:
             raise NoKernelError(f"a value of shape {shape}; features must be a multiple of 8")
+    for n, dtype, _ in recurrence.operands:
+        shape = program.kinds[n].shape
+        if shape[1] * dtype.itemsize % 32:
+            raise NoKernelError(f"a product of {shape} in {dtype}; its rows must be multiples of 32 bytes")
+
+
+def check_memory(recurrence: Recurrence) -> None:
+    """Whether one block's registers hold the sums, and its shared memory the weights.
+
+    Raises:
+        NoKernelError: they do not.
+    """
+    program = recurrence.program
     for op in recurrence.each_step:
         columns = program.kinds[op.outputs[0]].shape[1]
         if op.name == "dot_general" and accumulator_registers(columns) > REGISTERS:
             raise NoKernelError(f"a product with {columns} columns, whose sums the registers of a block cannot hold")
-    for n, dtype, _ in recurrence.operands:
-        shape = program.kinds[n].shape
-        if shape[1] * recurrence.blocks * dtype.itemsize % 32:
-            raise NoKernelError(f"a product of {shape} in {dtype}; its rows must be multiples of 32 bytes")
     if (needed := recurrence.shared_memory()) > SHARED_MEMORY:
-        shapes = " and ".join(str(program.kinds[w.weight].shape) for w in recurrence.weights)
+        shapes = " and ".join(str(recurrence.weight_shape(w)[::-1]) for w in recurrence.weights)
         raise NoKernelError(
             f"weights {shapes}, with operands {needed} bytes, where the shared memory of a block has {SHARED_MEMORY}"
         )

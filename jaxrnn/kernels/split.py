@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn.kernels.recurrence import ALONG_FEATURES, NoKernelError, Recurrence, check_sizes, product
+from jaxrnn.kernels.recurrence import ALONG_FEATURES, NoKernelError, Recurrence, check_memory, product
 from jaxrnn.programs.program import Op
 
 Position = tuple[int, int]  # of a value, a column: pieces may end there
@@ -23,17 +23,17 @@ def fit(recurrence: Recurrence) -> Recurrence:
     """The recurrence for the fewest blocks that can hold it.
 
     Raises:
-        NoKernelError: no cluster can; why one block cannot.
+        NoKernelError: no cluster can.
     """
     reasons = []
     for blocks in (1, 2, 4, 8):  # larger clusters are not portable
         try:
             found = recurrence if blocks == 1 else split(recurrence, blocks)
-            check_sizes(found)
+            check_memory(found)
             return found
         except NoKernelError as reason:
             reasons.append(reason)
-    raise reasons[0]
+    raise NoKernelError(f"{reasons[0]}, and no cluster of up to 8 blocks can hold it")
 
 
 def split(recurrence: Recurrence, blocks: int) -> Recurrence:
