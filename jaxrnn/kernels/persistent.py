@@ -2,8 +2,9 @@
 
 A block has 64 rows of the batch. It copies the weights to shared memory once and keeps the carry in registers. At each
 step it puts what is multiplied next into shared memory, the tensor cores multiply it (``wgmma``), and the elementwise
-work of the step is done on the products where they are, in registers. Blocks never wait for each other: rows of a batch
-do not meet, and a step whose weights one block cannot hold is refused by ``recurrence``.
+work of the step is done on the products where they are, in registers. Rows of a batch do not meet, so their blocks do
+not wait for each other. Where one block cannot hold the weights, a cluster of blocks shares the units of the same rows,
+and hands over its parts of each operand (``split``).
 """
 
 from __future__ import annotations
