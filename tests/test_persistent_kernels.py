@@ -137,7 +137,7 @@ def test_blocks_of_a_cluster_share_the_units():
     code = "from tests.test_persistent_kernels import compare_two_blocks; compare_two_blocks()"
     threads = dict.fromkeys(("NPROC", "PJRT_NPROC"), "16")
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | threads, capture_output=True, text=True, timeout=180
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | threads, capture_output=True, text=True, timeout=300
     )
     assert done.stdout == "compared\n", done.stderr
 
