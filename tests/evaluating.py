@@ -99,7 +99,7 @@ def _array(value):
 
 
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
-CALLS |= {"one_kernel", "on_one_cpu"}  # ours (jaxrnn/programs/calls.py)
+CALLS |= {"one_kernel", "on_one_cpu", "gpu_kernel"}  # ours (jaxrnn/programs/calls.py)
 INNER = ("jaxpr", "call_jaxpr")  # where a call keeps its program
 
 

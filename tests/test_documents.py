@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxrnn as jr
 from experiments.markdown import parts_of
 from jaxrnn.training import checkpoints
 from tests.documents import ROOT, pages, run, sections
@@ -24,7 +25,7 @@ def test_every_page_with_blocks_is_run():
     tested = {
         "CONTRIBUTING.md",  # in tests/test_contributing.py
         *("README.md", "docs/conventions.md", "docs/gradients.md", "docs/migrating.md", "docs/plans.md"),
-        *("docs/reinforcement_learning.md", "docs/training.md"),
+        *("docs/persistent_kernels.md", "docs/reinforcement_learning.md", "docs/training.md"),
     }
     others = {page for page in pages() if not page.startswith("docs/api/")}  # those: tests/test_api_pages.py
     assert others == tested, "run the page in a test, with values that matter, and name it here"
@@ -95,6 +96,15 @@ def test_plans():
     for ours, theirs in zip(jax.tree.leaves(names["gradient"]), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)  # sums over 42 steps and rows
     assert names["gradients"].W_hh.shape == (4, 8, 32) and names["gradients"].W_hh.any()
+
+
+def test_persistent_kernels():
+    names = run("docs/persistent_kernels.md")
+    (scan,) = names["explanation"].scans
+    assert scan.persistent == ["forward", "backward"] or "needs JAX 0.12" in scan.not_persistent[0]
+    carry, ys = jr.scan(jr.lstm(16, 64, dtype="bfloat16"), plan="plain").apply(names["params"], names["xs"])
+    for got, want in zip(jax.tree.leaves((names["carry"], names["ys"])), jax.tree.leaves((carry, ys)), strict=True):
+        np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), rtol=0, atol=2**-8)  # bfloat16
 
 
 def test_reinforcement_learning():

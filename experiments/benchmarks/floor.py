@@ -22,10 +22,11 @@ from jax.nn import sigmoid
 from experiments import markdown
 from experiments.benchmarks.__main__ import CORES_THAT_DISTURB, shape_of
 from experiments.benchmarks.contestants import BEFORE, BY_NAME, PEER_NAMES, PLAIN, PLAN, TORCH, Contestant
+from experiments.benchmarks.measuring import measure, notes_of
 from experiments.benchmarks.problems import SHAPES, Problem
 from experiments.benchmarks.programs import Traced
 from experiments.benchmarks.report import DASH
-from experiments.benchmarks.suites import Group, Row, measure, notes_of, sequence_entry
+from experiments.benchmarks.suites import Group, Row, sequence_entry
 from experiments.benchmarks.timing import Budget
 from experiments.environment import environment, sentence
 from experiments.exits import said

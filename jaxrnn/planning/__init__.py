@@ -30,6 +30,7 @@ order in which they run (``PASSES`` in ``planned_scan.py``):
     cut_weights            weights that the step cuts into pieces are cut once, where they are small
     contract               products outside the tangent loop get transposes that run fastest
     one_kernel             a loop of one row is to be one kernel of the CPU
+    persistent_kernel      the loops are to be kernels of a GPU, where the plan asks for them
 
 All but ``linearize`` may be left out: the numbers are the same, up to the order of sums. A new pass is a function, a
 file, an entry of ``PASSES`` and of this list, and a test (CONTRIBUTING.md). What passes know of primitives stands in
@@ -203,7 +204,7 @@ JAX transposes this tangent where a gradient is asked for. The backward loop put
 loop reads ``am``. The line of ``s`` becomes ∂L/∂W_hh = Σ_t h_{t-1}ᵀ d_t, that of ``w`` ∂L/∂W_xh = Σ_t x_tᵀ d_t, each
 one contraction over time and batch; that of ``v`` becomes the gradient by x, d_t W_xhᵀ, one product for all t.
 
-``one_kernel`` leaves these loops of two rows as they are.
+``one_kernel`` leaves these loops of two rows as they are, and ``persistent_kernel`` all for which it is not asked.
 """
 
 from jaxrnn.planning.explanation import Explanation, ScanExplanation, explain

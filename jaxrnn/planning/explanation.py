@@ -38,6 +38,8 @@ class ScanExplanation:
         contracted: products whose weights' gradients are one contraction each, after the backward loop.
         added_in_loop: products whose weights' gradients the backward loop adds up.
         one_kernel: the loops, "forward" and "backward", that one CPU device runs as one kernel.
+        persistent: the loops, "forward" and "backward", that one GPU runs as one kernel, or that are interpreted so.
+        not_persistent: those asked for that it does not, with what keeps them out.
         saved: the shapes of what is saved at each step for the backward pass.
         constants: the file of constants by which the plan chose, as ``python -m jaxrnn tune`` writes it; None: it chose
             by the defaults.
@@ -60,6 +62,8 @@ class ScanExplanation:
     contracted: list[str] = dataclasses.field(default_factory=list)
     added_in_loop: list[str] = dataclasses.field(default_factory=list)
     one_kernel: list[str] = dataclasses.field(default_factory=list)
+    persistent: list[str] = dataclasses.field(default_factory=list)
+    not_persistent: list[str] = dataclasses.field(default_factory=list)
     saved: list[str] = dataclasses.field(default_factory=list)
     constants: str | None = None
     programs: dict[str, PlannedStep] = dataclasses.field(default_factory=dict, repr=False)
@@ -90,6 +94,8 @@ class ScanExplanation:
             ("contracted after the backward loop", self.contracted),
             ("added up in the backward loop", self.added_in_loop),
             ("loops that are one kernel", self.one_kernel),
+            ("loops that are one kernel of a GPU", self.persistent),
+            ("loops that are no kernel of a GPU", self.not_persistent),
             ("saved at each step for the backward loop", self.saved),
         ):
             if entries:

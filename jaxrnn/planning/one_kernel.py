@@ -49,7 +49,12 @@ def plan_for_few_rows(program: Program, plan: Plan) -> Plan | None:
     """The plan of a step of few rows on one CPU device; None where the step has more, or where it would be the same."""
     kinds = [program.kinds[n] for n in (*program.consts, *program.inputs, *program.outputs)]
     on_mesh = not jax.sharding.get_abstract_mesh().empty or not all(kind.sharding.mesh.empty for kind in kinds)
-    if jax.default_backend() != "cpu" or on_mesh or 0 in (axis for kind in kinds for axis in kind.shape):
+    if (
+        jax.default_backend() != "cpu"
+        or plan.persistent_kernel
+        or on_mesh
+        or 0 in (axis for kind in kinds for axis in kind.shape)
+    ):
         return None
     fixed = program.fixed()
     products = [op for op in program.ops if has(op.name, PRODUCT) and not fixed.issuperset(op.outputs)]

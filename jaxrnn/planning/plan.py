@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxrnn._checks import nearest
 from jaxrnn._spec import registered
+from jaxrnn.kernels.persistent import missing_for_kernels
 
 
 @registered
@@ -30,7 +31,10 @@ class Plan(NamedTuple):
         one_kernel: on one CPU device the loop becomes one kernel, in which nothing is handed over from one operation to
             the next, where all that the step does is to multiply few rows by weights and small elementwise work. None:
             where it multiplies one row by at most 2¹⁹ weights, or R rows by at most 2¹⁵ / R.
-
+        persistent_kernel: on one GPU the loop becomes one kernel that keeps the weights in shared memory for all steps,
+            where the step is one that such a kernel can hold; ``jr.explain`` says where it is not, and why. Never run
+            on a GPU so far, so never on by itself. "interpret" runs it by Pallas' interpreter, on any device and very
+            slowly: to see that it computes the same. Needs JAX 0.12 or later.
         pack: sequences of different lengths share lanes, two each, the longest with the shortest, and the loop ends
             with the last of them: for lengths spread evenly up to T about T steps of half the rows. Where ``lengths``
             or a mask is given, B is 3 or more, and the step treats each row by itself, which is looked at; else
@@ -48,6 +52,7 @@ class Plan(NamedTuple):
     contract: bool | None = None
     recompute: bool = True
     one_kernel: bool | None = None
+    persistent_kernel: bool | str = False
     pack: bool = False
 
 
@@ -55,6 +60,9 @@ def check_plan(who: str, plan: Any) -> None:
     """ "auto", "plain" or a Plan, its fields True, False or (where a rule may choose) None."""
     if isinstance(plan, Plan):
         for name, value in plan._asdict().items():
+            if name == "persistent_kernel":
+                _check_persistent_kernel(who, value)
+                continue
             open_to_rules = Plan._field_defaults[name] is None
             if not (isinstance(value, bool) or (value is None and open_to_rules)):
                 choices = "True, False or None" if open_to_rules else "True or False"
@@ -62,3 +70,10 @@ def check_plan(who: str, plan: Any) -> None:
     elif not isinstance(plan, str) or plan not in ("auto", "plain"):
         meant = nearest(plan.lower(), ("auto", "plain")) if isinstance(plan, str) else ""
         raise ValueError(f"{who}: plan must be one of 'auto', 'plain' or a jr.Plan, got {plan!r}{meant or '.'}")
+
+
+def _check_persistent_kernel(who: str, value: Any) -> None:
+    if not isinstance(value, bool) and value != "interpret":
+        raise TypeError(f"{who}: Plan.persistent_kernel must be True, False or 'interpret', got {value!r}.")
+    if value == "interpret" and (missing := missing_for_kernels(interpreted=True)):
+        raise ValueError(f"{who}: Plan.persistent_kernel='interpret' cannot be had: {missing}; use plan='auto'.")

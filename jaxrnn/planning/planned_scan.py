@@ -19,6 +19,7 @@ from jaxrnn.planning.hoist import hoist, in_blocks
 from jaxrnn.planning.join_products import join_products
 from jaxrnn.planning.linearize import is_inexact, linearize
 from jaxrnn.planning.one_kernel import one_kernel, plan_for_few_rows
+from jaxrnn.planning.persistent_kernel import persistent_kernel, plan_for_kernels
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import Active, PlannedStep, narrow_values
 from jaxrnn.planning.save import save
@@ -45,6 +46,7 @@ PASSES: dict[str, Callable[[PlannedStep], PlannedStep]] = {
         cut_weights,
         contract,
         one_kernel,
+        persistent_kernel,
     )
 }  # in the order in which they run
 
@@ -64,7 +66,7 @@ def planned_scan(
 
     With a count, () int32, so many steps are run, forward, and what is stacked beyond them is 0.
     """
-    carry = jax.tree.map(_strong, carry)
+    carry, plan = jax.tree.map(_strong, carry), plan_for_kernels(plan)
     carry_leaves, carry_tree = flatten(carry)
     xs_leaves, xs_tree = flatten(xs)
     n_carry, y_trees = len(carry_leaves), []

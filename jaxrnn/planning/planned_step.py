@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxrnn._base import is_narrow
+from jaxrnn.kernels.recurrence import Recurrence, TransposedRecurrence
 from jaxrnn.planning.plan import Plan
 from jaxrnn.programs.program import Op, Program, names, needed_for, reached_from
 
@@ -33,6 +34,9 @@ class LoopProgram(NamedTuple):
     one_kernel: bool = False  # the loop is to be one kernel of the CPU
     block: int = 0  # values outside are computed for so many steps at once; 0: for all
     as_it_stands: bool = False  # nothing is done once: the loop is that of ``lax.scan``
+    forward_kernel: Recurrence | None = None  # the loop as one kernel of a GPU
+    backward_kernel: TransposedRecurrence | None = None  # its transpose as one
+    interpreted: bool = False  # kernels of a GPU are run by Pallas' interpreter
 
     @property
     def carry(self) -> list[int]:
@@ -67,6 +71,20 @@ class LoopProgram(NamedTuple):
         used = {n for op in each_step for n in op.inputs}.union(of_loop)
         ready = sorted(used.union(program.outputs).intersection(self.outside))
         return Parts(once, fixed, needed_for(rest, ready), ready, each_step, stacked)
+
+    def step(self, parts: Parts) -> Program:
+        """What runs in the loop, as a program of its own: of what is fixed, ``(carry, what enters) -> (carry, y)``."""
+        program = self.program
+        outputs = [*program.outputs[: self.n_carry], *parts.stacked]
+        used = {n for op in parts.each_step for n in op.inputs}.union(outputs)
+        entering = [n for n in dict.fromkeys([*parts.ready, *self.x]) if n in used]
+        fixed = dict.fromkeys([*self.consts, *self.d_consts, *program.consts, *parts.fixed])
+        return program._replace(
+            ops=parts.each_step,
+            consts={n: None for n in fixed if n in used},
+            inputs=[*self.carry, *entering],
+            outputs=outputs,
+        )
 
     def __str__(self) -> str:
         program, parts = self.program, self.parts()

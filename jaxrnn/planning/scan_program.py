@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import flatten
+from jaxrnn.kernels.persistent import run_recurrence, run_transposed
 from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import LoopProgram
-from jaxrnn.programs.calls import as_one_kernel, on_one_cpu
+from jaxrnn.programs.calls import as_gpu_kernel, as_one_kernel, on_one_cpu
 from jaxrnn.programs.counted import counted_scan, map_in_blocks
-from jaxrnn.programs.program import evaluate
+from jaxrnn.programs.program import Program, evaluate
 
 
 def scan_program(
@@ -89,11 +90,17 @@ def _run(
         values = evaluate(parts.each_step, known, outputs)
         return values[: loop.n_carry], [_padded(a, least) for a in values[loop.n_carry :]]
 
-    def compiled(run, *arguments):
+    def compiled(run, *arguments, gpu=False):
         """``run(*arguments)``, a carry and what is stacked, as one kernel where the loop is to be one."""
         arrays, tree = flatten(arguments)
         flat = lambda *arrays: [a for part in run(*tree.unflatten(arrays)) for a in part]
-        made = as_one_kernel(flat, *arrays) if loop.one_kernel and isinstance(T, int) else flat(*arrays)
+        if loop.one_kernel and isinstance(T, int):
+            made = as_one_kernel(flat, *arrays)
+        elif gpu and (loop.forward_kernel is not None or loop.backward_kernel is not None):
+            kernels = _kernels(loop, loop.step(parts), tree, T, reverse=reverse)
+            made = as_gpu_kernel(flat, *arrays, interpreted=loop.interpreted, **kernels)
+        else:
+            made = flat(*arrays)
         return made[: loop.n_carry], made[loop.n_carry :]
 
     if loop.block and count is None and isinstance(T, int) and loop.block < T and unroll == 1 and not least:
@@ -115,7 +122,7 @@ def _run(
     ready, entering = made_ready(list(xs))
     if not entering and not isinstance(T, int):
         entering = dict(zip(loop.x, xs, strict=True))  # from which the scan takes how long it is
-    end, ys = compiled(run, fixed_inside, list(carry), entering, count)
+    end, ys = compiled(run, fixed_inside, list(carry), entering, count, gpu=count is None)
     if least:
         ys = [jax.vmap(lambda a, n=n: _cut(a, program.kinds[n]))(a) for n, a in zip(parts.stacked, ys, strict=True)]
     stacked = ready | dict(zip(parts.stacked, ys, strict=True))
@@ -165,6 +172,36 @@ def _block(step, fixed, carry, entering, ys, skipped, *, reverse):
         return carry, list(map(write, ys, made))
 
     return jax.lax.fori_loop(0 if skipped is None else skipped, size, one, (carry, ys))
+
+
+def _kernels(loop: LoopProgram, step: Program, tree: Any, T: int, *, reverse: bool) -> dict[str, Any]:
+    """The kernels of a loop, as functions of the arrays that it is run with, flat."""
+    consts, enters = list(step.consts), step.inputs[loop.n_carry :]
+    forward, backward = loop.forward_kernel, loop.backward_kernel
+    options: dict[str, Any] = {"steps": T, "interpret": loop.interpreted}
+    kernels: dict[str, Any] = {"kernel": None, "transposed_kernel": None}
+    if forward is not None:
+
+        def of_loop(*arrays):
+            fixed, carry, entering, _ = tree.unflatten(arrays)
+            xs = [entering[n] for n in enters]
+            return run_recurrence(forward, [fixed[n] for n in consts], carry, xs, reverse=reverse, **options)
+
+        kernels["kernel"] = of_loop
+    if backward is not None:
+
+        def of_transpose(arrays, cotangents):
+            fixed, carry, entering, _ = tree.unflatten(arrays)
+            xs = [entering[n] for n in enters]
+            d_end, d_ys = cotangents[: len(carry)], cotangents[len(carry) :]
+            d_consts, d_carry, d_x = run_transposed(
+                backward, [fixed[n] for n in consts], xs, d_end, d_ys, reverse=not reverse, **options
+            )
+            d_fixed, d_entering = dict(zip(consts, d_consts, strict=True)), dict(zip(enters, d_x, strict=True))
+            return [*(d_fixed[n] for n in sorted(fixed)), *d_carry, *(d_entering[n] for n in sorted(entering))]
+
+        kernels["transposed_kernel"] = of_transpose
+    return kernels
 
 
 def _padded(a: Any, least: int) -> Any:

@@ -16,6 +16,8 @@ def weights_on_the_left(step: PlannedStep) -> PlannedStep:
 
     Where there is a gradient: the transposed weights are copies, and a run without one holds little else.
     """
+    if step.plan.persistent_kernel:
+        return step
     if step.active is None:
         return step.noting(weights_on_the_left=())
     loop = step.primal

@@ -1,4 +1,5 @@
-"""Calls that stand in a program as one operation: one kernel of the CPU; one form on a single CPU device, else another.
+"""Calls that stand in a program as one operation: one kernel of the CPU, or of a GPU; one form on a single CPU device,
+else another.
 
 Both compute what the function that is called computes, and differentiate as it does. What differs is what the compiler
 gets.
@@ -43,7 +44,38 @@ def on_one_cpu(function: Function, otherwise: Function, *arrays: Any) -> list[An
     return _bind(on_one_cpu_p, function, otherwise, arrays)
 
 
-def _bind(primitive: Primitive, function: Function, otherwise: Function, arrays: Sequence[Any]) -> list[Any]:
+def as_gpu_kernel(
+    function: Function,
+    *arrays: Any,
+    kernel: Function | None,
+    transposed_kernel: Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]] | None = None,
+    interpreted: bool = False,
+) -> list[Any]:
+    """``function(*arrays)``, in a program for one GPU by a kernel that is given; likewise its transpose.
+
+    Args:
+        function: what is computed, on all other devices, under ``vmap`` and in derivatives.
+        kernel: the same, by a kernel; None: none.
+        transposed_kernel: ``(arrays, cotangents)``, None among the arrays where the function is linear, to the
+            cotangents of those, None for the others; None: no kernel.
+        interpreted: the kernels run on every device, as they can where an interpreter runs them.
+    """
+    if interpreted and kernel is not None:  # an interpreter's callbacks are ordered where they stand, not in a call
+        return list(_differentiated_as(kernel, function)(*arrays))
+    given = {"kernel": kernel, "transposed_kernel": transposed_kernel, "interpreted": interpreted}
+    return _bind(gpu_kernel_p, function, function, arrays, **given)
+
+
+def _differentiated_as(kernel: Function, function: Function) -> Function:
+    """The kernel; derivatives are those of the function, which computes the same."""
+    run = jax.custom_jvp(lambda *arrays: list(kernel(*arrays)))
+    run.defjvp(lambda primals, tangents: jax.jvp(lambda *arrays: list(function(*arrays)), primals, tangents))
+    return run
+
+
+def _bind(
+    primitive: Primitive, function: Function, otherwise: Function, arrays: Sequence[Any], **kernels: Any
+) -> list[Any]:
     """A call of the function; what it closes over becomes arguments."""
     closed = jax.make_jaxpr(function)(*arrays)
     n, jaxpr = len(closed.consts), closed.jaxpr
@@ -51,15 +83,23 @@ def _bind(primitive: Primitive, function: Function, otherwise: Function, arrays:
     def without_consts_given(*values):
         return otherwise(*values[n:])
 
+    if kernels and (kernel := kernels["kernel"]):
+        kernels["kernel"] = lambda *values: kernel(*values[n:])
+    if kernels and (transposed_kernel := kernels["transposed_kernel"]):
+        kernels["transposed_kernel"] = lambda values, cotangents: [
+            *(None for _ in range(n)),
+            *transposed_kernel(values[n:], cotangents),
+        ]
+
     without_consts = ClosedJaxpr(jaxpr.replace(invars=[*jaxpr.constvars, *jaxpr.invars], constvars=[]), [])
-    return primitive.bind(*closed.consts, *arrays, jaxpr=without_consts, otherwise=without_consts_given)
+    return primitive.bind(*closed.consts, *arrays, jaxpr=without_consts, otherwise=without_consts_given, **kernels)
 
 
-def _run(*arrays, jaxpr, otherwise):
+def _run(*arrays, jaxpr, **_):
     return jaxpr_as_fun(jaxpr)(*arrays)
 
 
-def _run_otherwise(*arrays, jaxpr, otherwise):
+def _run_otherwise(*arrays, otherwise, **_):
     return list(otherwise(*arrays))
 
 
@@ -81,7 +121,7 @@ def _jvp(primals, tangents, **params):
 def _transpose(primitive: Primitive) -> Function:
     """The transposed function, called in the same way."""
 
-    def transpose(cotangents, *arrays, jaxpr, otherwise):
+    def transpose(cotangents, *arrays, jaxpr, otherwise, transposed_kernel=None, interpreted=False, **_):
         linear = [ad.is_undefined_primal(a) for a in arrays]
         kinds = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in arrays if ad.is_undefined_primal(a)]
         known = [a for a in arrays if not ad.is_undefined_primal(a)]
@@ -100,19 +140,35 @@ def _transpose(primitive: Primitive) -> Function:
 
         cotangents = [ad.instantiate_zeros(ct) for ct in cotangents]
         backward = transposed(jaxpr_as_fun(jaxpr))
-        made = iter(_bind(primitive, backward, transposed(otherwise), [*known, *cotangents]))
+
+        def run_kernel(*values):
+            given = iter(values[: len(known)])
+            of_all = [None if is_linear else next(given) for is_linear in linear]
+            made = transposed_kernel(of_all, values[len(known) :])
+            return [a for a, is_linear in zip(made, linear, strict=True) if is_linear]
+
+        if primitive is gpu_kernel_p:
+            kernel = run_kernel if transposed_kernel else None
+            made = iter(as_gpu_kernel(backward, *known, *cotangents, kernel=kernel, interpreted=interpreted))
+        else:
+            made = iter(_bind(primitive, backward, transposed(otherwise), [*known, *cotangents]))
         return [next(made) if is_linear else None for is_linear in linear]
 
     return transpose
 
 
-def _batch(arrays, axes, *, jaxpr, otherwise):
+def _batch(arrays, axes, *, jaxpr, otherwise, **_):
     made = jax.vmap(otherwise, axes)(*arrays)
     return made, [0] * len(made)
 
 
 def _lower_for_cpu(ctx, *arrays, **params):
     return (_lower if _is_for_one_device(ctx) else _lower_otherwise)(ctx, *arrays, **params)
+
+
+def _lower_for_gpu(ctx, *arrays, **params):
+    has_kernel = params["kernel"] is not None and _is_for_one_device(ctx)
+    return (_lower_kernel if has_kernel else _lower_otherwise)(ctx, *arrays, **params)
 
 
 def _lower_to_one_kernel(ctx, *arrays, jaxpr, otherwise):
@@ -150,16 +206,19 @@ def _is_for_one_device(ctx: Any) -> bool:
 
 _lower = mlir.lower_fun(_run, multiple_results=True)
 _lower_otherwise = mlir.lower_fun(_run_otherwise, multiple_results=True)
+_lower_kernel = mlir.lower_fun(lambda *arrays, kernel, **_: list(kernel(*arrays)), multiple_results=True)
 
 one_kernel_p = Primitive("one_kernel")
 on_one_cpu_p = Primitive("on_one_cpu")
-for _primitive in (one_kernel_p, on_one_cpu_p):
+gpu_kernel_p = Primitive("gpu_kernel")
+for _primitive in (one_kernel_p, on_one_cpu_p, gpu_kernel_p):
     _primitive.multiple_results = True
     _primitive.def_impl(_impl(_primitive))
-    _primitive.def_abstract_eval(lambda *arrays, jaxpr, otherwise: jaxpr.out_avals)
+    _primitive.def_abstract_eval(lambda *arrays, jaxpr, **_: jaxpr.out_avals)
     mlir.register_lowering(_primitive, _lower_otherwise)
     ad.primitive_jvps[_primitive] = _jvp
     ad.primitive_transposes[_primitive] = _transpose(_primitive)
     batching.primitive_batchers[_primitive] = _batch
 mlir.register_lowering(one_kernel_p, _lower_to_one_kernel, platform="cpu")
 mlir.register_lowering(on_one_cpu_p, _lower_for_cpu, platform="cpu")
+mlir.register_lowering(gpu_kernel_p, _lower_for_gpu, platform="cuda")

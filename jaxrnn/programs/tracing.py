@@ -88,7 +88,7 @@ def _flatten(
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
         if flattens(eqn):
-            inner = eqn.params["jaxpr"]
+            inner = eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "jaxpr"]
             inner_consts = [constant(value, jax.typeof(value)) for value in getattr(inner, "consts", ())]
             outputs = _flatten(getattr(inner, "jaxpr", inner), inner_consts, inputs, numbers, ops, kinds, flattens)
             number_of.update(zip(eqn.outvars, outputs, strict=True))
