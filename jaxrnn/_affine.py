@@ -99,8 +99,7 @@ def _completed(cell: Any) -> Any:
         for name, function in (("initial_carry", cell.initial_carry), ("step", step)):
             if function is None:
                 raise TypeError(
-                    f"Cell: {name} must be a function, got None; give init, initial_carry and step, or "
-                    f"init and affine."
+                    f"Cell: {name} must be a function, got None; give init, initial_carry and step, or init and affine."
                 )
         return cell
     if step is None:

@@ -178,8 +178,8 @@ class Cell(NamedTuple):
     """A recurrence, as pure functions: what happens at one time step.
 
     Three functions make a cell; the other fields have defaults. :class:`InitFn`, :class:`InitialCarryFn`,
-    :class:`StepFn`, :class:`GatesFn`, :class:`NoiseFn`, :class:`AffineFn` and :class:`OutputFn` state what each function
-    takes and returns.
+    :class:`StepFn`, :class:`GatesFn`, :class:`NoiseFn`, :class:`AffineFn` and :class:`OutputFn` state what each
+    function takes and returns.
 
         init(key) -> params                            any pytree of arrays
         initial_carry(params, batch_shape=()) -> carry  any pytree; every leaf leads with ``*B``

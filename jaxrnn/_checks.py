@@ -182,7 +182,7 @@ def check_affine(who: str, returned: Any, carry: PyTree) -> tuple[PyTree, PyTree
     a, b = returned
     if carry is None:
         return a, b
-    if jax.tree.structure(a) != jax.tree.structure(carry):
+    if len({jax.tree.structure(tree) for tree in (a, carry)}) > 1:
         raise ValueError(
             f"{who}: a of affine should be {_outline(carry)}, as the carry is, got {_outline(a)}; return one for each "
             f"leaf of the carry."
@@ -199,8 +199,8 @@ def check_affine(who: str, returned: Any, carry: PyTree) -> tuple[PyTree, PyTree
             dtype = jnp.result_type(a_h, h, b_h)
         if dtype != jnp.result_type(h):
             raise TypeError(
-                f"{who}: a{path} and b{path} of affine are {jnp.result_type(a_h)} and {jnp.result_type(b_h)}, and would "
-                f"turn the carry from {jnp.result_type(h)} into {dtype}; cast them with "
+                f"{who}: a{path} and b{path} of affine are {jnp.result_type(a_h)} and {jnp.result_type(b_h)}, which "
+                f"would turn the carry from {jnp.result_type(h)} into {dtype}; cast them with "
                 f".astype({str(jnp.result_type(h))!r}), or let initial_carry give {dtype}."
             )
     return a, b

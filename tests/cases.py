@@ -165,6 +165,12 @@ CELLS = {
         merge="concat",
     ),
     **{kind: wrap(cell) for kind, (wrap, cell) in WRAPPERS.items() if kind not in ELSEWHERE},
+    "lru": jr.lru(I, H, state_size=2),
+    "s5": jr.s5(I, I, state_size=4, discretization="bilinear"),
+    "min_gru": jr.min_gru(I, H),
+    "min_lstm": jr.min_lstm(I, H),
+    "rg_lru": jr.rg_lru(I, H, blocks=2),
+    "linear_rnn": jr.linear_rnn(I, H),
 }
 
 CASES = [
