@@ -62,14 +62,15 @@ def test_models_with_a_spec_are_known_by_it(model):
 
 def replaced(model):
     """``(field, model)`` with one field after the other replaced, in the ways in which that can be done."""
-    affine = getattr(model, "affine", None)
+    affine, noise = (getattr(model, name, None) for name in ("affine", "noise"))
+    refused = ("noise" if affine else "output", "affine" if noise else "")
     for place, name in enumerate(model._fields):
         old = model[place]
         if name == "spec":
             yield name, model._replace(spec=None)
             continue
         if old is None or not callable(old):
-            if name != ("noise" if affine else "output"):  # which are refused
+            if name not in refused:
                 yield name, model._replace(**{name: 9})
             continue
         wrapper = functools.wraps(old)(lambda *args, old=old, **options: old(*args, **options))

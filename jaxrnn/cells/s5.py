@@ -110,8 +110,8 @@ def s5(
         C = normal(k_C, (H, P), P**-0.5, wide) @ V
         log_step = jax.random.uniform(k_step, (P // 2,), wide, math.log(step_min), math.log(step_max))
         D = normal(k_D, (H,), 1.0, param_dtype) if inputs == H else None
-        made = S5Params(Λ.real, Λ.imag, log_step, B.real.T, B.imag.T, C.real.T, C.imag.T, D)
-        return jax.tree.map(lambda a: jnp.asarray(a, param_dtype), made)
+        parts = (Λ.real, Λ.imag, log_step, B.real.T, B.imag.T, C.real.T, C.imag.T)
+        return S5Params._make([*(jnp.asarray(a, param_dtype) for a in parts), D])
 
     def initial_carry(params, batch_shape=()):
         return initial_state(None, batch_shape, P // 2, complex_dtype(params.B_re, dtype))
