@@ -104,13 +104,19 @@ def s5(
     def init(key):
         k_step, k_B, k_C, k_D = jax.random.split(key, 4)
         wide = accumulator(param_dtype)
-        Λ, V = hippo_n(P // blocks)
-        Λ, V = np.tile(Λ, blocks), np.kron(np.eye(blocks), V)  # V (P, P/2)
-        B = V.conj().T @ normal(k_B, (P, inputs), inputs**-0.5, wide)
-        C = normal(k_C, (H, P), P**-0.5, wide) @ V
+        Λ, V = hippo_n(P // blocks)  # of one block
+        Λ = np.tile(Λ, blocks)
+        B = normal(k_B, (blocks, P // blocks, inputs), inputs**-0.5, wide)
+        C = normal(k_C, (blocks, P // blocks, H), P**-0.5, wide)
+
+        def turned(a, part):
+            """By V of each block, (P/2, n)."""
+            return jnp.einsum("pk,bpn->bkn", jnp.asarray(part, wide), a).reshape(P // 2, -1)
+
         log_step = jax.random.uniform(k_step, (P // 2,), wide, math.log(step_min), math.log(step_max))
         D = normal(k_D, (H,), 1.0, param_dtype) if inputs == H else None
-        parts = (Λ.real, Λ.imag, log_step, B.real.T, B.imag.T, C.real.T, C.imag.T)
+        B_re, B_im, C_re, C_im = turned(B, V.real).T, -turned(B, V.imag).T, turned(C, V.real), turned(C, V.imag)
+        parts = (Λ.real, Λ.imag, log_step, B_re, B_im, C_re, C_im)
         return S5Params._make([*(jnp.asarray(a, param_dtype) for a in parts), D])
 
     def initial_carry(params, batch_shape=()):
@@ -122,7 +128,8 @@ def s5(
         Δ = jnp.exp(params.log_step.astype(kept))
         if intervals:
             x, Δ = x[..., :-1], times(x[..., -1:].astype(kept), Δ)
-        ΛΔ = times(Δ.astype(Λ.dtype), Λ)
+        Δ = Δ.astype(Λ.dtype)
+        ΛΔ = times(Δ, Λ)
         if discretization == "zoh":
             a, b = jnp.exp(ΛΔ), times(jnp.expm1(ΛΔ), 1 / Λ)
         else:
