@@ -178,7 +178,7 @@ def check_affine(who: str, returned: Any, carry: PyTree) -> tuple[PyTree, PyTree
     """``(a, b)`` of a linear recurrence fit its carry, where that is known: a may lack leading axes of it."""
     if not isinstance(returned, tuple | list) or len(returned) != 2:
         came = f"{type(returned).__name__} of {len(returned)}" if isinstance(returned, tuple | list) else "one thing"
-        raise TypeError(f"{who}: affine must return the pair (a, b), of h_t = a * h_{{t-1}} + b, got {came}.")
+        raise TypeError(f"{who}: affine must return the pair (a, b), of h_t = a_t * h_{{t-1}} + b_t, got {came}.")
     a, b = returned
     if carry is None:
         return a, b
