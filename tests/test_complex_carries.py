@@ -157,10 +157,6 @@ def test_gradient_flow_takes_the_modulus(x64):
     got, want = flow(linear_recurrence()), flow(in_real_numbers())
     assert_close((got.loss, got.params, got.states[:3]), (want.loss, want.params, want.states[:3]))
     np.testing.assert_allclose(got.states.per_unit, np.sqrt((want.states.per_unit**2).sum(-1)), rtol=1e-10)
-    with pytest.raises(
-        TypeError, match=r"params\['nu'\] is complex128, and parameters must be real; give real and imag"
-    ):
-        jr.gradients.gradient_flow(linear_recurrence(), init(None) | {"nu": 1j * jnp.ones(H)}, xs, lambda *_: 0.0)
 
 
 # ---- every kind of leaf --------------------------------------------------------------------------

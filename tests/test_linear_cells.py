@@ -9,7 +9,7 @@ import pytest
 from scipy import signal, stats
 
 import jaxrnn as jr
-from jaxrnn.cells import _spectra as spectra
+from jaxrnn.cells import spectra
 from tests.cases import WRAPPERS, draw, randomised
 
 # Both sides compute in float64 and sum under 10 products, over a few steps.

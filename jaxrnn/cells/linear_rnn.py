@@ -21,7 +21,7 @@ from jaxrnn.cells._products import (
     project,
     project_complex,
 )
-from jaxrnn.cells._spectra import check_ring, log_decay, uniform
+from jaxrnn.cells.spectra import check_ring, log_decay, uniform
 
 
 class LinearRNNParams(NamedTuple):

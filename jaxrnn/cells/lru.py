@@ -12,7 +12,7 @@ from jaxrnn._base import Cell
 from jaxrnn._dtypes import accumulator
 from jaxrnn.cells._built_in import built_in
 from jaxrnn.cells._products import carry_dtype, complex_dtype, initial_state, output, project_complex, times
-from jaxrnn.cells._spectra import check_ring, log_decay, normal, read_out, uniform
+from jaxrnn.cells.spectra import check_ring, log_decay, normal, read_out, uniform
 
 
 class LRUParams(NamedTuple):

@@ -14,7 +14,7 @@ from jaxrnn._checks import check_choice
 from jaxrnn._dtypes import accumulator
 from jaxrnn.cells._built_in import built_in
 from jaxrnn.cells._products import carry_dtype, complex_dtype, initial_state, output, project_complex, times
-from jaxrnn.cells._spectra import hippo_n, normal, read_out
+from jaxrnn.cells.spectra import hippo_n, normal, read_out
 
 
 class S5Params(NamedTuple):
