@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ class AffineStep:
     who: str = field(default="user cell", compare=False)  # for error messages
     check: Callable[[PyTree, PyTree, PyTree], None] | None = field(default=None, compare=False)  # of the arguments
 
-    def __call__(self, params: PyTree, carry: PyTree, x: PyTree, /) -> tuple[PyTree, PyTree]:
+    def __call__(self, params: PyTree, carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         if self.check is not None:
             self.check(params, carry, x)
         a, b = check_affine(self.who, self.affine(params, x), carry)
@@ -51,7 +51,7 @@ class ZeroCarry:
     input_size: int | None
     x_ndim: Any = field(hash=False)  # a dict of numbers has no hash
 
-    def __call__(self, params: PyTree, /, batch_shape: tuple[int, ...] = ()) -> PyTree:
+    def __call__(self, params: PyTree, batch_shape: tuple[int, ...] = ()) -> PyTree:
         if self.x_ndim == 0:
             x = jax.ShapeDtypeStruct(tuple(batch_shape), jnp.int32)
         elif self.x_ndim == 1 and self.input_size is not None:
@@ -77,13 +77,15 @@ def _real_dtype(params: PyTree) -> Any:
 def with_affine(record: type[Record]) -> type[Record]:
     """Cell: ``affine`` and ``output`` stand for ``step``, and never beside a step that is another's."""
     make: Any = record.__new__
+    replace: Any = record._replace  # type: ignore[attr-defined]
 
     @functools.wraps(make)
     def __new__(cls: Any, *args: Any, **fields: Any) -> Any:
         return _completed(make(cls, *args, **fields))
 
+    @functools.wraps(replace)
     def _replace(self: Any, /, **changes: Any) -> Any:
-        return type(self)(**_kept(self, changes), **changes)
+        return _completed(replace(self, **{name: None for name in _outdated(self, changes)} | changes))
 
     record.__new__ = __new__  # type: ignore[method-assign]
     record._replace = record.__replace__ = _replace  # type: ignore[attr-defined]
@@ -119,15 +121,15 @@ def _completed(cell: Any) -> Any:
     return type(cell)._make({**cell._asdict(), "initial_carry": carry, "step": step}.values())
 
 
-def _kept(cell: Any, changes: dict[str, Any]) -> dict[str, Any]:
-    """The other fields of a cell that is changed: without what was made from a field that changes."""
-    kept = {name: value for name, value in cell._asdict().items() if name not in changes}
-    if changes.get("step") is not None:
-        kept |= {name: None for name in ("affine", "output") if name not in changes}
-    elif changes.get("affine", cell.affine) is None:  # linear no longer, by another's word
-        kept |= {"output": None} if "output" not in changes else {}
+def _outdated(cell: Any, changes: dict[str, Any]) -> Iterator[str]:
+    """The fields that stand for others than those that a cell is changed to."""
+    stepped = changes.get("step") is not None
+    affine = changes.get("affine", None if stepped else cell.affine)
+    if stepped:
+        yield from ("affine", "output")
+    elif affine is None:
+        yield "output"
     elif "affine" in changes or "output" in changes:
-        kept |= {"step": None} if "step" not in changes else {}
-    if isinstance(cell.initial_carry, ZeroCarry) and kept.get("affine", changes.get("affine")) is not None:
-        kept |= {"initial_carry": None} if "initial_carry" not in changes else {}
-    return kept
+        yield "step"
+    if isinstance(cell.initial_carry, ZeroCarry) and affine is not None:
+        yield "initial_carry"

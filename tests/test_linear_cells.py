@@ -312,6 +312,21 @@ def test_linear_rnn_starts_in_its_range(diagonal):
     assert_spread(np.angle(a), -np.pi - 1e-6, np.pi + 1e-6)
 
 
+def test_an_rg_lru_whose_gate_is_shut_has_a_gradient():
+    """r underflows: the state is kept whole, and so is its gradient."""
+    cell = jr.rg_lru(H, H)
+    params = cell.init(KEY)._replace(b=jnp.full(2 * H, -200.0))
+    h, by_params, by_h = jax.jit(
+        lambda p, h: (
+            cell.step(p, h, jnp.ones(H))[0],
+            *jax.grad(lambda p, h: cell.step(p, h, jnp.ones(H))[1].sum(), (0, 1))(p, h),
+        )
+    )(params, jnp.arange(4.0))
+    np.testing.assert_array_equal(h, jnp.arange(4.0))
+    np.testing.assert_array_equal(by_h, 1)
+    assert all((np.asarray(a) == 0).all() for a in jax.tree.leaves(by_params))
+
+
 # ---- S5 beside SciPy ------------------------------------------------------------------------------
 
 

@@ -74,7 +74,8 @@ def rg_lru(
 
     Differs from RecurrentGemma's code: there the first step of a document has 1 in place of √(1 - a_t²), here it is as
     the paper's equation has it, also after resets; there a itself starts between 0.9 and 0.999, by the area of a ring;
-    and there the derivative of the root is clipped, here 1 - a_t² is computed without cancellation.
+    and there the derivative of the root is clipped, here 1 - a_t² is computed without cancellation, and the derivative
+    is 0 where r is too small for a float.
 
     Reference:
         De et al., "Griffin: mixing gated linear recurrences with local attention for efficient language models", 2024.
@@ -110,7 +111,7 @@ def rg_lru(
             jax.nn.sigmoid(plus(a.reshape(x.shape), b_gate)) for a, b_gate in ((blocks_of.r, b.r), (blocks_of.i, b.i))
         )
         log_a = C * times(r, jax.nn.log_sigmoid(Λ.astype(kept)))
-        return r, i, jnp.exp(log_a), jnp.sqrt(-jnp.expm1(2 * log_a)) * (i * x)
+        return r, i, jnp.exp(log_a), _root(-jnp.expm1(2 * log_a)) * (i * x)
 
     def affine(params, x):
         return gates_of_input(params, x)[2:]
@@ -123,3 +124,9 @@ def rg_lru(
         return output(h, params.W, dtype)
 
     return Cell(init, initial_carry, gates=gates, affine=affine, output=read, input_size=input_size, output_size=H)
+
+
+def _root(share: jax.Array) -> jax.Array:
+    """√share; where nothing is left of the share, without the infinite derivative."""
+    some = share > 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, share, 1)), 0)
