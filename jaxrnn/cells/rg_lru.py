@@ -73,9 +73,9 @@ def rg_lru(
         ('r', 'i', 'a', 'h')
 
     Differs from RecurrentGemma's code: there the first step of a document has 1 in place of √(1 - a_t²), here it is as
-    the paper's equation has it, also after resets; there a itself starts between 0.9 and 0.999, by the area of a ring;
-    and there the derivative of the root is clipped, here 1 - a_t² is computed without cancellation, and the derivative
-    is 0 where r is too small for a float.
+    the paper's equation has it, also after resets. There a itself starts between 0.9 and 0.999, by the area of a ring,
+    and ``a_param`` is -Λ. There the derivative of the root is clipped; here 1 - a_t² is computed without cancellation,
+    and the derivative is 0 where r is too small for a float.
 
     Reference:
         De et al., "Griffin: mixing gated linear recurrences with local attention for efficient language models", 2024.
