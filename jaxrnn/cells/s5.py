@@ -91,7 +91,7 @@ def s5(
     H, P = hidden_size, hidden_size + hidden_size % 2 if state_size is None else state_size
     inputs = input_size - intervals
     check_choice("s5", "discretization", discretization, ("zoh", "bilinear"))
-    if P % 2 or P % (2 * blocks):
+    if P % (2 * blocks):
         raise ValueError(
             f"s5: state_size must be pairs of conjugates in each block, a multiple of 2 * blocks = {2 * blocks}, got "
             f"{P}; give {2 * blocks * max(1, round(P / 2 / blocks))}."
