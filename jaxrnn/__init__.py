@@ -27,12 +27,18 @@ from jaxrnn.cells.elman import elman
 from jaxrnn.cells.embedding import embedding
 from jaxrnn.cells.gru import gru
 from jaxrnn.cells.layer_norm import layer_norm
+from jaxrnn.cells.linear_rnn import linear_rnn
+from jaxrnn.cells.lru import lru
 from jaxrnn.cells.lstm import lstm
 from jaxrnn.cells.lstm_family import LSTMCarry
 from jaxrnn.cells.mgu import mgu
+from jaxrnn.cells.min_gru import min_gru
+from jaxrnn.cells.min_lstm import min_lstm
 from jaxrnn.cells.peephole_lstm import peephole_lstm
 from jaxrnn.cells.pointwise import pointwise
 from jaxrnn.cells.readout import readout
+from jaxrnn.cells.rg_lru import rg_lru
+from jaxrnn.cells.s5 import s5
 from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
 from jaxrnn.planning.explanation import explain
@@ -63,6 +69,12 @@ __all__ = [
     "cifg_lstm",
     "mgu",
     "conv_lstm",
+    "lru",
+    "s5",
+    "min_gru",
+    "min_lstm",
+    "rg_lru",
+    "linear_rnn",
     "readout",
     "dense",
     "pointwise",

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxrnn._affine import with_affine
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._checks import check_key
 from jaxrnn._spec import Spec, known_by_spec
@@ -107,6 +108,37 @@ class NoiseFn(Protocol):
         """
 
 
+class AffineFn(Protocol):
+    """``affine(params, x) -> (a, b)``: one step of a linear recurrence, h_t = a_t * h_{t-1} + b_t."""
+
+    def __call__(self, params: PyTree, x: PyTree, /) -> tuple[PyTree, PyTree]:
+        """Compute the two from the input alone.
+
+        Args:
+            params: what ``init`` returned.
+            x: (*B, I), or whatever ``x_ndim`` says.
+
+        Returns:
+            ``(a, b)``, each of the carry's structure: leaves of b (*B, …) have the shapes of the carry's; those of a
+            too, or only the last axes of them where all sequences share a. The carry's dtypes hold both.
+        """
+
+
+class OutputFn(Protocol):
+    """``output(params, carry, x) -> y``: what a linear recurrence puts out, from its new carry."""
+
+    def __call__(self, params: PyTree, carry: PyTree, x: PyTree, /) -> PyTree:
+        """Compute the output of a step.
+
+        Args:
+            params, x: as for ``affine``.
+            carry: the new one, each leaf (*B, …).
+
+        Returns:
+            y (*B, O), or a pytree whose leaves lead with ``*B``.
+        """
+
+
 class ApplyFn(Protocol):
     """``apply(params, xs, carry=None, *, lengths, mask, resets, key, start) -> (carry, ys)``: a whole run."""
 
@@ -141,11 +173,13 @@ class ApplyFn(Protocol):
 
 
 @known_by_spec
+@with_affine
 class Cell(NamedTuple):
     """A recurrence, as pure functions: what happens at one time step.
 
     Three functions make a cell; the other fields have defaults. :class:`InitFn`, :class:`InitialCarryFn`,
-    :class:`StepFn`, :class:`GatesFn` and :class:`NoiseFn` state what each function takes and returns.
+    :class:`StepFn`, :class:`GatesFn`, :class:`NoiseFn`, :class:`AffineFn` and :class:`OutputFn` state what each
+    function takes and returns.
 
         init(key) -> params                            any pytree of arrays
         initial_carry(params, batch_shape=()) -> carry  any pytree; every leaf leads with ``*B``
@@ -168,6 +202,12 @@ class Cell(NamedTuple):
             pytree of different arrays, a pytree of such numbers.
         input_size, output_size: the last feature axis of ``x`` and ``y`` where known; ``stack`` and the error
             messages read them.
+        affine: ``affine(params, x)`` -> (a, b) makes a linear recurrence, h_t = a_t * h_{t-1} + b_t leaf by leaf. It
+            takes the place of ``step``, which is made from it (so is ``initial_carry``, zeros, where none is given and
+            ``input_size`` is). Gates and outputs may depend on the carry, a and b on the input alone; no ``noise``.
+        output: ``output(params, carry, x)`` -> y of a cell with ``affine``; None puts out the new carry.
+            ``cell._replace(step=…)``, as wrappers do it, drops both: what a step of another's making computes need not
+            be linear. ``cell._replace(affine=…)`` makes the step anew.
         spec: what ``jr.build`` rebuilds this cell from; None for a user's own cell, and as soon as a field is another
             than the factory made (``cell._replace(step=…)``).
 
@@ -189,16 +229,25 @@ class Cell(NamedTuple):
         >>> carry, ys = layer.apply(params, jnp.ones((3, 2, 1)))
         >>> ys[:, 0, 0].round(2).tolist()
         [1.0, 1.899999976158142, 2.7100000381469727]
+
+        It is linear, so two functions would do:
+
+        >>> cell = jr.Cell(init, affine=lambda params, x: (params["a"], x), input_size=1)
+        >>> carry, ys = jr.scan(cell).apply(params, jnp.ones((3, 2, 1)))
+        >>> ys[:, 0, 0].round(2).tolist()
+        [1.0, 1.899999976158142, 2.7100000381469727]
     """
 
     init: InitFn
-    initial_carry: InitialCarryFn
-    step: Callable[..., tuple[PyTree, PyTree]]  # a StepFn, or with noise a NoisyStepFn
+    initial_carry: InitialCarryFn = None  # type: ignore[assignment]  # made from affine, or required
+    step: Callable[..., tuple[PyTree, PyTree]] = None  # type: ignore[assignment]  # a StepFn, with noise a NoisyStepFn
     gates: GatesFn | None = None
     noise: NoiseFn | None = None
     x_ndim: Any = 1
     input_size: int | None = None
     output_size: int | None = None
+    affine: AffineFn | None = None
+    output: OutputFn | None = None
     spec: Spec | None = None
 
 

@@ -174,6 +174,38 @@ def check_pair(who: str, returned: Any) -> tuple[PyTree, PyTree]:
     return returned[0], returned[1]
 
 
+def check_affine(who: str, returned: Any, carry: PyTree) -> tuple[PyTree, PyTree]:
+    """``(a, b)`` of a linear recurrence fit its carry, where that is known: a may lack leading axes of it."""
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        came = f"{type(returned).__name__} of {len(returned)}" if isinstance(returned, tuple | list) else "one thing"
+        raise TypeError(f"{who}: affine must return the pair (a, b), of h_t = a_t * h_{{t-1}} + b_t, got {came}.")
+    a, b = returned
+    if carry is None:
+        return a, b
+    if len({jax.tree.structure(tree) for tree in (a, carry)}) > 1:
+        raise ValueError(
+            f"{who}: a of affine should be {_outline(carry)}, as the carry is, got {_outline(a)}; return one for each "
+            f"leaf of the carry."
+        )
+    _check_tree(who, "b of affine", b, carry, "b must have the structure and shapes of the carry, the batch axes too")
+    for (path, h), a_h, b_h in zip(*_with_paths(carry, a), jax.tree.leaves(b), strict=True):
+        shape, ndim = jnp.shape(h), jnp.ndim(a_h)
+        if jnp.shape(a_h) != shape[len(shape) - ndim :]:
+            raise ValueError(
+                f"{who}: a{path} of affine should have shape {shape}, as the carry, or its last axes where all "
+                f"sequences share a, got {jnp.shape(a_h)}; broadcast it with jnp.broadcast_to."
+            )
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.result_type(a_h, h, b_h)
+        if dtype != jnp.result_type(h):
+            raise TypeError(
+                f"{who}: a{path} and b{path} of affine are {jnp.result_type(a_h)} and {jnp.result_type(b_h)}, which "
+                f"would turn the carry from {jnp.result_type(h)} into {dtype}; cast them with "
+                f".astype({str(jnp.result_type(h))!r}), or let initial_carry give {dtype}."
+            )
+    return a, b
+
+
 def check_leads_with_batch(who: str, what: str, tree: PyTree, batch_shape: tuple[int, ...]) -> None:
     """Every leaf's leading axes are the batch axes."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

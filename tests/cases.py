@@ -166,6 +166,12 @@ CELLS = {
         merge="concat",
     ),
     **{kind: wrap(cell) for kind, (wrap, cell) in WRAPPERS.items() if kind not in ELSEWHERE},
+    "lru": jr.lru(I, H, state_size=2),
+    "s5": jr.s5(I, I, state_size=4, discretization="bilinear"),
+    "min_gru": jr.min_gru(I, H),
+    "min_lstm": jr.min_lstm(I, H),
+    "rg_lru": jr.rg_lru(I, H, blocks=2),
+    "linear_rnn": jr.linear_rnn(I, H),
 }
 
 CASES = [
@@ -283,12 +289,21 @@ def draw(shape, seed=0, scale=1.0):
     return jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape))
 
 
+def draw_like(a, seed=0, scale=1.0):
+    """Normal numbers in the shape of an array, complex where it is."""
+    drawn = draw(a.shape, seed, scale)
+    return drawn + 1j * draw(a.shape, (99, *np.atleast_1d(seed)), scale) if jnp.iscomplexobj(a) else drawn
+
+
 def randomised(tree, seed=0, scale=0.6):
-    """The tree with every float leaf drawn anew, biases and learned carries too: zeros hide bugs."""
+    """The tree with every float and complex leaf drawn anew, biases and learned carries too: zeros hide bugs."""
     leaves, treedef = jax.tree.flatten(tree)
-    is_float = [jnp.issubdtype(a.dtype, jnp.floating) for a in leaves]
-    drawn = [draw(a.shape, (seed, n), scale) if f else a for n, (a, f) in enumerate(zip(leaves, is_float, strict=True))]
+    drawn = [draw_like(a, (seed, n), scale) if has_derivative(a) else a for n, a in enumerate(leaves)]
     return treedef.unflatten(drawn)
+
+
+def has_derivative(a):
+    return jnp.issubdtype(a.dtype, jnp.inexact)
 
 
 def drawn(cell: jr.Cell):
@@ -323,27 +338,26 @@ def reference(case: Case, params, xs, carry, flags: Flags):
 
 
 def weigh(tree, seed=7):
-    """A scalar that weighs every float of a tree with a random weight of its own: the loss of the gradient tests."""
-    leaves = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
-    return sum(((jnp.sin(a) + a) * draw(a.shape, (seed, n)).astype(a.dtype)).sum() for n, a in enumerate(leaves))
+    """A scalar that weighs every number of a tree with a random weight of its own: the loss of the gradient tests."""
+    leaves = [a for a in jax.tree.leaves(tree) if has_derivative(a)]
+    return sum(((jnp.sin(a) + a) * draw_like(a, (seed, n)).astype(a.dtype)).sum().real for n, a in enumerate(leaves))
 
 
 def differentiable(tree):
-    """``(floats, join)``: the float leaves, and what puts them back into the tree."""
+    """``(numbers, join)``: the float and complex leaves, and what puts them back into the tree."""
     leaves, treedef = jax.tree.flatten(tree)
-    is_float = [jnp.issubdtype(a.dtype, jnp.floating) for a in leaves]
 
-    def join(floats):
-        rest = iter(floats)
-        return treedef.unflatten([next(rest) if f else a for a, f in zip(leaves, is_float, strict=True)])
+    def join(numbers):
+        rest = iter(numbers)
+        return treedef.unflatten([next(rest) if has_derivative(a) else a for a in leaves])
 
-    return [a for a, f in zip(leaves, is_float, strict=True) if f], join
+    return list(filter(has_derivative, leaves)), join
 
 
 def weighed(outputs, by_step=1.0, by_end=1.0):
-    """A scalar: every float times a random weight of its own and that of its step, or of the end."""
+    """A scalar: every number times a random weight of its own and that of its step, or of the end."""
     carry, ys = outputs
-    ends = sum((a * draw(a.shape, (8, n))).sum() for n, a in enumerate(differentiable(carry)[0]))
+    ends = sum((a * draw_like(a, (8, n))).sum().real for n, a in enumerate(differentiable(carry)[0]))
     steps = (ys * draw(ys.shape, 7)).sum(axis=tuple(range(1, ys.ndim)))
     return by_end * ends + (by_step * steps).sum()
 

@@ -255,6 +255,14 @@ def _typed(function):
     return lambda eqn, params: lambda x: function(x, params).astype(eqn.outvars[0].aval.dtype, copy=False)
 
 
+def _converted(eqn, _):
+    """To another dtype; of complex numbers the real part becomes a real one."""
+    dtype = eqn.outvars[0].aval.dtype
+    if np.issubdtype(dtype, np.floating):
+        return lambda x: np.real(x).astype(dtype, copy=False)
+    return lambda x: np.asarray(x).astype(dtype, copy=False)
+
+
 MADE = {
     "dot_general": _dot,
     "broadcast_in_dim": _broadcast,
@@ -268,7 +276,7 @@ MADE = {
     "select_n": lambda eqn, _: (
         (lambda which, off, on: np.where(which, on, off)) if eqn.invars[0].aval.dtype == bool else None
     ),
-    "convert_element_type": _typed(lambda x, params: np.asarray(x)),
+    "convert_element_type": _converted,
     "integer_pow": _typed(lambda x, params: np.power(x, params["y"])),
     "reshape": lambda _, params: (
         (lambda x: np.reshape(x, params["new_sizes"])) if params["dimensions"] is None else None

@@ -20,6 +20,7 @@ from jaxrnn._arguments import ANY_NUMBER, FROM_ZERO
 T, B, I, H = 5, 2, 3, 4
 KEY = jax.random.key(0)
 GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
+LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn")
 GRU = jr.gru(I, H)
 LAYER = jr.scan(GRU)
 PARAMS = GRU.init(KEY)
@@ -60,6 +61,7 @@ CALLS: dict[str, dict[str, Any]] = {
         kind: {"input_size": I, "hidden_size": H}
         for kind in ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
     },
+    **{kind: {"input_size": I, "hidden_size": H} for kind in LINEAR},
     "conv_lstm": {"input_size": I, "hidden_size": H, "spatial_shape": (5,)},
     "readout": {"input_size": I, "output_size": H},
     "dense": {"input_size": I, "output_size": H},
@@ -291,6 +293,14 @@ BAD: dict[str, Sequence[Any]] = {
     "T_max": [2, -1.0],
     **dict.fromkeys(("reset", "keep", "peephole_lstm.peephole", "method", "how", "nonfinite"), ("some",)),
     "yscale": ["some"],
+    **dict.fromkeys(("candidate", "diagonal", "discretization"), ("some",)),
+    **dict.fromkeys(("r_min", "step_min"), (-2.0, 1.0)),
+    "r_max": [-2.0, 1.5],
+    "max_phase": [0.0, 7.0],
+    "step_max": [0.0],
+    "state_size": [],
+    "s5.state_size": [5],
+    **dict.fromkeys(("s5.blocks", "rg_lru.blocks"), (3,)),
     "kind": ["gruu"],
 }
 FREE = {

@@ -140,11 +140,23 @@ def test_what_differentiates_by_the_state_refuses_complex_ones():
         "step_jacobian": lambda: jr.gradients.step_jacobian(cell, params, jnp.zeros(H, complex), xs[0]),
         "lyapunov_spectrum": lambda: jr.gradients.lyapunov_spectrum(cell, params, xs),
         "jacobian_penalty": lambda: jr.gradients.jacobian_penalty(cell, params, xs, lambda carry, ys: ys.sum()),
-        "gradient_flow": lambda: jr.gradients.gradient_flow(cell, params, xs, lambda carry, ys: ys.sum()),
     }
     for who, call in words.items():
         with pytest.raises(TypeError, match=rf"{who}: .*complex.* real and imaginary parts"):
             jax.eval_shape(call)
+
+
+def test_gradient_flow_takes_the_modulus(x64):
+    """Norms over units are those of pairs of real numbers; those of a unit are over its pair."""
+
+    def flow(cell):
+        run = lambda p, xs: jr.gradients.gradient_flow(cell, p, xs, lambda carry, ys: (ys**2).sum(), lengths=lengths)
+        return jax.jit(run)(init(None), xs)
+
+    xs, lengths = draw((T, B, I), 20), np.array([T, 2, 1])
+    got, want = flow(linear_recurrence()), flow(in_real_numbers())
+    assert_close((got.loss, got.params, got.states[:3]), (want.loss, want.params, want.states[:3]))
+    np.testing.assert_allclose(got.states.per_unit, np.sqrt((want.states.per_unit**2).sum(-1)), rtol=1e-10)
 
 
 # ---- every kind of leaf --------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from tests.cases import (
     differentiable,
     differentiated,
     draw,
+    draw_like,
     everything,
     in_turn,
     own_run,
@@ -149,7 +150,7 @@ def test_length_zero_leaves_everything_alone(case, x64):
     by_params, by_xs, by_carry = gradients
     assert all((g == 0).all() for g in jax.tree.leaves((by_params, by_xs)))
     # Of the final carry by the initial one it is the identity: random cotangents come back as they went in.
-    assert_trees_equal(by_carry, [draw(a.shape, (8, n)) for n, a in enumerate(differentiable(carry)[0])])
+    assert_trees_equal(by_carry, [draw_like(a, (8, n)) for n, a in enumerate(differentiable(carry)[0])])
 
 
 @pytest.mark.optimised

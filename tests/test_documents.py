@@ -63,6 +63,7 @@ def test_conventions():
     names = run("docs/conventions.md")
     np.testing.assert_allclose(names["by_hand"], names["gates"].c, **CLOSE)
     np.testing.assert_allclose(names["h_by_hand"], names["gates"].h, **CLOSE)
+    np.testing.assert_allclose(names["in_parallel"], names["step_by_step"], **CLOSE)
     ys = names["ys"]
     np.testing.assert_allclose(ys[3:, 0], names["alone"], **CLOSE)
     assert not ys[4:, 1].any() and jnp.isfinite(ys).all()

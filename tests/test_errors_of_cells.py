@@ -63,6 +63,106 @@ USER_CELLS = {
 }
 
 
+def linear(affine, initial_carry=lambda p, b=(): {"h": jnp.zeros((*b, 4))}, **fields):
+    return user_cell(None, initial_carry, affine=affine, **fields)
+
+
+def zeros(*shape, dtype=jnp.float32):
+    return {"h": jnp.zeros(shape, dtype)}
+
+
+ROTATION = linear(lambda p, x: (1.0, x), None, input_size=I)
+AFFINE = {
+    "one thing": (
+        lambda: apply(linear(lambda p, x: x)),
+        TypeError,
+        ["user cell: affine must return the pair (a, b), of h_t = a_t * h_{t-1} + b_t, got one thing"],
+    ),
+    "three": (lambda: apply(linear(lambda p, x: (x, x, x))), TypeError, ["the pair (a, b)", "got tuple of 3"]),
+    "a of another structure": (
+        lambda: apply(linear(lambda p, x: (jnp.ones(4), zeros(B, 4)))),
+        ValueError,
+        ["user cell: a of affine should be {'h': array (2, 4)}, as the carry is, got array (4,); return one for each"],
+    ),
+    "b of another structure": (
+        lambda: apply(linear(lambda p, x: (zeros(4), x))),
+        ValueError,
+        ["user cell: b of affine should be {'h': array (2, 4)}, got array (2, 3)", "the batch axes too"],
+    ),
+    "a of another shape": (
+        lambda: apply(linear(lambda p, x: (zeros(B, 1), zeros(B, 4)))),
+        ValueError,
+        ["user cell: a['h'] of affine should have shape (2, 4)", "its last axes where all", "got (2, 1); broadcast"],
+    ),
+    "a with more axes": (
+        lambda: apply(linear(lambda p, x: (zeros(1, B, 4), zeros(B, 4)))),
+        ValueError,
+        ["user cell: a['h'] of affine should have shape (2, 4)", "got (1, 2, 4)"],
+    ),
+    "b without the batch": (
+        lambda: apply(linear(lambda p, x: (zeros(4), zeros(4)))),
+        ValueError,
+        ["user cell: b of affine['h'] should have shape (2, 4), got (4,)", "the batch axes too"],
+    ),
+    "complex a": (
+        lambda: apply(linear(lambda p, x: (zeros(4, dtype=complex), zeros(B, 4)))),
+        TypeError,
+        ["user cell: a['h'] and b['h'] of affine are complex64 and float32", "from float32 into complex64; cast", "or"],
+    ),
+    "wide b": (
+        lambda: apply(linear(lambda p, x: (0.5, x), lambda p, b=(): jnp.zeros((*b, I), "bfloat16"))),
+        TypeError,
+        ["a and b of affine are float32 and float32, which would turn the carry from bfloat16 into float32"],
+    ),
+    "a carry of another batch": (
+        lambda: apply(jr.lru(I, 4), carry=jnp.zeros((B + 1, 4), complex)),
+        ValueError,
+        ["scan(lru): carry should have shape (2, 4), got (3, 4)", "initial_carry(params, batch_shape=(2,))"],
+    ),
+    "a real carry": (
+        lambda: jr.lru(I, 4).step(jr.lru(I, 4).init(KEY), jnp.zeros((B, 4)), xs(B, I)),
+        TypeError,
+        ["lru: carry is float32 but the cell carries complex64; cast it with .astype('complex64')"],
+    ),
+    "affine of another input": (
+        lambda: jr.s5(I, 4).affine(jr.s5(I, 4).init(KEY), xs(B, I + 1)),
+        ValueError,
+        ["s5: expected x of shape (*B, 3), got 4 features"],
+    ),
+    "no width": (
+        lambda: apply(ROTATION._replace(input_size=None)),
+        ValueError,
+        [
+            "user cell: without initial_carry a cell with affine starts from zeros",
+            "input_size=None",
+            "give input_size=…",
+        ],
+    ),
+    "images": (lambda: apply(ROTATION._replace(x_ndim=2)), ValueError, ["got input_size=3 and x_ndim=2"]),
+    "step and affine": (
+        lambda: ROTATION._replace(affine=lambda p, x: (x, x), step=lambda p, c, x: (c, x)),
+        TypeError,
+        ["Cell: step and affine were both given", "give affine alone"],
+    ),
+    "noise": (
+        lambda: ROTATION._replace(noise=lambda *args: ()),
+        TypeError,
+        ["Cell: noise reaches step, and the step of a cell with affine has none", "give step in place of affine"],
+    ),
+    "output alone": (
+        lambda: user_cell(lambda p, c, x: (c, x), output=lambda p, c, x: x),
+        TypeError,
+        ["Cell: output is that of a cell with affine; give affine too"],
+    ),
+    "init alone": (
+        lambda: jr.Cell(lambda key: ()),
+        TypeError,
+        ["Cell: initial_carry must be a function, got None; give init, initial_carry and step, or init and affine"],
+    ),
+    "no step": (lambda: user_cell(None), TypeError, ["Cell: step must be a function, got None"]),
+}
+
+
 class Update(NamedTuple):
     z: jax.Array
 
@@ -120,7 +220,7 @@ GATES = {
     ),
 }
 
-TABLES = {"user cells": USER_CELLS, "gates": GATES}
+TABLES = {"user cells": USER_CELLS, "affine": AFFINE, "gates": GATES}
 
 
 @pytest.mark.parametrize(("table", "case"), [(t, c) for t, cases in TABLES.items() for c in cases])

@@ -96,11 +96,11 @@ CASES = {
     ),
     "complex": (
         flow(
-            user_cell(lambda p, h, x: (h, h), lambda params, batch_shape=(): jnp.zeros(batch_shape, complex)),
+            user_cell(lambda p, h, x: (h, h))._replace(init=lambda key: {"a": jnp.ones((), complex)}),
             lambda carry, ys: ys.real.sum(),
         ),
         TypeError,
-        ["gradient_flow: complex carries and parameters are not supported"],
+        ["gradient_flow: params['a'] is complex64, and parameters must be real; give real and imaginary parts"],
     ),
     "leaky, traced": (
         lambda: jax.jit(lambda rate: jr.leaky(LSTM, rate=rate).step(LSTM.init(KEY), None, None))(0.5),

@@ -10,7 +10,7 @@ LIBRARY = sorted((ROOT / "jaxrnn").rglob("*.py"))
 OURS = [*LIBRARY, *sorted((ROOT / "experiments").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
 GROUND_FLOOR = tuple(
     f"jaxrnn._{name}"
-    for name in ("arguments", "base", "checks", "deprecated", "dtypes", "narrowing", "spec", "version")
+    for name in ("affine", "arguments", "base", "checks", "deprecated", "dtypes", "narrowing", "spec", "version")
 )
 LONGEST = 450
 

@@ -62,16 +62,23 @@ def test_models_with_a_spec_are_known_by_it(model):
 
 def replaced(model):
     """``(field, model)`` with one field after the other replaced, in the ways in which that can be done."""
+    affine, noise = (getattr(model, name, None) for name in ("affine", "noise"))
+    refused = ("noise" if affine else "output", "affine" if noise else "")
     for place, name in enumerate(model._fields):
         old = model[place]
         if name == "spec":
             yield name, model._replace(spec=None)
             continue
         if old is None or not callable(old):
-            yield name, model._replace(**{name: 9})
+            if name not in refused:
+                yield name, model._replace(**{name: 9})
             continue
         wrapper = functools.wraps(old)(lambda *args, old=old, **options: old(*args, **options))
         yield name, model._replace(**{name: wrapper})
+        if affine and name in ("step", "affine", "output"):
+            with pytest.raises(TypeError, match="step and affine were both given"):
+                type(model)(**model._asdict() | {name: wrapper})
+            continue
         yield name, type(model)(**model._asdict() | {name: wrapper})
         yield name, jax.tree.map(lambda a, old=old, new=wrapper: new if a is old else a, model)
 

@@ -48,6 +48,7 @@ GATED = {
 ACTIVATIONS = st.sampled_from(["tanh", "sigmoid", "softsign", ("hard_sigmoid", 0.2, 0.5)])
 
 
+LINEAR = [jr.lru, jr.s5, jr.min_gru, jr.min_lstm, jr.rg_lru, jr.linear_rnn]
 USERS = [clockwork, fast_weights, textbook_lstm]
 WRAPPERS = [
     functools.partial(jr.leaky, rate=0.3),
@@ -92,9 +93,11 @@ def wrapped(draw, size, dtype):
 @st.composite
 def cells(draw, size, dtype):
     """Any cell: in wrappers, a user's own, several in a chain, side by side."""
-    kind = draw(st.sampled_from(["wrapped", "wrapped", "user", "chain", "branch", "residual"]))
+    kind = draw(st.sampled_from(["wrapped", "wrapped", "user", "linear", "chain", "branch", "residual"]))
     if kind == "user":
         return made(draw(st.sampled_from(USERS)), size, draw(SIZES))
+    if kind == "linear":
+        return made(draw(st.sampled_from(LINEAR)), size, draw(SIZES), dtype=dtype)
     if kind == "chain":
         first = draw(wrapped(size, dtype))
         O = first.output_size

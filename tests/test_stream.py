@@ -38,6 +38,7 @@ CELLS = {
     "chain": CHAIN,
     "elman_learned_carry": jr.elman(I, H, learned_carry=True),
     "peephole_learned_carry": jr.peephole_lstm(I, H, learned_carry=True),
+    "lru": jr.lru(I, H),  # a complex carry
     "zoneout": jr.zoneout(jr.lstm(I, H), rate=0.2),
     "tokens": jr.chain(jr.embedding(7, I), jr.gru(I, H)),
     "clockwork": clockwork(I, H),

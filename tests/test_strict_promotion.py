@@ -41,7 +41,7 @@ def shapes(tree):
 
 
 def total(tree):
-    return sum(jnp.sum(a) for a in differentiable(tree)[0])
+    return sum(jnp.sum(a).real for a in differentiable(tree)[0])
 
 
 def gradient_of(layer, params, xs, carry, options):

@@ -11,11 +11,17 @@ from jaxrnn.cells.embedding import EmbeddingParams
 from jaxrnn.cells.fused import gate_order
 from jaxrnn.cells.gru import GRUGates, GRUParams
 from jaxrnn.cells.layer_norm import LayerNormParams
+from jaxrnn.cells.linear_rnn import LinearRNNParams
+from jaxrnn.cells.lru import LRUParams
 from jaxrnn.cells.lstm import LSTMParams
 from jaxrnn.cells.lstm_family import LSTMCarry, LSTMGates
 from jaxrnn.cells.mgu import MGUGates, MGUParams
+from jaxrnn.cells.min_gru import MinGRUGates, MinGRUParams
+from jaxrnn.cells.min_lstm import MinLSTMGates, MinLSTMParams
 from jaxrnn.cells.peephole_lstm import PeepholeLSTMParams
 from jaxrnn.cells.readout import ReadoutParams
+from jaxrnn.cells.rg_lru import RGLRUGates, RGLRUParams
+from jaxrnn.cells.s5 import S5Params
 
 __all__ = [
     "ElmanParams",
@@ -29,6 +35,15 @@ __all__ = [
     "MGUParams",
     "MGUGates",
     "ConvLSTMParams",
+    "LRUParams",
+    "S5Params",
+    "MinGRUParams",
+    "MinGRUGates",
+    "MinLSTMParams",
+    "MinLSTMGates",
+    "RGLRUParams",
+    "RGLRUGates",
+    "LinearRNNParams",
     "ReadoutParams",
     "LayerNormParams",
     "EmbeddingParams",

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._affine import AffineStep
 from jaxrnn._base import Cell, PyTree
 from jaxrnn._checks import (
     check_batch_shape,
@@ -48,16 +49,19 @@ def _checked(who: str, cell: Cell, dtype: Any) -> Cell:
         return expected[0]
 
     def check(params: PyTree, carry: PyTree, x: Any) -> None:
+        check_inputs(params, x)
+        check_held(who, "carry", carry)
+        batch_shape = jnp.shape(x)[: jnp.ndim(x) - cell.x_ndim]
+        check_carry(who, carry, jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params), batch_shape)
+
+    def check_inputs(params: PyTree, x: Any) -> None:
         check_params(who, params, params_expected())
         check_one_array(who, "x", x)
         check_held(who, "x", x)
-        check_held(who, "carry", carry)
         if cell.input_size is not None and cell.x_ndim == 1:
             check_features(who, x, cell.input_size)
             weights = jax.tree.leaves(params)[0].dtype
             check_real(who, x, weights if dtype is None else dtype, declared=dtype is not None)
-        batch_shape = jnp.shape(x)[: jnp.ndim(x) - cell.x_ndim]
-        check_carry(who, carry, jax.eval_shape(lambda p: cell.initial_carry(p, batch_shape), params), batch_shape)
 
     def init(key):
         check_key(who, key)
@@ -80,10 +84,22 @@ def _checked(who: str, cell: Cell, dtype: Any) -> Cell:
         check_one_array(who, "x", x)
         return cell.noise(params, key, times, x)  # type: ignore[misc]
 
-    return cell._replace(
+    def affine(params, x):
+        check_inputs(params, x)
+        return cell.affine(params, x)  # type: ignore[misc]
+
+    def read(params, carry, x):
+        check(params, carry, x)
+        return cell.output(params, carry, x)  # type: ignore[misc]
+
+    checked = cell._replace(
         init=init,
         initial_carry=initial_carry,
         step=step,
         gates=gates if cell.gates else None,
         noise=noise if cell.noise else None,
     )
+    if cell.affine is None:
+        return checked
+    made = AffineStep(affine, read if cell.output else None, who, check)
+    return checked._replace(step=made, affine=made.affine, output=made.output)

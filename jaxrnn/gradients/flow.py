@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._arguments import checks_arguments
-from jaxrnn._base import Cell, Layer, PyTree, flatten, is_float
+from jaxrnn._base import Cell, Layer, PyTree, flatten, is_float, is_inexact
 from jaxrnn._checks import check_finite, check_scalar_loss
 from jaxrnn._narrowing import as_lengths, as_start
 from jaxrnn.devices.placement import vary_alike
@@ -20,7 +20,7 @@ from jaxrnn.running.scan import as_layer, check_inputs, valid_steps
 
 
 class StateFlow(NamedTuple):
-    """∂L/∂h_t for one array of the carry."""
+    """∂L/∂h_t for one array of the carry; of complex numbers (∂L/∂Re h_t, ∂L/∂Im h_t), by its modulus."""
 
     norm: jax.Array  # (T, *B): over the units of each sequence; 0 on steps that are not valid
     mean: jax.Array  # (T,): of the norm, over the sequences that are valid at t
@@ -97,14 +97,15 @@ def gradient_flow(
         raise ValueError("gradient_flow: xs has T = 0 steps, so nothing flows; give at least 1.")
     start = jax.eval_shape(lambda p: layer.initial_carry(p, batch_shape), params) if carry is None else carry
     states, states_tree = flatten(start)
-    for a in (*states, *jax.tree.leaves(params)):
-        if jnp.issubdtype(jnp.result_type(a), jnp.complexfloating):
+    for path, a in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.iscomplexobj(a):
             raise TypeError(
-                "gradient_flow: complex carries and parameters are not supported; give real and imaginary parts."
+                f"gradient_flow: params{jax.tree_util.keystr(path)} is {jnp.result_type(a)}, and parameters must be "
+                f"real; give real and imaginary parts, as jr.lru has them."
             )
     leaves, params_tree = flatten(params)
     check_not_explicit("gradient_flow", xs, params, carry)
-    to_states = [jnp.zeros((T, *a.shape), a.dtype) if is_float(a) else None for a in states]
+    to_states = [jnp.zeros((T, *a.shape), a.dtype) if is_inexact(a) else None for a in states]
     to_params = [probe_zeros(T, jnp.result_type(a)) if is_float(a) else None for a in leaves]
     # Without this shard_map would add the gradients of all devices, each by its own sequences, where the zeros spread.
     to_states, to_params, *_ = vary_alike(to_states, to_params, xs, params)
@@ -171,7 +172,7 @@ def norm_by_lag(norm: jax.Array, *, lengths: jax.Array | None = None, reverse: b
 def _state_flow(gradient: jax.Array, on: jax.Array) -> StateFlow:
     """Of ∂L/∂h (T, *B, …), the steps (T, *B) being valid where ``on``."""
     batch = tuple(range(1, on.ndim))
-    flat = jax.lax.collapse(gradient, on.ndim)
+    flat = jax.lax.collapse(jnp.abs(gradient) if jnp.iscomplexobj(gradient) else gradient, on.ndim)
     norms = norm(flat, axis=-1)
     mean = _mean_over_batch(norms, on)
     sd = jnp.sqrt(_mean_over_batch(jnp.square(norms - mean.reshape(-1, *(1,) * len(batch))), on))
