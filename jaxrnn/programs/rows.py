@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from jaxrnn.programs.primitives import CHEAP, has
-from jaxrnn.programs.program import Op, Program
+from jaxrnn.programs.program import Program
 from jaxrnn.programs.tracing import flat_program
 
 
