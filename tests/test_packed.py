@@ -143,6 +143,15 @@ def test_what_a_step_returns_wrongly_is_said_of_the_batch_as_it_is(output):
         explained(user_cell(wrong), lengths=LENGTHS)
 
 
+def test_noise_of_the_wrong_length_is_refused_as_ever():
+    def noise(params, key, times, x):
+        return jnp.ones((5, len(x), H))
+
+    cell = user_cell(lambda step, params, carry, x, noise=0.0: step(params, carry, x), noise)
+    with pytest.raises(ValueError, match=r"a leaf of shape \(5, 7, 4\), but each must lead with T = 11"):
+        explained(cell, lengths=LENGTHS, key=jax.random.key(0))
+
+
 # ---- the lanes ----------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_scan import planned_scan
 from jaxrnn.programs.rows import counts_rows, mixes_rows
 from jaxrnn.programs.tracing import trace
-from jaxrnn.running._loop import Run, Split, StepInputs, body_of, initial_carry_of, split_params, vary_alike_in
+from jaxrnn.running._loop import Run, Split, StepInputs, body_of, initial_carry_of, split_noise, split_params, vary_alike_in
 from jaxrnn.running.packing import lanes_of, pack
 
 LEAST_ROWS = 3
@@ -42,6 +42,7 @@ def why_not_packed(run: Run) -> str | None:
         return "parameters or a carry that differ from step to step"
     if any(any(jax.typeof(a).sharding.spec) for a in leaves if hasattr(a, "dtype")):
         return "a batch over a mesh, outside shard_map"
+    split_noise(run.noise, T)  # or says what is wrong with it
     if run.noise is not None and (reason := _why_noise_stays(run, T, B)):
         return reason
     return _why_rows_stay(run)
