@@ -152,6 +152,19 @@ def test_noise_of_the_wrong_length_is_refused_as_ever():
         explained(cell, lengths=LENGTHS, key=jax.random.key(0))
 
 
+def test_a_lane_at_rest_reads_zeros(x64):
+    """As a step that is not valid does. Of another's inputs, sqrt would make NaN here: only time before now goes on."""
+
+    def since(step, params, before, x):
+        return x[:, :1], jnp.sqrt(x[:, :1] - before) * params.b
+
+    cell = user_cell(since)._replace(initial_carry=lambda params, batch: jnp.full((*batch, 1), -99.0))
+    params, _ = problem(cell)
+    xs = jnp.arange(-T * B, 0.0).reshape(T, B, 1) * jnp.ones(I)
+    options = {"lengths": LENGTHS}
+    assert_trees_close(gradients(cell, PACKED, params, xs, **options), gradients(cell, "plain", params, xs, **options))
+
+
 # ---- the lanes ----------------------------------------------------------------------------------
 
 

@@ -16,7 +16,16 @@ from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_scan import planned_scan
 from jaxrnn.programs.rows import counts_rows, mixes_rows
 from jaxrnn.programs.tracing import trace
-from jaxrnn.running._loop import Run, Split, StepInputs, body_of, initial_carry_of, split_noise, split_params, vary_alike_in
+from jaxrnn.running._loop import (
+    Run,
+    Split,
+    StepInputs,
+    body_of,
+    initial_carry_of,
+    split_noise,
+    split_params,
+    vary_alike_in,
+)
 from jaxrnn.running.packing import lanes_of, pack
 
 LEAST_ROWS = 3
@@ -59,9 +68,10 @@ def run_packed(run: Run) -> tuple[PyTree, PyTree]:
     noise, noise_tree = flatten(run.noise)
     of_row = [a.shape[0] == 1 for a in noise]  # one draw serves the whole sequence
     of_rows = [packing.split(a[0]) if one else None for a, one in zip(noise, of_row, strict=True)]
+    xs, valid = packing.pack(run.xs), packing.pack_flags(run.valid)
     inputs = StepInputs(
-        x=packing.pack(run.xs),
-        valid=packing.pack_flags(run.valid),
+        x=select(valid, xs, jax.tree.map(jnp.zeros_like, xs)),  # a lane at rest reads zeros, and no other's inputs
+        valid=valid,
         starts=None,
         resets=None if run.resets is None else packing.pack_flags(run.resets),
         params=[],
