@@ -113,6 +113,58 @@ def test_what_stands_in_padding_reaches_nothing(x64):
     jax.tree.map(np.testing.assert_array_equal, run(params, jnp.where(padding, jnp.nan, xs)), clean)
 
 
+def dividing(step, params, carry, x):
+    """Where it reads 0, as no step does, infinities come of it."""
+    new, _ = step(params, 1 / carry, x)
+    return new + 2, jnp.log(carry)
+
+
+def test_what_no_step_has_met_reaches_no_gradient(x64):
+    """A tangent reads what the loop stacked, 0 beyond its end; so does the transpose of a run of all steps."""
+    cell = user_cell(dividing)._replace(initial_carry=lambda params, batch: jnp.ones((*batch, H)))
+    params, xs = problem(cell)
+
+    def found(plan):
+        loss = loss_of(cell, plan, lengths=LENGTHS)
+        members = jax.tree.map(lambda a: jnp.stack([a, -a]), params)
+        of_members = jax.grad(lambda members: jax.vmap(loss, (0, None))(members, xs).sum())
+        return jax.jit(jax.grad(loss))(params, xs), jax.jit(of_members)(members)
+
+    assert_trees_close(found(PACKED), found("plain"))
+
+
+@pytest.mark.parametrize("output", ["carry", "y"])
+def test_what_a_step_returns_wrongly_is_said_of_the_batch_as_it_is(output):
+    def wrong(step, params, carry, x):
+        new, y = step(params, carry, x)
+        return (new[:, :2], y) if output == "carry" else (new, y[0])
+
+    with pytest.raises(ValueError, match=r"got \(7, 2\)" if output == "carry" else r"the batch axes \(7,\)"):
+        explained(user_cell(wrong), lengths=LENGTHS)
+
+
+def test_noise_of_the_wrong_length_is_refused_as_ever():
+    def noise(params, key, times, x):
+        return jnp.ones((5, len(x), H))
+
+    cell = user_cell(lambda step, params, carry, x, noise=0.0: step(params, carry, x), noise)
+    with pytest.raises(ValueError, match=r"a leaf of shape \(5, 7, 4\), but each must lead with T = 11"):
+        explained(cell, lengths=LENGTHS, key=jax.random.key(0))
+
+
+def test_a_lane_at_rest_reads_zeros(x64):
+    """As a step that is not valid does. Of another's inputs, sqrt would make NaN here: only time before now goes on."""
+
+    def since(step, params, before, x):
+        return x[:, :1], jnp.sqrt(x[:, :1] - before) * params.b
+
+    cell = user_cell(since)._replace(initial_carry=lambda params, batch: jnp.full((*batch, 1), -99.0))
+    params, _ = problem(cell)
+    xs = jnp.arange(-T * B, 0.0).reshape(T, B, 1) * jnp.ones(I)
+    options = {"lengths": LENGTHS}
+    assert_trees_close(gradients(cell, PACKED, params, xs, **options), gradients(cell, "plain", params, xs, **options))
+
+
 # ---- the lanes ----------------------------------------------------------------------------------
 
 
@@ -183,6 +235,16 @@ def ranked(step, params, carry, x):
     return new + jnp.arange(new.shape[0], dtype=new.dtype)[:, None], y
 
 
+def averaged(step, params, carry, x):
+    new, y = step(params, carry, x)
+    return new / len(new), y
+
+
+def of_seven(step, params, carry, x):
+    new, y = step(params, carry, x)
+    return new + jnp.zeros((B, H), new.dtype), y
+
+
 def shared_noise(params, key, times, x):
     return jax.random.normal(key, (len(times), H))
 
@@ -201,6 +263,9 @@ def shared_noise(params, key, times, x):
             {"lengths": LENGTHS},
             "rows that may meet: add of the batch and what differs from row to row",
         ),
+        (user_cell(averaged), {"lengths": LENGTHS}, "a step that depends on how many rows there are: a constant"),
+        (user_cell(of_seven), {"lengths": LENGTHS}, "a step that does not run with 4 rows"),
+        (jr.dense(I, H), {"lengths": LENGTHS}, "a carry that is empty"),
         (
             user_cell(lambda step, params, carry, x, noise=0.0: step(params, carry, x), shared_noise),
             {"lengths": LENGTHS, "key": jax.random.key(0)},

@@ -53,14 +53,31 @@ def counted_scan(
 
 
 def map_in_blocks(function: Callable[[Arrays], Arrays], count: jax.Array, xs: Arrays) -> Arrays:
-    """``jax.vmap(function)(xs)`` for at least the first ``count`` steps of ``xs``, (T, …) each; 0 beyond."""
+    """``jax.vmap(function)(xs)`` for the first ``count`` steps of ``xs``, (T, …) each; any beyond."""
     T = xs[0].shape[0]
     size = math.gcd(T, BLOCK)
+
+    def of_block(start, block):
+        counts = start + jnp.arange(size, dtype=jnp.int32) < count
+        return jax.vmap(function)([_filled(a, counts) for a in block])
+
     if size == T:
-        return jax.vmap(function)(xs)
+        return of_block(0, xs)
+    starts = jnp.arange(0, T, size, dtype=jnp.int32)
     blocks = [a.reshape(T // size, size, *a.shape[1:]) for a in xs]
-    _, made = counted_scan(lambda _, block: ([], jax.vmap(function)(block)), -(-count // size), [], blocks)
+    _, made = counted_scan(
+        lambda _, entering: ([], of_block(entering[0], entering[1:])), -(-count // size), [], [starts, *blocks]
+    )
     return [a.reshape(T, *a.shape[2:]) for a in made]
+
+
+def _filled(a: jax.Array, counts: jax.Array) -> jax.Array:
+    """The steps that count, and in place of the others the first.
+
+    Beyond the count stand zeros that no step has met. Of what a tangent reads, as 1 / h, they would make an infinity,
+    and of that NaN, times the 0 that comes back from there.
+    """
+    return jnp.where(jnp.expand_dims(counts, tuple(range(1, a.ndim))), a, a[:1])
 
 
 def _bind(
@@ -112,6 +129,7 @@ def _run_all(count, *arrays, jaxpr, n_consts, n_carry, length, reverse):
         return new, [jnp.where(counts, y, jnp.zeros_like(y)) for y in made[n_carry:]]
 
     times = jnp.arange(length, dtype=jnp.int32)
+    xs = [_filled(a, times < count) for a in xs]
     carry, ys = jax.lax.scan(masked, carry, (times, xs), reverse=reverse)
     return [*carry, *ys]
 

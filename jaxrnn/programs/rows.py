@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from jaxrnn.programs.primitives import CHEAP, has
-from jaxrnn.programs.program import Op, Program
+from jaxrnn.programs.program import Program
 from jaxrnn.programs.tracing import flat_program
 
 
@@ -40,14 +43,57 @@ def mixes_rows(program: Program, of_batch: Sequence[int]) -> str | None:
     return None if leads else "an output that does not lead with the batch"
 
 
-def _rows_of(program: Program, given: Sequence[Rows]) -> list[Rows]:
+def counts_rows(program: Program, fewer: Program) -> str | None:
+    """What of a program depends on how many rows there are; None where nothing does.
+
+    Args:
+        program, fewer: the same function, traced for a batch and for one of fewer rows.
+    """
+    if [(op.name, op.inputs, op.outputs) for op in program.ops] != [
+        (op.name, op.inputs, op.outputs) for op in fewer.ops
+    ]:
+        return "other operations"
+
+    def axes(numbers: Sequence[int]) -> int:
+        """Along how many axes one of these values has as many entries as there are rows."""
+        shapes = ((program.kinds[n].shape, fewer.kinds[n].shape) for n in numbers)
+        return max((sum(a != b for a, b in zip(*of, strict=True)) for of in shapes), default=0)
+
+    for op, of_fewer in zip(program.ops, fewer.ops, strict=True):
+        if op.name == "constant" and not _same(op.params["value"], of_fewer.params["value"]):
+            return "a constant"
+        if axes(op.inputs) > axes(op.outputs):  # a sum of so many ones
+            return op.name
+        if op.name not in RULES and has(op.name, CHEAP) and dict(op.params) != dict(of_fewer.params):
+            return op.name
+        if op.name == "custom_jvp_call":
+            inner = [
+                (jaxpr_as_fun(closed), closed.in_avals) for closed in (o.params["call_jaxpr"] for o in (op, of_fewer))
+            ]
+            if reason := counts_rows(*(flat_program(function, *kinds)[0] for function, kinds in inner)):
+                return reason
+    consts = zip(program.consts.values(), fewer.consts.values(), strict=True)
+    return None if all(_same(a, b) for a, b in consts) else "a constant"
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two constants are the same, as far as their values are known."""
+    if a is b:
+        return True
+    if any(isinstance(v, jax.core.Tracer) or jnp.issubdtype(jnp.result_type(v), jax.dtypes.extended) for v in (a, b)):
+        return False
+    return bool(np.array_equal(a, b, equal_nan=jnp.issubdtype(jnp.result_type(a), jnp.inexact)))
+
+
+def _rows_of(program: Program, given: Sequence[Rows], differentiated: bool = True) -> list[Rows]:
     """The rows of the program's outputs, from those of its inputs."""
     rows = dict(zip(program.inputs, given, strict=True)) | dict.fromkeys(program.consts, Rows(None))
     for op in program.ops:
         of_inputs = [rows[n] for n in op.inputs]
         rule = RULES.get(op.name, _elementwise if has(op.name, CHEAP) else None)
         if rule is not None:
-            made = rule(_View(op.name, op.params, *_shapes(program, op)), of_inputs)
+            kinds, shapes = [program.kinds[n] for n in op.inputs], [program.kinds[n].shape for n in op.outputs]
+            made = rule(_View(op.name, op.params, op.run, kinds, shapes, differentiated), of_inputs)
         elif all(of.axis is None for of in of_inputs):
             made = [Rows(None)] * len(op.outputs)
         else:
@@ -61,8 +107,15 @@ class _View(NamedTuple):
 
     name: str
     params: Mapping[str, Any]
-    shapes: list[tuple[int, ...]]  # of its inputs
-    made: list[tuple[int, ...]]  # of its outputs
+    run: Callable[..., Sequence[Any]]
+    kinds: list[Any]  # of its inputs
+    made: list[tuple[int, ...]]  # the shapes of its outputs
+    differentiated: bool  # whether its derivative has to keep rows apart as well
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Those of its inputs."""
+        return [kind.shape for kind in self.kinds]
 
     def axis_of(self, rows: Sequence[Rows]) -> int | None:
         """The axis that all inputs with rows share."""
@@ -70,10 +123,6 @@ class _View(NamedTuple):
         if len(axes) > 1:
             raise MixedError(self.name)
         return axes.pop() if axes else None
-
-
-def _shapes(program: Program, op: Op) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    return [program.kinds[n].shape for n in op.inputs], [program.kinds[n].shape for n in op.outputs]
 
 
 Rule = Callable[[_View, Sequence[Rows]], list[Rows]]
@@ -134,6 +183,8 @@ def _reshape(op: _View, rows: Sequence[Rows]) -> list[Rows]:
     of, shape, made = rows[0], op.shapes[0], op.made[0]
     if of.axis is None:
         return [Rows(None)]
+    if op.params["dimensions"] is not None:
+        raise MixedError(f"{op.name} in another order")
     before, size = math.prod(shape[: of.axis]), shape[of.axis]
     for axis, new in enumerate(made):
         if math.prod(made[:axis]) == before and new == size:
@@ -181,11 +232,19 @@ def _along(name: str) -> Rule:
 
 
 def _slice(op: _View, rows: Sequence[Rows]) -> list[Rows]:
-    of, shape, made = rows[0], op.shapes[0], op.made[0]
-    if op.axis_of(rows) is not None and (of.axis is None or shape[of.axis] != made[of.axis]):
+    sizes = enumerate(zip(op.shapes[0], op.made[0], strict=True))
+    return [_changed(op, rows[0], {axis for axis, (before, after) in sizes if before != after})]
+
+
+def _pad(op: _View, rows: Sequence[Rows]) -> list[Rows]:
+    """A pad may take as much from one end as it adds to the other: rows are moved then, their number is the same."""
+    return [_changed(op, rows[0], {axis for axis, added in enumerate(op.params["padding_config"]) if any(added)})]
+
+
+def _changed(op: _View, of: Rows, axes: set[int]) -> Rows:
+    if of.axis in axes:
         raise MixedError(f"{op.name} of the batch")
-    cut = {axis for axis, (before, after) in enumerate(zip(shape, made, strict=True)) if before != after}
-    return [of._replace(alike=of.alike - cut)]
+    return of._replace(alike=of.alike - axes)
 
 
 def _unstack(op: _View, rows: Sequence[Rows]) -> list[Rows]:
@@ -215,12 +274,33 @@ def _gather(op: _View, rows: Sequence[Rows]) -> list[Rows]:
     return [Rows(leading[indices.axis])]
 
 
-def _inner(op: _View, rows: Sequence[Rows]) -> list[Rows]:
-    closed = op.params.get("call_jaxpr", op.params.get("jaxpr"))
-    if not hasattr(closed, "consts"):
-        raise MixedError(op.name)
+def _custom_jvp(op: _View, rows: Sequence[Rows]) -> list[Rows]:
+    """By the program that it holds, and by the one of its tangents, which a user wrote."""
+    closed = op.params["call_jaxpr"]
     program, _, _ = flat_program(jaxpr_as_fun(closed), *closed.in_avals)
-    return _rows_of(program, rows)
+    made = _rows_of(program, rows, op.differentiated)
+    if not op.differentiated:  # in a rule for tangents, which may call what it belongs to
+        return made
+    moving = [i for i, kind in enumerate(op.kinds) if jnp.issubdtype(kind.dtype, jnp.inexact)]
+
+    def tangents(*values):
+        primals = values[: len(op.kinds)]
+
+        def of_moving(*floats):
+            arrays = list(primals)
+            for i, a in zip(moving, floats, strict=True):
+                arrays[i] = a
+            return [a for a in op.run(*arrays) if jnp.issubdtype(a.dtype, jnp.inexact)]
+
+        return jax.jvp(of_moving, [primals[i] for i in moving], list(values[len(op.kinds) :]))[1]
+
+    program, _, _ = flat_program(tangents, *op.kinds, *(op.kinds[i] for i in moving))
+    of_tangents = _rows_of(program, [*rows, *(rows[i] for i in moving)], differentiated=False)
+    of_floats = [of for of, kind in zip(made, closed.out_avals, strict=True) if jnp.issubdtype(kind.dtype, jnp.inexact)]
+    for of, of_tangent in zip(of_floats, of_tangents, strict=True):
+        if of_tangent.axis != of.axis and not (of_tangent.axis is None and of.axis in of_tangent.alike):
+            raise MixedError(f"the derivative of {op.name}")
+    return made
 
 
 RULES: dict[str, Rule] = {
@@ -241,8 +321,8 @@ RULES: dict[str, Rule] = {
     "concatenate": _along("dimension"),
     "split": _along("axis"),
     "slice": _slice,
-    "pad": _slice,
+    "pad": _pad,
     "unstack": _unstack,
     "gather": _gather,
-    "custom_jvp_call": _inner,
+    "custom_jvp_call": _custom_jvp,
 }

@@ -9,14 +9,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import PyTree, flatten, select
+from jaxrnn._checks import check_carry_kept, check_pair
 from jaxrnn.instruments import is_marked, without_marks
 from jaxrnn.planning.explanation import start_explanation
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_scan import planned_scan
-from jaxrnn.programs.rows import mixes_rows
+from jaxrnn.programs.rows import counts_rows, mixes_rows
 from jaxrnn.programs.tracing import trace
-from jaxrnn.running._loop import Run, Split, StepInputs, body_of, initial_carry_of, split_params, vary_alike_in
-from jaxrnn.running.packing import pack
+from jaxrnn.running._loop import (
+    Run,
+    Split,
+    StepInputs,
+    body_of,
+    initial_carry_of,
+    split_noise,
+    split_params,
+    vary_alike_in,
+)
+from jaxrnn.running.packing import lanes_of, pack
 
 LEAST_ROWS = 3
 
@@ -41,6 +51,7 @@ def why_not_packed(run: Run) -> str | None:
         return "parameters or a carry that differ from step to step"
     if any(any(jax.typeof(a).sharding.spec) for a in leaves if hasattr(a, "dtype")):
         return "a batch over a mesh, outside shard_map"
+    split_noise(run.noise, T)  # or says what is wrong with it
     if run.noise is not None and (reason := _why_noise_stays(run, T, B)):
         return reason
     return _why_rows_stay(run)
@@ -57,9 +68,10 @@ def run_packed(run: Run) -> tuple[PyTree, PyTree]:
     noise, noise_tree = flatten(run.noise)
     of_row = [a.shape[0] == 1 for a in noise]  # one draw serves the whole sequence
     of_rows = [packing.split(a[0]) if one else None for a, one in zip(noise, of_row, strict=True)]
+    xs, valid = packing.pack(run.xs), packing.pack_flags(run.valid)
     inputs = StepInputs(
-        x=packing.pack(run.xs),
-        valid=packing.pack_flags(run.valid),
+        x=select(valid, xs, jax.tree.map(jnp.zeros_like, xs)),  # a lane at rest reads zeros, and no other's inputs
+        valid=valid,
         starts=None,
         resets=None if run.resets is None else packing.pack_flags(run.resets),
         params=[],
@@ -105,21 +117,42 @@ def of_member(values: Sequence[PyTree], member: jax.Array) -> PyTree:
 
 
 def _why_rows_stay(run: Run) -> str | None:
-    carry = initial_carry_of(run, run.params) if run.carry is None else run.carry
-    x, noise = jax.tree.map(lambda a: a[0], (run.xs, run.noise))
-    leaves, treedef = flatten((run.params, carry, x, noise))
+    """By the step, traced for the batch and for as many rows as there are lanes."""
+    params, (B,) = run.params, run.batch_shape
 
-    def step(*leaves):
-        params, carry, x, noise = treedef.unflatten(leaves)
-        made = run.cell.step(params, carry, x) if run.noise is None else run.cell.step(params, carry, x, noise)
-        return jax.tree.leaves(made)
+    def at_one_step():
+        carry = initial_carry_of(run, params) if run.carry is None else run.carry
+        return carry, *jax.tree.map(lambda a: a[0], (run.xs, run.noise))
 
-    program, reason = trace(step, *leaves)
+    of_rows = jax.eval_shape(at_one_step)
+    if not jax.tree.leaves(of_rows[0]):
+        return "a carry that is empty"
+    of_lanes = jax.eval_shape(lambda: jax.tree.map(lambda a: a[: lanes_of(B)], at_one_step()))
+
+    def traced(of_rows):
+        leaves, treedef = flatten((params, *of_rows))
+
+        def step(*leaves):
+            params, carry, x, noise = treedef.unflatten(leaves)
+            made = run.cell.step(params, carry, x) if run.noise is None else run.cell.step(params, carry, x, noise)
+            new, y = check_pair(run.who, made)
+            check_carry_kept(run.who, carry, new)
+            return jax.tree.leaves((new, y))
+
+        return trace(step, *leaves)
+
+    program, reason = traced(of_rows)
     if program is None:
         return str(reason)
-    n = len(jax.tree.leaves(run.params))
-    reason = mixes_rows(program, program.inputs[n:])
-    return reason and f"rows that may meet: {reason}"
+    n = len(jax.tree.leaves(params))
+    if reason := mixes_rows(program, program.inputs[n:]):
+        return f"rows that may meet: {reason}"
+    try:
+        fewer, _ = traced(of_lanes)
+    except Exception:  # whatever a step raises that was written for one size of batch
+        return f"a step that does not run with {lanes_of(B)} rows"
+    reason = counts_rows(program, fewer) if fewer else "other operations"
+    return reason and f"a step that depends on how many rows there are: {reason}"
 
 
 def _why_noise_stays(run: Run, T: int, B: int) -> str | None:

@@ -63,10 +63,15 @@ class Packing(NamedTuple):
         return jax.tree.map(lambda *a: _moved(jnp.stack(a), self.where, self.rows), *carries)
 
 
+def lanes_of(B: int) -> int:
+    """The lanes of a batch of B sequences."""
+    return -(-B // MEMBERS)
+
+
 def pack(active: jax.Array, reverse: bool) -> Packing:
     """The packing of a batch by its active steps, (T, B); a reversed run enters each sequence from its end."""
     T, B = active.shape
-    L = -(-B // MEMBERS)
+    L = lanes_of(B)
     S = -(-MEMBERS * T // BLOCK) * BLOCK
     times = jnp.arange(T, dtype=jnp.int32)[:, None]
     first = jnp.argmax(active, axis=0).astype(jnp.int32)

@@ -41,4 +41,22 @@ FAULTS = (
         "jax.lax.fori_loop(0, length, turn, (carry, ys))",
         tests("test_counted", "steps_beyond_the_count"),
     ),
+    Fault(
+        "what a tangent reads beyond the count is 0",
+        "    return jnp.where(jnp.expand_dims(counts, tuple(range(1, a.ndim))), a, a[:1])\n",
+        "    return a\n",
+        tests("test_packed", "no_step_has_met"),
+    ),
+    Fault(
+        "a lane at rest reads the inputs of another",
+        "x=select(valid, xs, jax.tree.map(jnp.zeros_like, xs)),  # a",
+        "x=xs,  # a",
+        tests("test_packed", "at_rest"),
+    ),
+    Fault(
+        "the tangents that a user wrote are not looked at",
+        "    if not op.differentiated:",
+        "    if True:",
+        tests("test_rows", "rows_that_meet"),
+    ),
 )

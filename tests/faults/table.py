@@ -91,8 +91,8 @@ FAULTS = (
     ),
     Fault(
         "a learned carry gets no gradient from resets",
-        "carry = select(resets, _initial_carry(run, params_t) if params.per_step else initial, carry)",
-        "carry = select(resets, jax.lax.stop_gradient(_initial_carry(run, params_t) if params.per_step "
+        "carry = select(resets, initial_carry_of(run, params_t) if params.per_step else initial, carry)",
+        "carry = select(resets, jax.lax.stop_gradient(initial_carry_of(run, params_t) if params.per_step "
         "else initial), carry)",
         tests("test_contract", "learned_initial_carry"),
     ),
