@@ -19,7 +19,7 @@ from jaxrnn.programs.program import Op, Rewriting
 
 def join_products(step: PlannedStep) -> PlannedStep:
     """The primal with sums of two products as one product, where the rules say so."""
-    if step.plan.one_kernel or not step.plan.fuse:
+    if step.plan.one_kernel or step.plan.fuse is False:
         return step
     loop = step.primal
     program, makers = loop.program, {n: op for op in loop.program.ops for n in op.outputs}
