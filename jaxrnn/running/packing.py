@@ -90,7 +90,7 @@ def pack(active: jax.Array, reverse: bool) -> Packing:
     steps = jnp.arange(S, dtype=jnp.int32)[:, None]
     member = jnp.zeros((S, L), jnp.int32)
     for m in range(1, MEMBERS):
-        member += steps >= starts[m]
+        member += (steps >= starts[m][None]).astype(jnp.int32)
 
     def of_member(a: jax.Array) -> jax.Array:
         """(M, L) → (S, L), the value of the sequence that a lane is in."""
@@ -102,10 +102,10 @@ def pack(active: jax.Array, reverse: bool) -> Packing:
     t = of_member(entered) - within if reverse else of_member(entered) + within
     source = jnp.where(taken, t * B + row, 0)
 
-    after = (first + length - 1) - times if reverse else times - first
-    begin = starts.reshape(-1)[where]
+    after = (first + length - 1)[None] - times if reverse else times - first[None]
+    begin = starts.reshape(-1)[where][None]
     none = jnp.argmin(taken.reshape(-1)).astype(jnp.int32)
-    place = jnp.where((after >= 0) & (after < length), (begin + after) * L + where % L, none)
+    place = jnp.where((after >= 0) & (after < length[None]), (begin + after) * L + (where % L)[None], none)
     made = Packing(source, taken, place, member, within == 0, jnp.minimum(rows, B - 1), where, ends[-1].max())
     return jax.lax.optimization_barrier(made)  # or each use would compute its own
 
