@@ -40,7 +40,8 @@ class Plan(NamedTuple):
             or a mask is given, B is 3 or more, and the step treats each row by itself, which is looked at; else
             ``jr.explain`` says why not. Not where ``checkpoint`` or ``unroll`` is given, nor for a batch over a mesh
             outside ``shard_map``. Under ``vmap`` all steps are run. False unless you ask: lengths are not known where
-            plans are made, and where all are equal it takes as long or up to a seventh longer.
+            plans are made, where all are equal it takes up to a third longer, and a model of many short rows, whose
+            time goes into its arrays, gains in forward runs alone (docs/plans.md).
 
     Example:
         >>> import jaxrnn as jr
