@@ -41,6 +41,7 @@ from jaxrnn.cells.rg_lru import rg_lru
 from jaxrnn.cells.s5 import s5
 from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
+from jaxrnn.parallel_over_time.parallel import parallel
 from jaxrnn.planning.explanation import explain
 from jaxrnn.planning.plan import Plan
 from jaxrnn.running.scan import scan
@@ -98,6 +99,7 @@ __all__ = [
     "BiParams",
     # running
     "scan",
+    "parallel",
     "Plan",
     "Budget",
     "explain",
