@@ -28,7 +28,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._base import flatten
 from jaxrnn.devices.placement import vary_alike, varying_axes
+from jaxrnn.programs.calls import as_one_kernel
 
 Arrays = list[Any]
 LOOK = 16  # steps of the probe between two looks
@@ -61,6 +63,7 @@ class Steps(NamedTuple):
     xs: Arrays  # (T, …) each
     length: int
     reverse: bool
+    one_kernel: bool = False  # run one by one, they can be one kernel of a CPU
 
     def nothing_yet(self) -> tuple[Arrays, Arrays]:
         """What is added up and what is stacked, before the first step."""
@@ -93,23 +96,21 @@ def solve(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Way) -> Ar
     start, guess, xs, held = vary_alike(start, guess, steps.xs, held)
     chunks = Chunks(steps._replace(xs=xs), start, guess, held, way)
     if way.method == "associative":
-        state, warm_up = chunks.run_linear(), jnp.int32(chunks.L)
+        found, numbers = chunks.run_linear()
+        residuals = jnp.full(way.sweeps, jnp.nan, jnp.float32)
     else:
         forgets, warm_up = chunks.probe()
-
-        def goes_on(state: Sweeping) -> Any:
-            return forgets & ~state.accepted & (state.number <= way.sweeps)
-
-        state = jax.lax.while_loop(goes_on, lambda state: chunks.sweep(state, warm_up), chunks.begin())
-    end = [a[0 if steps.reverse else -1] for a in chunks.handed_on(state.ends)]
-    found = (end, state.sums, [a.reshape(steps.length, *a.shape[2:]) for a in state.ys])
-    made = jax.lax.cond(state.accepted, lambda found: found, lambda _: run_all(chunks.steps, start), found)
-    sweeps = jnp.maximum(state.number - 1, 0)
-    numbers = jnp.stack([a.astype(jnp.float32) for a in (state.accepted, sweeps, warm_up)])
-    return [*(a for part in made for a in part), jnp.concatenate([numbers, state.residuals])]
+        found, numbers, residuals = jax.lax.cond(
+            forgets, lambda: chunks.run_in_sweeps(warm_up), lambda: chunks.not_run_in_sweeps(warm_up)
+        )
+    numbers = jnp.stack([a.astype(jnp.float32) for a in numbers])
+    return [*(a for part in found for a in part), jnp.concatenate([numbers, residuals])]
 
 
-def run_all(steps: Steps, start: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+Found = tuple[Arrays, Arrays, Arrays]  # of a run: its end, what was added up, what was put out
+
+
+def run_all(steps: Steps, start: Arrays) -> Found:
     """All steps, one by one."""
 
     def one(state, x):
@@ -117,9 +118,33 @@ def run_all(steps: Steps, start: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         carry, more, y = steps.split(steps.step(*carry, *x))
         return (carry, [a + b for a, b in zip(sums, more, strict=True)]), y
 
-    sums, _ = steps.nothing_yet()
-    (end, sums), ys = jax.lax.scan(one, (start, sums), steps.xs, reverse=steps.reverse)
-    return end, sums, ys
+    def run(start, sums, xs):
+        (end, sums), ys = jax.lax.scan(one, (start, sums), xs, reverse=steps.reverse)
+        return [*end, *sums, *ys]
+
+    arrays, tree = flatten((start, steps.nothing_yet()[0], steps.xs))
+    flat = lambda *arrays: run(*tree.unflatten(arrays))
+    return steps.split(as_one_kernel(flat, *arrays) if steps.one_kernel else flat(*arrays))
+
+
+def run_rest(steps: Steps, start: Arrays, found: Found, wanted: Any) -> Found:
+    """All steps, one by one, written over what was found; none where that is not wanted.
+
+    A loop that takes no turn, and not a conditional, which would copy what was found.
+    """
+
+    def one(i, running):
+        carry, sums, ys = running
+        t = steps.length - 1 - i if steps.reverse else i
+        at = lambda a: jax.lax.dynamic_index_in_dim(a, t, keepdims=False)
+        carry, more, y = steps.split(steps.step(*carry, *map(at, steps.xs)))
+        write = lambda a, y: jax.lax.dynamic_update_index_in_dim(a, y, t, 0)
+        return carry, [a + b for a, b in zip(sums, more, strict=True)], list(map(write, ys, y))
+
+    end, sums, ys = found
+    begins = [jnp.where(wanted, a, b) for a, b in zip(start, end, strict=True)]
+    sums = [jnp.where(wanted, jnp.zeros_like(a), a) for a in sums]
+    return jax.lax.fori_loop(0, jnp.where(wanted, steps.length, 0), one, (begins, sums, ys))
 
 
 class Chunks:
@@ -148,6 +173,26 @@ class Chunks:
         ys = [a.reshape(self.K, self.L, *a.shape[1:]) for a in ys]
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Sweeping(jnp.int32(0), starts, moved, starts, sums, ys, jnp.bool_(False), residuals)
+
+    def run_in_sweeps(self, warm_up: Any) -> tuple[Found, tuple[Any, ...], Any]:
+        """What is found, numbers for the report, and the residuals: by sweeps, or where they do not end step by step."""
+
+        def goes_on(state: Sweeping) -> Any:
+            return ~state.accepted & (state.number <= self.way.sweeps)
+
+        state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up), self.begin())
+        found = run_rest(self.steps, self.start, self.found(state), ~state.accepted)
+        return found, (state.accepted, state.number - 1, warm_up), state.residuals
+
+    def not_run_in_sweeps(self, warm_up: Any) -> tuple[Found, tuple[Any, ...], Any]:
+        """The same, of a run that sweeps would not pay for."""
+        state = self.begin()
+        found = run_all(self.steps, self.start)
+        return found, (state.accepted, state.number, warm_up), state.residuals
+
+    def found(self, state: Sweeping) -> Found:
+        end = [a[0 if self.steps.reverse else -1] for a in self.handed_on(state.ends)]
+        return end, state.sums, [a.reshape(self.steps.length, *a.shape[2:]) for a in state.ys]
 
     def sweep(self, state: Sweeping, warm_up: Any) -> Sweeping:
         """One sweep, and whether it was the last. It has two parts, the second as long as the warm-up."""
@@ -179,10 +224,11 @@ class Chunks:
             residuals=jnp.where(at_this, largest, state.residuals),
         )
 
-    def run_linear(self) -> Sweeping:
-        """The run of a carry <- a * carry + b: what each chunk makes of its start is the product of its a.
+    def run_linear(self) -> tuple[Found, tuple[Any, ...]]:
+        """What is found of a carry <- a * carry + b, and numbers for the report.
 
-        Not accepted where that is not finite: only step by step is NaN what the scan makes of it.
+        What a chunk makes of its start is the product of its a. Where that is not finite, all is run step by step: only
+        there is NaN what the scan makes of it.
         """
         zeros = [jnp.zeros((self.K, *a.shape), a.dtype) for a in self.start]
 
@@ -202,7 +248,9 @@ class Chunks:
         begun = self.begin()
         ends, sums, ys = jax.lax.fori_loop(0, self.L, self._advance, (starts, begun.sums, begun.ys))
         accepted = self._agreed(wrong.astype(jnp.float32)) == 0
-        return begun._replace(number=jnp.int32(2), starts=starts, ends=ends, sums=sums, ys=ys, accepted=accepted)
+        found = self.found(begun._replace(ends=ends, sums=sums, ys=ys))
+        found = run_rest(self.steps, self.start, found, ~accepted)
+        return found, (accepted, jnp.int32(1), jnp.int32(self.L))
 
     def handed_on(self, ends: Arrays) -> Arrays:
         """(K, …): the carry after each chunk; where all of a chunk is held, that before it."""
