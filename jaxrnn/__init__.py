@@ -41,6 +41,7 @@ from jaxrnn.cells.rg_lru import rg_lru
 from jaxrnn.cells.s5 import s5
 from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
+from jaxrnn.parallel_over_time.forecast import forecast_convergence
 from jaxrnn.planning.explanation import explain
 from jaxrnn.planning.plan import Plan
 from jaxrnn.running.scan import scan
@@ -101,6 +102,7 @@ __all__ = [
     "Plan",
     "Budget",
     "explain",
+    "forecast_convergence",
     "tbptt",
     "stream",
     "Stream",
