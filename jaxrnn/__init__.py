@@ -41,7 +41,6 @@ from jaxrnn.cells.rg_lru import rg_lru
 from jaxrnn.cells.s5 import s5
 from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
-from jaxrnn.parallel_over_time.forecast import forecast_convergence
 from jaxrnn.planning.explanation import explain
 from jaxrnn.planning.plan import Plan
 from jaxrnn.running.scan import scan
@@ -60,6 +59,7 @@ from jaxrnn.wrappers.zoneout import zoneout
 
 if TYPE_CHECKING:
     from jaxrnn import gradients, interop, plotting, training
+    from jaxrnn.parallel_over_time.forecast import forecast_convergence
 
 __all__ = [
     # cells
@@ -138,6 +138,7 @@ __all__ = [
 ]
 
 _LAZY = ("gradients", "training", "interop", "plotting")
+_LAZY_FUNCTIONS = {"forecast_convergence": "jaxrnn.parallel_over_time.forecast"}  # which imports gradients
 
 _moved = moved_names(
     "jaxrnn",
@@ -179,6 +180,8 @@ _moved = moved_names(
 if not TYPE_CHECKING:  # type checkers know every name without it, and report those that are none
 
     def __getattr__(name: str) -> Any:
+        if name in _LAZY_FUNCTIONS:
+            return getattr(importlib.import_module(_LAZY_FUNCTIONS[name]), name)
         return importlib.import_module(f"jaxrnn.{name}") if name in _LAZY else _moved(name)
 
 

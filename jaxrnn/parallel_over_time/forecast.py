@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree
+from jaxrnn.gradients.lyapunov import classify_exponent, leading_exponents
 
 BLOCKS = 10  # of consecutive steps, whose means vary as little as the whole run is sure
 MARGIN = 2.26  # standard errors: of a mean of ten, 95 % lie within (Student's t, 9 degrees of freedom)
@@ -30,24 +31,25 @@ class ConvergenceForecast(NamedTuple):
     affine: bool  # whether the cell has ``affine``, so that an associative scan is exact whatever λ is
 
     def __str__(self) -> str:
-        λ = f"{self.regime}: leading Lyapunov exponent {self.exponent:+.4g} ± {self.standard_error:.2g} a step; "
-        if self.regime == "chaotic":
+        shrinks = f"shrinks to rounding in about {self.steps_to_forget:,.0f} steps, of T = {self.steps:,}"
+        if self.regime == "contracting":
+            words = f"{shrinks}: up to {self.chunks:,} chunks can run side by side, each after so long a warm-up"
+        elif self.regime == "chaotic":
             words = (
-                f"a disturbance grows by a factor of e every {1 / self.exponent:,.3g} steps, so that guessed carries "
-                f"never agree: parallel methods cannot pay"
+                f"grows by a factor of e every {1 / self.exponent:,.3g} steps, so that guessed carries never agree: "
+                f"parallel methods cannot pay"
             )
+        elif self.steps_to_forget == math.inf:
+            words = f"does not shrink over T = {self.steps:,} steps: chunks would have to run again and again"
+        elif self.steps >= FEWEST_CHUNKS * self.steps_to_forget:
+            words = f"{shrinks}, which is not sure"
         else:
-            words = f"a disturbance shrinks to rounding in about {self.steps_to_forget:,.0f} steps, of T = {self.steps:,}"
-            if self.steps_to_forget == math.inf:
-                words = f"a disturbance does not shrink over T = {self.steps:,} steps"
-            if self.regime == "contracting":
-                return f"{λ}{words}: up to {self.chunks:,} chunks can run side by side, each after so long a warm-up"
-            unsure = self.steps >= FEWEST_CHUNKS * self.steps_to_forget
-            words += ", which is not sure" if unsure else ": chunks would have to run again and again"
-        return f"{λ}{words}; " + (
-            "but this cell is linear in its state, and an associative scan is exact in one pass"
-            if self.affine
-            else "use jr.scan"
+            words = f"{shrinks}: chunks would have to run again and again"
+        fix = "but the cell is linear in its state: an associative scan is exact in one pass"
+        fix = "" if self.regime == "contracting" else f"; {fix if self.affine else 'use jr.scan'}"
+        return (
+            f"{self.regime}: leading Lyapunov exponent {self.exponent:+.4g} ± {self.standard_error:.2g} a step; a "
+            f"disturbance {words}{fix}"
         )
 
 
@@ -105,8 +107,6 @@ def forecast_convergence(
         Gonzalez, Kozachkov, Zoltowski, Clarkson & Linderman, "Predictability enables parallelization of nonlinear state
         space models", NeurIPS 2025.
     """
-    from jaxrnn.gradients.lyapunov import classify_exponent, leading_exponents  # here: `import jaxrnn` stays light
-
     who = "forecast_convergence"
     T, spectrum = leading_exponents(who, cell, params, xs, carry, burn_in)
     growth = np.asarray(spectrum.growth, np.float64)
@@ -116,17 +116,28 @@ def forecast_convergence(
             f"{who}: xs has T = {T} steps, of which burn_in={T - counted} leaves {counted}, and its margin needs at "
             f"least {BLOCKS}; give a longer xs, and the length of the run as steps=…."
         )
-    T = T if steps is None else steps
     leaves = jax.tree.leaves(jax.eval_shape(functools.partial(cell.initial_carry, params)))
-    forgotten = -math.log(min(float(jnp.finfo(a.dtype).eps) for a in leaves))  # log(1/ε)
-    growth = np.maximum(growth.reshape(counted, -1), -forgotten)  # (steps, sequences)
-    means = growth[counted % BLOCKS :].reshape(BLOCKS, -1, growth.shape[1]).mean(1)
-    slowest = int(growth.mean(0).argmax())
-    exponent, error = float(growth[:, slowest].mean()), float(means[:, slowest].std(ddof=1)) / math.sqrt(BLOCKS)
+    eps = min(float(jnp.finfo(a.dtype).eps) for a in leaves)
+    return forecast_from_growth(
+        growth.reshape(counted, -1), T if steps is None else steps, eps, cell.affine is not None
+    )
+
+
+def forecast_from_growth(growth: np.ndarray, T: int, eps: float, affine: bool = False) -> ConvergenceForecast:
+    """What it means for T steps that disturbances grew so, (steps, sequences), each number a natural logarithm."""
+    to_lose = -math.log(eps)
+    growth = np.maximum(growth, -to_lose)
+    slowest = growth[:, growth.mean(0).argmax()]
+    means = slowest[len(slowest) % BLOCKS :].reshape(BLOCKS, -1).mean(1)
+    exponent, error = float(slowest.mean()), float(means.std(ddof=1)) / math.sqrt(BLOCKS)
     low, high = exponent - MARGIN * error, exponent + MARGIN * error
-    chunks = max(1, int(T * -high / forgotten))
-    regime = "contracting" if chunks >= FEWEST_CHUNKS else "marginal"
+
+    def steps_at(λ):
+        return max(1, round(-to_lose / λ)) if λ < 0 else math.inf
+
+    chunks = max(1, int(T // steps_at(high)))
     if classify_exponent(low, T) == "exploding":
         regime = "chaotic"
-    to_forget = math.ceil(forgotten / -exponent) if exponent < 0 else math.inf
-    return ConvergenceForecast(regime, exponent, error, T, to_forget, chunks, cell.affine is not None)
+    else:
+        regime = "contracting" if chunks >= FEWEST_CHUNKS else "marginal"
+    return ConvergenceForecast(regime, exponent, error, T, steps_at(exponent), chunks, affine)
