@@ -238,6 +238,11 @@ XS = jnp.ones((20, I))
             FloatingPointError,
             "the state is not finite at 17 of 20 steps, first at 3",
         ),
+        (
+            lambda: forecast(autonomous(0.0, lambda h: jnp.sqrt(jnp.abs(h))), xs=XS[:, :0]),
+            FloatingPointError,
+            "the derivative by the state is not finite at step 4, or before; look at what the step does",
+        ),
     ],
 )
 def test_what_is_refused(call, error, message):

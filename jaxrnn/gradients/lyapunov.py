@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree
@@ -107,6 +108,12 @@ def leading_exponents(
         raise TypeError(
             f"{who}: its words need values, so it cannot be jitted; jit jr.gradients.lyapunov_spectrum instead."
         )
+    growth = np.asarray(found.growth).reshape(len(found.growth), -1)
+    if lost := np.flatnonzero(~(growth < np.inf).all(1)).tolist():
+        raise FloatingPointError(
+            f"{who}: the derivative by the state is not finite at step {T - len(growth) + lost[0]}, or before; look at "
+            f"what the step does to that state: a square root of 0, or a division by it."
+        )
     return T, found
 
 
@@ -155,7 +162,8 @@ def diagnose(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, bu
         A :class:`Diagnosis`. Not for use inside ``jit``: it holds words.
 
     Raises:
-        as :func:`lyapunov_spectrum`; ValueError: a batch of no sequences. TypeError inside ``jit``.
+        as :func:`lyapunov_spectrum`; ValueError: a batch of no sequences; FloatingPointError: a derivative by the state
+            that is not finite. TypeError inside ``jit``.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr

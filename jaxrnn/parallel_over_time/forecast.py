@@ -94,7 +94,8 @@ def forecast_convergence(
 
     Raises:
         ValueError, TypeError: fewer than 10 steps after ``burn_in``, a batch of no sequences, a Layer, a carry that is
-            empty or has integer parts, a call inside ``jit``; FloatingPointError where a state is not finite.
+            empty or has integer parts, a call inside ``jit``; FloatingPointError where a state, or the derivative by
+            it, is not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
