@@ -152,12 +152,16 @@ def test_a_step_forgets_no_more_than_everything():
     assert (found.regime, found.steps_to_forget, found.chunks) == ("contracting", 20, 10)
 
 
-@pytest.mark.parametrize(("dtype", "steps"), [("bfloat16", 7), ("float32", 23), ("float64", 52)])
-def test_rounding_is_that_of_the_carry(dtype, steps, x64):
+@pytest.mark.parametrize(
+    ("dtypes", "steps"), [(["bfloat16"], 7), (["float32", "bfloat16"], 23), (["float64"], 52), (["complex64"], 23)]
+)
+def test_rounding_is_that_of_the_finest_part_of_the_carry(dtypes, steps, x64):
     """A state that is halved loses a bit at each step."""
-    cell = jr.Cell(
-        lambda key: {}, lambda p, batch_shape=(): jnp.ones((*batch_shape, 1), dtype), lambda p, h, x: (h / 2, h)
-    )
+
+    def initial_carry(params, batch_shape=()):
+        return [jnp.ones((*batch_shape, 1), dtype) for dtype in dtypes]
+
+    cell = jr.Cell(lambda key: {}, initial_carry, lambda params, h, x: (jax.tree.map(lambda a: a / 2, h), x))
     assert forecast(cell, xs=jnp.zeros((20, 0))).steps_to_forget == steps
 
 
