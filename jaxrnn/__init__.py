@@ -60,6 +60,7 @@ from jaxrnn.wrappers.zoneout import zoneout
 
 if TYPE_CHECKING:
     from jaxrnn import gradients, interop, plotting, training
+    from jaxrnn.parallel_over_time.forecast import forecast_convergence
 
 __all__ = [
     # cells
@@ -103,6 +104,7 @@ __all__ = [
     "Plan",
     "Budget",
     "explain",
+    "forecast_convergence",
     "tbptt",
     "stream",
     "Stream",
@@ -138,6 +140,7 @@ __all__ = [
 ]
 
 _LAZY = ("gradients", "training", "interop", "plotting")
+_LAZY_FUNCTIONS = {"forecast_convergence": "jaxrnn.parallel_over_time.forecast"}  # which imports gradients
 
 _moved = moved_names(
     "jaxrnn",
@@ -179,6 +182,8 @@ _moved = moved_names(
 if not TYPE_CHECKING:  # type checkers know every name without it, and report those that are none
 
     def __getattr__(name: str) -> Any:
+        if name in _LAZY_FUNCTIONS:
+            return getattr(importlib.import_module(_LAZY_FUNCTIONS[name]), name)
         return importlib.import_module(f"jaxrnn.{name}") if name in _LAZY else _moved(name)
 
 
