@@ -40,13 +40,14 @@ from jaxrnn.cells.readout import readout
 from jaxrnn.cells.rg_lru import rg_lru
 from jaxrnn.cells.s5 import s5
 from jaxrnn.checking import check_cell
-from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
+from jaxrnn.combine import BiCarry, bidirectional, chain, residual, stack
+from jaxrnn.parallel_over_time.convergence import convergence
 from jaxrnn.parallel_over_time.parallel import parallel
 from jaxrnn.planning.explanation import explain
 from jaxrnn.planning.plan import Plan
 from jaxrnn.running.scan import scan
 from jaxrnn.running.segments import Budget
-from jaxrnn.running.stream import Slots, Stream, stream
+from jaxrnn.running.stream import Slots, stream
 from jaxrnn.running.tbptt import tbptt
 from jaxrnn.running.trace import gates, trace_gates
 from jaxrnn.saving import load, save
@@ -97,17 +98,16 @@ __all__ = [
     "draw_each_step",
     "LSTMCarry",
     "BiCarry",
-    "BiParams",
     # running
     "scan",
     "parallel",
+    "convergence",
     "Plan",
     "Budget",
     "explain",
     "forecast_convergence",
     "tbptt",
     "stream",
-    "Stream",
     "Slots",
     "gates",
     "trace_gates",
@@ -153,6 +153,8 @@ _moved = moved_names(
                 "ReadoutParams",
             )
         },
+        "BiParams": "jaxrnn.combine.BiParams",
+        "Stream": "jaxrnn.running.stream.Stream",
         "NormalizedParams": "jaxrnn.wrappers.NormalizedParams",
         "Explanation": "jaxrnn.planning.Explanation",
         "Report": "jaxrnn.planning.ScanExplanation",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -13,6 +16,19 @@ from jaxrnn.programs.chunked import Way
 
 SWEEPS = 4
 ITERATIONS = 32
+
+
+_one_by_one: contextvars.ContextVar[bool] = contextvars.ContextVar("one_by_one", default=False)
+
+
+@contextlib.contextmanager
+def one_by_one() -> Iterator[None]:
+    """Inside, whatever is traced anew runs step by step: what a run in parallel is compared with."""
+    token = _one_by_one.set(True)
+    try:
+        yield
+    finally:
+        _one_by_one.reset(token)
 
 
 class Asked(NamedTuple):
@@ -35,7 +51,7 @@ class Asked(NamedTuple):
         method, why = self.method, "as was asked for"
         if method == "newton":
             _check_floats(self.who, initial)
-        if method == "scan":
+        if method == "scan" or _one_by_one.get():
             return None, why
         if steps < 2 or not sum(a.size for a in carry):
             return None, f"{steps} steps" if steps < 2 else "a carry that is empty"
@@ -52,7 +68,7 @@ class Asked(NamedTuple):
             "associative": f"{chunks} chunks of {steps // chunks} steps side by side, exact after a first run of each",
             "newton": f"Newton's iteration over all {steps} steps, at most {most} times",
         }[method]
-        return Way(chunks, most, self.tol, method=method, row_axes=len(batch_shape)), f"{how}; {why}"
+        return Way(chunks, most, self.tol, method=method, row_axes=len(batch_shape), who=self.who), f"{how}; {why}"
 
 
 def chunks_of(steps: int) -> int:

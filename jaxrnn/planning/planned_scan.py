@@ -18,7 +18,7 @@ from jaxrnn.planning.fuse import fuse
 from jaxrnn.planning.hoist import hoist, in_blocks
 from jaxrnn.planning.join_products import join_products
 from jaxrnn.planning.linearize import is_inexact, linearize
-from jaxrnn.planning.one_kernel import one_kernel, plan_for_few_rows
+from jaxrnn.planning.one_kernel import one_kernel, plan_for_chunks, plan_for_few_rows
 from jaxrnn.planning.persistent_kernel import persistent_kernel, plan_for_kernels
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import Active, PlannedStep, narrow_values
@@ -144,7 +144,12 @@ def _differentiable(
 
     def planned(active: Active | None) -> tuple[PlannedStep, PlannedStep | None]:
         """The step, and what runs in its place elsewhere than on one CPU device. Both save the same."""
-        of_few_rows = plan_for_few_rows(program, plan) if way is None else None
+        if way is not None:
+            step, after = rewritten(plan_for_chunks(program, plan), active)
+            explanation.programs |= after
+            explanation.note({**step.notes, "one_kernel": ()})
+            return step, None
+        of_few_rows = plan_for_few_rows(program, plan)
         step, after = rewritten(of_few_rows or plan, active)
         step = in_blocks(step) if of_few_rows else step
         explanation.programs |= after

@@ -98,7 +98,7 @@ def _run(
         """``run(*arguments)``, a carry and what is stacked, as one kernel where the loop is to be one."""
         arrays, tree = flatten(arguments)
         flat = lambda *arrays: [a for part in run(*tree.unflatten(arrays)) for a in part]
-        if loop.one_kernel and isinstance(T, int):
+        if loop.one_kernel and isinstance(T, int) and chunking is None:
             made = as_one_kernel(flat, *arrays)
         elif gpu and (loop.forward_kernel is not None or loop.backward_kernel is not None):
             kernels = _kernels(loop, loop.step(parts), tree, T, reverse=reverse)
@@ -120,7 +120,8 @@ def _run(
             return counted_scan(body, count, carry, list(entering.values()), reverse=reverse)
         if chunking is not None:
             body = lambda carry, x: step(fixed, carry, dict(zip(entering, x, strict=True)))
-            return chunked_scan(body, carry, list(entering.values()), reverse=reverse, chunking=chunking)
+            options = {"reverse": reverse, "chunking": chunking, "one_kernel": loop.one_kernel}
+            return chunked_scan(body, carry, list(entering.values()), **options)
         length = T if isinstance(T, int) else None
         return jax.lax.scan(
             functools.partial(step, fixed), carry, entering, length=length, reverse=reverse, unroll=unroll

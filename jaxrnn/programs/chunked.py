@@ -73,6 +73,7 @@ def chunked_scan(
     *,
     chunking: Chunking,
     reverse: bool = False,
+    one_kernel: bool = False,
 ) -> tuple[Arrays, Arrays]:
     """``jax.lax.scan(body, carry, xs, reverse=reverse)``, in chunks side by side.
 
@@ -82,6 +83,7 @@ def chunked_scan(
         xs: (T, …) each, at least one.
         chunking: how it is cut.
         reverse: from step T - 1 to step 0.
+        one_kernel: where they are run one by one after all, the steps can be one kernel of a CPU.
     """
     way, guess, held = chunking
     T = xs[0].shape[0]
@@ -98,7 +100,18 @@ def chunked_scan(
         return [*new, *ys]
 
     closed = jax.make_jaxpr(flat)(*carry, *(jax.eval_shape(lambda a: a[0], a) for a in entering))
-    made = _bind(closed.jaxpr, closed.consts, carry, guess, held, entering, n_added=0, reverse=reverse, way=way)
+    made = _bind(
+        closed.jaxpr,
+        closed.consts,
+        carry,
+        guess,
+        held,
+        entering,
+        n_added=0,
+        reverse=reverse,
+        way=way,
+        one_kernel=one_kernel,
+    )
     carry, ys = made[:n], made[n:]
     if not tail:
         return carry, ys
@@ -169,10 +182,10 @@ def _bind(
     return made
 
 
-def _run(*arrays, jaxpr, parts, n_added, length, reverse, way):
+def _run(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel):
     consts, carry, guess, held, xs = parts.of(arrays)
     step = functools.partial(jaxpr_as_fun(jaxpr), *consts)
-    steps = Steps(step, len(carry), n_added, jaxpr.out_avals, xs, length, reverse)
+    steps = Steps(step, len(carry), n_added, jaxpr.out_avals, xs, length, reverse, one_kernel)
     return solve(steps, carry, guess, held[0] if held else None, way)
 
 
@@ -180,13 +193,13 @@ def _impl(*arrays, **params):
     return jax.jit(functools.partial(_run, **params))(*arrays)
 
 
-def _abstract(*arrays, jaxpr, parts, n_added, length, reverse, way):
+def _abstract(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel):
     kinds, n = jaxpr.out_avals, parts.carry
     ys = [kind.update(shape=(length, *kind.shape)) for kind in kinds[n + n_added :]]
     return [*kinds[: n + n_added], *ys, way.kind_of_report()]
 
 
-def _jvp(primals, tangents, *, jaxpr, parts, n_added, length, reverse, way):
+def _jvp(primals, tangents, *, jaxpr, parts, n_added, length, reverse, way, one_kernel):
     """The tangent is a linear scan along the carries of the run."""
     consts, carry, guess, held, xs = parts.of(primals)
     d_consts, d_carry, _, _, d_xs = parts.of(tangents)
@@ -199,8 +212,8 @@ def _jvp(primals, tangents, *, jaxpr, parts, n_added, length, reverse, way):
         return [*made, *values[:n]]
 
     traced = jax.make_jaxpr(with_carries)(*_one_step(carry, xs))
-    options = {"reverse": reverse, "way": way}
-    made = _bind(traced.jaxpr, traced.consts, carry, guess, held, xs, n_added=n_added, **options)
+    options = {"n_added": n_added, "reverse": reverse, "way": way, "one_kernel": False}
+    made = _bind(traced.jaxpr, traced.consts, carry, guess, held, xs, **options)
     outputs, before = made[: len(made) - n], made[len(made) - n :]
 
     def tangent(*values):
@@ -226,16 +239,14 @@ def _jvp(primals, tangents, *, jaxpr, parts, n_added, length, reverse, way):
     d_start, entering = vary_alike(d_start, [*d_entering, *before, *xs])
     traced = jax.make_jaxpr(tangent)(*_one_step(d_start, entering))
     zeros = [jnp.zeros_like(d) for d in d_start]
-    d_made = iter(
-        _bind(traced.jaxpr, traced.consts, d_start, zeros, held, entering, n_added=n_added, reverse=reverse, way=way)
-    )
+    d_made = iter(_bind(traced.jaxpr, traced.consts, d_start, zeros, held, entering, **options))
     floats = [jnp.issubdtype(a.dtype, jnp.inexact) for a in outputs]
     d_outputs = [next(d_made) if f else _no_tangent(a) for a, f in zip(outputs, floats, strict=True)]
     report = jnp.zeros(way.kind_of_report().shape, way.kind_of_report().dtype)
     return [*outputs, report], [*d_outputs, _no_tangent(report)]
 
 
-def _transpose(cotangents, *arrays, jaxpr, parts, n_added, length, reverse, way):
+def _transpose(cotangents, *arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel):
     """The scan back, which adds up the cotangents of the constants."""
     asked = [ad.is_undefined_primal(a) for a in arrays]
     of_consts, of_carry, _, _, of_xs = parts.of(asked)
@@ -263,7 +274,7 @@ def _transpose(cotangents, *arrays, jaxpr, parts, n_added, length, reverse, way)
     d_end, entering = vary_alike(d_end, [*d_ys, *known_xs])
     traced = jax.make_jaxpr(back)(*_one_step(d_end, entering))
     zeros = [jnp.zeros_like(d) for d in d_end]
-    options = {"n_added": n_sums, "reverse": not reverse, "way": way}
+    options = {"n_added": n_sums, "reverse": not reverse, "way": way, "one_kernel": one_kernel}
     made = _bind(traced.jaxpr, traced.consts, d_end, zeros, held, entering, **options)
     d_carry, d_consts, d_xs = made[:n], made[n : n + n_sums], made[n + n_sums :]
     d_carry = [d for d, is_asked in zip(d_carry, of_carry, strict=True) if is_asked]
@@ -271,7 +282,7 @@ def _transpose(cotangents, *arrays, jaxpr, parts, n_added, length, reverse, way)
     return [next(found) if is_asked else None for is_asked in asked]
 
 
-def _batch(arrays, axes, *, jaxpr, parts, n_added, length, reverse, way):
+def _batch(arrays, axes, *, jaxpr, parts, n_added, length, reverse, way, one_kernel):
     """The batch becomes rows of the step, before its own: all its members run in one and the same way."""
     size = next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not batching.not_mapped)
 
@@ -307,6 +318,7 @@ def _batch(arrays, axes, *, jaxpr, parts, n_added, length, reverse, way):
         length=length,
         reverse=reverse,
         way=own,
+        one_kernel=False,
     )
     n = parts.carry + n_added
     return made, [*(0 for _ in made[:n]), *(1 for _ in made[n:-1]), batching.not_mapped]

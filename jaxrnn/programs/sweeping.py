@@ -48,6 +48,7 @@ class Way(NamedTuple):
     tol: float | None = None  # relative to the carry; None: by its dtype
     row_axes: int = 0  # the leading axes of a carry's leaves whose rows are apart
     method: str = "chunks"  # "associative": the carry after a step is a * carry + b, leaf by leaf; "newton"
+    who: str = "parallel"  # for reports
 
     def kind_of_report(self) -> Any:
         return jax.core.ShapedArray((3 + self.sweeps,), jnp.dtype(jnp.float32))
