@@ -32,7 +32,7 @@ class CarryStep(NamedTuple):
 
     program: Program
     n_carry: int
-    differentiable: bool  # whether all that it consists of has a derivative of its own
+    has_rules: bool  # whether derivative rules, or operations without derivatives, are left in what it holds
 
     def __call__(self, carry: Sequence[Any], x: Sequence[Any], cut: bool = False) -> Arrays:
         """The new carry; ``cut``: where numbers of the carry meet, they are taken for constants of its derivative."""
@@ -59,7 +59,7 @@ def carry_step(step: Callable[..., Any], carry: Sequence[Any], x: Sequence[Any])
     program = program._replace(ops=needed_for(program.ops, program.outputs))
     moving = reached_from(program.ops, program.inputs[: len(carry)])
     opaque = any(_is_opaque(op) for op in program.ops if moving.intersection(op.inputs))
-    return CarryStep(program, len(carry), not opaque)
+    return CarryStep(program, len(carry), opaque)
 
 
 def _is_opaque(op: Op) -> bool:
