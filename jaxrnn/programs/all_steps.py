@@ -208,7 +208,7 @@ class AllSteps:
         return jnp.moveaxis(self._vector(columns, group, 2)[:n], 0, -1)
 
     def damped(self, A: Sequence[PyTree], factor: jax.Array) -> list[PyTree]:
-        """Jacobians times a factor of each row."""
+        """Jacobians times factors (T, *B)."""
         return [
             jax.tree.map(lambda a: self.beside(factor, a) * a, J) if group.by_number else factor[..., None, None] * J
             for J, group in zip(A, self.groups, strict=True)

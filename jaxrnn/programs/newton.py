@@ -82,7 +82,7 @@ class State(NamedTuple):
     h: Arrays
     fallback: Arrays  # f of the carries before, where they were sound
     e: Arrays  # how rounding grows
-    damping: jax.Array  # (*B)
+    damping: jax.Array  # (T, *B)
     best: jax.Array  # (*B) the residual that this one is held to
     size: jax.Array  # (*B) of the last correction
     rate: jax.Array  # (*B) by which corrections shrank, last observed
@@ -161,7 +161,7 @@ def _iterate(run: AllSteps, guess: Arrays, tol: float, max_iterations: int) -> t
         h=guess,
         fallback=guess,
         e=[jnp.zeros_like(a) for a in guess],
-        damping=of_rows(0),
+        damping=run.placed(jnp.zeros((run.T, *run.rows), run.dtype)),
         best=of_rows(jnp.inf),
         size=of_rows(jnp.inf),
         rate=of_rows(0),
@@ -186,8 +186,11 @@ def _iteration(run: AllSteps, tol: float, state: State) -> State:
     safe = [jnp.where(jnp.isfinite(a), a, b) for a, b in zip(f, h, strict=True)]
     scales = run.scales(safe)
     r = _minus(f, h)
-    residual = jnp.max(run.relative(r, scales), axis=0)
-    sound = residual <= jnp.maximum(GROWTH * state.best, tol)  # below tol it is rounding that moves
+    residual = functools.reduce(jnp.maximum, run.sizes(r))
+    # Below tol it is rounding that moves. What follows a step that went wrong did so as well.
+    held = (residual <= GROWTH * state.best) | (run.relative(r, scales) <= tol)
+    sound = jax.lax.cummin(held.astype(jnp.int32), reverse=run.reverse) > 0
+    all_sound = sound.all(axis=0)
 
     noise = run.noise(scales)
     if not run.proven:
@@ -196,8 +199,9 @@ def _iteration(run: AllSteps, tol: float, state: State) -> State:
     new = [jnp.where(jnp.isfinite(a), a, b) for a, b in zip(_plus(h, δ), safe, strict=True)]
 
     size, grown = (jnp.max(run.relative(parts, scales), axis=0) for parts in (δ, e))
-    settled = sound & (state.damping == 0) & (size <= tol) & (grown <= tol)
-    hopeless = sound & (state.damping == 0) & (size <= NEAR) & ~(grown <= tol)
+    undamped = all_sound & (state.damping == 0).all(axis=0)
+    settled = undamped & (size <= tol) & (grown <= tol)
+    hopeless = undamped & (size <= NEAR) & ~(grown <= tol)
     rate, change = state.rate, state.change
     if not run.proven:
         rate = jnp.where(state.size > tol, size / state.size, rate)
@@ -222,7 +226,7 @@ def _iteration(run: AllSteps, tol: float, state: State) -> State:
         fallback=list(map(of_sound, safe, state.fallback)),
         e=e,
         damping=jnp.where(sound, jnp.where(damping < 0.1, 0, damping), 0.75),
-        best=jnp.where(sound, residual, jnp.inf),
+        best=jnp.where(all_sound, jnp.max(residual, axis=0), jnp.inf),
         size=size,
         rate=rate,
         change=change,
