@@ -1,10 +1,11 @@
 """Affine recurrences h_t = A_t h_{t-1} + b_t, all steps of which are known.
 
-On a CPU they are run one step after the other: such a step multiplies and adds what is there, and XLA makes the loop
-one kernel, 5 to 20 ns a step for up to 16 numbers. Measured on two cores, float32, 65,536 steps, ms for a loop, and
-for blocks of 181 steps: one number 0.25, 0.45; 16 numbers 1.0, 3.3; 4 units of two 1.0, 2.0; a matrix of 4 × 4
-0.6, 60; of 16 × 16 19, 200. 4,096 steps of 512 numbers: 1.8, 27. Blocks take their products of matrices in addition,
-and everything laid out anew.
+On a CPU they are run one step after the other: such a step multiplies and adds what is there, and the loop is one
+kernel (XLA makes it one where it is small; else ``as_one_kernel`` does, where entries are single arrays), 5 to 20 ns a
+step for up to 16 numbers. Measured on two cores with other work on them, float32, 65,536 steps, ms for a loop, and for
+blocks of 181 steps: one number 0.25, 0.45; 16 numbers 1.0, 3.3; 4 units of two 1.0, 2.0; a matrix of 4 × 4 0.6, 60; of
+16 × 16 19, 200. 4,096 steps of 512 numbers: 1.8, 27. Blocks take their products of matrices in addition, and everything
+laid out anew. Two right-hand sides of 64 units of two: 58 as XLA has the loop, 11 as a kernel.
 
 Elsewhere a turn of a loop costs the same for one block or a thousand. There blocks of BLOCK steps run as one batch,
 first for what they do to any start, A_L … A_1 and the b of that, then the recurrence of the blocks themselves, in the
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.devices.placement import vary_alike
+from jaxrnn.programs.calls import as_one_kernel
 
 Arrays = list[Any]
 PyTree = Any
@@ -97,7 +99,15 @@ def solve(
     if len(jax.tree.leaves(bs)[0]) <= BLOCK:
         return loop(A, bs, starts)
     blocks = functools.partial(_in_blocks, algebra, reverse, BLOCK)
+    loop = functools.partial(_in_one_kernel, loop) if algebra is UNITS else loop
     return jax.lax.platform_dependent(A, bs, starts, cpu=loop, default=blocks)
+
+
+def _in_one_kernel(loop: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
+    arrays, tree = jax.tree.flatten(arguments)
+    kinds = jax.eval_shape(loop, *arguments)
+    made = as_one_kernel(lambda *arrays: jax.tree.leaves(loop(*jax.tree.unflatten(tree, arrays))), *arrays)
+    return jax.tree.unflatten(jax.tree.structure(kinds), made)
 
 
 def _loop(algebra: Algebra, reverse: bool, A: PyTree, bs: PyTree, starts: PyTree) -> PyTree:
