@@ -125,7 +125,7 @@ def _advance(algebra: Algebra, hs: PyTree, entering: tuple[PyTree, PyTree]) -> P
 
 def _in_blocks(algebra: Algebra, reverse: bool, block: int, A: PyTree, bs: PyTree, starts: PyTree) -> PyTree:
     T = len(jax.tree.leaves(bs)[0])
-    if T <= block:
+    if block >= T:
         return _loop(algebra, reverse, A, bs, starts)
     N = -(-T // block)
 

@@ -17,13 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._dtypes import promoted
 from jaxrnn.devices.placement import varying_axes
 from jaxrnn.programs.affine_scan import MATRICES, UNITS, before, solve
 from jaxrnn.programs.carry_structure import CarryStep, carry_step, connected, is_affine
 
 Arrays = list[Any]
 PyTree = Any
-FULL_UP_TO = 32  # numbers of a row's carry for which whole Jacobians are made
+FULL_UP_TO = 32  # numbers of a row's carry for which whole Jacobians are made,
+FULL_NUMBERS = 2**26  # and those of the Jacobians of all steps and rows
 
 
 class Group(NamedTuple):
@@ -41,10 +43,11 @@ class AllSteps:
         start: the carry before the first step of the run, leaves (*B, …) of floats.
         xs: (T, …) each, at least one.
         jacobian: "full", "quasi" (numbers at the same place alone, as far as they depend on each other without a
-            product or any other operation in which numbers meet), "auto" (full up to FULL_UP_TO numbers a row).
+            product or any other operation in which numbers meet), "auto" (full where that is small).
         batch_ndim: leading axes of the leaves that are rows, which do not depend on each other.
 
     Attributes:
+        eps: ε of the coarsest dtype on the carry's way.
         exact: whether the Jacobians are whole.
         proven: whether they are, besides, the step's own: without rules that a user wrote.
         is_affine: whether they are and depend on no carry.
@@ -64,8 +67,7 @@ class AllSteps:
         self.T, self.reverse, self.batch_ndim = xs[0].shape[0], reverse, batch_ndim
         self.rows = self.kinds[0].shape[:batch_ndim]
         real = [jnp.finfo(k.dtype) for k in self.kinds]
-        self.eps = max(float(of.eps) for of in real)
-        self.dtype = functools.reduce(jnp.promote_types, (of.dtype for of in real), jnp.dtype(jnp.float32))
+        self.dtype = promoted(jnp.dtype(jnp.float32), *(of.dtype for of in real))
         self.leaf_of = [i for i, k in enumerate(self.kinds) for _ in range(1 + _is_complex(k))]  # of each part
 
         self.axes: tuple[str, ...] = ()
@@ -75,10 +77,10 @@ class AllSteps:
             self.axes = tuple(sorted(axes))
             start, xs = self.placed((list(start), list(xs)))
             self.step = self._traced(step, start, xs)
-        self.xs, self.start = list(xs), self.parts(start)
+        self.xs, self.start, self.eps = list(xs), self.parts(start), self.step.eps
 
         whole = [self._group(*of) for of in connected(self.step)]
-        fits = all(of.by_number or self._width(of) <= FULL_UP_TO for of in whole)
+        fits = all(of.by_number or self._fits(self._width(of)) for of in whole)
         wanted = jacobian == "full" or all(of.by_number for of in whole) or (jacobian == "auto" and fits)
         self.groups = whole
         self.exact = wanted and self._has_tangents()
@@ -133,6 +135,9 @@ class AllSteps:
         """How many tangents its Jacobian takes."""
         return len(group.parts) if group.by_number else sum(map(self._numbers, group.parts))
 
+    def _fits(self, size: int) -> bool:
+        return size <= FULL_UP_TO and self.T * math.prod(self.rows) * size**2 <= FULL_NUMBERS
+
     def beside(self, of_rows: jax.Array, part: jax.Array) -> jax.Array:
         """(T, *B) or (*B), to stand beside a part (T, *B, …)."""
         return of_rows.reshape(*of_rows.shape, *(1,) * (part.ndim - 1 - self.batch_ndim))
@@ -155,7 +160,7 @@ class AllSteps:
 
     def f(self, h: Sequence[Any]) -> Arrays:
         """Where all steps lead, from the carries after each."""
-        return self.parts(jax.vmap(self.step)(self.earlier(h), self.xs))
+        return self.parts(jax.vmap(lambda carry, x: self.step(carry, x))(self.earlier(h), self.xs))
 
     def linearised(self, h: Sequence[Any]) -> tuple[Arrays, list[PyTree]]:
         """f, and the Jacobians of each group, as ``affine_scan.solve`` takes them."""

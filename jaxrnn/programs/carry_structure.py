@@ -34,6 +34,14 @@ class CarryStep(NamedTuple):
     n_carry: int
     has_rules: bool  # whether derivative rules, or operations without derivatives, are left in what it holds
 
+    @property
+    def eps(self) -> float:
+        """The ε of the coarsest dtype that numbers on their way from the old carry to the new one pass."""
+        program = self.program
+        passed = reached_from(program.ops, program.inputs[: self.n_carry])
+        dtypes = {program.kinds[n].dtype for n in (*passed, *program.outputs)}
+        return max(float(jnp.finfo(dtype).eps) for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact))
+
     def __call__(self, carry: Sequence[Any], x: Sequence[Any], cut: bool = False) -> Arrays:
         """The new carry; ``cut``: where numbers of the carry meet, they are taken for constants of its derivative."""
         ops, inputs, outputs = self.program.ops, self.program.inputs, self.program.outputs
@@ -98,27 +106,31 @@ def _keeps_digits(of_carry: Sequence[int], kinds: Sequence[Any]) -> bool:
 
 AFFINE: dict[str, Rule] = {
     **dict.fromkeys(
-        "add add_any sub neg reduce_sum broadcast_in_dim reshape transpose squeeze slice split concatenate pad rev "
-        "cumsum copy unstack real imag conj complex stop_gradient".split(),
+        (
+            *("add", "add_any", "sub", "neg", "reduce_sum", "cumsum", "real", "imag", "conj", "complex"),
+            *("broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "split", "concatenate", "pad", "rev"),
+            *("copy", "unstack", "stop_gradient"),
+        ),
         lambda of_carry, kinds: True,
     ),
-    **dict.fromkeys(
-        "mul dot_general conv_general_dilated".split(), lambda of_carry, kinds: len(of_carry) == 1
-    ),
-    **dict.fromkeys("div gather dynamic_slice".split(), lambda of_carry, kinds: list(of_carry) == [0]),
+    **dict.fromkeys(("mul", "dot_general", "conv_general_dilated"), lambda of_carry, kinds: len(of_carry) == 1),
+    **dict.fromkeys(("div", "gather", "dynamic_slice"), lambda of_carry, kinds: list(of_carry) == [0]),
     "select_n": lambda of_carry, kinds: 0 not in of_carry,
     "convert_element_type": _keeps_digits,
 }
 
 
 def connected(step: CarryStep, cut: bool = False) -> list[tuple[list[int], bool]]:
-    """The leaves of the carry in groups of which none depends on another's, and whether number by number within.
+    """The leaves of the carry in groups that do not depend on each other, and whether within number by number.
 
-    Number by number: each number of a new leaf depends on the numbers at the same place of the group's old leaves, which
-    have one shape. With ``cut``, what cuts cut away does not count.
+    Number by number: each number of a new leaf depends on those at the same place of the group's old leaves, all of one
+    shape. With ``cut``, what depends on the carry by numbers that meet does not count.
     """
     depends, n = _depends(step, cut), step.n_carry
-    whole = [Depends(frozenset({i}), tuple(range(len(step.program.kinds[k].shape)))) for i, k in enumerate(step.program.inputs[:n])]
+    whole = [
+        Depends(frozenset({i}), tuple(range(len(step.program.kinds[k].shape))))
+        for i, k in enumerate(step.program.inputs[:n])
+    ]
     of_outputs = [depends.get(k) or own for k, own in zip(step.program.outputs, whole, strict=True)]
     group = list(range(n))
     for i, of in enumerate(of_outputs):
@@ -157,13 +169,7 @@ def _depends(step: CarryStep, cut: bool) -> dict[int, Depends]:
 def _meeting(step: CarryStep) -> frozenset[int]:
     """The values at which numbers of the carry meet."""
     alone = _depends(step, cut=True)
-    meeting = {
-        k
-        for op in step.program.ops
-        if any(n in alone for n in op.inputs)
-        for k in op.outputs
-        if k not in alone
-    }
+    meeting = {k for op in step.program.ops if any(n in alone for n in op.inputs) for k in op.outputs if k not in alone}
     return frozenset(meeting)
 
 
@@ -213,7 +219,7 @@ MOVED: dict[str, Callable[..., tuple[int, ...] | None]] = {
     "squeeze": lambda p, shape, made, own: _fewer(p["dimensions"], own),
     "unstack": lambda p, shape, made, own: _fewer([p["axis"]], own),
     **dict.fromkeys(
-        "reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod argmax argmin".split(),
+        ("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_prod", "argmax", "argmin"),
         lambda p, shape, made, own: _fewer(p["axes"], own),
     ),
 }

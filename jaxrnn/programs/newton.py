@@ -1,7 +1,7 @@
 """Newton's method on all steps of a run at once (DEER), and when to believe what it gives.
 
-The equations h_t = f(h_{t-1}, x_t) of all steps are one system. From carries h of all steps, an iteration computes f and
-the Jacobians A_t = ∂f/∂h_{t-1} side by side, and the correction δ as a linear recurrence (``affine_scan``):
+The equations h_t = f(h_{t-1}, x_t) of all steps are one system. From carries h of all steps, an iteration computes f
+and the Jacobians A_t = ∂f/∂h_{t-1} side by side, and the correction δ as a linear recurrence (``affine_scan``):
 
     r_t = f(h_{t-1}, x_t) - h_t        δ_t = A_t δ_{t-1} + r_t        h_t ← h_t + δ_t
 
@@ -12,12 +12,12 @@ GRU diag(z), of an LSTM f and what o makes of it. That takes a tangent or two. T
 would take as many tangents as the whole of it, and holds little more: one recurrent weight of each unit. Convergence is
 linear then, by the size of what was left out; of an Elman network that is all, and Newton does not pay.
 
-**Damping.** Whatever A is, after m iterations the first m steps are exact, so A may be scaled: with (1 - k) A the method
-lies between Newton's (k = 0) and h_t ← f(h_{t-1}) (k = 1), which goes nowhere that f does not lead. This is the steady
-gain of the Kalman filter by which ELK keeps to a trust region, without its covariances. k is 0 until in a row of the
-batch the largest one-step residual more than doubles, or is not finite. That row then goes on from f of the carries
-before, with k = 3/4, which is halved at each iteration and dropped below 1/10. A correction that is not finite is not
-made: f stands there.
+**Damping.** Whatever A is, after m iterations the first m steps are exact, so A may be scaled: with (1 - k) A the
+method lies between Newton's (k = 0) and h_t ← f(h_{t-1}) (k = 1), which goes nowhere that f does not lead. This is the
+steady gain of the Kalman filter by which ELK keeps to a trust region, without its covariances. k is 0 until somewhere
+in a row of the batch the residual |r_t| is more than twice the largest before, or not finite. What came before that
+step is kept. It and all that follow go on from f of the carries before the correction, with k = 3/4, which is halved at
+each iteration and dropped below 1/10. A correction that is not finite is not made: f stands there.
 
 **When to believe it.** A small residual r says that each step follows from the one before, not that the run is right:
 errors grow or shrink by the products of the A_t. So what is looked at is propagated:
@@ -29,7 +29,8 @@ errors grow or shrink by the products of the A_t. So what is looked at is propag
 
 Both have to be at most ``tol`` times the largest number that the leaf has had so far in its row, at all steps and rows,
 without damping. So ``tol`` must leave room for rounding: some 10 ε for a cell that forgets in few steps, √n times that
-where it takes n. Once δ is small and e is not, there is nothing more to wait for.
+where it takes n. ε is that of the coarsest dtype that numbers pass on their way from carry to carry. Once δ is small
+and e is not, there is nothing more to wait for.
 
 Where A is not known to be the step's own Jacobian ("quasi", or with rules inside of a loop or a branch) more is asked.
 Corrections have shrunk by ρ < 1 an iteration, observed while they were above ``tol``, and δ ρ / (1 - ρ), the sum of
@@ -62,6 +63,7 @@ from jaxrnn.programs.affine_scan import before
 from jaxrnn.programs.all_steps import AllSteps
 
 Arrays = list[Any]
+ROUNDINGS = 64
 GROWTH = 2.0  # by how much residuals may grow in an iteration
 BROKEN = 3  # iterations in a row in which a step leads from finite numbers to others, before the run is given up
 NEAR = 1e-3  # corrections so small leave Jacobians what they are, to an order of magnitude
@@ -101,7 +103,7 @@ def newton_carries(
     *,
     guess: Sequence[Any],
     reverse: bool = False,
-    tol: float,
+    tol: float | None = None,
     max_iterations: int,
     jacobian: str = "auto",
     batch_ndim: int = 0,
@@ -114,7 +116,7 @@ def newton_carries(
             complex floats.
         xs: (T, …) each, at least one.
         guess: carries after all steps, (T, *B, …), or one carry, for all steps.
-        tol: see above; relative to the carry.
+        tol: see above; relative to the carry. None: ROUNDINGS·ε, at most √ε.
         max_iterations: at least 1.
         jacobian: "auto", "full" or "quasi".
         batch_ndim: how many leading axes of the carry are rows that do not depend on each other; 0: the whole carry is
@@ -130,6 +132,7 @@ def newton_carries(
     if not start or T == 0:
         return [jnp.zeros((T, *a.shape), a.dtype) for a in start], start, nothing
     run = AllSteps(step, start, xs, reverse=reverse, jacobian=jacobian, batch_ndim=batch_ndim)
+    tol = min(ROUNDINGS * run.eps, run.eps**0.5) if tol is None else tol
     if run.is_affine:
         h, report = _in_one_go(run, tol, max_iterations)
     else:
@@ -188,7 +191,7 @@ def _iteration(run: AllSteps, tol: float, state: State) -> State:
     r = _minus(f, h)
     residual = functools.reduce(jnp.maximum, run.sizes(r))
     # Below tol it is rounding that moves. What follows a step that went wrong did so as well.
-    held = (residual <= GROWTH * state.best) | (run.relative(r, scales) <= tol)
+    held = (residual <= GROWTH * state.best[None]) | (run.relative(r, scales) <= tol)
     sound = jax.lax.cummin(held.astype(jnp.int32), reverse=run.reverse) > 0
     all_sound = sound.all(axis=0)
 
