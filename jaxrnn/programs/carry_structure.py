@@ -115,6 +115,8 @@ AFFINE: dict[str, Rule] = {
     ),
     **dict.fromkeys(("mul", "dot_general", "conv_general_dilated"), lambda of_carry, kinds: len(of_carry) == 1),
     **dict.fromkeys(("div", "gather", "dynamic_slice"), lambda of_carry, kinds: list(of_carry) == [0]),
+    "dynamic_update_slice": lambda of_carry, kinds: max(of_carry) < 2,
+    "scatter-add": lambda of_carry, kinds: 1 not in of_carry,
     "select_n": lambda of_carry, kinds: 0 not in of_carry,
     "convert_element_type": _keeps_digits,
 }
