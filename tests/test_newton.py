@@ -129,30 +129,55 @@ def test_a_chaotic_run_is_not_claimed(x64, jacobian):
     assert check(step, start, short, batch_ndim=1, jacobian=jacobian).iterations <= 8  # step by step at the latest
 
 
-def test_what_nobody_asks_for_may_grow_as_well(x64):
-    """A number that starts at 0 and grows by any rounding, beside one that is 1: small corrections tell nothing."""
-    rates = jnp.asarray([0.9, 1.5])
-    start, xs = [jnp.asarray([1.0, 0.0])], [jnp.zeros((200, 1))]
-
-    def bent(h):  # of slope 1 at 0
-        return jnp.sin(h) / (1 + h**2)
+def test_small_corrections_tell_nothing_of_what_grows(x64):
+    """A number that starts at 0, and would grow with any rounding, beside one that is 1: a fixed point of the run."""
+    start, xs = [jnp.asarray([1.0, 0.0, 0.0])], [jnp.zeros((200, 1))]
 
     def linear(carry, x):
-        return [rates * carry[0]], x
+        return [jnp.asarray([0.5, 1.5, 1.5]) * carry[0]], x
 
-    def separate(carry, x):
-        return [jnp.stack([0.9, 1.5]) * bent(carry[0])], x
+    def bent(carry, x):
+        return [jnp.sin(jnp.asarray([0.5, 1.5, 1.5]) * carry[0])], x
 
-    def coupled(carry, x):  # the same but for the axes, so that the one that grows is no diagonal of the Jacobian
-        h = carry[0] @ jnp.asarray([[0.9, 0, 0], [0, 0, 1.5], [0, 1.5, 0]])
-        return [bent(h)], x
+    def crossed(carry, x):  # what grows is not on the diagonal, which is all that "quasi" sees
+        h = carry[0]
+        return [jnp.sin(jnp.asarray([0.5, 0, 0]) * h + jnp.asarray([0, 1.5, 1.5]) * h[jnp.asarray([0, 2, 1])])], x
 
-    for step in (linear, separate):
-        assert not solved(step, start, xs)[2].converged
-    for jacobian in ("full", "quasi"):
-        _, _, report = solved(coupled, [jnp.asarray([1.0, 0, 0])], xs, jacobian=jacobian, max_iterations=100)
-        assert not report.converged
-    assert solved(separate, start, [a[:20] for a in xs], tol=1e-8)[2].converged
+    for step, jacobian in ((linear, "auto"), (bent, "auto"), (crossed, "full"), (crossed, "quasi")):
+        assert not solved(step, start, xs, jacobian=jacobian, max_iterations=90)[2].converged
+        short = [a[:8] for a in xs]
+        assert solved(step, start, short, jacobian=jacobian, max_iterations=90)[2].converged
+
+
+def turned(rate):
+    """A vector that is turned by a right angle and shrinks: the diagonal of the Jacobian is 0."""
+
+    def step(carry, x):
+        return [rate * jnp.asarray([1.0, -1.0]) * carry[0][::-1] + x[0]], x
+
+    return step
+
+
+def test_what_is_still_to_come_of_quasi(x64):
+    """Corrections that shrink by a tenth an iteration add up to nine times the last."""
+    start, xs = [jnp.zeros(2)], [jnp.asarray(np.random.default_rng(0).normal(size=(400, 2)))]
+    step = turned(0.9)
+    before, _, report = solved(step, start, xs, jacobian="quasi", tol=1e-4, max_iterations=200)
+    right, _ = scanned(step, start, xs)
+    error = np.abs(before[0] - right[0]).max() / np.abs(right[0]).max()
+    assert report.converged and error < 1e-4 and 90 < report.iterations < 130
+
+
+def test_a_guess_that_seems_right(x64):
+    """One that goes astray by less than tol a step is told from the right one, which is believed at once."""
+    start, xs = [jnp.ones(2)], [jnp.asarray(np.random.default_rng(0).normal(size=(900, 2)))]
+    for rate, off, believed in ((0.9, 0.0, True), (1.0, 5e-13, False)):
+        step = turned(rate)
+        before, (end,) = scanned(step, start, xs)
+        after = jnp.concatenate([before[0][1:], end[None]])
+        guess = [after + off * jnp.arange(900.0)[:, None] * after / jnp.linalg.norm(after, axis=-1, keepdims=True)]
+        _, _, report = solved(step, start, xs, guess=guess, jacobian="quasi", max_iterations=60)
+        assert report.converged == believed and (report.iterations < 60) == believed
 
 
 def test_a_marginal_linear_recurrence(x64):
@@ -167,16 +192,21 @@ def test_a_marginal_linear_recurrence(x64):
     assert not solved(step, start, xs, tol=1e-15)[2].converged
 
 
-def test_a_bad_guess(x64):
-    """Full steps overflow: the run is taken where f leads, and the Jacobians are damped for a while."""
+def overflowing(carry, x):
+    h, s = carry
+    return [0.9 * jnp.exp(-h) + x[0] ** 2, 0.5 * s + jnp.sin(h)], x
 
-    def step(carry, x):
-        h, s = carry
-        return [0.9 * jnp.exp(-h) + x[0] ** 2, 0.5 * s + jnp.sin(h)], x
 
-    xs = [0.3 * jnp.asarray(np.random.default_rng(0).normal(size=(100, 2)))]
-    start = [jnp.zeros(2), jnp.zeros(2)]
-    assert check(step, start, xs, guess=[jnp.full(2, -5.0)] * 2).iterations <= 15
+def cubic(carry, x):
+    h, s = carry
+    return [h - 0.3 * h**3 + x[0], 0.5 * s + h], x
+
+
+@pytest.mark.parametrize(("step", "guess", "most"), [(overflowing, -5.0, 12), (cubic, 0.0, 14)])
+def test_damping(x64, step, guess, most):
+    """Full steps go nowhere: the run is taken where f leads, and the Jacobians are damped for a while."""
+    xs = [0.3 * jnp.asarray(np.random.default_rng(0).normal(size=(200, 2)))]
+    assert check(step, [jnp.ones(2)] * 2, xs, guess=[jnp.full(2, guess)] * 2).iterations <= most
 
 
 def clipped(a):

@@ -33,9 +33,11 @@ where it takes n. ε is that of the coarsest dtype that numbers pass on their wa
 and e is not, there is nothing more to wait for.
 
 Where A is not known to be the step's own Jacobian ("quasi", or with rules inside of a loop or a branch) more is asked.
-Corrections have shrunk by ρ < 1 an iteration, observed while they were above ``tol``, and δ ρ / (1 - ρ), the sum of
-those to come, is at most ``tol``. What A leaves out is added to e from one iteration to the next, by a finite
-difference of f, and e must have come to rest.
+What A leaves out is added to e from one iteration to the next, by a finite difference of f, and e must have come to
+rest: changes of it that shrink, and all to come less than half of it. Corrections have shrunk by ρ < 1 an iteration,
+observed while they were above ``tol``, and δ ρ / (1 - ρ), the sum of those to come, is at most ``tol``. Where that was
+not observed, as from a guess that was right, δ (e / ε)² is: a residual of one sign at all steps grows to the square of
+what one of any signs does.
 
 A step that jumps (rounds, compares) has no Jacobian where it does: there two correct runs may part by the jump.
 
@@ -167,7 +169,7 @@ def _iterate(run: AllSteps, guess: Arrays, tol: float, max_iterations: int) -> t
         damping=run.placed(jnp.zeros((run.T, *run.rows), run.dtype)),
         best=of_rows(jnp.inf),
         size=of_rows(jnp.inf),
-        rate=of_rows(0),
+        rate=of_rows(jnp.inf),
         change=of_rows(jnp.inf),
         broken=jnp.int32(0),
         iteration=jnp.int32(0),
@@ -207,11 +209,13 @@ def _iteration(run: AllSteps, tol: float, state: State) -> State:
     hopeless = undamped & (size <= NEAR) & ~(grown <= tol)
     rate, change = state.rate, state.change
     if not run.proven:
-        rate = jnp.where(state.size > tol, size / state.size, rate)
+        observed = (state.size < jnp.inf) & ((state.size > tol) | (rate == jnp.inf))
+        rate = jnp.where(observed, size / state.size, rate)
         slowest = jnp.maximum(rate, state.rate)
+        small = size * slowest <= tol * (1 - slowest)
         change = jnp.max(run.relative(_minus(e, state.e), scales), axis=0)
         resting = _rests(change, state.change, grown, run.eps)
-        settled &= (slowest < 1) & (size * slowest <= tol * (1 - slowest)) & resting
+        settled &= resting & (small | (size * (grown / run.eps) ** 2 <= tol))
         hopeless &= resting
         e = [jnp.where(jnp.isfinite(a), a, 0) for a in e]
 
