@@ -49,14 +49,14 @@ def test_orthogonal_matrices_lose_nothing(x64):
     rng = np.random.default_rng(1)
     A = np.linalg.qr(rng.normal(size=(300, 5, 5)))[0]
     start = rng.normal(size=5)
-    h = affine_scan(jnp.asarray(A), jnp.zeros((300, 5)), jnp.asarray(start), block=16)
+    h = jax.jit(affine_scan, static_argnames="block")(A, np.zeros((300, 5)), start, block=16)
     np.testing.assert_allclose(h, in_numpy(A, np.zeros((300, 5)), start, False), rtol=0, atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(h, axis=-1), np.linalg.norm(start), rtol=1e-12)
 
 
 def test_vmap_and_no_steps(x64):
     A, b, start = drawn("diagonal", 20)
-    h = jax.vmap(affine_scan, (1, 1, 0), 1)(A, b, start)
+    h = jax.jit(jax.vmap(affine_scan, (1, 1, 0), 1))(A, b, start)
     np.testing.assert_allclose(h, in_numpy(A, b, start, False), rtol=0, atol=1e-12)
     assert affine_scan(jnp.zeros((0, 5)), jnp.zeros((0, 5)), jnp.ones(5)).shape == (0, 5)
     assert affine_scan(jnp.zeros((0, 5, 5)), jnp.zeros((0, 5)), jnp.ones(5), block=3).shape == (0, 5)
