@@ -109,7 +109,7 @@ AFFINE: dict[str, Rule] = {
         (
             *("add", "add_any", "sub", "neg", "reduce_sum", "cumsum", "real", "imag", "conj", "complex"),
             *("broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "split", "concatenate", "pad", "rev"),
-            *("copy", "unstack", "stop_gradient"),
+            *("copy", "stack", "unstack", "stop_gradient"),
         ),
         lambda of_carry, kinds: True,
     ),
@@ -219,6 +219,7 @@ MOVED: dict[str, Callable[..., tuple[int, ...] | None]] = {
     "reshape": _reshape,
     "transpose": lambda p, shape, made, own: tuple(list(p["permutation"]).index(a) for a in own),
     "squeeze": lambda p, shape, made, own: _fewer(p["dimensions"], own),
+    "stack": lambda p, shape, made, own: tuple(a + (a >= p["axis"]) for a in own),
     "unstack": lambda p, shape, made, own: _fewer([p["axis"]], own),
     **dict.fromkeys(
         ("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_prod", "argmax", "argmin"),
