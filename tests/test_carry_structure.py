@@ -110,7 +110,7 @@ def test_cut_where_numbers_meet(x64):
 
 
 def test_cut_where_they_stand_elsewhere(x64):
-    """A transposed leaf keeps numbers apart, but not at their places; a number that all of another leaf read meets it."""
+    """A transposed leaf keeps numbers apart, but not at their places; one read by all of another leaf meets it."""
     step = carry_step(
         lambda c, x: ([c[0].T, c[1] + c[2], c[2]], None), [jnp.ones((2, 2)), jnp.ones(3), jnp.ones(1)], []
     )
