@@ -111,15 +111,15 @@ def test_cut_where_numbers_meet(x64):
 
 def test_cut_where_they_stand_elsewhere(x64):
     """A transposed leaf keeps numbers apart, but not at their places; one read by all of another leaf meets it."""
-    step = carry_step(
-        lambda c, x: ([c[0].T, c[1] + c[2], c[2]], None), [jnp.ones((2, 2)), jnp.ones(3), jnp.ones(1)], []
-    )
-    assert connected(step) == [([0], False), ([1, 2], False)]
-    assert connected(step, cut=True) == [([0], True), ([1], True), ([2], True)]
-    by_h, by_s = jax.jacfwd(lambda h, s: step([h, s, jnp.ones(1)], [], cut=True)[:2], (0, 1))(
-        jnp.ones((2, 2)), jnp.ones(3)
-    )[0]
-    assert not by_h.any() and not by_s.any()
+
+    def step(c, x):
+        return [c[0].T, c[1] + jax.lax.broadcast_in_dim(c[2], (3,), (0,)), c[2]], None
+
+    found = carry_step(step, [jnp.ones((2, 2)), jnp.ones(3), jnp.ones(1)], [])
+    assert connected(found) == [([0], False), ([1, 2], False)]
+    assert connected(found, cut=True) == [([0], True), ([1], True), ([2], True)]
+    by_h = jax.jacfwd(lambda h: found([h, jnp.ones(3), jnp.ones(1)], [], cut=True)[0])(jnp.ones((2, 2)))
+    assert not by_h.any()
 
 
 def test_the_coarsest_dtype_on_the_way():

@@ -13,11 +13,12 @@ would take as many tangents as the whole of it, and holds little more: one recur
 linear then, by the size of what was left out; of an Elman network that is all, and Newton does not pay.
 
 **Damping.** Whatever A is, after m iterations the first m steps are exact, so A may be scaled: with (1 - k) A the
-method lies between Newton's (k = 0) and h_t ← f(h_{t-1}) (k = 1), which goes nowhere that f does not lead. This is the
-steady gain of the Kalman filter by which ELK keeps to a trust region, without its covariances. k is 0 until somewhere
-in a row of the batch the residual |r_t| is more than twice the largest before, or not finite. What came before that
-step is kept. It and all that follow go on from f of the carries before the correction, with k = 3/4, which is halved at
-each iteration and dropped below 1/10. A correction that is not finite is not made: f stands there.
+method lies between Newton's (k = 0) and h_t ← f(h_{t-1}) (k = 1), which goes nowhere that f does not lead. The Kalman
+filter by which ELK keeps to a trust region has such a gain k, with covariances, and on r too, which here stays whole.
+k is 0 until somewhere in a row of the batch |r_t| is more than twice the largest before, or not finite. What came
+before that step is kept. It and all that follow go on from f of the carries before the correction, with k = 3/4, which
+is halved at each iteration and dropped below 1/10. A correction that is not finite is not made: f stands there. So
+h - 0.3 h³ + x, from 0, whose full steps overflow, takes 10 iterations; an Elman network of gain 1.6 takes 29 for 34.
 
 **When to believe it.** A small residual r says that each step follows from the one before, not that the run is right:
 errors grow or shrink by the products of the A_t. So what is looked at is propagated:
@@ -65,7 +66,8 @@ from jaxrnn.programs.affine_scan import before
 from jaxrnn.programs.all_steps import AllSteps
 
 Arrays = list[Any]
-ROUNDINGS = 64
+ROUNDINGS = 64  # what the default tol leaves for them, in ε
+DAMPING = 0.75  # where a correction went wrong
 GROWTH = 2.0  # by how much residuals may grow in an iteration
 BROKEN = 3  # iterations in a row in which a step leads from finite numbers to others, before the run is given up
 NEAR = 1e-3  # corrections so small leave Jacobians what they are, to an order of magnitude
@@ -232,7 +234,7 @@ def _iteration(run: AllSteps, tol: float, state: State) -> State:
         h=list(map(of_sound, new, state.fallback)),
         fallback=list(map(of_sound, safe, state.fallback)),
         e=e,
-        damping=jnp.where(sound, jnp.where(damping < 0.1, 0, damping), 0.75),
+        damping=jnp.where(sound, jnp.where(damping < 0.1, 0, damping), DAMPING),
         best=jnp.where(all_sound, jnp.max(residual, axis=0), jnp.inf),
         size=size,
         rate=rate,
