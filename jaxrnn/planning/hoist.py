@@ -30,7 +30,8 @@ def hoist(step: PlannedStep) -> PlannedStep:
     step = step._replace(primal=primal).noting(hoisted=hoisted)
     if step.tangent is None:
         return step
-    tangent, contracted, added = _hoist(step.tangent, functools.partial(_rules.contracts, step.plan, steps=step.steps))
+    pays = functools.partial(_rules.contracts, step.plan, steps=step.steps)
+    tangent, contracted, added = _hoist(step.tangent, pays)
     return step._replace(tangent=tangent).noting(contracted=contracted, added_in_loop=added)
 
 
@@ -84,9 +85,10 @@ def _hoist(
                 outside.update(op.outputs)
         if outside.intersection(needs):
             outside.update(op.outputs)
-    if outside and in_kernel:
-        able = outside = _without_sums(program, outside)
-    elif outside:
+    if in_kernel:
+        outside = _without_last_sums(program, outside)
+        able = outside
+    else:
         able |= program.fixed()
     if outside:
         program, sums = _regrouped(loop, able, outside)
@@ -94,20 +96,20 @@ def _hoist(
     return loop._replace(program=program, outside=frozenset(outside)), left, stayed
 
 
-def _without_sums(program: Program, outside: set[int]) -> set[int]:
-    """What leaves a loop that is one kernel: without the last sums and splits of it, where no more enters for it."""
-    varying, kept, outside = reached_from(program.ops, program.inputs), set(program.outputs), set(outside)
+def _without_last_sums(program: Program, outside: set[int]) -> set[int]:
+    """What leaves a loop that is one kernel: not the sums and views at its end, where no more enters without them."""
+    varying, used, left = reached_from(program.ops, program.inputs), set(program.outputs), set(outside)
     for op in reversed(program.ops):
         if outside.isdisjoint(op.outputs):
             continue
         entering = varying.intersection(op.inputs)
         more = sum(map(program.size, entering)) > sum(map(program.size, op.outputs))
-        is_last = kept.isdisjoint(op.outputs) and entering <= outside
-        if is_last and not more and has(op.name, SUM | VIEW) and is_small(program, op):
-            outside.difference_update(op.outputs)
+        may_stay = has(op.name, SUM | VIEW) and is_small(program, op) and entering <= outside and not more
+        if may_stay and used.isdisjoint(op.outputs):
+            left.difference_update(op.outputs)
         else:
-            kept.update(op.inputs)
-    return outside
+            used.update(op.inputs)
+    return left
 
 
 def _regrouped(loop: LoopProgram, able: set[int], outside: set[int]) -> tuple[Program, set[int]]:
