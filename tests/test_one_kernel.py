@@ -418,6 +418,7 @@ def test_every_operation_that_a_step_in_a_kernel_may_have():
         lambda x: x[:, 1:4],
         lambda x: jnp.split(x, 3, 1)[1],
         lambda x: jnp.concatenate([x, 2 * x], 1),
+        lambda x: jnp.stack([x, 2 * x], 1),
         lambda x: lax.pad(x, jnp.float32(0), ((0, 0, 0), (1, 2, 1))),
         lambda x: x.reshape(2, 3),
         lambda x: jnp.broadcast_to(x, (4, 6)),
