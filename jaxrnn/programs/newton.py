@@ -152,7 +152,7 @@ def _in_one_go(run: AllSteps, tol: float, max_iterations: int) -> tuple[Arrays, 
     b, A = run.linearised_at_zero()
     (h,) = run.solve(A, [b], run.start)
     scales = run.scales(h)
-    (e,) = run.solve(A, [run.noise(scales)])
+    (e,) = run.solve(A, [run.noise(h, scales)])
     largest = [_largest(run.relative(parts, scales)) for parts in (h, e)]
     size, grown = run.agreed(jnp.stack(largest))
     residuals = jnp.full(max_iterations, jnp.nan, run.dtype).at[0].set(size)
@@ -199,7 +199,7 @@ def _iteration(run: AllSteps, tol: float, state: State) -> State:
     sound = jax.lax.cummin(held.astype(jnp.int32), reverse=run.reverse) > 0
     all_sound = sound.all(axis=0)
 
-    noise = run.noise(scales)
+    noise = run.noise(safe, scales)
     if not run.proven:
         noise = _plus(noise, _left_out(run, A, h, f, state.e, scales))
     δ, e = run.solve(run.damped(A, 1 - state.damping), [r, noise])
