@@ -26,7 +26,8 @@ errors grow or shrink by the products of the A_t. So what is looked at is propag
 - The correction δ. It is the distance to the solution, to first order, where A is exact, and was added on top.
 - Rounding. Every step rounds by about ε |h_t|, in this program otherwise than in another. e_t = A_t e_{t-1} ± ε |h_t|,
   with signs by chance, is how far two such runs part; in a chaotic run it reaches 1 however small δ is. Signs by chance
-  rather than |A_t|: the product of the |A_t| of orthogonal matrices explodes, that of the A_t does not.
+  rather than |A_t|: the product of the |A_t| of orthogonal matrices explodes, that of the A_t does not. |h_t| is the
+  largest of the leaf so far, which products add up; of numbers that stand alone it is at most their own largest.
 
 Both have to be at most ``tol`` times the largest number that the leaf has had so far in its row, at all steps and rows,
 without damping. So ``tol`` must leave room for rounding: some 10 ε for a cell that forgets in few steps, √n times that
