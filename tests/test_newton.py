@@ -190,7 +190,7 @@ def test_what_is_still_to_come_of_quasi(x64):
 
 def test_a_guess_that_seems_right(x64):
     """One that goes astray by less than tol a step is told from the right one, which is believed at once."""
-    start, xs = [jnp.ones(2)], [jnp.asarray(np.random.default_rng(0).normal(size=(900, 2)))]
+    start, xs = [jnp.ones(2)], [jnp.zeros((900, 2))]
     for rate, off, believed in ((0.9, 0.0, True), (1.0, 5e-13, False)):
         step = turned(rate)
         before, (end,) = scanned(step, start, xs)

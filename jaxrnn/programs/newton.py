@@ -262,7 +262,7 @@ def _left_out(run: AllSteps, A: list[Any], h: Arrays, f: Arrays, e: Arrays, scal
 
 def _rests(change: jax.Array, last: jax.Array, grown: jax.Array, eps: float) -> jax.Array:
     """Whether all changes of e to come, as they shrink, are small beside it; or this one is a finite difference's."""
-    shrinks = change / last
+    shrinks = jnp.where(last < jnp.inf, change / last, jnp.inf)
     return ((shrinks < 1) & (change * shrinks <= RESTING * grown * (1 - shrinks))) | (change <= 8 * eps**0.5 * grown)
 
 
