@@ -202,9 +202,11 @@ def test_second_derivatives(plan, x64):
         loss = lambda params, xs: weigh(layer.apply(params, xs, carry))
         gradient = jax.grad(loss, argnums=(0, 1))
         reverse_over_reverse = jax.grad(lambda p: inner(gradient(*p), direction))((params, xs))
-        return reverse_over_reverse, jax.jvp(gradient, (params, xs), direction)[1], jax.jvp(
-            loss, (params, xs), direction
-        )[1]
+        return (
+            reverse_over_reverse,
+            jax.jvp(gradient, (params, xs), direction)[1],
+            jax.jvp(loss, (params, xs), direction)[1],
+        )
 
     found, reports = reported(second, layers[0])
     assert_close(found, second(layers[1]))
@@ -313,5 +315,3 @@ def test_the_report():
     short = jr.convergence(jr.parallel(ELMAN), params, xs, repeats=1)
     assert (short.method, short.runs, short.fell_back) == ("scan", (), 0)
     assert short.seconds > 0 < short.scan_seconds and "the scan is faster" in str(short)
-
-
