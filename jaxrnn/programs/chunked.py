@@ -25,7 +25,9 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.devices.placement import vary_alike
-from jaxrnn.programs.sweeping import Steps, Way, solve
+from jaxrnn.programs.all_at_once import run_all_at_once
+from jaxrnn.programs.run_of_steps import Steps, Way
+from jaxrnn.programs.sweeping import run_in_chunks
 
 Arrays = list[Any]
 
@@ -195,10 +197,12 @@ def _bind_with_report(
 
 
 def _run(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel):
-    consts, carry, guess, held, xs = parts.of(arrays)
+    consts, *rest = parts.of(arrays)
+    carry, guess, held, xs = vary_alike(*rest)
     step = functools.partial(jaxpr_as_fun(jaxpr), *consts)
     steps = Steps(step, len(carry), n_added, jaxpr.out_avals, xs, length, reverse, one_kernel)
-    return solve(steps, carry, guess, held[0] if held else None, way)
+    run = run_all_at_once if way.method == "newton" else run_in_chunks
+    return run(steps, carry, guess, held[0] if held else None, way).outputs()
 
 
 def _impl(*arrays, **params):

@@ -25,17 +25,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import flatten
 from jaxrnn.devices.placement import vary_alike, varying_axes
-from jaxrnn.programs.calls import as_one_kernel
+from jaxrnn.programs.run_of_steps import Arrays, Found, Outcome, Steps, Way, run_all, run_rest
 
-Arrays = list[Any]
 LOOK = 16  # steps of the probe between two looks
 ROUNDING = 4  # times the dtype's epsilon: what is no difference
 TOLERANCE = 32  # times the dtype's epsilon: the default
@@ -43,45 +40,6 @@ PROBES = 4  # chunks that are looked at first
 NEAR = 0.25  # of the tolerance: where two runs of the probe agree
 GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples, without their whole parts, fill the unit interval evenly
 ASIDE = 1 / 64  # of the largest number of a carry: by how much a guess is moved, at most
-
-
-class Way(NamedTuple):
-    """How a scan is run in chunks."""
-
-    chunks: int
-    sweeps: int  # after so many the rest is run step by step
-    tol: float | None = None  # relative to the carry; None: by its dtype
-    row_axes: int = 0  # the leading axes of a carry's leaves whose rows are apart
-    method: str = "chunks"  # "associative": the carry after a step is a * carry + b, leaf by leaf; "newton"
-    who: str = "parallel"  # for reports
-
-    def kind_of_report(self) -> Any:
-        return jax.core.ShapedArray((3 + self.sweeps,), jnp.dtype(jnp.float32))
-
-
-class Steps(NamedTuple):
-    """What is run: a step, and all that it reads."""
-
-    step: Callable[..., Sequence[Any]]  # (carry…, x…) -> carry…, what is added up over all steps…, y…
-    n_carry: int
-    n_added: int
-    kinds: Sequence[Any]  # of what the step gives
-    xs: Arrays  # (T, …) each
-    length: int
-    reverse: bool
-    one_kernel: bool = False  # run one by one, they can be one kernel of a CPU
-
-    def nothing_yet(self) -> tuple[Arrays, Arrays]:
-        """What is added up and what is stacked, before the first step."""
-        kinds, n = self.kinds[self.n_carry :], self.n_added
-        sums = [jnp.zeros(kind.shape, kind.dtype) for kind in kinds[:n]]
-        ys = [jnp.zeros((self.length, *kind.shape), kind.dtype) for kind in kinds[n:]]
-        sums, ys, _ = vary_alike(sums, ys, self.xs)
-        return sums, ys
-
-    def split(self, made: Sequence[Any]) -> tuple[Arrays, Arrays, Arrays]:
-        end = self.n_carry + self.n_added
-        return list(made[: self.n_carry]), list(made[self.n_carry : end]), list(made[end:])
 
 
 class Sweeping(NamedTuple):
@@ -97,61 +55,14 @@ class Sweeping(NamedTuple):
     residuals: Any  # (sweeps,): the largest r of each sweep
 
 
-def solve(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Way) -> Arrays:
-    """``[*end, *sums, *ys, report]`` of the scan."""
-    start, guess, xs, held = vary_alike(start, guess, steps.xs, held)
-    chunks = Chunks(steps._replace(xs=xs), start, guess, held, way)
+def run_in_chunks(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Way) -> Outcome:
+    """The scan, by sweeps, exactly where it is linear, or step by step where the probe sees no end of sweeps."""
+    chunks = Chunks(steps, start, guess, held, way)
     if way.method == "associative":
-        found, numbers = chunks.run_linear()
-        residuals = jnp.full(way.sweeps, jnp.nan, jnp.float32)
-    else:
-        forgets, warm_up, aside = chunks.probe()
-        chunks = Chunks(chunks.steps, start, aside, held, way)
-        found, numbers, residuals = jax.lax.cond(
-            forgets, lambda: chunks.run_in_sweeps(warm_up), lambda: chunks.not_run_in_sweeps(warm_up)
-        )
-    numbers = jnp.stack([a.astype(jnp.float32) for a in numbers])
-    return [*(a for part in found for a in part), jnp.concatenate([numbers, residuals])]
-
-
-Found = tuple[Arrays, Arrays, Arrays]  # of a run: its end, what was added up, what was put out
-
-
-def run_all(steps: Steps, start: Arrays) -> Found:
-    """All steps, one by one."""
-
-    def one(state, x):
-        carry, sums = state
-        carry, more, y = steps.split(steps.step(*carry, *x))
-        return (carry, [a + b for a, b in zip(sums, more, strict=True)]), y
-
-    def run(start, sums, xs):
-        (end, sums), ys = jax.lax.scan(one, (start, sums), xs, reverse=steps.reverse)
-        return [*end, *sums, *ys]
-
-    arrays, tree = flatten((start, steps.nothing_yet()[0], steps.xs))
-    flat = lambda *arrays: run(*tree.unflatten(arrays))
-    return steps.split(as_one_kernel(flat, *arrays) if steps.one_kernel else flat(*arrays))
-
-
-def run_rest(steps: Steps, start: Arrays, found: Found, wanted: Any) -> Found:
-    """All steps, one by one, written over what was found; none where that is not wanted.
-
-    A loop that takes no turn, and not a conditional, which would copy what was found.
-    """
-
-    def one(i, running):
-        carry, sums, ys = running
-        t = steps.length - 1 - i if steps.reverse else i
-        at = lambda a: jax.lax.dynamic_index_in_dim(a, t, keepdims=False)
-        carry, more, y = steps.split(steps.step(*carry, *map(at, steps.xs)))
-        write = lambda a, y: jax.lax.dynamic_update_index_in_dim(a, y, t, 0)
-        return carry, [a + b for a, b in zip(sums, more, strict=True)], list(map(write, ys, y))
-
-    end, sums, ys = found
-    begins = [jnp.where(wanted, a, b) for a, b in zip(start, end, strict=True)]
-    sums = [jnp.where(wanted, jnp.zeros_like(a), a) for a in sums]
-    return jax.lax.fori_loop(0, jnp.where(wanted, steps.length, 0), one, (begins, sums, ys))
+        return chunks.run_linear()
+    forgets, warm_up, aside = chunks.probe()
+    chunks = Chunks(steps, start, aside, held, way)
+    return jax.lax.cond(forgets, lambda: chunks.run_in_sweeps(warm_up), lambda: chunks.not_run_in_sweeps(warm_up))
 
 
 class Chunks:
@@ -181,21 +92,21 @@ class Chunks:
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Sweeping(jnp.int32(0), starts, moved, starts, sums, ys, jnp.bool_(False), residuals)
 
-    def run_in_sweeps(self, warm_up: Any) -> tuple[Found, tuple[Any, ...], Any]:
-        """What is found, numbers for the report, and the residuals: by sweeps, or where they do not end step by step."""
+    def run_in_sweeps(self, warm_up: Any) -> Outcome:
+        """By sweeps, or where they do not end step by step."""
 
         def goes_on(state: Sweeping) -> Any:
             return ~state.accepted & (state.number <= self.way.sweeps)
 
         state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up), self.begin())
         found = run_rest(self.steps, self.start, self.found(state), ~state.accepted)
-        return found, (state.accepted, state.number - 1, warm_up), state.residuals
+        return Outcome(found, state.accepted, state.number - 1, warm_up, state.residuals)
 
-    def not_run_in_sweeps(self, warm_up: Any) -> tuple[Found, tuple[Any, ...], Any]:
+    def not_run_in_sweeps(self, warm_up: Any) -> Outcome:
         """The same, of a run that sweeps would not pay for."""
         state = self.begin()
         found = run_all(self.steps, self.start)
-        return found, (state.accepted, state.number, warm_up), state.residuals
+        return Outcome(found, state.accepted, state.number, warm_up, state.residuals)
 
     def found(self, state: Sweeping) -> Found:
         end = [a[0 if self.steps.reverse else -1] for a in self.handed_on(state.ends)]
@@ -231,8 +142,8 @@ class Chunks:
             residuals=jnp.where(at_this, largest, state.residuals),
         )
 
-    def run_linear(self) -> tuple[Found, tuple[Any, ...]]:
-        """What is found of a carry <- a * carry + b, and numbers for the report.
+    def run_linear(self) -> Outcome:
+        """The run of a carry <- a * carry + b.
 
         What a chunk makes of its start is the product of its a. Where that is not finite, all is run step by step: only
         there is NaN what the scan makes of it.
@@ -257,7 +168,8 @@ class Chunks:
         accepted = self._agreed(wrong.astype(jnp.float32)) == 0
         found = self.found(begun._replace(ends=ends, sums=sums, ys=ys))
         found = run_rest(self.steps, self.start, found, ~accepted)
-        return found, (accepted, jnp.int32(1), jnp.int32(self.L))
+        residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
+        return Outcome(found, accepted, jnp.int32(1), jnp.int32(self.L), residuals)
 
     def handed_on(self, ends: Arrays) -> Arrays:
         """(K, …): the carry after each chunk; where all of a chunk is held, that before it."""
@@ -349,7 +261,7 @@ class Chunks:
         return carry, sums, list(map(write, ys, y))
 
     def _step_all(self, i: Any, carry: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        """Step i of each chunk, in the direction of the run: the carries after it, what is added up, what is put out."""
+        """Step i of each chunk, in the direction of the run: carries, what is added up, what is put out."""
         at = lambda a: jax.lax.dynamic_index_in_dim(a, self._at(i), 1, keepdims=False)
         return self.steps.split(jax.vmap(self.steps.step)(*carry, *map(at, self.xs)))
 
