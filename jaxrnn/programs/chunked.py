@@ -25,6 +25,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.devices.placement import vary_alike
+from jaxrnn.programs.calls import has_whole_arrays
 from jaxrnn.programs.sweeping import Steps, Way, solve
 
 Arrays = list[Any]
@@ -182,15 +183,22 @@ def _bind(
     return made
 
 
-def _run(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel):
+def _run(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel, on_devices=False):
     consts, carry, guess, held, xs = parts.of(arrays)
     step = functools.partial(jaxpr_as_fun(jaxpr), *consts)
-    steps = Steps(step, len(carry), n_added, jaxpr.out_avals, xs, length, reverse, one_kernel)
+    steps = Steps(step, len(carry), n_added, jaxpr.out_avals, xs, length, reverse, one_kernel, on_devices)
     return solve(steps, carry, guess, held[0] if held else None, way)
 
 
 def _impl(*arrays, **params):
-    return jax.jit(functools.partial(_run, **params))(*arrays)
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        return _run(*arrays, **params)
+    return jax.jit(lambda *arrays: chunked_scan_p.bind(*arrays, **params))(*arrays)
+
+
+def _lower(ctx, *arrays, **params):
+    run = functools.partial(_run, on_devices=not has_whole_arrays(ctx))
+    return mlir.lower_fun(run, multiple_results=True)(ctx, *arrays, **params)
 
 
 def _abstract(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel):
@@ -337,7 +345,7 @@ chunked_scan_p = Primitive("chunked_scan")
 chunked_scan_p.multiple_results = True
 chunked_scan_p.def_impl(_impl)
 chunked_scan_p.def_abstract_eval(_abstract)
-mlir.register_lowering(chunked_scan_p, mlir.lower_fun(_run, multiple_results=True))
+mlir.register_lowering(chunked_scan_p, _lower)
 ad.primitive_jvps[chunked_scan_p] = _jvp
 ad.primitive_transposes[chunked_scan_p] = _transpose
 batching.primitive_batchers[chunked_scan_p] = _batch

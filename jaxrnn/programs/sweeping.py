@@ -22,11 +22,13 @@ sweeps the first m chunks are exact, so a carry of integers, which agrees or doe
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrnn._base import flatten
 from jaxrnn.devices.placement import vary_alike, varying_axes
@@ -37,6 +39,7 @@ LOOK = 16  # steps of the probe between two looks
 ROUNDING = 4  # times the dtype's epsilon: what is no difference
 TOLERANCE = 32  # times the dtype's epsilon: the default
 PROBES = 4  # chunks that are looked at first
+GROUPS = 8  # of chunks, each of which adds up for itself: so many devices, or fewer, do not meet at each step
 NEAR = 0.25  # of the tolerance: where two runs of the probe agree
 
 
@@ -65,6 +68,7 @@ class Steps(NamedTuple):
     length: int
     reverse: bool
     one_kernel: bool = False  # run one by one, they can be one kernel of a CPU
+    on_devices: bool = False  # time may be divided among several: none gathers what all of them have
 
     def nothing_yet(self) -> tuple[Arrays, Arrays]:
         """What is added up and what is stacked, before the first step."""
@@ -156,6 +160,7 @@ class Chunks:
         self.held = held  # (T, *rows) or None
         K = self.K = way.chunks
         L = self.L = steps.length // K
+        self.groups = math.gcd(K, GROUPS) if steps.on_devices else 1
         self.xs = [a.reshape(K, L, *a.shape[1:]) for a in steps.xs]
         self.order = jnp.arange(K)[::-1] if steps.reverse else jnp.arange(K)  # of each chunk, in the run
         # (K, *rows): where no step of a chunk changes the carry
@@ -171,6 +176,7 @@ class Chunks:
         starts = [jnp.where(_like(known, a), b, a) for a, b in zip(guessed, self.start, strict=True)]
         moved = self._difference(starts, starts, [jnp.ones(()) for _ in starts])
         sums, ys = self.steps.nothing_yet()
+        sums = [jnp.broadcast_to(a, (self.groups, *a.shape)) for a in sums]
         ys = [a.reshape(self.K, self.L, *a.shape[1:]) for a in ys]
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Sweeping(jnp.int32(0), starts, moved, starts, sums, ys, jnp.bool_(False), residuals)
@@ -182,18 +188,47 @@ class Chunks:
             return ~state.accepted & (state.number <= self.way.sweeps)
 
         state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up), self.begin())
-        found = run_rest(self.steps, self.start, self.found(state), ~state.accepted)
+        found = self._run_rest(state, ~state.accepted)
         return found, (state.accepted, state.number - 1, warm_up), state.residuals
 
     def not_run_in_sweeps(self, warm_up: Any) -> tuple[Found, tuple[Any, ...], Any]:
         """The same, of a run that sweeps would not pay for."""
         state = self.begin()
-        found = run_all(self.steps, self.start)
+        found = self._walk(state, True) if self.steps.on_devices else run_all(self.steps, self.start)
         return found, (state.accepted, state.number, warm_up), state.residuals
 
     def found(self, state: Sweeping) -> Found:
         end = [a[0 if self.steps.reverse else -1] for a in self.handed_on(state.ends)]
-        return end, state.sums, [a.reshape(self.steps.length, *a.shape[2:]) for a in state.ys]
+        return end, [a.sum(0) for a in state.sums], [a.reshape(self.steps.length, *a.shape[2:]) for a in state.ys]
+
+    def _run_rest(self, state: Sweeping, wanted: Any) -> Found:
+        """What was found; where that is wanted, all steps anew, one by one."""
+        if self.steps.on_devices:
+            return self._walk(state, wanted)
+        return run_rest(self.steps, self.start, self.found(state), wanted)
+
+    def _walk(self, state: Sweeping, wanted: Any) -> Found:
+        """As ``run_rest``, chunk after chunk: each goes to all devices, and what is made of it to the one that has it.
+
+        No device ever has more than its own part of time and one chunk. The indices are arrays, for a slice at a number
+        that is not known would make the compiler gather what it is taken from.
+        """
+        steps, (end, sums, _) = self.steps, self.found(state)
+
+        def one(number, running):
+            carry, sums, ys = running
+            at = jnp.reshape(self.K - 1 - number if steps.reverse else number, (1,))
+            here = {"indices_are_sorted": True, "unique_indices": True, "mode": "promise_in_bounds"}
+            xs = [a.at[at].get(**here)[0] for a in self.xs]
+            part = run_all(steps._replace(xs=xs, length=self.L), carry)
+            write = lambda a, y: a.at[at].set(y[None], **here)
+            return part[0], [a + b for a, b in zip(sums, part[1], strict=True)], list(map(write, ys, part[2]))
+
+        begins = [jnp.where(wanted, a, b) for a, b in zip(self.start, end, strict=True)]
+        sums = [jnp.where(wanted, jnp.zeros_like(a), a) for a in sums]
+        turns = jnp.where(wanted, self.K, 0)
+        end, sums, ys = jax.lax.fori_loop(0, turns, one, (begins, sums, state.ys))
+        return end, sums, [a.reshape(steps.length, *a.shape[2:]) for a in ys]
 
     def sweep(self, state: Sweeping, warm_up: Any) -> Sweeping:
         """One sweep, and whether it was the last. It has two parts, the second as long as the warm-up."""
@@ -249,8 +284,7 @@ class Chunks:
         begun = self.begin()
         ends, sums, ys = jax.lax.fori_loop(0, self.L, self._advance, (starts, begun.sums, begun.ys))
         accepted = self._agreed(wrong.astype(jnp.float32)) == 0
-        found = self.found(begun._replace(ends=ends, sums=sums, ys=ys))
-        found = run_rest(self.steps, self.start, found, ~accepted)
+        found = self._run_rest(begun._replace(ends=ends, sums=sums, ys=ys), ~accepted)
         return found, (accepted, jnp.int32(1), jnp.int32(self.L))
 
     def handed_on(self, ends: Arrays) -> Arrays:
@@ -271,9 +305,13 @@ class Chunks:
         Two runs of a few chunks, one from the guess and one from where another run from the guess has come in a few
         steps: how long do they differ?
         """
-        K, L, T = self.K, self.L, self.steps.length
+        K, L = self.K, self.L
         chunks = sorted({round(i * (K - 2) / (PROBES - 1)) for i in range(PROBES)})
-        begins = jnp.array([number * L for number in chunks], jnp.int32)
+        # The chunks and those after them, side by side in the order of time: (chunks, 2 L, …).
+        pairs = [(K - 2 - n, K - 1 - n) if self.steps.reverse else (n, n + 1) for n in chunks]
+        near = lambda a: a[np.array(pairs)].reshape(len(chunks), 2 * L, *a.shape[2:])
+        xs = list(map(near, self.xs))
+        all_held = None if self.held is None else near(self.held.reshape(K, L, *self.held.shape[1:]))
         lag = min(LOOK, L)
         step = jax.vmap(jax.vmap(self.steps.step), in_axes=(*(0 for _ in self.start), *(None for _ in self.xs)))
         guess = [jnp.broadcast_to(a, (2, len(chunks), *a.shape)) for a in self.guess]
@@ -281,16 +319,17 @@ class Chunks:
 
         def advance(i, state):
             carry, held = state
-            at = T - 1 - (begins + i) if self.steps.reverse else begins + i
-            made = step(*carry, *(a[at] for a in self.steps.xs))
-            return list(made[: len(carry)]), held if held is None else held | self.held[at]
+            t = 2 * L - 1 - i if self.steps.reverse else i
+            at = lambda a: jax.lax.dynamic_index_in_dim(a, t, 1, keepdims=False)
+            made = step(*carry, *map(at, xs))
+            return list(made[: len(carry)]), held if held is None else held | at(all_held)
 
         def differs(carry, held):
             scales = [_scale(a[0], a[1], self.way.row_axes) for a in carry]
             d = self._difference([a[0] for a in carry], [a[1] for a in carry], scales, of_chunks=False)
             return self._agreed(d if held is None else jnp.where(held, 0, d))
 
-        held = None if self.held is None else jnp.zeros_like(self.held[begins])
+        held = None if all_held is None else jnp.zeros_like(all_held[:, 0])
         carry, held = jax.lax.fori_loop(0, lag, advance, (guess, held))
         carry = [jnp.where(_like(is_first, a), b, a) for a, b in zip(carry, guess, strict=True)]
         at_first = differs(carry, held)
@@ -320,7 +359,8 @@ class Chunks:
         """All chunks by one step."""
         carry, sums, ys = running
         carry, more, y = self._step_all(i, carry)
-        sums = [a + b.sum(0) for a, b in zip(sums, more, strict=True)]
+        grouped = (a.reshape(self.groups, -1, *a.shape[1:]).sum(1) for a in more)
+        sums = [a + b for a, b in zip(sums, grouped, strict=True)]
         write = lambda a, y: jax.lax.dynamic_update_index_in_dim(a, y, self._at(i), 1)
         return carry, sums, list(map(write, ys, y))
 
@@ -334,9 +374,9 @@ class Chunks:
 
     def _entering(self, handed: Arrays, start: Arrays) -> Arrays:
         """(K, …): what each chunk starts with, given what each hands on."""
-        if self.steps.reverse:
-            return [jnp.concatenate([a[1:], b[None]]) for a, b in zip(handed, start, strict=True)]
-        return [jnp.concatenate([b[None], a[:-1]]) for a, b in zip(handed, start, strict=True)]
+        shift = -1 if self.steps.reverse else 1
+        rolled = [jnp.roll(a, shift, axis=0) for a in handed]
+        return [jnp.where(_like(self.order == 0, a), b, a) for a, b in zip(rolled, start, strict=True)]
 
     def _last_not_held(self) -> Any:
         """(K, *rows): the last chunk up to each, in the order of the run, that is not all held; -1: none."""
@@ -361,9 +401,9 @@ class Chunks:
 
     def _leaving(self, entering: Arrays) -> Arrays:
         """(K, …): of what enters each chunk, what enters the next; after the last zeros."""
-        if self.steps.reverse:
-            return [jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]]) for a in entering]
-        return [jnp.concatenate([a[1:], jnp.zeros_like(a[:1])]) for a in entering]
+        shift = 1 if self.steps.reverse else -1
+        rolled = [jnp.roll(a, shift, axis=0) for a in entering]
+        return [jnp.where(_like(self.order == self.K - 1, a), jnp.zeros_like(a), a) for a in rolled]
 
     def _agreed(self, found: Any) -> Any:
         """The largest number, on all devices that take the decision together."""
