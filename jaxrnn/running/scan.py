@@ -23,6 +23,7 @@ from jaxrnn._checks import (
 )
 from jaxrnn._narrowing import as_lengths, as_start, check_held
 from jaxrnn._spec import specified
+from jaxrnn.devices.placement import axes_over_time, on_auto_axes
 from jaxrnn.instruments import carry_without_marks
 from jaxrnn.planning.plan import Plan, check_plan
 from jaxrnn.running._loop import Run, WayOf, params_at_start, run_over_time
@@ -124,6 +125,18 @@ def layer_of(
             check_key(who, key)
         T, batch_shape, (lengths, mask, resets) = check_inputs(who, cell, xs, lengths, mask, resets)
         start = as_start(who, start, T)
+        given = params, xs, carry, lengths, mask, resets, key, start
+        if way_of is not None:
+            return on_auto_axes(lambda given: run_as_checked(batch_shape, *given), given, xs, len(batch_shape))
+        if axes := axes_over_time(xs):
+            raise ValueError(
+                f"{who}: time, axis 0 of xs, is divided by the mesh's axis {', '.join(map(repr, axes))}, and a scan runs "
+                f"its steps one after the other; use jr.parallel, or divide the batch."
+            )
+        return run_as_checked(batch_shape, *given)
+
+    def run_as_checked(batch_shape, params, xs, carry, lengths, mask, resets, key, start):
+        T = jax.tree.leaves(xs)[0].shape[0]
         if unroll > 1:
             check_has_number(who, f"unroll={unroll}", T)
         now = params_at_start(params, reverse)
