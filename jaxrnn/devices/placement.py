@@ -71,10 +71,11 @@ def placed_like(a: jax.Array, like: jax.Array) -> jax.Array:
     return jax.sharding.reshard(a, sharding) if any(sharding.spec) else a
 
 
-def axes_over_time(xs: PyTree) -> tuple[str, ...]:
-    """The axes of the mesh that divide the time of ``xs`` (T, …), where types show them."""
+def axes_over_time(xs: PyTree) -> dict[str, int]:
+    """The axes of the mesh that divide the time of ``xs`` (T, …), and their sizes, where types show them."""
     axes = next(iter(_spec_of(xs)), None)
-    return () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+    names = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+    return {name: jax.typeof(jax.tree.leaves(xs)[0]).sharding.mesh.shape[name] for name in names}
 
 
 def on_auto_axes(run: Callable[[PyTree], tuple[PyTree, PyTree]], given: PyTree, xs: PyTree, batch_axes: int) -> Any:

@@ -32,7 +32,7 @@ from jaxrnn.running.segments import Budget, run_in_segments, segment_lengths
 
 # ``(steps, initial carry, batch_shape)`` to the way in which so many steps are run in parallel, and why. None: one after
 # the other.
-WayOf = Callable[[int, PyTree, tuple[int, ...]], tuple[Way | None, str]]
+WayOf = Callable[..., tuple[Way | None, str]]
 
 
 class Run(NamedTuple):

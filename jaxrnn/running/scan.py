@@ -6,6 +6,9 @@ runs, noise, dtypes, placement on a mesh.
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -126,16 +129,18 @@ def layer_of(
         T, batch_shape, (lengths, mask, resets) = check_inputs(who, cell, xs, lengths, mask, resets)
         start = as_start(who, start, T)
         given = params, xs, carry, lengths, mask, resets, key, start
+        axes = axes_over_time(xs)
         if way_of is not None:
-            return on_auto_axes(lambda given: run_as_checked(batch_shape, *given), given, xs, len(batch_shape))
-        if axes := axes_over_time(xs):
+            way = functools.partial(way_of, devices=math.prod(axes.values()))
+            return on_auto_axes(lambda given: run_as_checked(batch_shape, way, *given), given, xs, len(batch_shape))
+        if axes:
             raise ValueError(
                 f"{who}: time, axis 0 of xs, is divided by the mesh's axis {', '.join(map(repr, axes))}, and a scan runs "
                 f"its steps one after the other; use jr.parallel, or divide the batch."
             )
-        return run_as_checked(batch_shape, *given)
+        return run_as_checked(batch_shape, None, *given)
 
-    def run_as_checked(batch_shape, params, xs, carry, lengths, mask, resets, key, start):
+    def run_as_checked(batch_shape, way_of, params, xs, carry, lengths, mask, resets, key, start):
         T = jax.tree.leaves(xs)[0].shape[0]
         if unroll > 1:
             check_has_number(who, f"unroll={unroll}", T)
