@@ -185,8 +185,7 @@ def _bind(
 
 def _run(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel, on_devices=False):
     consts, carry, guess, held, xs = parts.of(arrays)
-    step = functools.partial(jaxpr_as_fun(jaxpr), *consts)
-    steps = Steps(step, len(carry), n_added, jaxpr.out_avals, xs, length, reverse, one_kernel, on_devices)
+    steps = Steps(jaxpr_as_fun(jaxpr), consts, len(carry), n_added, jaxpr.out_avals, xs, length, reverse, one_kernel, on_devices)
     return solve(steps, carry, guess, held[0] if held else None, way)
 
 

@@ -60,7 +60,8 @@ class Way(NamedTuple):
 class Steps(NamedTuple):
     """What is run: a step, and all that it reads."""
 
-    step: Callable[..., Sequence[Any]]  # (carry…, x…) -> carry…, what is added up over all steps…, y…
+    function: Callable[..., Sequence[Any]]  # (consts…, carry…, x…) -> carry…, what is added up over all steps…, y…
+    consts: Arrays
     n_carry: int
     n_added: int
     kinds: Sequence[Any]  # of what the step gives
@@ -69,6 +70,9 @@ class Steps(NamedTuple):
     reverse: bool
     one_kernel: bool = False  # run one by one, they can be one kernel of a CPU
     on_devices: bool = False  # time may be divided among several: none gathers what all of them have
+
+    def step(self, *values: Any) -> Sequence[Any]:
+        return self.function(*self.consts, *values)
 
     def nothing_yet(self) -> tuple[Arrays, Arrays]:
         """What is added up and what is stacked, before the first step."""
@@ -118,16 +122,16 @@ Found = tuple[Arrays, Arrays, Arrays]  # of a run: its end, what was added up, w
 def run_all(steps: Steps, start: Arrays) -> Found:
     """All steps, one by one."""
 
-    def one(state, x):
-        carry, sums = state
-        carry, more, y = steps.split(steps.step(*carry, *x))
-        return (carry, [a + b for a, b in zip(sums, more, strict=True)]), y
+    def run(consts, start, sums, xs):
+        def one(state, x):
+            carry, sums = state
+            carry, more, y = steps.split(steps.function(*consts, *carry, *x))
+            return (carry, [a + b for a, b in zip(sums, more, strict=True)]), y
 
-    def run(start, sums, xs):
         (end, sums), ys = jax.lax.scan(one, (start, sums), xs, reverse=steps.reverse)
         return [*end, *sums, *ys]
 
-    arrays, tree = flatten((start, steps.nothing_yet()[0], steps.xs))
+    arrays, tree = flatten((steps.consts, start, steps.nothing_yet()[0], steps.xs))
     flat = lambda *arrays: run(*tree.unflatten(arrays))
     return steps.split(as_one_kernel(flat, *arrays) if steps.one_kernel else flat(*arrays))
 
