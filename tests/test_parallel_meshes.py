@@ -131,14 +131,14 @@ def test_a_linear_cell_over_devices():
 
 
 def test_memory_of_each_device():
-    """Less than half of its own part of what enters, whatever a run that does not converge would need."""
-    cell, steps, mesh = jr.gru(I, H), 2**14, jr.devices.batch_mesh(2, axis="time")
+    """Less than a tenth of its own part of what enters, whatever a run that does not converge would need."""
+    cell, steps, mesh = jr.gru(I, H), 2**18, jr.devices.batch_mesh(2, axis="time")
     xs = jax.ShapeDtypeStruct((steps, I), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("time")))
     params = jax.eval_shape(cell.init, jax.random.key(0))
     layer = jr.parallel(cell, method="chunks", chunks=512)
     memory = jax.jit(lambda params, xs: layer.apply(params, xs)[1]).lower(params, xs).compile().memory_analysis()
     assert memory.output_size_in_bytes == steps * H * 4 // 2
-    assert memory.temp_size_in_bytes < 0.5 * steps * I * 4 // 2
+    assert memory.temp_size_in_bytes < 0.1 * steps * I * 4 // 2
 
 
 BOTH_AXES = """
@@ -208,7 +208,9 @@ def test_chunks_that_devices_cannot_share():
     mesh = jax.make_mesh((2,), ("time",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
     with jax.set_mesh(mesh):
         xs = jax.device_put(draw((T, I), 1), NamedSharding(mesh, PartitionSpec("time")))
-        with pytest.raises(ValueError, match=r"chunks=11 cannot be shared by the 2 devices along time; give a multiple"):
+        with pytest.raises(
+            ValueError, match=r"chunks=11 cannot be shared by the 2 devices along time; give a multiple"
+        ):
             jax.eval_shape(jr.parallel(cell, chunks=11).apply, params, xs)
         with pytest.raises(ValueError, match=r"scan\(gru\): time, axis 0 of xs, is divided by the mesh's axis 'time'"):
             jax.eval_shape(jr.scan(cell).apply, params, xs)

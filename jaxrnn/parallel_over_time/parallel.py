@@ -5,7 +5,6 @@ from __future__ import annotations
 import numbers
 from typing import Any
 
-
 from jaxrnn._base import Cell, Layer, expect_cell, name_of
 from jaxrnn._checks import check_choice, check_sizes
 from jaxrnn._spec import specified

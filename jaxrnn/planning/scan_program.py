@@ -15,8 +15,8 @@ from jaxrnn._base import flatten
 from jaxrnn.kernels.persistent import run_recurrence, run_transposed
 from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import LoopProgram
-from jaxrnn.programs.chunked import Chunking, chunked_scan
 from jaxrnn.programs.calls import as_gpu_kernel, as_one_kernel, on_one_cpu
+from jaxrnn.programs.chunked import Chunking, chunked_scan
 from jaxrnn.programs.counted import counted_scan, map_in_blocks
 from jaxrnn.programs.program import Program, evaluate
 

@@ -25,8 +25,10 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.devices.placement import vary_alike
+from jaxrnn.programs.all_at_once import run_all_at_once
 from jaxrnn.programs.calls import has_whole_arrays
-from jaxrnn.programs.sweeping import Steps, Way, solve
+from jaxrnn.programs.run_of_steps import Steps, Way
+from jaxrnn.programs.sweeping import run_in_chunks
 
 Arrays = list[Any]
 
@@ -184,9 +186,13 @@ def _bind(
 
 
 def _run(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel, on_devices=False):
-    consts, carry, guess, held, xs = parts.of(arrays)
-    steps = Steps(jaxpr_as_fun(jaxpr), consts, len(carry), n_added, jaxpr.out_avals, xs, length, reverse, one_kernel, on_devices)
-    return solve(steps, carry, guess, held[0] if held else None, way)
+    consts, *rest = parts.of(arrays)
+    carry, guess, held, xs = vary_alike(*rest)
+    pieces = way.chunks if on_devices else 0
+    sizes = len(carry), n_added, jaxpr.out_avals
+    steps = Steps(jaxpr_as_fun(jaxpr), consts, *sizes, xs, length, reverse, one_kernel, pieces)
+    run = run_all_at_once if way.method == "newton" else run_in_chunks
+    return run(steps, carry, guess, held[0] if held else None, way).outputs()
 
 
 def _impl(*arrays, **params):

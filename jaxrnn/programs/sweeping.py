@@ -23,68 +23,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn._base import flatten
 from jaxrnn.devices.placement import vary_alike, varying_axes
-from jaxrnn.programs.calls import as_one_kernel
+from jaxrnn.programs.run_of_steps import Arrays, Found, Outcome, Steps, Way, run_all, run_rest
 
-Arrays = list[Any]
 LOOK = 16  # steps of the probe between two looks
 ROUNDING = 4  # times the dtype's epsilon: what is no difference
 TOLERANCE = 32  # times the dtype's epsilon: the default
 PROBES = 4  # chunks that are looked at first
 GROUPS = 8  # of chunks, each of which adds up for itself: so many devices, or fewer, do not meet at each step
 NEAR = 0.25  # of the tolerance: where two runs of the probe agree
-
-
-class Way(NamedTuple):
-    """How a scan is run in chunks."""
-
-    chunks: int
-    sweeps: int  # after so many the rest is run step by step
-    tol: float | None = None  # relative to the carry; None: by its dtype
-    row_axes: int = 0  # the leading axes of a carry's leaves whose rows are apart
-    method: str = "chunks"  # "associative": the carry after a step is a * carry + b, leaf by leaf; "newton"
-    who: str = "parallel"  # for reports
-
-    def kind_of_report(self) -> Any:
-        return jax.core.ShapedArray((3 + self.sweeps,), jnp.dtype(jnp.float32))
-
-
-class Steps(NamedTuple):
-    """What is run: a step, and all that it reads."""
-
-    function: Callable[..., Sequence[Any]]  # (consts…, carry…, x…) -> carry…, what is added up over all steps…, y…
-    consts: Arrays
-    n_carry: int
-    n_added: int
-    kinds: Sequence[Any]  # of what the step gives
-    xs: Arrays  # (T, …) each
-    length: int
-    reverse: bool
-    one_kernel: bool = False  # run one by one, they can be one kernel of a CPU
-    on_devices: bool = False  # time may be divided among several: none gathers what all of them have
-
-    def step(self, *values: Any) -> Sequence[Any]:
-        return self.function(*self.consts, *values)
-
-    def nothing_yet(self) -> tuple[Arrays, Arrays]:
-        """What is added up and what is stacked, before the first step."""
-        kinds, n = self.kinds[self.n_carry :], self.n_added
-        sums = [jnp.zeros(kind.shape, kind.dtype) for kind in kinds[:n]]
-        ys = [jnp.zeros((self.length, *kind.shape), kind.dtype) for kind in kinds[n:]]
-        sums, ys, _ = vary_alike(sums, ys, self.xs)
-        return sums, ys
-
-    def split(self, made: Sequence[Any]) -> tuple[Arrays, Arrays, Arrays]:
-        end = self.n_carry + self.n_added
-        return list(made[: self.n_carry]), list(made[self.n_carry : end]), list(made[end:])
 
 
 class Sweeping(NamedTuple):
@@ -100,60 +53,13 @@ class Sweeping(NamedTuple):
     residuals: Any  # (sweeps,): the largest r of each sweep
 
 
-def solve(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Way) -> Arrays:
-    """``[*end, *sums, *ys, report]`` of the scan."""
-    start, guess, xs, held = vary_alike(start, guess, steps.xs, held)
-    chunks = Chunks(steps._replace(xs=xs), start, guess, held, way)
+def run_in_chunks(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Way) -> Outcome:
+    """The scan, by sweeps, exactly where it is linear, or step by step where the probe sees no end of sweeps."""
+    chunks = Chunks(steps, start, guess, held, way)
     if way.method == "associative":
-        found, numbers = chunks.run_linear()
-        residuals = jnp.full(way.sweeps, jnp.nan, jnp.float32)
-    else:
-        forgets, warm_up = chunks.probe()
-        found, numbers, residuals = jax.lax.cond(
-            forgets, lambda: chunks.run_in_sweeps(warm_up), lambda: chunks.not_run_in_sweeps(warm_up)
-        )
-    numbers = jnp.stack([a.astype(jnp.float32) for a in numbers])
-    return [*(a for part in found for a in part), jnp.concatenate([numbers, residuals])]
-
-
-Found = tuple[Arrays, Arrays, Arrays]  # of a run: its end, what was added up, what was put out
-
-
-def run_all(steps: Steps, start: Arrays) -> Found:
-    """All steps, one by one."""
-
-    def run(consts, start, sums, xs):
-        def one(state, x):
-            carry, sums = state
-            carry, more, y = steps.split(steps.function(*consts, *carry, *x))
-            return (carry, [a + b for a, b in zip(sums, more, strict=True)]), y
-
-        (end, sums), ys = jax.lax.scan(one, (start, sums), xs, reverse=steps.reverse)
-        return [*end, *sums, *ys]
-
-    arrays, tree = flatten((steps.consts, start, steps.nothing_yet()[0], steps.xs))
-    flat = lambda *arrays: run(*tree.unflatten(arrays))
-    return steps.split(as_one_kernel(flat, *arrays) if steps.one_kernel else flat(*arrays))
-
-
-def run_rest(steps: Steps, start: Arrays, found: Found, wanted: Any) -> Found:
-    """All steps, one by one, written over what was found; none where that is not wanted.
-
-    A loop that takes no turn, and not a conditional, which would copy what was found.
-    """
-
-    def one(i, running):
-        carry, sums, ys = running
-        t = steps.length - 1 - i if steps.reverse else i
-        at = lambda a: jax.lax.dynamic_index_in_dim(a, t, keepdims=False)
-        carry, more, y = steps.split(steps.step(*carry, *map(at, steps.xs)))
-        write = lambda a, y: jax.lax.dynamic_update_index_in_dim(a, y, t, 0)
-        return carry, [a + b for a, b in zip(sums, more, strict=True)], list(map(write, ys, y))
-
-    end, sums, ys = found
-    begins = [jnp.where(wanted, a, b) for a, b in zip(start, end, strict=True)]
-    sums = [jnp.where(wanted, jnp.zeros_like(a), a) for a in sums]
-    return jax.lax.fori_loop(0, jnp.where(wanted, steps.length, 0), one, (begins, sums, ys))
+        return chunks.run_linear()
+    forgets, warm_up = chunks.probe()
+    return jax.lax.cond(forgets, lambda: chunks.run_in_sweeps(warm_up), lambda: chunks.not_run_in_sweeps(warm_up))
 
 
 class Chunks:
@@ -164,7 +70,7 @@ class Chunks:
         self.held = held  # (T, *rows) or None
         K = self.K = way.chunks
         L = self.L = steps.length // K
-        self.groups = math.gcd(K, GROUPS) if steps.on_devices else 1
+        self.groups = math.gcd(K, GROUPS) if steps.pieces else 1
         self.xs = [a.reshape(K, L, *a.shape[1:]) for a in steps.xs]
         self.order = jnp.arange(K)[::-1] if steps.reverse else jnp.arange(K)  # of each chunk, in the run
         # (K, *rows): where no step of a chunk changes the carry
@@ -185,54 +91,25 @@ class Chunks:
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Sweeping(jnp.int32(0), starts, moved, starts, sums, ys, jnp.bool_(False), residuals)
 
-    def run_in_sweeps(self, warm_up: Any) -> tuple[Found, tuple[Any, ...], Any]:
-        """What is found, numbers for the report, and the residuals: by sweeps, or where they do not end step by step."""
+    def run_in_sweeps(self, warm_up: Any) -> Outcome:
+        """By sweeps, or where they do not end step by step."""
 
         def goes_on(state: Sweeping) -> Any:
             return ~state.accepted & (state.number <= self.way.sweeps)
 
         state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up), self.begin())
-        found = self._run_rest(state, ~state.accepted)
-        return found, (state.accepted, state.number - 1, warm_up), state.residuals
+        found = run_rest(self.steps, self.start, self.found(state), ~state.accepted)
+        return Outcome(found, state.accepted, state.number - 1, warm_up, state.residuals)
 
-    def not_run_in_sweeps(self, warm_up: Any) -> tuple[Found, tuple[Any, ...], Any]:
+    def not_run_in_sweeps(self, warm_up: Any) -> Outcome:
         """The same, of a run that sweeps would not pay for."""
         state = self.begin()
-        found = self._walk(state, True) if self.steps.on_devices else run_all(self.steps, self.start)
-        return found, (state.accepted, state.number, warm_up), state.residuals
+        found = run_all(self.steps, self.start)
+        return Outcome(found, state.accepted, state.number, warm_up, state.residuals)
 
     def found(self, state: Sweeping) -> Found:
         end = [a[0 if self.steps.reverse else -1] for a in self.handed_on(state.ends)]
         return end, [a.sum(0) for a in state.sums], [a.reshape(self.steps.length, *a.shape[2:]) for a in state.ys]
-
-    def _run_rest(self, state: Sweeping, wanted: Any) -> Found:
-        """What was found; where that is wanted, all steps anew, one by one."""
-        if self.steps.on_devices:
-            return self._walk(state, wanted)
-        return run_rest(self.steps, self.start, self.found(state), wanted)
-
-    def _walk(self, state: Sweeping, wanted: Any) -> Found:
-        """As ``run_rest``, chunk after chunk: each goes to all devices, and what is made of it to the one that has it.
-
-        No device ever has more than its own part of time and one chunk. The indices are arrays, for a slice at a number
-        that is not known would make the compiler gather what it is taken from.
-        """
-        steps, (end, sums, _) = self.steps, self.found(state)
-
-        def one(number, running):
-            carry, sums, ys = running
-            at = jnp.reshape(self.K - 1 - number if steps.reverse else number, (1,))
-            here = {"indices_are_sorted": True, "unique_indices": True, "mode": "promise_in_bounds"}
-            xs = [a.at[at].get(**here)[0] for a in self.xs]
-            part = run_all(steps._replace(xs=xs, length=self.L), carry)
-            write = lambda a, y: a.at[at].set(y[None], **here)
-            return part[0], [a + b for a, b in zip(sums, part[1], strict=True)], list(map(write, ys, part[2]))
-
-        begins = [jnp.where(wanted, a, b) for a, b in zip(self.start, end, strict=True)]
-        sums = [jnp.where(wanted, jnp.zeros_like(a), a) for a in sums]
-        turns = jnp.where(wanted, self.K, 0)
-        end, sums, ys = jax.lax.fori_loop(0, turns, one, (begins, sums, state.ys))
-        return end, sums, [a.reshape(steps.length, *a.shape[2:]) for a in ys]
 
     def sweep(self, state: Sweeping, warm_up: Any) -> Sweeping:
         """One sweep, and whether it was the last. It has two parts, the second as long as the warm-up."""
@@ -264,8 +141,8 @@ class Chunks:
             residuals=jnp.where(at_this, largest, state.residuals),
         )
 
-    def run_linear(self) -> tuple[Found, tuple[Any, ...]]:
-        """What is found of a carry <- a * carry + b, and numbers for the report.
+    def run_linear(self) -> Outcome:
+        """The run of a carry <- a * carry + b.
 
         What a chunk makes of its start is the product of its a. Where that is not finite, all is run step by step: only
         there is NaN what the scan makes of it.
@@ -288,8 +165,10 @@ class Chunks:
         begun = self.begin()
         ends, sums, ys = jax.lax.fori_loop(0, self.L, self._advance, (starts, begun.sums, begun.ys))
         accepted = self._agreed(wrong.astype(jnp.float32)) == 0
-        found = self._run_rest(begun._replace(ends=ends, sums=sums, ys=ys), ~accepted)
-        return found, (accepted, jnp.int32(1), jnp.int32(self.L))
+        found = self.found(begun._replace(ends=ends, sums=sums, ys=ys))
+        found = run_rest(self.steps, self.start, found, ~accepted)
+        residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
+        return Outcome(found, accepted, jnp.int32(1), jnp.int32(self.L), residuals)
 
     def handed_on(self, ends: Arrays) -> Arrays:
         """(K, …): the carry after each chunk; where all of a chunk is held, that before it."""
@@ -363,13 +242,13 @@ class Chunks:
         """All chunks by one step."""
         carry, sums, ys = running
         carry, more, y = self._step_all(i, carry)
-        grouped = (a.reshape(self.groups, -1, *a.shape[1:]).sum(1) for a in more)
-        sums = [a + b for a, b in zip(sums, grouped, strict=True)]
+        of_groups = (a.reshape(self.groups, -1, *a.shape[1:]).sum(1) for a in more)
+        sums = [a + b for a, b in zip(sums, of_groups, strict=True)]
         write = lambda a, y: jax.lax.dynamic_update_index_in_dim(a, y, self._at(i), 1)
         return carry, sums, list(map(write, ys, y))
 
     def _step_all(self, i: Any, carry: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        """Step i of each chunk, in the direction of the run: the carries after it, what is added up, what is put out."""
+        """Step i of each chunk, in the direction of the run: carries, what is added up, what is put out."""
         at = lambda a: jax.lax.dynamic_index_in_dim(a, self._at(i), 1, keepdims=False)
         return self.steps.split(jax.vmap(self.steps.step)(*carry, *map(at, self.xs)))
 
@@ -378,8 +257,7 @@ class Chunks:
 
     def _entering(self, handed: Arrays, start: Arrays) -> Arrays:
         """(K, …): what each chunk starts with, given what each hands on."""
-        shift = -1 if self.steps.reverse else 1
-        rolled = [jnp.roll(a, shift, axis=0) for a in handed]
+        rolled = [jnp.roll(a, -1 if self.steps.reverse else 1, axis=0) for a in handed]
         return [jnp.where(_like(self.order == 0, a), b, a) for a, b in zip(rolled, start, strict=True)]
 
     def _last_not_held(self) -> Any:
@@ -405,8 +283,7 @@ class Chunks:
 
     def _leaving(self, entering: Arrays) -> Arrays:
         """(K, …): of what enters each chunk, what enters the next; after the last zeros."""
-        shift = 1 if self.steps.reverse else -1
-        rolled = [jnp.roll(a, shift, axis=0) for a in entering]
+        rolled = [jnp.roll(a, 1 if self.steps.reverse else -1, axis=0) for a in entering]
         return [jnp.where(_like(self.order == self.K - 1, a), jnp.zeros_like(a), a) for a in rolled]
 
     def _agreed(self, found: Any) -> Any:
