@@ -208,9 +208,7 @@ def test_chunks_that_devices_cannot_share():
     mesh = jax.make_mesh((2,), ("time",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
     with jax.set_mesh(mesh):
         xs = jax.device_put(draw((T, I), 1), NamedSharding(mesh, PartitionSpec("time")))
-        with pytest.raises(
-            ValueError, match=r"chunks=11 cannot be shared by the 2 devices along time; give a multiple"
-        ):
+        with pytest.raises(ValueError, match=r"chunks=11 cannot be shared by the 2 devices along time; give"):
             jax.eval_shape(jr.parallel(cell, chunks=11).apply, params, xs)
         with pytest.raises(ValueError, match=r"scan\(gru\): time, axis 0 of xs, is divided by the mesh's axis 'time'"):
             jax.eval_shape(jr.scan(cell).apply, params, xs)

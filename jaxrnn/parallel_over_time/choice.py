@@ -52,8 +52,8 @@ class Asked(NamedTuple):
             )
         if self.chunks is not None and self.chunks % devices:
             raise ValueError(
-                f"{self.who}: chunks={self.chunks} cannot be shared by the {devices} devices along time; give a multiple "
-                f"of {devices}."
+                f"{self.who}: chunks={self.chunks} cannot be shared by the {devices} devices along time; give a "
+                f"multiple of {devices}."
             )
         carry = jax.tree.leaves(initial)
         method, why = self.method, "as was asked for"

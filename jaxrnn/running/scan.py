@@ -135,8 +135,8 @@ def layer_of(
             return on_auto_axes(lambda given: run_as_checked(batch_shape, way, *given), given, xs, len(batch_shape))
         if axes:
             raise ValueError(
-                f"{who}: time, axis 0 of xs, is divided by the mesh's axis {', '.join(map(repr, axes))}, and a scan runs "
-                f"its steps one after the other; use jr.parallel, or divide the batch."
+                f"{who}: time, axis 0 of xs, is divided by the mesh's axis {', '.join(map(repr, axes))}, and a scan "
+                f"runs its steps one after the other; use jr.parallel, or divide the batch."
             )
         return run_as_checked(batch_shape, None, *given)
 
