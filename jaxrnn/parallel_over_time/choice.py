@@ -85,7 +85,7 @@ def chunks_of(steps: int, devices: int = 1) -> int:
     Where devices are not known (types show those of Explicit axes alone), 2, 4 or 8 can share them if T allows it.
     """
     about = max(1, min(steps, round(math.sqrt(steps))))
-    near = range(max(1, about * 3 // 4), max(2, about * 4 // 3 + 1))
+    near = range(max(1, about * 2 // 3), max(2, about * 3 // 2 + 1))  # with a power of 2
     fits = [k for k in near if k <= steps and k % devices == 0] or [devices]
     return min(fits, key=lambda k: (steps % k, k % math.lcm(devices, 8) != 0, abs(k - about)))
 
