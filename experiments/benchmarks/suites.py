@@ -59,6 +59,7 @@ class Row(NamedTuple):
     compile_seconds: float | None = None
     temp_bytes: int | None = None
     note: str = ""  # why there is no figure
+    cores: float | None = None  # at work in its calls: the process's CPU time / wall time; None: not watched
 
     @property
     def median(self) -> float | None:

@@ -1,0 +1,142 @@
+"""``python -m experiments.benchmarks.parallel``: when do runs in parallel over time take less time than the scan?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["JAXRNN_TUNING"] = "off"  # the defaults are measured, on any machine
+
+import jax
+
+import jaxrnn as jr
+from experiments.benchmarks import over_time, over_time_report, report
+from experiments.benchmarks.__main__ import CORES_THAT_DISTURB, fastest
+from experiments.benchmarks.over_time import CASES, Settings
+from experiments.environment import environment, sentence
+from experiments.exits import said
+from experiments.markdown import MarkerError, parts_of
+from experiments.runner.directories import new_directory
+from experiments.runner.options import amount_of
+from jaxrnn.commands.other_work import OtherWork
+
+QUICK = 4_096  # steps at most
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, also where a target is missed or the run was stopped; 1 (a file), 2 (was asked wrongly)."""
+    arguments = parser().parse_args(argv)
+    try:
+        if arguments.write is not None:  # what is wrong with the page is said before anything is measured
+            parts_of(arguments.write, [over_time_report.PART])
+        if arguments.report is not None:
+            summary = json.loads((arguments.report / "summary.json").read_text(encoding="utf-8"))
+            rows = report.load(arguments.report)
+            say(over_time_report.write(arguments.report, rows, summary, arguments.write))
+            return 0
+        try:
+            settings = settings_of(arguments)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+        jax.config.update("jax_platforms", "cpu")
+        jr.devices.use_cpu_devices(2)  # a program on one of them still has every core
+        run(settings, arguments.out, arguments.write)
+    except (MarkerError, OSError) as error:
+        return said(error)
+    return 0
+
+
+def run(settings: Settings, out: Path, page: Path | None = None) -> Path:
+    """Measure, and write what came of it, also of a run that was stopped; returns the run directory."""
+    directory = new_directory(out, "parallel")
+    machine = environment(over_time_report.PACKAGES)
+    say(sentence(machine, over_time_report.PACKAGES))
+    summary: dict[str, Any] = {"environment": machine, "went": {}}
+    begin, all_other_work, rows = time.perf_counter(), OtherWork(), []
+    other_work = OtherWork()
+    try:
+        for ran in over_time.measurements(settings):
+            busy = other_work.cores() or 0.0
+            rows += ran.rows
+            if ran.went:
+                summary["went"][ran.rows[0].cell] = ran.went
+            report.append(directory, ran.rows)
+            warning = f"  (other processes kept {busy:.1f} cores busy)" if busy > CORES_THAT_DISTURB else ""
+            say(f"{time.perf_counter() - begin:6.0f} s  {ran.title}: {fastest(ran.rows)}{warning}")
+            other_work = OtherWork()
+    except KeyboardInterrupt:
+        say("\nstopped")
+    machine["other_work"] = all_other_work.cores()
+    machine["seconds"] = round(time.perf_counter() - begin)
+    say(f"\n{over_time_report.write(directory, rows, summary, page)}\nwritten to {directory}")
+    return directory
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """All of it, or what was asked for.
+
+    Raises:
+        ValueError: a case that is not known, with those that are.
+    """
+    settings = Settings()
+    if arguments.cases is not None:
+        wanted = [name.strip() for name in arguments.cases.split(";") if name.strip()]
+        unknown = [name for name in wanted if name not in {case.name for case in CASES}]
+        if unknown:
+            known = "; ".join(case.name for case in CASES)
+            raise ValueError(f"--cases: {unknown[0]!r} is none of {known}")
+        settings = settings._replace(cases=tuple(case for case in CASES if case.name in wanted))
+    if arguments.quick:
+        settings = settings._replace(
+            cases=tuple(case._replace(steps=min(case.steps, QUICK)) for case in settings.cases),
+            lengths=tuple(n for n in settings.lengths if n <= QUICK),
+            batches=settings.batches[:2],
+        )
+    if arguments.no_curves:
+        settings = settings._replace(lengths=(), batches=())
+    if arguments.seconds is not None:
+        settings = settings._replace(budget=settings.budget._replace(seconds=arguments.seconds))
+    return settings
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.parallel",
+        description="jr.parallel beside jr.scan and beside lax.scan of the step: training steps and forward runs of "
+        "one long sequence, on one CPU device and with time shared by two; time against T and B.",
+        epilog='example:\n  python -m experiments.benchmarks.parallel --cases "GRU-16; LSTM-64" --no-curves',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--cases", metavar="NAMES", help="of the table of targets, with semicolons; default: all")
+    top.add_argument("--no-curves", action="store_true", help="without time against T and B")
+    top.add_argument("--quick", action="store_true", help=f"at most {QUICK:,} steps")
+    top.add_argument(
+        "--seconds",
+        type=amount_of("seconds"),
+        help=f"for the rounds of each program of a case (default: {Settings().budget.seconds:g})",
+    )
+    top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")
+    top.add_argument("--report", type=Path, metavar="RUN", help="measure nothing: make the tables of this run anew")
+    top.add_argument(
+        "--write",
+        type=Path,
+        metavar="PAGE",
+        help="write the tables into this page too, between <!-- parallel:begin --> and <!-- parallel:end -->, and the "
+        "figure beside it",
+    )
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())
