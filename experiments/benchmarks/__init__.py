@@ -11,4 +11,9 @@ Plan "auto" beside plan "plain" alone, over more shapes and cells: ``python -m e
 
 auto.py          the command line         pairs.py      what is compared, and how one pair is measured
 pairs_report.py  table, JSON lines, Markdown
+
+Runs in parallel over time beside scans: ``python -m experiments.benchmarks.parallel``.
+
+parallel.py      the command line         over_time.py  what is compared, and the rows of a case
+over_time_report.py  targets, tables, where curves cross, figure
 """

@@ -1,4 +1,4 @@
-"""What ``python -m experiments.benchmarks.parallel`` measures: runs in parallel over time beside the scans of the same."""
+"""What ``python -m experiments.benchmarks.parallel`` measures: runs in parallel over time beside the same as scans."""
 
 from __future__ import annotations
 
@@ -110,15 +110,15 @@ class Ran(NamedTuple):
 
     title: str
     rows: list[Row]
-    went: list[str]  # how its run in parallel went, a line for each direction; none of a curve
+    went: dict[str, str]  # how its run in parallel went; nothing of a curve
 
 
 def measurements(settings: Settings) -> Iterator[Ran]:
     """Every group, measured: cases, then curves."""
     for case in settings.cases:
         for quantity in settings.quantities:
-            ran = measured(case, quantity, settings.budget, contestants_of(case), SUITE)
-            yield ran._replace(went=how_it_went(case) if quantity == settings.quantities[0] else [])
+            ran = measured(case, quantity, settings.budget, contestants_of(case, quantity), SUITE)
+            yield ran._replace(went=how_it_went(case) if quantity == settings.quantities[0] else {})
     for curve in CURVES:
         along = settings.lengths if curve.by == "T" else settings.batches
         for n in along:
@@ -144,11 +144,11 @@ METHODS: dict[str, Callable[[jr.Cell], jr.Layer]] = {
 }
 
 
-def contestants_of(case: Case) -> list[Run]:
-    """The scan first, with whose results the others are compared."""
+def contestants_of(case: Case, quantity: str) -> list[Run]:
+    """The scan first, with whose results the others are compared; several devices in training steps alone."""
     in_parallel = functools.partial(jr.parallel, method=case.method)
     scans = [Run(name, 1, METHODS[name]) for name in (SCAN, PLAIN)]
-    return [*scans, *(Run(PARALLEL, devices, in_parallel) for devices in case.devices)]
+    return [*scans, *(Run(PARALLEL, n, in_parallel) for n in case.devices if n == 1 or quantity == "train")]
 
 
 def measured(case: Case, quantity: str, budget: Budget, runs: Sequence[Run], suite: str) -> Ran:
@@ -163,7 +163,7 @@ def measured(case: Case, quantity: str, budget: Budget, runs: Sequence[Run], sui
         entries.append(Entry(row, functools.partial(build, traced, run.devices, watches[-1]), agrees))
     title = f"{case.name}, B = {case.rows}, T = {case.steps:,}, {quantity}"
     rows = measure(Group(title, entries, budget))
-    return Ran(title, [row._replace(cores=watch.cores) for row, watch in zip(rows, watches, strict=True)], [])
+    return Ran(title, [row._replace(cores=watch.cores) for row, watch in zip(rows, watches, strict=True)], {})
 
 
 def shape_of(case: Case) -> tuple[int, int, int, int]:
@@ -254,11 +254,22 @@ class Agreement:
                 raise ValueError(f"results of shape {a.shape} are {off:.1e} off those of the scan, of the largest")
 
 
-def how_it_went(case: Case) -> list[str]:
+def how_it_went(case: Case) -> dict[str, str]:
     """What ``jr.convergence`` says of it, and what "auto" takes at these shapes."""
     cell, params = model(case)
     xs = jnp.asarray(data(case.steps, case.rows, cell.output_size)[0])
     report = jr.convergence(jr.parallel(cell, method=case.method), params, xs, repeats=None)
+    went = {run.direction: in_short(run) for run in report.runs}
+    for run in report.runs[:1]:
+        went["chunks"] = f"{run.chunks} of {run.steps // run.chunks} steps"
     (scan,) = jr.explain(jr.parallel(cell), params, xs).scans
-    took = f"in parallel, {scan.in_parallel}" if scan.in_parallel else f"the scan, {scan.not_in_parallel}"
-    return [*map(str, report.runs), f'"auto" takes {took}']
+    return went | {"auto": (scan.in_parallel or "").split(",")[0] or f"the scan: {scan.not_in_parallel}"}
+
+
+def in_short(run: Any) -> str:
+    """One of the runs of ``jr.convergence``."""
+    if run.fell_back:
+        return f"step by step, after {run.iterations} sweeps" if run.iterations else "step by step, after the probe"
+    if run.method == "associative":
+        return "exact"
+    return f"warm-up of {run.warm_up} steps, {run.iterations} sweep{'s' * (run.iterations > 1)}"

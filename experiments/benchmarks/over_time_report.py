@@ -31,10 +31,17 @@ if TYPE_CHECKING:
 PART = "parallel"  # the name of the markers
 PACKAGES = ("jax", "jaxlib", "numpy")
 QUANTITIES = {"train": "Training step", "forward": "Forward"}
-CONTESTANTS = ((PARALLEL, 1), (PARALLEL, 2), (SCAN, 1), (PLAIN, 1))
-HEADS = ("jr.parallel", "two devices", "jr.scan", "plain scan")
+HEADS = {
+    (PARALLEL, 1): "jr.parallel",
+    (PARALLEL, 2): "jr.parallel, two devices",
+    (SCAN, 1): "jr.scan",
+    (PLAIN, 1): "plain scan",
+}
+CONTESTANTS = tuple(HEADS)
 LIMITS = {case.name: case.limit for case in CASES}
 COLOURS = {SCAN: "tab:blue", PLAIN: "0.6", CHUNKS: "tab:red", NEWTON: "tab:green"}
+
+WENT = {"chunks": "chunks", "forward": "forward", "backward": "backward", "auto": '"auto" takes'}
 
 ByWho = Mapping[tuple[str, int], Row]  # the rows of one group, by contestant and devices
 
@@ -59,18 +66,19 @@ def paragraphs(rows: Sequence[Row], summary: Mapping[str, Any]) -> list[str]:
     """The targets, the times, what explains them, and where the curves cross."""
     parts = [sentence(summary["environment"], PACKAGES)]
     if lines := targets(rows):
-        parts += ["**Targets: the time of a training step, jr.parallel / jr.scan**", markdown.table(lines)]
+        parts += ["**Targets: the time of a training step, jr.parallel / jr.scan**", markdown.table(lines, left=2)]
     for quantity, what in QUANTITIES.items():
         groups = grouped(rows, SUITE, quantity)
         if not groups:
             continue
-        parts += [f"**{what}, ms**", markdown.table([("", *HEADS), *(times(group) for group in groups)])]
-        parts += [
-            f"**{what}: temporaries of one device in MB, cores at work**",
-            markdown.table([("", *HEADS), *(evidence(group) for group in groups)]),
-        ]
+        shown = [who for who in CONTESTANTS if any(who in group for group in groups)]
+        head = ("", *(HEADS[who] for who in shown))
+        for title, cell in ((f"{what}, ms", spread), (f"{what}: temporaries of one device in MB, cores at work", used)):
+            lines = [(label(group), *(cell(group.get(who)) for who in shown)) for group in groups]
+            parts += [f"**{title}**", markdown.table([head, *lines])]
     if summary["went"]:
-        parts += ["**How they went**", "\n".join(f"- {name}: {'; '.join(w)}" for name, w in summary["went"].items())]
+        went = [(name, *(words.get(of, DASH) for of in WENT)) for name, words in summary["went"].items()]
+        parts += ["**How they went**", markdown.table([("", *WENT.values()), *went], left=5)]
     if lines := curves(rows):
         parts += ["**Against T at B = 1, and against B at one T, ms**", markdown.table(lines, left=2)]
         parts += ["**Where the lines cross**", "\n".join(f"- {words}" for words in crossings(rows))]
@@ -135,15 +143,6 @@ def targets(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 def label(group: ByWho) -> str:
     first = next(iter(group.values()))
     return f"{first.cell}, B = {first.shape[0]}, T = {first.shape[1]:,}"
-
-
-def times(group: ByWho) -> tuple[str, ...]:
-    """Medians, ± half the distance between the quartiles."""
-    return (label(group), *(spread(group.get(who)) for who in CONTESTANTS))
-
-
-def evidence(group: ByWho) -> tuple[str, ...]:
-    return (label(group), *(used(group.get(who)) for who in CONTESTANTS))
 
 
 def used(row: Row | None) -> str:
