@@ -17,6 +17,7 @@ from experiments.benchmarks.problems import NotOffered
 from experiments.benchmarks.programs import Placed, Program, Traced, compiled
 from experiments.benchmarks.suites import Entry, Group, Row
 from experiments.benchmarks.timing import Budget
+from jaxrnn.parallel_over_time.convergence import ParallelRun
 
 PyTree = Any
 
@@ -167,7 +168,7 @@ def measured(case: Case, quantity: str, budget: Budget, runs: Sequence[Run], sui
 
 
 def shape_of(case: Case) -> tuple[int, int, int, int]:
-    return case.rows, case.steps, INPUTS, case.make(INPUTS).output_size
+    return case.rows, case.steps, INPUTS, case.make(INPUTS).output_size or 0
 
 
 def model(case: Case) -> tuple[jr.Cell, PyTree]:
@@ -266,10 +267,12 @@ def how_it_went(case: Case) -> dict[str, str]:
     return went | {"auto": (scan.in_parallel or "").split(",")[0] or f"the scan: {scan.not_in_parallel}"}
 
 
-def in_short(run: Any) -> str:
+def in_short(run: ParallelRun) -> str:
     """One of the runs of ``jr.convergence``."""
     if run.fell_back:
         return f"step by step, after {run.iterations} sweeps" if run.iterations else "step by step, after the probe"
     if run.method == "associative":
         return "exact"
+    if run.method == NEWTON:
+        return f"{run.iterations} iterations"
     return f"warm-up of {run.warm_up} steps, {run.iterations} sweep{'s' * (run.iterations > 1)}"

@@ -186,8 +186,8 @@ def crossings(rows: Sequence[Row]) -> list[str]:
     found = []
     for (cell, quantity, by), panel in panels(rows).items():
         for method, base in itertools.product((CHUNKS, NEWTON), (SCAN, PLAIN)):
-            scan = {n: row.median for n, row in panel.get(base, [])}
-            ratios = [(n, (row.median or 0) / scan[n]) for n, row in panel.get(method, []) if scan.get(n)]
+            scan = {n: row.median for n, row in panel.get(base, []) if row.median}
+            ratios = [(n, row.median / scan[n]) for n, row in panel.get(method, []) if row.median and n in scan]
             if ratios:
                 found.append(f"{cell}, {quantity}: {method} {crossing(ratios, by)} than the {base.split('.')[-1]}")
     return found

@@ -7,13 +7,14 @@ import pytest
 
 import jaxrnn as jr
 from experiments.benchmarks import over_time, over_time_report, parallel, report
-from experiments.benchmarks.over_time import CASES, CHUNKS, NEWTON, PARALLEL, PLAIN, SCAN, Agreement, Case, Settings
+from experiments.benchmarks.over_time import CASES, CHUNKS, PARALLEL, PLAIN, SCAN, Agreement, Case, Curve, Settings
 from experiments.benchmarks.report import DASH
 from experiments.benchmarks.suites import Row
 from experiments.benchmarks.timing import Budget
+from jaxrnn.parallel_over_time.convergence import ParallelRun
 
 ONCE = Budget(seconds=0.0, least=2, most=2, turn=0.0)
-TINY = Case("GRU-16", over_time.sized(jr.gru, 2), 0.3, steps=64)
+TINY = Case("GRU-16", over_time.sized(jr.elman, 2), 0.3, steps=64, change=over_time.gain(0.5))
 PAGE = "before\n<!-- parallel:begin, by the command -->\nold\n<!-- parallel:end -->\nafter\n"
 SHAPE = (1, 65_536, 16, 16)
 
@@ -33,11 +34,12 @@ def test_the_cases_are_those_of_the_issue():
 
 
 def test_cells_that_are_changed():
-    by_name = {case.name: case for case in CASES}
-    _, chaotic = over_time.model(by_name["auto, chaotic: Elman-24, gain 4"])
-    np.testing.assert_allclose(chaotic.W_hh @ chaotic.W_hh.T, 16 * np.eye(24), atol=1e-4)
-    cell, params = over_time.model(by_name["auto, remembers: GRU-64"])
-    quiet = jr.gates(cell, params, jnp.zeros(64), jnp.zeros(16))
+    change = {case.name: case.change for case in CASES}
+    chaotic = change["auto, chaotic: Elman-24, gain 4"](jr.elman(3, 4).init(jax.random.key(0)))
+    np.testing.assert_allclose(chaotic.W_hh @ chaotic.W_hh.T, 16 * np.eye(4), atol=1e-4)
+    cell = jr.gru(3, 4)
+    params = change["auto, remembers: GRU-64"](cell.init(jax.random.key(0)))
+    quiet = jr.gates(cell, params, jnp.zeros(4), jnp.zeros(3))
     np.testing.assert_allclose(quiet.z, 1e-3, rtol=1e-4)
     np.testing.assert_allclose(quiet.r, 0.5, rtol=1e-6)
 
@@ -53,8 +55,10 @@ def test_short_runs_take_the_scan_by_shapes_alone():
 
 def test_a_tiny_run(tmp_path, capsys, monkeypatch):
     (page := tmp_path / "page.md").write_text(PAGE, encoding="utf-8")
-    monkeypatch.setattr(over_time, "CURVES", over_time.CURVES[2:3])
-    settings = Settings((TINY._replace(devices=(1,)),), ("train",), ONCE, lengths=(8,), batches=(), points=ONCE)
+    monkeypatch.setattr(over_time, "CURVES", [Curve("Elman-2", "T", TINY.make, "forward", (SCAN, CHUNKS))])
+    settings = Settings((TINY._replace(devices=(1,)),), ("forward",), ONCE, lengths=(8,), batches=(), points=ONCE)
+    went = {"chunks": "8 of 8 steps", "auto": "the scan"}
+    monkeypatch.setattr(over_time, "how_it_went", lambda case: went)
     monkeypatch.setattr(parallel, "settings_of", lambda arguments: settings)
     monkeypatch.setattr(jr.devices, "use_cpu_devices", lambda n: None)
     assert parallel.main(["--out", str(tmp_path), "--write", str(page)]) == 0
@@ -62,16 +66,26 @@ def test_a_tiny_run(tmp_path, capsys, monkeypatch):
     rows = report.load(run)
     assert [(row.suite, row.contestant) for row in rows] == [
         *(("parallel", who) for who in (SCAN, PLAIN, PARALLEL)),
-        *(("against T", who) for who in (SCAN, PLAIN, CHUNKS, NEWTON)),
+        *(("against T", who) for who in (SCAN, CHUNKS)),
     ]
-    assert [row.note for row in rows] == [""] * 7
+    assert [row.note for row in rows] == [""] * 5
     assert all(len(row.seconds) == 2 and row.cores > 0 and row.temp_bytes is not None for row in rows)
     table, text = (run / "table.md").read_text(encoding="utf-8"), page.read_text(encoding="utf-8")
     assert text == PAGE.replace("old\n", table) and table in capsys.readouterr().out
-    assert "| GRU-16 | 8 of 8 steps | " in table and "the scan: 64 steps of 1 rows: the scan is faster |" in table
+    assert f"| GRU-16 | 8 of 8 steps | {DASH} | {DASH} | the scan |" in table
     assert (run / "figure.png").read_bytes() == (tmp_path / "page/figure.png").read_bytes()
     (run / "table.md").unlink()
     assert parallel.main(["--report", str(run)]) == 0 and (run / "table.md").read_text(encoding="utf-8") == table
+
+
+def test_how_it_went():
+    went = over_time.how_it_went(TINY._replace(method="scan"))
+    assert went == {"auto": "the scan: 64 steps of 1 rows: the scan is faster"}
+    run = ParallelRun("parallel(gru)", "forward", CHUNKS, 64, 8, 5, 1, (0.0,), 0)
+    assert over_time.in_short(run) == "warm-up of 5 steps, 1 sweep"
+    assert over_time.in_short(run._replace(fell_back=8, iterations=4)) == "step by step, after 4 sweeps"
+    assert over_time.in_short(run._replace(fell_back=8, iterations=0)) == "step by step, after the probe"
+    assert over_time.in_short(run._replace(method="newton", iterations=5)) == "5 iterations"
 
 
 @pytest.mark.multidevice
