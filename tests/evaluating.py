@@ -164,7 +164,13 @@ def _counted(eqn, params, made):
     return run
 
 
-LOOPS = {"scan": _scan, "while": _while, "cond": _cond, "counted_scan": _counted}
+def _chunked(eqn, params, made):
+    """Ours (jaxrnn/programs/chunked.py): as the loops that it becomes."""
+    impl = functools.partial(eqn.primitive.impl, **params)
+    return _closed(jax.make_jaxpr(impl)(*(var.aval for var in eqn.invars)), made)
+
+
+LOOPS = {"scan": _scan, "while": _while, "cond": _cond, "counted_scan": _counted, "chunked_scan": _chunked}
 
 
 def _logistic(x):

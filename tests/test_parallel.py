@@ -279,6 +279,17 @@ def test_what_is_not_a_number_stays_where_the_scan_has_it(fill, x64):
     assert_close(found, want)  # NaN is equal to NaN here
 
 
+def test_strict_promotion():
+    """No number is made wider, no axis put in front, but by the code that says so."""
+    params, xs, _ = problem(GRU, 40)
+    layer = jr.parallel(GRU, method="chunks", chunks=3, plan="plain")
+    flags = {"mask": GAPS[:40], "resets": RESETS[:40]}
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        found = jax.grad(lambda params: layer.apply(params, xs, **flags)[1].sum())(params)
+    want = jax.grad(lambda params: jr.scan(GRU).apply(params, xs, **flags)[1].sum())(params)
+    assert_close(found, want, rtol=1e-4, atol=1e-5)  # float32
+
+
 def test_one_program_for_any_lengths(x64):
     params, xs, carry = problem(ELMAN, T)
     layer, traces = jr.parallel(ELMAN, method="chunks", **SIX), []

@@ -85,7 +85,7 @@ class Chunks:
             known = self._last_not_held() < 0
             known = self._entering([known], [jnp.ones_like(known[0])])[0]
         guessed = [jnp.broadcast_to(a, (self.K, *a.shape)) for a in self.guess]
-        starts = [jnp.where(_like(known, a), b, a) for a, b in zip(guessed, self.start, strict=True)]
+        starts = [jnp.where(_like(known, a), b[None], a) for a, b in zip(guessed, self.start, strict=True)]
         moved = self._difference(starts, starts, [jnp.ones(()) for _ in starts])
         sums, ys = self.steps.nothing_yet()
         ys = [a.reshape(self.K, self.L, *a.shape[1:]) for a in ys]
@@ -179,7 +179,7 @@ class Chunks:
 
         def leaf(end, start):
             from_last = jnp.take_along_axis(end, _like(jnp.maximum(last, 0), end), axis=0)
-            return jnp.where(_like(last, end) < 0, start, from_last)
+            return jnp.where(_like(last, end) < 0, start[None], from_last)
 
         return list(map(leaf, ends, self.start))
 
@@ -215,7 +215,7 @@ class Chunks:
         sizes = [_scale(a, b, self.way.row_axes) for a, b in seen]
         sizes = [jnp.where(size > 0, size, 1) for size in sizes]  # where there was nothing, of a carry of any size
         aside = [self._aside(i, *a) for i, a in enumerate(zip(self.guess, sizes, strict=True))]
-        carry = [jnp.where(_like(is_first, a), b, a) for a, b in zip(carry, aside, strict=True)]
+        carry = [jnp.where(_like(is_first, a), b[None, None], a) for a, b in zip(carry, aside, strict=True)]
         at_first = differs(carry, held)
 
         def goes_on(state):
@@ -319,7 +319,7 @@ class Chunks:
             return jnp.where(a == b, 0, jnp.inf).astype(jnp.float32).max(features, initial=0)
         eps = float(jnp.finfo(a.dtype).eps)
         tol = self._tolerance(a.dtype)
-        scale = jnp.expand_dims(scale, tuple(range(scale.ndim, a.ndim - 1)))
+        scale = jnp.expand_dims(scale, (0, *range(1 + scale.ndim, a.ndim)))
         gap = jnp.where((a == b) | (jnp.isnan(a) & jnp.isnan(b)), 0, jnp.abs(a - b))
         gap = jnp.where(gap <= ROUNDING * eps * scale, 0, gap / (tol * scale))
         return jnp.where(jnp.isnan(gap), jnp.inf, gap).astype(jnp.float32).max(features, initial=0)
