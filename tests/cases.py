@@ -255,7 +255,17 @@ FLAGS = [
 def own_run(index):
     """The plan under which the case of that place in the list runs beside the default."""
     if index % 2 == 0:
-        runs = "plain", "checkpointed", "chunks-plain", "nothing", "checkpointed", "everything", "nested", "packed", "chunks"
+        runs = (
+            "plain",
+            "checkpointed",
+            "chunks-plain",
+            "nothing",
+            "checkpointed",
+            "everything",
+            "nested",
+            "packed",
+            "chunks",
+        )
     else:
         runs = "checkpointed", "everything", "associative", "packed", "chunks-plain", "nested", "nothing"
     return runs[index // 2 % len(runs)]
