@@ -176,13 +176,25 @@ def _bind(
     xs: Sequence[Any],
     **params: Any,
 ) -> Arrays:
-    """The run of a jaxpr; what it closes over becomes arguments. Of the outputs, all but the report."""
+    """The run of a jaxpr; what it closes over becomes arguments. Of the outputs, all but the report, which is told."""
+    *made, report = _bind_with_report(jaxpr, consts, carry, guess, held, xs, **params)
+    _tell(report, params["way"], xs[0].shape[0])
+    return made
+
+
+def _bind_with_report(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    carry: Sequence[Any],
+    guess: Sequence[Any],
+    held: Sequence[Any],
+    xs: Sequence[Any],
+    **params: Any,
+) -> Arrays:
     closed = ClosedJaxpr(jaxpr.replace(invars=[*jaxpr.constvars, *jaxpr.invars], constvars=[]), [])
     parts = Parts(len(consts), len(carry), len(guess), len(held))
     arrays = [*consts, *carry, *guess, *held, *xs]
-    *made, report = chunked_scan_p.bind(*arrays, jaxpr=closed, parts=parts, length=xs[0].shape[0], **params)
-    _tell(report, params["way"], xs[0].shape[0])
-    return made
+    return chunked_scan_p.bind(*arrays, jaxpr=closed, parts=parts, length=xs[0].shape[0], **params)
 
 
 def _run(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel, on_devices=False):
@@ -226,7 +238,7 @@ def _jvp(primals, tangents, *, jaxpr, parts, n_added, length, reverse, way, one_
 
     traced = jax.make_jaxpr(with_carries)(*_one_step(carry, xs))
     options = {"n_added": n_added, "reverse": reverse, "way": way, "one_kernel": False}
-    made = _bind(traced.jaxpr, traced.consts, carry, guess, held, xs, **options)
+    *made, report = _bind_with_report(traced.jaxpr, traced.consts, carry, guess, held, xs, **options)
     outputs, before = made[: len(made) - n], made[len(made) - n :]
 
     def tangent(*values):
@@ -255,7 +267,6 @@ def _jvp(primals, tangents, *, jaxpr, parts, n_added, length, reverse, way, one_
     d_made = iter(_bind(traced.jaxpr, traced.consts, d_start, zeros, held, entering, **options))
     floats = [jnp.issubdtype(a.dtype, jnp.inexact) for a in outputs]
     d_outputs = [next(d_made) if f else _no_tangent(a) for a, f in zip(outputs, floats, strict=True)]
-    report = jnp.zeros(way.kind_of_report().shape, way.kind_of_report().dtype)
     return [*outputs, report], [*d_outputs, _no_tangent(report)]
 
 

@@ -3,6 +3,7 @@
 A sweep runs all chunks at once, each from the start that it has, and hands each end on as the start of the next chunk:
 
     probe      a few chunks from two carries, until both runs agree: so long does the recurrence remember
+    guess      a carry that is nowhere that of the run: what is asked for, and of each number a little more
     warm-up    every chunk, from the guess, for its last so many steps: a first start for the next
     sweeps     every chunk from its start, outputs written; again where what is handed on has moved, a few times
     the rest   where that did not end, or the probe did not see it end: all steps one by one
@@ -13,7 +14,8 @@ difference at a chunk's start or middle, d, comes out at its end, r; of a chunk 
 others halve what they are handed, and the error of every start is at most twice the largest r: a run is accepted where
 that is within the tolerance. The first sweep compares two runs whose difference was that of a guess to the truth; each
 further one, those before and after the starts moved. Where d is nothing and r is something, nothing is known, and there
-is one more sweep.
+is one more sweep. For the first to say something of every part of a carry, the guess must be wrong in every part: a unit
+that waits at 0, where the guess is, and grows from what is too small to be seen, would agree with it for many chunks.
 
 Differences are relative to the largest number of the same row and the same part of the carry, over all chunks. After m
 sweeps the first m chunks are exact, so a carry of integers, which agrees or does not, comes to rest as well.
@@ -38,6 +40,8 @@ TOLERANCE = 32  # times the dtype's epsilon: the default
 PROBES = 4  # chunks that are looked at first
 GROUPS = 8  # of chunks, each of which adds up for itself: so many devices, or fewer, do not meet at each step
 NEAR = 0.25  # of the tolerance: where two runs of the probe agree
+GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples, without their whole parts, fill the unit interval evenly
+ASIDE = 1 / 64  # of the largest number of a carry: by how much a guess is moved, at most
 
 
 class Sweeping(NamedTuple):
@@ -58,7 +62,8 @@ def run_in_chunks(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Wa
     chunks = Chunks(steps, start, guess, held, way)
     if way.method == "associative":
         return chunks.run_linear()
-    forgets, warm_up = chunks.probe()
+    forgets, warm_up, aside = chunks.probe()
+    chunks = Chunks(steps, start, aside, held, way)
     return jax.lax.cond(forgets, lambda: chunks.run_in_sweeps(warm_up), lambda: chunks.not_run_in_sweeps(warm_up))
 
 
@@ -182,11 +187,12 @@ class Chunks:
 
         return list(map(leaf, ends, self.start))
 
-    def probe(self) -> tuple[Any, Any]:
-        """Whether the recurrence forgets fast enough for sweeps to pay, and how many steps a warm-up needs.
+    def probe(self) -> tuple[Any, Any, Arrays]:
+        """Whether the recurrence forgets fast enough for sweeps to pay, how many steps a warm-up needs, and a guess that
+        is wrong in every part.
 
-        Two runs of a few chunks, one from the guess and one from where another run from the guess has come in a few
-        steps: how long do they differ?
+        Two runs of a few chunks, one from that guess and one from where another run has come in a few steps: how long
+        do they differ?
         """
         K, L = self.K, self.L
         chunks = sorted({round(i * (K - 2) / (PROBES - 1)) for i in range(PROBES)})
@@ -208,13 +214,17 @@ class Chunks:
             return list(made[: len(carry)]), held if held is None else held | at(all_held)
 
         def differs(carry, held):
-            scales = [_scale(a[0], a[1], self.way.row_axes) for a in carry]
+            scales = [jnp.maximum(_scale(a[0], a[1], self.way.row_axes), b) for a, b in zip(carry, sizes, strict=True)]
             d = self._difference([a[0] for a in carry], [a[1] for a in carry], scales, of_chunks=False)
             return self._agreed(d if held is None else jnp.where(held, 0, d))
 
         held = None if all_held is None else jnp.zeros_like(all_held[:, 0])
         carry, held = jax.lax.fori_loop(0, lag, advance, (guess, held))
-        carry = [jnp.where(_like(is_first, a), b, a) for a, b in zip(carry, guess, strict=True)]
+        seen = [(a[0], jnp.broadcast_to(b, a[0].shape)) for a, b in zip(carry, self.start, strict=True)]
+        sizes = [_scale(a, b, self.way.row_axes) for a, b in seen]
+        sizes = [jnp.where(size > 0, size, 1) for size in sizes]  # where there was nothing, of a carry of any size
+        aside = [self._aside(i, *a) for i, a in enumerate(zip(self.guess, sizes, strict=True))]
+        carry = [jnp.where(_like(is_first, a), b, a) for a, b in zip(carry, aside, strict=True)]
         at_first = differs(carry, held)
 
         def goes_on(state):
@@ -236,7 +246,20 @@ class Chunks:
         ends_anyway = self.way.sweeps >= K
         forgets = ends_anyway | (needed <= L * (self.way.sweeps - 1))
         warm_up = jnp.minimum(L, 1.5 * needed + LOOK).astype(jnp.int32)
-        return forgets, warm_up
+        return forgets, warm_up, aside
+
+    def _aside(self, number: int, guess: Any, size: Any) -> Any:
+        """A guess for the leaf of that number, each of its numbers a little larger, none as much as the next."""
+        if not jnp.issubdtype(guess.dtype, jnp.inexact):
+            return guess
+        features = guess.shape[self.way.row_axes :]
+        indices = jnp.arange(number, number + math.prod(features), dtype=jnp.float32).reshape(features)
+        parts = 0.5 + (indices * GOLDEN) % 1 / 2
+        little = max(ASIDE, 4 * self._tolerance(guess.dtype)) * jax.lax.broadcast_to_rank(parts, guess.ndim)
+        return guess + _like(size, guess).astype(guess.dtype) * little.astype(guess.dtype)
+
+    def _tolerance(self, dtype: Any) -> float:
+        return TOLERANCE * float(jnp.finfo(dtype).eps) if self.way.tol is None else self.way.tol
 
     def _advance(self, i: Any, running: tuple[Arrays, Arrays, Arrays]) -> tuple[Arrays, Arrays, Arrays]:
         """All chunks by one step."""
@@ -303,7 +326,7 @@ class Chunks:
         if not jnp.issubdtype(a.dtype, jnp.inexact):
             return jnp.where(a == b, 0, jnp.inf).astype(jnp.float32).max(features, initial=0)
         eps = float(jnp.finfo(a.dtype).eps)
-        tol = TOLERANCE * eps if self.way.tol is None else self.way.tol
+        tol = self._tolerance(a.dtype)
         scale = jnp.expand_dims(scale, tuple(range(scale.ndim, a.ndim - 1)))
         gap = jnp.where((a == b) | (jnp.isnan(a) & jnp.isnan(b)), 0, jnp.abs(a - b))
         gap = jnp.where(gap <= ROUNDING * eps * scale, 0, gap / (tol * scale))
