@@ -1,0 +1,175 @@
+"""Long memory: bits held over hundreds of steps; each model trained by the scan and in parallel over time.
+
+About 8 minutes on 2 CPU cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from experiments.environment import environment
+from experiments.long_memory import learning, networks
+from experiments.long_memory.learning import Task, Train, Trained
+from experiments.long_memory.networks import Model, Name, Parallel, Run
+from experiments.runner import report
+from experiments.runner.config import Many, Table
+
+
+SMALLEST = float(np.finfo(np.float32).epsneg)  # that two losses can be apart and differ; drawn for those that do not
+
+
+class Config(Table):
+    experiment: Literal["long_memory"]
+    runs: Many[Run] = ("scan", "parallel")
+    model: Model = Model()
+    parallel: Parallel = Parallel()
+    task: Task = Task()
+    train: Train = Train()
+    ask_sweeps: bool = True  # before training and after every block, by jr.convergence
+
+
+class Compared(NamedTuple):
+    """One model, trained by each run."""
+
+    name: Name
+    units: str  # layers × features
+    parameters: int
+    by_run: Mapping[Run, Trained]
+
+    def apart(self) -> np.ndarray:
+        """(seeds, steps): how far the loss in parallel is from the scan's, as a share of it."""
+        scan, parallel = (self.by_run[run].losses for run in ("scan", "parallel"))
+        return np.abs(parallel - scan) / scan
+
+    def ratio(self) -> np.ndarray:
+        """(seeds, blocks): seconds in parallel over seconds by the scan."""
+        return self.by_run["parallel"].seconds / self.by_run["scan"].seconds
+
+
+def run(config: Config, directory: Path) -> None:
+    """Train every model, and write down what came of it."""
+    console = Console()
+    clock, everything = report.Clock(), []
+    for name in config.model.cells:
+        everything.append(compared := compare(config, name))
+        for way, trained in compared.by_run.items():
+            console.print(
+                f"{name}, {way}: test MSE {trained.error.mean():.4f}, {milliseconds(config, trained):.1f} ms a step",
+                highlight=False,
+            )
+    notes = notes_of(config, clock.seconds())
+    report.write_table(directory, rows(config, everything), notes)
+    summary = {"compared": [summarized(c) for c in everything], "environment": environment(report.PACKAGES)}
+    (directory / "summary.json").write_text(report.to_json(summary, indent=2) + "\n", encoding="utf-8")
+    for file, figure in figures(config, everything).items():
+        figure.savefig(directory / file, dpi=150)
+    console.print("\n".join([*notes, f"written to {directory}"]), highlight=False, soft_wrap=True)
+
+
+def compare(config: Config, name: Name) -> Compared:
+    nets = {
+        way: networks.network(config.model, config.parallel, name, way, config.task.channels) for way in config.runs
+    }
+    ask = networks.sweeps if config.ask_sweeps else None
+    by_run = learning.learn(config.task, config.train, nets, rate_of(config, name), ask)
+    net = nets[config.runs[0]]
+    shapes = jax.tree.leaves(jax.eval_shape(net.model.init, jax.random.key(0)))
+    units = f"{len(net.blocks)} × {net.recurrence.output_size}"
+    return Compared(name, units, sum(leaf.size for leaf in shapes), by_run)
+
+
+def rate_of(config: Config, name: Name) -> float:
+    return config.model.learning_rates.get(name, config.train.learning_rate)
+
+
+def milliseconds(config: Config, trained: Trained) -> float:
+    """A step's: the median of all blocks of all seeds."""
+    return 1e3 * float(np.median(trained.seconds)) / config.train.block_steps
+
+
+def rows(config: Config, everything: Sequence[Compared]) -> list[tuple[str, ...]]:
+    """The table, its header first: a line for each model and run."""
+    measured = ("layers × units", "parameters", "test MSE", "bits right", "ms a step")
+    beside = ("of the scan's", "sweeps", "fell back", f"loss apart, {config.train.block_steps} steps", "all steps")
+    body = (row(config, compared, way) for compared in everything for way in config.runs)
+    return [("model", "run", *measured, *beside), *body]
+
+
+def row(config: Config, compared: Compared, way: Run) -> tuple[str, ...]:
+    trained = compared.by_run[way]
+    measured = (
+        report.Column("", "", ".4f").shown(trained.error),
+        report.Column("", "", "%").shown(trained.right),
+        f"{milliseconds(config, trained):.1f}",
+    )
+    beside = ["–"] * 5
+    if way == "parallel":
+        beside[1] = first_and_last(trained.sweeps, ".1f")
+        beside[2] = first_and_last(trained.fell_back, ".0f")
+        if "scan" in compared.by_run:
+            apart = compared.apart()
+            beside[0] = first_and_last(compared.ratio(), ".2f")
+            beside[3:] = [f"{apart[:, : config.train.block_steps].max():.0e}", f"{apart.max():.0e}"]
+    by = way if way == "scan" else f"{way}: {', '.join(dict.fromkeys(trained.methods.ravel()))}"
+    return compared.name, by, compared.units, f"{compared.parameters:,}", *measured, *beside
+
+
+def first_and_last(values: np.ndarray, form: str) -> str:
+    """Of (seeds, points): the means of the seeds."""
+    means = values.mean(0)
+    return f"{means[0]:{form}} → {means[-1]:{form}}"
+
+
+def notes_of(config: Config, seconds: float) -> list[str]:
+    task, train = config.task, config.train
+    return [
+        f"Test MSE, and bits of the right sign: over all {task.length:,} steps of {task.test} sequences, "
+        f"{report.spread(train.seeds)}, by the parameters of the block with the lowest error on {task.validation} other "
+        f"sequences; answering 0 has an MSE of 1. ms a step: of training on {train.batch_size} × {task.length:,} steps, "
+        "the median of all blocks, without compilation. Of the scan's: that time in parallel as a share, in the first "
+        f"block → in the last, of {train.blocks} of {train.block_steps} steps; the two took turns block by block. Sweeps: "
+        "over a validation sequence in a forward pass, before training → after it. Fell back: the chunks that were run "
+        "one after the other after all. Loss apart: the largest difference from the scan's loss at the same step, as a "
+        "share of it, all seeds.",
+        f"All rows together took {seconds:.0f} seconds, compilation included.",
+    ]
+
+
+def summarized(compared: Compared) -> dict[str, Any]:
+    by_run = {
+        way: {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in trained._asdict().items()
+        }
+        for way, trained in compared.by_run.items()
+    }
+    return {"model": compared.name, "units": compared.units, "parameters": compared.parameters, "runs": by_run}
+
+
+def figures(config: Config, everything: Sequence[Compared]) -> dict[str, Figure]:
+    """Learning by either run; where both are there, how far they are apart, and what parallel took."""
+    train, seeds = config.train, len(config.train.seeds)
+    ends = [train.block_steps * (number + 1) for number in range(train.blocks)]
+    curves: dict[str, dict[str, report.Curve]] = {
+        f"Validation MSE, {way}": {c.name: (ends, c.by_run[way].validation) for c in everything} for way in config.runs
+    }
+    taken: dict[str, dict[str, report.Curve]] = {}
+    if "parallel" in config.runs and config.ask_sweeps:
+        taken["Sweeps of a forward pass"] = {c.name: ([0, *ends], c.by_run["parallel"].sweeps) for c in everything}
+    if set(config.runs) == {"scan", "parallel"}:
+        by_block = {c.name: c.apart().reshape(seeds, train.blocks, train.block_steps).max(-1) for c in everything}
+        curves["Loss in parallel, largest difference from the scan's"] = {
+            name: (ends, np.maximum(apart, SMALLEST)) for name, apart in by_block.items()
+        }
+        taken["Time of a step, parallel / scan"] = {c.name: (ends, c.ratio()) for c in everything}
+    made = {"curves.png": report.draw(curves, seeds, title="Long memory")}
+    if taken:
+        made["sweeps.png"] = report.draw(taken, seeds, title="What running in parallel takes while memory is learned")
+    return made
