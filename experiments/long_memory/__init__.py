@@ -21,7 +21,6 @@ from experiments.long_memory.networks import Model, Name, Parallel, Run
 from experiments.runner import report
 from experiments.runner.config import Many, Table
 
-
 SMALLEST = float(np.finfo(np.float32).epsneg)  # that two losses can be apart and differ; drawn for those that do not
 
 
@@ -131,13 +130,13 @@ def notes_of(config: Config, seconds: float) -> list[str]:
     task, train = config.task, config.train
     return [
         f"Test MSE, and bits of the right sign: over all {task.length:,} steps of {task.test} sequences, "
-        f"{report.spread(train.seeds)}, by the parameters of the block with the lowest error on {task.validation} other "
-        f"sequences; answering 0 has an MSE of 1. ms a step: of training on {train.batch_size} × {task.length:,} steps, "
-        "the median of all blocks, without compilation. Of the scan's: that time in parallel as a share, in the first "
-        f"block → in the last, of {train.blocks} of {train.block_steps} steps; the two took turns block by block. Sweeps: "
-        "over a validation sequence in a forward pass, before training → after it. Fell back: the chunks that were run "
-        "one after the other after all. Loss apart: the largest difference from the scan's loss at the same step, as a "
-        "share of it, all seeds.",
+        f"{report.spread(train.seeds)}, by the parameters of the block with the lowest error on {task.validation} "
+        f"other sequences; answering 0 has an MSE of 1. ms a step: of training on {train.batch_size} × {task.length:,} "
+        "steps, the median of all blocks, without compilation. Of the scan's: that time in parallel as a share, in the "
+        f"first block → in the last, of {train.blocks} of {train.block_steps} steps; the two took turns by blocks. "
+        "Sweeps: over a validation sequence in a forward pass, before training → after it. Fell back: the chunks that "
+        "were run one after the other after all. Loss apart: the largest difference from the scan's loss at the same "
+        "step, as a share of it, all seeds.",
         f"All rows together took {seconds:.0f} seconds, compilation included.",
     ]
 
