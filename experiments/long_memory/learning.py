@@ -116,6 +116,8 @@ def learn(
 ) -> dict[Run, Trained]:
     """Train one model each way: the same seeds and batches, block by block in turn, so that all meet the same machine.
 
+    One seed after the other has the machine to itself: in an ensemble the seeds would share it, and meet other plans.
+
     Args:
         nets: the model, by runs.
         rate: the learning rate.
