@@ -35,7 +35,7 @@ class Train(Table):
     blocks: int = Field(default=16, gt=0)
     block_steps: int = Field(default=50, gt=0)  # of one compiled call; validation, and sweeps, after each block
     batch_size: int = Field(default=1, gt=0)
-    learning_rate: Rate = 2e-2  # of Adam; falls to 0 as a cosine
+    learning_rate: Rate = 1e-2  # of Adam; falls to 0 as a cosine
     clip_at: Rate = 1.0  # the largest global norm of a gradient
     seeds: Many[Seed] = (10, 11, 12)
 
