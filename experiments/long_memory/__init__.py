@@ -16,8 +16,8 @@ from rich.console import Console
 
 from experiments.environment import environment
 from experiments.long_memory import learning, networks
-from experiments.long_memory.learning import Task, Train, Trained
-from experiments.long_memory.networks import Model, Name, Parallel, Run
+from experiments.long_memory.learning import Run, Task, Train, Trained
+from experiments.long_memory.networks import Model, Name, Parallel
 from experiments.runner import report
 from experiments.runner.config import Many, Table
 
@@ -26,7 +26,7 @@ SMALLEST = float(np.finfo(np.float32).epsneg)  # that two losses can be apart an
 
 class Config(Table):
     experiment: Literal["long_memory"]
-    runs: Many[Run] = ("scan", "parallel")
+    runs: Many[Run] = ("scan", "parallel", "nudged")
     model: Model = Model()
     parallel: Parallel = Parallel()
     task: Task = Task()
@@ -42,14 +42,14 @@ class Compared(NamedTuple):
     parameters: int
     by_run: Mapping[Run, Trained]
 
-    def apart(self) -> np.ndarray:
-        """(seeds, steps): how far the loss in parallel is from the scan's, as a share of it."""
-        scan, parallel = (self.by_run[run].losses for run in ("scan", "parallel"))
-        return np.abs(parallel - scan) / scan
+    def apart(self, way: Run) -> np.ndarray:
+        """(seeds, steps): how far the loss of a run is from the scan's, as a share of it."""
+        scan, other = (self.by_run[run].losses for run in ("scan", way))
+        return np.abs(other - scan) / scan
 
-    def ratio(self) -> np.ndarray:
-        """(seeds, blocks): seconds in parallel over seconds by the scan."""
-        return self.by_run["parallel"].seconds / self.by_run["scan"].seconds
+    def ratio(self, way: Run) -> np.ndarray:
+        """(seeds, blocks): the seconds of a run over those of the scan."""
+        return self.by_run[way].seconds / self.by_run["scan"].seconds
 
 
 def run(config: Config, directory: Path) -> None:
@@ -73,9 +73,12 @@ def run(config: Config, directory: Path) -> None:
 
 
 def compare(config: Config, name: Name) -> Compared:
-    nets = {
-        way: networks.network(config.model, config.parallel, name, way, config.task.channels) for way in config.runs
+    ways: dict[Run, networks.Way] = {run: "parallel" if run == "parallel" else "scan" for run in config.runs}
+    made = {
+        way: networks.network(config.model, config.parallel, name, way, config.task.channels)
+        for way in dict.fromkeys(ways.values())
     }
+    nets = {run: made[way] for run, way in ways.items()}
     ask = networks.sweeps if config.ask_sweeps else None
     by_run = learning.learn(config.task, config.train, nets, rate_of(config, name), ask)
     net = nets[config.runs[0]]
@@ -109,14 +112,16 @@ def row(config: Config, compared: Compared, way: Run) -> tuple[str, ...]:
         f"{milliseconds(config, trained):.1f}",
     )
     beside = ["–"] * 5
-    if way == "parallel":
+    if way != "scan" and "scan" in compared.by_run:
+        apart = compared.apart(way)
+        beside[0] = first_and_last(compared.ratio(way), ".2f")
+        beside[3:] = [f"{apart[:, : config.train.block_steps].max():.0e}", f"{apart.max():.0e}"]
+    if way == "parallel" and config.ask_sweeps:
         beside[1] = first_and_last(trained.sweeps, ".1f")
         beside[2] = first_and_last(trained.fell_back, ".0f")
-        if "scan" in compared.by_run:
-            apart = compared.apart()
-            beside[0] = first_and_last(compared.ratio(), ".2f")
-            beside[3:] = [f"{apart[:, : config.train.block_steps].max():.0e}", f"{apart.max():.0e}"]
-    by = way if way == "scan" else f"{way}: {', '.join(dict.fromkeys(trained.methods.ravel()))}"
+        by = f"parallel: {', '.join(dict.fromkeys(trained.methods.ravel()))}"
+    else:
+        by = way
     return compared.name, by, compared.units, f"{compared.parameters:,}", *measured, *beside
 
 
@@ -136,7 +141,8 @@ def notes_of(config: Config, seconds: float) -> list[str]:
         f"first block → in the last, of {train.blocks} of {train.block_steps} steps; the two took turns by blocks. "
         "Sweeps: over a validation sequence in a forward pass, before training → after it. Fell back: the chunks that "
         "were run one after the other after all. Loss apart: the largest difference from the scan's loss at the same "
-        "step, as a share of it, all seeds.",
+        "step, as a share of it, all seeds. Nudged: the scan again, from parameters that are a unit in the last place "
+        "higher, for what rounding alone does, and what the clock.",
         f"All rows together took {seconds:.0f} seconds, compilation included.",
     ]
 
@@ -153,22 +159,27 @@ def summarized(compared: Compared) -> dict[str, Any]:
 
 
 def figures(config: Config, everything: Sequence[Compared]) -> dict[str, Figure]:
-    """Learning by either run; where both are there, how far they are apart, and what parallel took."""
+    """Learning by each run and how far it is from the scan; what running in parallel took."""
     train, seeds = config.train, len(config.train.seeds)
     ends = [train.block_steps * (number + 1) for number in range(train.blocks)]
-    curves: dict[str, dict[str, report.Curve]] = {
-        f"Validation MSE, {way}": {c.name: (ends, c.by_run[way].validation) for c in everything} for way in config.runs
-    }
-    taken: dict[str, dict[str, report.Curve]] = {}
+    titles = {"curves.png": "Long memory", "apart.png": "Beside the scan's training", "sweeps.png": "While it learns"}
+    panels: dict[str, dict[str, dict[str, report.Curve]]] = {file: {} for file in titles}
+    for way in config.runs:
+        if way != "nudged":
+            panels["curves.png"][f"Validation MSE, {way}"] = {
+                c.name: (ends, c.by_run[way].validation) for c in everything
+            }
+        if way != "scan" and "scan" in config.runs:
+            panels["apart.png"][f"Largest difference of losses, {way} from scan"] = {
+                c.name: (ends, np.maximum(largest_by_block(c.apart(way), train.blocks), SMALLEST)) for c in everything
+            }
+            panels["sweeps.png"][f"Time of a step, {way} / scan"] = {c.name: (ends, c.ratio(way)) for c in everything}
     if "parallel" in config.runs and config.ask_sweeps:
-        taken["Sweeps of a forward pass"] = {c.name: ([0, *ends], c.by_run["parallel"].sweeps) for c in everything}
-    if set(config.runs) == {"scan", "parallel"}:
-        by_block = {c.name: c.apart().reshape(seeds, train.blocks, train.block_steps).max(-1) for c in everything}
-        curves["Loss in parallel, largest difference from the scan's"] = {
-            name: (ends, np.maximum(apart, SMALLEST)) for name, apart in by_block.items()
-        }
-        taken["Time of a step, parallel / scan"] = {c.name: (ends, c.ratio()) for c in everything}
-    made = {"curves.png": report.draw(curves, seeds, title="Long memory")}
-    if taken:
-        made["sweeps.png"] = report.draw(taken, seeds, title="What running in parallel takes while memory is learned")
-    return made
+        sweeps = {c.name: ([0, *ends], c.by_run["parallel"].sweeps) for c in everything}
+        panels["sweeps.png"]["Sweeps of a forward pass in parallel"] = sweeps
+    return {file: report.draw(of, seeds, title=titles[file]) for file, of in panels.items() if of}
+
+
+def largest_by_block(values: np.ndarray, blocks: int) -> np.ndarray:
+    """(seeds, steps) -> (seeds, blocks)."""
+    return values.reshape(len(values), blocks, -1).max(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,14 @@ from pydantic import Field
 
 import jaxrnn as jr
 from experiments.flip_flop import data
-from experiments.long_memory.networks import Network, Run, Sweeps
+from experiments.long_memory.networks import Network, Sweeps
 from experiments.runner import config as configuration
 from experiments.runner import training as rules
 from experiments.runner.config import Many, Rate, Seed, Table
 from jaxrnn import training
 
 PyTree = Any
+Run = Literal["scan", "parallel", "nudged"]
 
 
 class Task(Table):
@@ -116,25 +117,30 @@ def learn(
 ) -> dict[Run, Trained]:
     """Train one model each way: the same seeds and batches, block by block in turn, so that all meet the same machine.
 
-    One seed after the other has the machine to itself: in an ensemble the seeds would share it, and meet other plans.
+    The run "nudged" begins with each parameter a unit in the last place above the others': how far it comes to be
+    from the scan is what rounding alone does. One seed after the other has the machine to itself: in an ensemble the
+    seeds would share it, and meet other plans.
 
     Args:
         nets: the model, by runs.
         rate: the learning rate.
         ask: ``networks.sweeps``, or None where nothing is to be asked of runs in parallel.
     """
-    learners = {run: learner(net, task, train, rate) for run, net in nets.items()}
+    made = {key: learner(net, task, train, rate) for key, net in {id(net): net for net in nets.values()}.items()}
+    learners = {run: made[id(net)] for run, net in nets.items()}  # runs of one network share its program
     validation, test = held_out(task)
     judge = next(iter(nets.values())).model  # the parameters of all runs are judged by the first
     judged = jax.jit(lambda params, runs: errors(judge, params, runs))
 
     def asked(run: Run, params: PyTree) -> Sweeps:
-        if run == "scan" or ask is None:
+        if run != "parallel" or ask is None:
             return Sweeps(run, 0, 0)
         return ask(nets[run], params, validation.pulses[:, : train.batch_size])
 
     def of_seed(seed: int) -> dict[Run, Trained]:
         states = {run: learner.init(jax.random.key(seed)) for run, learner in learners.items()}
+        if "nudged" in states:
+            states["nudged"] = states["nudged"]._replace(params=nudged(states["nudged"].params))
         best = {run: training.init_best(state.params) for run, state in states.items()}
         before = {run: asked(run, state.params) for run, state in states.items()}
         blocks: dict[Run, list[Block]] = {run: [] for run in nets}
@@ -151,6 +157,11 @@ def learn(
 
     of_seeds = [of_seed(seed) for seed in train.seeds]
     return {run: jax.tree.map(lambda *leaves: np.stack(leaves), *(of[run] for of in of_seeds)) for run in nets}
+
+
+def nudged(params: PyTree) -> PyTree:
+    """Each number a unit in the last place further up."""
+    return jax.tree.map(lambda a: jnp.nextafter(a, jnp.full_like(a, jnp.inf)), params)
 
 
 def finished(before: Sweeps, blocks: Sequence[Block], test: tuple[jax.Array, jax.Array]) -> Trained:

@@ -14,7 +14,7 @@ from experiments.runner.config import Many, Rate, Table
 
 PyTree = Any
 Name = Literal["gru", "lstm", "min_gru", "lru", "s5"]
-Run = Literal["scan", "parallel"]
+Way = Literal["scan", "parallel"]  # how time is run through
 Method = Literal["auto", "chunks", "newton", "associative", "scan"]
 
 CELLS: dict[Name, Callable[[int, int], jr.Cell]] = {
@@ -54,12 +54,12 @@ class Network(NamedTuple):
     blocks: tuple[int, ...]
 
 
-def lifted(cell: jr.Cell, run: Run, **options: Any) -> jr.Layer:
+def lifted(cell: jr.Cell, way: Way, **options: Any) -> jr.Layer:
     """The one place where it is decided how a cell runs over time."""
-    return getattr(jr, run)(cell, **options)
+    return getattr(jr, way)(cell, **options)
 
 
-def network(settings: Model, parallel: Parallel, name: Name, run: Run, channels: int) -> Network:
+def network(settings: Model, parallel: Parallel, name: Name, way: Way, channels: int) -> Network:
     """A recurrence that reads ``channels`` features, and a readout that answers with as many.
 
     gru, lstm:          x → recurrence → readout
@@ -67,11 +67,11 @@ def network(settings: Model, parallel: Parallel, name: Name, run: Run, channels:
     """
     H = settings.hidden_sizes.get(name, HIDDEN[name])
     options: dict[str, Any] = {}
-    if run == "parallel":
+    if way == "parallel":
         options["method"] = parallel.methods.get(name, parallel.method)
         if parallel.chunks:
             options["chunks"] = parallel.chunks
-    recurrence = lifted(CELLS[name](channels if name in GATED else H, H), run, **options)
+    recurrence = lifted(CELLS[name](channels if name in GATED else H, H), way, **options)
     if name in GATED:
         members: tuple[Any, ...] = (jr.stack(recurrence), jr.readout(H, channels))
         blocks: tuple[int, ...] = (0,)

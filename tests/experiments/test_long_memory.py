@@ -107,7 +107,8 @@ def test_learning_is_that_of_a_plain_loop_and_the_best_block_is_tested():
         assert asked_net is turned
         return networks.Sweeps("chunks", len(asked), 0)
 
-    trained = learning.learn(TASK, TRAIN, {"scan": net, "parallel": turned}, 0.3, ask)
+    nets = {"scan": net, "parallel": turned, "nudged": net}
+    trained = learning.learn(TASK, TRAIN, nets, 0.3, ask)
     assert asked == 8 * [
         (12, 2, 3)
     ]  # of two seeds before and after three blocks, on as many sequences as are trained on
@@ -136,6 +137,8 @@ def test_learning_is_that_of_a_plain_loop_and_the_best_block_is_tested():
             np.testing.assert_allclose(of.losses[index], losses, rtol=1e-5)
             np.testing.assert_allclose(of.validation[index], validation, rtol=1e-5)
             np.testing.assert_allclose(of.error[index], tested[int(np.argmin(validation))], rtol=1e-5)
+    nudged = np.abs(trained["nudged"].losses / trained["scan"].losses - 1)
+    assert nudged.max() < 1e-5 and nudged.max(-1).min() > 0
     assert (trained["scan"].seconds > 0).all() and trained["scan"].seconds.shape == (2, 3)
 
 
@@ -153,15 +156,21 @@ def test_a_line_of_the_table_by_hand():
         fell_back=np.array([[0, 1, 1], [0, 2, 5]]),
         methods=np.array([["chunks", "chunks", "scan"], ["chunks", "scan", "scan"]]),
     )
-    compared = long_memory.Compared("gru", "1 × 4", 1234, {"scan": scan, "parallel": parallel})
-    first, second = (long_memory.row(config, compared, way) for way in ("scan", "parallel"))
+    compared = long_memory.Compared("gru", "1 × 4", 1234, {"scan": scan, "parallel": parallel, "nudged": scan})
+    first, second, third = (long_memory.row(config, compared, way) for way in ("scan", "parallel", "nudged"))
     shared = ("1 × 4", "1,234", "0.2000 ± 0.1414", "95.0 ± 7.1 %")
     assert first == ("gru", "scan", *shared, "1250.0", *5 * ["–"])
     beside = ("0.75 → 1.50", "1.5 → 10.5", "0 → 3", "2e-01", "5e-01")
+    assert third == ("gru", "nudged", *shared, "1250.0", "1.00 → 1.00", "–", "–", "0e+00", "0e+00")
     assert second == ("gru", "parallel: chunks, scan", *shared, "1750.0", *beside)
 
 
-@pytest.mark.parametrize("runs", [["scan"]])
+def test_a_nudge_is_a_unit_in_the_last_place():
+    nudged = learning.nudged({"w": jnp.array([1.0, -1.0])})["w"]
+    assert nudged.tolist() == [1 + 2**-23, -1 + 2**-24]
+
+
+@pytest.mark.parametrize("runs", [["scan"], ["scan", "nudged"]])
 def test_a_tiny_run_leaves_files_that_agree(runs, tmp_path, capsys):
     path = tmp_path / "tiny.toml"
     path.write_text(
@@ -171,7 +180,7 @@ def test_a_tiny_run_leaves_files_that_agree(runs, tmp_path, capsys):
     )
     assert main(["run", str(path), "--out", str(tmp_path)]) == 0
     run = tmp_path / "long_memory-001"
-    figures = {"curves.png", *(["sweeps.png"] if "parallel" in runs else [])}
+    figures = {"curves.png", *(["apart.png", "sweeps.png"] if len(runs) > 1 else [])}
     assert {file.name for file in run.iterdir()} == {"config.toml", "summary.json", "table.md", "lock", *figures}
     (compared,) = json.loads((run / "summary.json").read_text())["compared"]
     assert compared["model"] == "gru" and list(compared["runs"]) == runs
