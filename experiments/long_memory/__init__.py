@@ -175,8 +175,9 @@ def figures(config: Config, everything: Sequence[Compared]) -> dict[str, Figure]
             }
             panels["sweeps.png"][f"Time of a step, {way} / scan"] = {c.name: (ends, c.ratio(way)) for c in everything}
     if "parallel" in config.runs and config.ask_sweeps:
-        sweeps = {c.name: ([0, *ends], c.by_run["parallel"].sweeps) for c in everything}
-        panels["sweeps.png"]["Sweeps of a forward pass in parallel"] = sweeps
+        panels["sweeps.png"]["Sweeps of a forward pass in parallel"] = {
+            c.name: ([0, *ends], c.by_run["parallel"].sweeps) for c in everything
+        }
     return {file: report.draw(of, seeds, title=titles[file]) for file, of in panels.items() if of}
 
 
