@@ -40,12 +40,14 @@ from jaxrnn.cells.readout import readout
 from jaxrnn.cells.rg_lru import rg_lru
 from jaxrnn.cells.s5 import s5
 from jaxrnn.checking import check_cell
-from jaxrnn.combine import BiCarry, BiParams, bidirectional, chain, residual, stack
+from jaxrnn.combine import BiCarry, bidirectional, chain, residual, stack
+from jaxrnn.parallel_over_time.convergence import convergence
+from jaxrnn.parallel_over_time.parallel import parallel
 from jaxrnn.planning.explanation import explain
 from jaxrnn.planning.plan import Plan
 from jaxrnn.running.scan import scan
 from jaxrnn.running.segments import Budget
-from jaxrnn.running.stream import Slots, Stream, stream
+from jaxrnn.running.stream import Slots, stream
 from jaxrnn.running.tbptt import tbptt
 from jaxrnn.running.trace import gates, trace_gates
 from jaxrnn.saving import load, save
@@ -59,6 +61,7 @@ from jaxrnn.wrappers.zoneout import zoneout
 
 if TYPE_CHECKING:
     from jaxrnn import gradients, interop, plotting, training
+    from jaxrnn.parallel_over_time.forecast import forecast_convergence
 
 __all__ = [
     # cells
@@ -95,15 +98,16 @@ __all__ = [
     "draw_each_step",
     "LSTMCarry",
     "BiCarry",
-    "BiParams",
     # running
     "scan",
+    "parallel",
+    "convergence",
     "Plan",
     "Budget",
     "explain",
+    "forecast_convergence",
     "tbptt",
     "stream",
-    "Stream",
     "Slots",
     "gates",
     "trace_gates",
@@ -136,6 +140,7 @@ __all__ = [
 ]
 
 _LAZY = ("gradients", "training", "interop", "plotting")
+_LAZY_FUNCTIONS = {"forecast_convergence": "jaxrnn.parallel_over_time.forecast"}  # which imports gradients
 
 _moved = moved_names(
     "jaxrnn",
@@ -148,6 +153,8 @@ _moved = moved_names(
                 "ReadoutParams",
             )
         },
+        "BiParams": "jaxrnn.combine.BiParams",
+        "Stream": "jaxrnn.running.stream.Stream",
         "NormalizedParams": "jaxrnn.wrappers.NormalizedParams",
         "Explanation": "jaxrnn.planning.Explanation",
         "Report": "jaxrnn.planning.ScanExplanation",
@@ -177,6 +184,8 @@ _moved = moved_names(
 if not TYPE_CHECKING:  # type checkers know every name without it, and report those that are none
 
     def __getattr__(name: str) -> Any:
+        if name in _LAZY_FUNCTIONS:
+            return getattr(importlib.import_module(_LAZY_FUNCTIONS[name]), name)
         return importlib.import_module(f"jaxrnn.{name}") if name in _LAZY else _moved(name)
 
 

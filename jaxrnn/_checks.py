@@ -393,15 +393,15 @@ def check_finite(who: str, what: str, tree: PyTree, fix: str) -> None:
             raise FloatingPointError(f"{who}: {name} is not finite{'' if len(values) == 1 else ' ' + when}; {fix}.")
 
 
-def check_float_carry(who: str, carry: PyTree) -> None:
-    """Every leaf of a carry can be differentiated by."""
+def check_inexact_carry(who: str, carry: PyTree) -> None:
+    """Every leaf of a carry can be differentiated by: real or complex numbers."""
     leaves = jax.tree_util.tree_leaves_with_path(carry)
     for path, leaf in leaves:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
                 f"{who}: carry{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, and there is no derivative by "
-                f"what is not a float; give a cell whose carry holds floats alone (of complex numbers real and "
-                f"imaginary parts; compute the rest from a time that comes with xs, say)."
+                f"what is not a float or a complex number; give a cell whose carry holds those alone (compute the rest "
+                f"from a time that comes with xs, say)."
             )
     if not leaves:
         raise ValueError(f"{who}: the cell carries nothing, so no state depends on the one before.")

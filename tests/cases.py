@@ -30,6 +30,9 @@ RUNS = {
     "nested": {"checkpoint": jr.Budget(5)},  # segments of 3 steps, each of them of segments of 1 or 2
     "everything": {"plan": jr.Plan(hoist=True, contract=True)},
     "packed": {"plan": jr.Plan(pack=True)},  # runs with lengths or a mask alone
+    "chunks": {"method": "chunks", "max_iterations": 3},  # jr.parallel
+    "chunks-plain": {"method": "chunks", "max_iterations": 1, "plan": "plain"},
+    "associative": {"method": "associative"},
     "nothing": {"plan": jr.Plan(fuse=False, hoist=False, contract=False, recompute=False)},
 }
 
@@ -54,6 +57,13 @@ class Case(NamedTuple):
         return self._replace(run=run)
 
 
+def over_time(cell: jr.Cell, **options) -> jr.Layer:
+    """The cell run by ``jr.scan``, or where a method is given by ``jr.parallel``: "associative" where it is linear."""
+    if options.get("method") == "associative" and cell.affine is None:
+        options["method"] = "chunks"
+    return (jr.parallel if "method" in options else jr.scan)(cell, **options)
+
+
 def x_shape(cell: jr.Cell) -> tuple[int, ...]:
     """Of one step of one sequence, of a cell of this list."""
     return (*(SPACE,) * (cell.x_ndim - 1), I)
@@ -75,7 +85,7 @@ def of_cell(name: str, cell: jr.Cell, reverse: bool = False) -> Case:
         return carry, jnp.stack([zero if y is None else y for y in ys])
 
     direction = "reverse" if reverse else "forward"
-    make = functools.partial(jr.scan, cell, reverse=reverse)
+    make = functools.partial(over_time, cell, reverse=reverse)
     return Case(f"{name}-{direction}", make, loop, direction, x_shape(cell))
 
 
@@ -120,7 +130,7 @@ def of_pair(name: str, forward: jr.Cell, backward: jr.Cell, merge: str, merged: 
         return jr.BiCarry(end_ahead, end_back), merged(ys_ahead, ys_back)
 
     def make(**options):
-        return jr.bidirectional(forward, backward, merge=merge, run=functools.partial(jr.scan, **options))
+        return jr.bidirectional(forward, backward, merge=merge, run=functools.partial(over_time, **options))
 
     return Case(name, make, loop, "none")
 

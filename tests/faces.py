@@ -78,6 +78,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "scan": {"cell": GRU},
     "explain": {"layer": LAYER, "params": PARAMS, "xs": XS},
     "planning.explain": {"layer": LAYER, "params": PARAMS, "xs": XS},
+    "forecast_convergence": {"cell": GRU, "params": PARAMS, "xs": XS},
     "tbptt": {"model": LAYER, "window": 2},
     "stream": {"cell": GRU},
     "gates": {"cell": GRU, "params": PARAMS, "carry": CARRY, "x": X},

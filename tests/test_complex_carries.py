@@ -133,17 +133,43 @@ def test_complex_states_are_refused_by_name(kind):
         layer.apply(layer.init(jax.random.key(0)), jnp.ones((T, I)), key=jax.random.key(0))
 
 
-def test_what_differentiates_by_the_state_refuses_complex_ones():
-    cell, xs = linear_recurrence(), jnp.ones((T, I))
-    params = init(None)
-    words = {
-        "step_jacobian": lambda: jr.gradients.step_jacobian(cell, params, jnp.zeros(H, complex), xs[0]),
-        "lyapunov_spectrum": lambda: jr.gradients.lyapunov_spectrum(cell, params, xs),
-        "jacobian_penalty": lambda: jr.gradients.jacobian_penalty(cell, params, xs, lambda carry, ys: ys.sum()),
-    }
-    for who, call in words.items():
-        with pytest.raises(TypeError, match=rf"{who}: .*complex.* real and imaginary parts"):
-            jax.eval_shape(call)
+def test_what_differentiates_by_the_state_takes_pairs_of_real_numbers(x64):
+    """N counts both: what does not depend on the order of the 2 H numbers is that of the cell in real numbers."""
+    params, xs = init(None), draw((60, I), 20)
+    loss = lambda carry, ys: (ys**2).sum()
+    h = jnp.asarray(draw((H, 2), 21))
+    starts = {linear_recurrence: h[:, 0] + 1j * h[:, 1], in_real_numbers: h}
+
+    def measured(cell, h):
+        values = jr.gradients.log_singular_values(cell, params, xs, lag=3)
+        around = jr.gradients.linear_analysis(cell, params, h, xs[0])
+        return values, around.eigenvalues, jr.gradients.jacobian_penalty(cell, params, xs, loss)
+
+    got, want = (jax.jit(measured, static_argnums=0)(make(), h) for make, h in starts.items())
+    assert got[0].shape == (20, 2 * H)
+    for a, b in zip(got, want, strict=True):
+        a, b = (np.sort_complex(np.round(np.atleast_1d(c), 9)) for c in (a, b))  # decompositions in float64
+        np.testing.assert_allclose(a, b, atol=2e-9)
+    J = jr.gradients.step_jacobian(linear_recurrence(), params, starts[linear_recurrence], xs[0])
+    turn = np.diag(np.exp(-np.exp(params["nu"]) + 1j * np.asarray(params["theta"])))
+    np.testing.assert_allclose(J, np.block([[turn.real, -turn.imag], [turn.imag, turn.real]]), rtol=1e-12)
+
+
+def test_exponents_of_a_complex_recurrence_are_those_of_its_eigenvalues(x64):
+    params = init(None) | {"nu": jnp.log(jnp.array([0.9, 0.2, 1.5]))}
+    found = jr.gradients.lyapunov_spectrum(linear_recurrence(), params, draw((100, I), 20), burn_in=60)
+    np.testing.assert_allclose(found.exponents, [-0.2, -0.2, -0.9, -0.9, -1.5, -1.5], atol=1e-6)
+
+
+def test_fixed_points_of_a_complex_recurrence():
+    """h = λ h + B x, solved."""
+    params, x = init(None), draw((I,), 20)
+    cell, p = linear_recurrence(), {name: np.asarray(a, float) for name, a in params.items()}
+    starts = cell.initial_carry(params, (3,)) + jnp.array([0.1, 1j, -0.5])[:, None]
+    found = jr.gradients.find_fixed_points(cell, params, starts, x, method="newton")
+    rest = np.asarray(x) @ (p["B_re"] + 1j * p["B_im"]) / (1 - np.exp(-np.exp(p["nu"]) + 1j * p["theta"]))
+    assert found.carry.dtype == starts.dtype and found.hits.tolist() == [3]
+    np.testing.assert_allclose(found.carry[0], rest, rtol=1e-4)  # float32, and a q of 1e-14
 
 
 def test_gradient_flow_takes_the_modulus(x64):

@@ -25,7 +25,8 @@ def test_every_page_with_blocks_is_run():
     tested = {
         "CONTRIBUTING.md",  # in tests/test_contributing.py
         *("README.md", "docs/conventions.md", "docs/gradients.md", "docs/migrating.md", "docs/plans.md"),
-        *("docs/persistent_kernels.md", "docs/reinforcement_learning.md", "docs/training.md"),
+        *("docs/parallel_over_time.md", "docs/persistent_kernels.md", "docs/reinforcement_learning.md"),
+        "docs/training.md",
     }
     others = {page for page in pages() if not page.startswith("docs/api/")}  # those: tests/test_api_pages.py
     assert others == tested, "run the page in a test, with values that matter, and name it here"
@@ -97,6 +98,17 @@ def test_plans():
     for ours, theirs in zip(jax.tree.leaves(names["gradient"]), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)  # sums over 42 steps and rows
     assert names["gradients"].W_hh.shape == (4, 8, 32) and names["gradients"].W_hh.any()
+
+
+def test_parallel_over_time(capsys):
+    names = run("docs/parallel_over_time.md")
+    said = capsys.readouterr().out.splitlines()  # as the page's comments have it
+    assert said[0].startswith("contracting: leading Lyapunov exponent -0.36") and "about 44 steps" in said[0]
+    assert said[1].startswith("chaotic: leading Lyapunov exponent +0.") and 0.2 < float(said[1].split()[4]) < 0.4
+    assert names["w"] == 44 and names["moves"] < 1e-6
+    for got, want in (("in_chunks", "sequential"), ("states", "stepped")):
+        np.testing.assert_allclose(names[got], names[want], **CLOSE)
+    assert names["residual"] < 1e-5 < 1.5 < names["error"]
 
 
 def test_persistent_kernels():

@@ -207,6 +207,10 @@ def test_error(case):
     assert_fails(*CASES[case])
 
 
+def at_zero(params, batch_shape=()):
+    return jnp.zeros((*batch_shape, H))
+
+
 def exploding(gain):
     cell = jr.elman(I, H, activation="identity", recurrent_init="identity")
     params = cell.init(KEY)
@@ -236,8 +240,12 @@ def exploding(gain):
             lambda: jr.gradients.log_singular_values(*exploding(1e20), XS, lag=4),
             "log_singular_values: the state is not finite at 4 of 6 steps, first at 2, last at 5; look at",
         ),
+        (
+            lambda: jr.gradients.diagnose(user_cell(lambda p, h, x: (jnp.sqrt(h), h), at_zero), {"a": 1.0}, XS),
+            "diagnose: the derivative by the state is not finite at step 1, or before; look at what the step does",
+        ),
     ],
-    ids=["ys", "loss", "gradient", "lyapunov", "products"],
+    ids=["ys", "loss", "gradient", "lyapunov", "products", "diagnosis"],
 )
 def test_what_is_not_finite_is_named_with_its_first_step(call, message):
     with pytest.raises(FloatingPointError) as info:

@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrnn._base import Cell, PyTree, expect_cell, flatten
-from jaxrnn._checks import check_carry, check_float_carry, check_params, sequence_shape
+from jaxrnn._checks import check_carry, check_inexact_carry, check_params, sequence_shape
+from jaxrnn._dtypes import accumulator
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.running.scan import shapes_of_params
 
 
 class StateSpace(NamedTuple):
-    """The carry of a cell, all its leaves side by side, as one vector of N numbers."""
+    """The carry of a cell, all its leaves side by side, as one vector of N real numbers."""
 
     size: int  # N
     flat: Callable[[PyTree], jax.Array]  # carry -> (*B, N)
@@ -44,29 +46,30 @@ class StateSpace(NamedTuple):
 
 
 def state_space(who: str, cell: Cell, params: PyTree) -> StateSpace:
-    """Of a cell whose carry holds floats alone."""
+    """Of a cell whose carry holds real and complex numbers alone; a complex leaf is its real, then its imaginary parts.
+
+    The vector is float32 where the carry is narrower: there are no decompositions of narrower matrices.
+    """
     bare = jax.eval_shape(functools.partial(cell.initial_carry, params))
-    check_float_carry(who, bare)
+    check_inexact_carry(who, bare)
     leaves, treedef = flatten(bare)
-    shapes = [a.shape for a in leaves]
-    sizes = [math.prod(shape) for shape in shapes]
-    dtype = jnp.result_type(*leaves)
+    sizes = [math.prod(a.shape) * (2 if jnp.iscomplexobj(a) else 1) for a in leaves]
+    dtype = accumulator(*(jnp.finfo(a.dtype).dtype for a in leaves))
 
     def flat(carry):
-        parts = [
-            jnp.reshape(a, (*jnp.shape(a)[: jnp.ndim(a) - len(shape)], size)).astype(dtype)
-            for a, shape, size in zip(jax.tree.leaves(carry), shapes, sizes, strict=True)
-        ]
+        parts = []
+        for a, like in zip(jax.tree.leaves(carry), leaves, strict=True):
+            a = jnp.reshape(a, (*jnp.shape(a)[: jnp.ndim(a) - like.ndim], math.prod(like.shape)))
+            parts += [part.astype(dtype) for part in ((a.real, a.imag) if jnp.iscomplexobj(like) else (a,))]
         return jnp.concatenate(parts, axis=-1)
 
     def tree(h):
-        parts = jnp.split(h, [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)], axis=-1)
-        return treedef.unflatten(
-            [
-                p.reshape(*h.shape[:-1], *shape).astype(a.dtype)
-                for p, shape, a in zip(parts, shapes, leaves, strict=True)
-            ]
-        )
+        parts = []
+        for part, like in zip(jnp.split(h, np.cumsum(sizes)[:-1], axis=-1), leaves, strict=True):
+            if jnp.iscomplexobj(like):
+                part = jax.lax.complex(*jnp.split(part.astype(jnp.finfo(like.dtype).dtype), 2, axis=-1))
+            parts.append(part.reshape(*h.shape[:-1], *like.shape).astype(like.dtype))
+        return treedef.unflatten(parts)
 
     return StateSpace(sum(sizes), flat, tree, lambda h, x: flat(cell.step(params, tree(h), x)[0]), bare)
 

@@ -46,7 +46,7 @@ def find_fixed_points(
     q is minimised from many starts at once; what is too fast, far from all starts, or found before is left out.
 
     Args:
-        cell: a Cell whose carry holds floats alone.
+        cell: a Cell whose carry holds real and complex numbers alone.
         starts: the carries to start from, each leaf (M0, …): states of a run (``trace_gates``, or ys where they are
             the state), with some noise on them.
         params: of the cell.
@@ -151,7 +151,7 @@ def linear_analysis(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> Lin
         h_t - h* ≈ A (h_{t-1} - h*) + B (x_t - x*)        A = ∂F/∂h, B = ∂F/∂x at h*, x*
 
     Args:
-        cell: a Cell whose carry holds floats alone, N numbers.
+        cell: a Cell whose carry holds real and complex numbers alone, N in all as in :func:`step_jacobian`.
         params: of the cell.
         carry: the states, each leaf (*B, …), such as ``FixedPoints.carry``.
         x: the input of one step, (I,) for all states or (*B, I), one for each; an array of floats.

@@ -17,10 +17,11 @@ from jaxrnn.running.scan import shapes_of_params
 def step_jacobian(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> jax.Array:
     """The Jacobian of one step by the state that it starts from.
 
-        J = ∂h_t / ∂h_{t-1}       h: all leaves of the carry side by side, N numbers (an LSTM's are h, then c)
+        J = ∂h_t / ∂h_{t-1}       h: all leaves of the carry side by side, N real numbers (an LSTM's
+                                 are h, then c; of a complex leaf the real parts, then the imaginary ones)
 
     Args:
-        cell: a Cell whose carry holds floats alone.
+        cell: a Cell whose carry holds real and complex numbers alone.
         params, carry: as for ``cell.step``, each leaf of the carry (*B, …).
         x: the input of one step, (*B, I), or (I,) for all states.
 
@@ -53,7 +54,7 @@ def log_singular_values(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = 
     A gradient over that lag shrinks or grows by a factor between σ_N and σ_1.
 
     Args:
-        cell: a Cell whose carry holds floats alone (N numbers).
+        cell: a Cell whose carry holds real and complex numbers alone, N in all, a complex one counted as two.
         params, xs, carry: as for ``jr.scan(cell).apply``: xs (T, *B, I); None is the initial carry.
         lag: the steps of a product. Products follow each other and the last ends at step T - 1: of the first
             ``T % lag`` steps only the states count.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree
@@ -36,7 +37,8 @@ def lyapunov_spectrum(
     The largest says what becomes of a gradient: ‖∂h_t/∂h_{t-τ}‖ goes as exp(λ_1 τ).
 
     Args:
-        cell: a Cell whose carry holds floats alone, N numbers in all. A map without inputs takes xs (T, 0).
+        cell: a Cell whose carry holds real and complex numbers alone, N in all, a complex one counted as two. A map
+            without inputs takes xs (T, 0).
         params, xs, carry: as for ``jr.scan(cell).apply``: xs (T, *B, I); None is the initial carry.
         k: how many exponents, None for all N. Each step costs one product by J_t for each, and no J_t is made.
         burn_in: steps at the start that turn the directions without being counted.
@@ -91,6 +93,30 @@ def _spectrum(
     return LyapunovSpectrum(-jnp.sort(-growth.mean(0), axis=-1), growth)
 
 
+def leading_exponents(
+    who: str, cell: Cell, params: PyTree, xs: PyTree, carry: PyTree, burn_in: int | None
+) -> tuple[int, LyapunovSpectrum]:
+    """T, and the largest exponent of at least one sequence as values, from which words can be made.
+
+    ``burn_in`` None is a fifth of the steps.
+    """
+    T, batch_shape = sequence_shape(who, xs, cell.x_ndim if isinstance(cell, Cell) else 1)
+    if 0 in batch_shape:
+        raise ValueError(f"{who}: xs holds no sequence, its batch is {batch_shape}; give at least one.")
+    found = _spectrum(who, cell, params, xs, carry, 1, burn_in)
+    if isinstance(found.exponents, jax.core.Tracer):
+        raise TypeError(
+            f"{who}: its words need values, so it cannot be jitted; jit jr.gradients.lyapunov_spectrum instead."
+        )
+    growth = np.asarray(found.growth).reshape(len(found.growth), -1)
+    if lost := np.flatnonzero(~(growth < np.inf).all(1)).tolist():
+        raise FloatingPointError(
+            f"{who}: the derivative by the state is not finite at step {T - len(growth) + lost[0]}, or before; look at "
+            f"what the step does to that state: a square root of 0, or a division by it."
+        )
+    return T, found
+
+
 class Diagnosis(NamedTuple):
     """What ``diagnose`` found; ``print`` it."""
 
@@ -136,7 +162,8 @@ def diagnose(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, bu
         A :class:`Diagnosis`. Not for use inside ``jit``: it holds words.
 
     Raises:
-        as :func:`lyapunov_spectrum`; ValueError: a batch of no sequences. TypeError inside ``jit``.
+        as :func:`lyapunov_spectrum`; ValueError: a batch of no sequences; FloatingPointError: a derivative by the state
+            that is not finite. TypeError inside ``jit``.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -149,14 +176,8 @@ def diagnose(cell: Cell, params: PyTree, xs: PyTree, carry: PyTree = None, *, bu
     Reference:
         Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", ICML 2013.
     """
-    T, batch_shape = sequence_shape("diagnose", xs, cell.x_ndim if isinstance(cell, Cell) else 1)
-    if 0 in batch_shape:
-        raise ValueError(f"diagnose: xs holds no sequence, its batch is {batch_shape}; give at least one.")
-    exponents = _spectrum("diagnose", cell, params, xs, carry, 1, burn_in).exponents
-    if isinstance(exponents, jax.core.Tracer):
-        raise TypeError(
-            "diagnose: its words need values, so it cannot be jitted; jit jr.gradients.lyapunov_spectrum instead."
-        )
+    T, spectrum = leading_exponents("diagnose", cell, params, xs, carry, burn_in)
+    exponents = spectrum.exponents
     alive = exponents[exponents > -jnp.inf]
     if not alive.size:
         return Diagnosis(-math.inf, 0.0, T, "vanishing")

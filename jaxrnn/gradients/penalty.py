@@ -37,7 +37,7 @@ def jacobian_penalty(
     through time.
 
     Args:
-        cell: a Cell whose carry holds floats alone, all of which h is.
+        cell: a Cell whose carry holds real and complex numbers alone, all of which h is.
         params, xs, carry: as for ``jr.scan(cell).apply``: xs (T, *B, I).
         loss: ``loss(carry, ys)`` -> a scalar, the one that is trained on.
         lengths: (*B) integers, as for ``apply``.

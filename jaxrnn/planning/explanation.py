@@ -29,6 +29,8 @@ class ScanExplanation:
         plain_because: what keeps the step in one piece, so that it runs as ``lax.scan`` of it; None where nothing does.
         packed: how the sequences of a ragged batch share lanes; None where they do not.
         not_packed: why not, where the plan asked for it.
+        in_parallel: how ``jr.parallel`` runs many steps at once, and why so; None where it does not, or is not there.
+        not_in_parallel: why it does not.
         fused: products done as one: how many, and the shape of the operand that they share.
         hoisted: products of the forward pass done for all steps at once, before the loop, by the shapes of their
             operands.
@@ -54,6 +56,8 @@ class ScanExplanation:
     plain_because: str | None = None
     packed: str | None = None
     not_packed: str | None = None
+    in_parallel: str | None = None
+    not_in_parallel: str | None = None
     fused: list[str] = dataclasses.field(default_factory=list)
     hoisted: list[str] = dataclasses.field(default_factory=list)
     weights_on_the_left: list[str] = dataclasses.field(default_factory=list)
@@ -81,6 +85,10 @@ class ScanExplanation:
             lines.append(f"  packed: {self.packed}")
         if self.not_packed:
             lines.append(f"  not packed, because of {self.not_packed}")
+        if self.in_parallel:
+            lines.append(f"  in parallel: {self.in_parallel}")
+        if self.not_in_parallel:
+            lines.append(f"  not in parallel: {self.not_in_parallel}")
         if self.segments:
             lines.append(
                 "  checkpointed in segments of " + ", each of segments of ".join(map(str, self.segments)) + " steps"

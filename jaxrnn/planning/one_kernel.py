@@ -73,6 +73,16 @@ def plan_for_few_rows(program: Program, plan: Plan) -> Plan | None:
     return own if own != plan._replace(one_kernel=False) else None
 
 
+def plan_for_chunks(program: Program, plan: Plan) -> Plan:
+    """The plan of a step whose run is cut into chunks side by side: there are many rows, and one kernel only where all
+    steps are run one by one after all, for which the step must have one."""
+    few = plan_for_few_rows(program, plan)
+    fixed = program.fixed()
+    rows = [_rows_by_weight(program, op, fixed) for op in program.ops if has(op.name, PRODUCT)]
+    is_kernel = few is not None and bool(few.one_kernel) and set(rows) <= {None, 1}
+    return plan._replace(one_kernel=is_kernel, contract=True if plan.contract is None else plan.contract)
+
+
 def run_step(function: Function, params: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
     """``function(params, arrays)``, a single step; where it is one of one row on a CPU, as one kernel."""
     compiled = any(isinstance(a, jax.core.Tracer) for a in (*params, *arrays))  # or each call would compile

@@ -4,7 +4,7 @@ made: one for the values, one, linear, for the tangents."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxrnn.planning.fuse import fuse
 from jaxrnn.planning.hoist import hoist, in_blocks
 from jaxrnn.planning.join_products import join_products
 from jaxrnn.planning.linearize import is_inexact, linearize
-from jaxrnn.planning.one_kernel import one_kernel, plan_for_few_rows
+from jaxrnn.planning.one_kernel import one_kernel, plan_for_chunks, plan_for_few_rows
 from jaxrnn.planning.persistent_kernel import persistent_kernel, plan_for_kernels
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import Active, PlannedStep, narrow_values
@@ -28,6 +28,7 @@ from jaxrnn.planning.split_sums import split_sums
 from jaxrnn.planning.spread import spread
 from jaxrnn.planning.transpose_weights import transpose_weights
 from jaxrnn.planning.weights_on_the_left import weights_on_the_left
+from jaxrnn.programs.chunked import Chunking, Way, scan_in_chunks
 from jaxrnn.programs.program import Program, reached_from
 from jaxrnn.programs.tracing import trace
 
@@ -61,10 +62,12 @@ def planned_scan(
     plan: Plan,
     explanation: ScanExplanation,
     count: jax.Array | None = None,
+    chunking: Chunking | None = None,
 ) -> tuple[PyTree, PyTree]:
     """``jax.lax.scan(body, carry, xs)`` under a plan; what was done is written into the explanation.
 
-    With a count, () int32, so many steps are run, forward, and what is stacked beyond them is 0.
+    With a count, () int32, so many steps are run, forward, and what is stacked beyond them is 0. With a chunking, the
+    steps are run in chunks side by side.
     """
     carry, plan = jax.tree.map(_strong, carry), plan_for_kernels(plan)
     carry_leaves, carry_tree = flatten(carry)
@@ -84,12 +87,28 @@ def planned_scan(
     if program is None:
         explanation.plain_because = reason
         assert count is None, f"{reason} in a run that a plan alone can make"
-        return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)
+        if chunking is None:
+            return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)
+        return scan_in_chunks(body, carry, xs, reverse=reverse, chunking=chunking)
     explanation.programs["trace"] = PlannedStep.of(program, n_carry, plan)
     steps = T if isinstance(T, int) else None
-    run = _differentiable(program, n_carry, plan, explanation, steps, reverse=reverse, unroll=unroll)
-    outputs = run([*program.consts.values()], carry_leaves, xs_leaves, count)
+    way = None if chunking is None else chunking.way
+    run = _differentiable(program, n_carry, plan, explanation, steps, way, reverse=reverse, unroll=unroll)
+    given = Given(count) if chunking is None else Given(None, chunking.guess, chunking.held)
+    outputs = run([*program.consts.values()], carry_leaves, xs_leaves, given)
     return carry_tree.unflatten(outputs[:n_carry]), y_trees[0].unflatten(outputs[n_carry:])
+
+
+class Given(NamedTuple):
+    """What a run is given beside what its step reads; nothing of it has a tangent."""
+
+    count: Any = None  # () int32: how many steps are run; None: all
+    guess: Any = None  # a carry from which chunks may start
+    held: Any = None  # (T, *rows): where a step changes nothing
+
+    def of(self, way: Way | None) -> dict[str, Any]:
+        """As options of ``scan_program``."""
+        return {"count": self.count, "chunking": None if way is None else Chunking(way, self.guess, self.held)}
 
 
 def _may_run_at_once(program: Program) -> bool:
@@ -105,7 +124,13 @@ def _may_run_at_once(program: Program) -> bool:
 
 
 def _differentiable(
-    program: Program, n_carry: int, plan: Plan, explanation: ScanExplanation, steps: int | None, **options: Any
+    program: Program,
+    n_carry: int,
+    plan: Plan,
+    explanation: ScanExplanation,
+    steps: int | None,
+    way: Way | None,
+    **options: Any,
 ) -> Callable[..., list[Any]]:
     """``run(consts, carry, xs)``, whose derivative is the scan of the tangent that the passes made."""
 
@@ -119,6 +144,11 @@ def _differentiable(
 
     def planned(active: Active | None) -> tuple[PlannedStep, PlannedStep | None]:
         """The step, and what runs in its place elsewhere than on one CPU device. Both save the same."""
+        if way is not None:
+            step, after = rewritten(plan_for_chunks(program, plan), active)
+            explanation.programs |= after
+            explanation.note({**step.notes, "one_kernel": ()})
+            return step, None
         of_few_rows = plan_for_few_rows(program, plan)
         step, after = rewritten(of_few_rows or plan, active)
         step = in_blocks(step) if of_few_rows else step
@@ -130,14 +160,14 @@ def _differentiable(
         return step, rewritten(plan, active)[0] if of_few_rows else None
 
     @jax.custom_jvp
-    def run(consts, carry, xs, count):
+    def run(consts, carry, xs, given):
         step, otherwise = planned(None)
         return scan_program(
-            step.primal, consts, carry, xs, otherwise=otherwise and otherwise.primal, count=count, **options
+            step.primal, consts, carry, xs, otherwise=otherwise and otherwise.primal, **given.of(way), **options
         )
 
     def rule(primals, tangents):
-        consts, carry, xs, count = primals
+        consts, carry, xs, given = primals
         d_consts, d_carry, d_xs, _ = tangents
         active = Active(
             consts=[i for i, d in enumerate(d_consts) if _has_tangent(d)],
@@ -148,7 +178,7 @@ def _differentiable(
         step, otherwise = planned(active)
         assert step.tangent is not None
         outputs = scan_program(
-            step.primal, consts, carry, xs, otherwise=otherwise and otherwise.primal, count=count, **options
+            step.primal, consts, carry, xs, otherwise=otherwise and otherwise.primal, **given.of(way), **options
         )
         n_outputs = len(outputs) - len(step.saved)
         outputs, saved = outputs[:n_outputs], outputs[n_outputs:]
@@ -160,7 +190,7 @@ def _differentiable(
             [*(d_xs[i] for i in active.x), *xs, *saved],
             recompute=plan.recompute,
             otherwise=otherwise and otherwise.tangent,
-            count=count,
+            **given._replace(guess=None).of(way),
             **options,
         )
         of_floats = iter(d_outputs)

@@ -15,6 +15,7 @@ from jaxrnn._base import flatten
 from jaxrnn.kernels.persistent import run_recurrence, run_transposed
 from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import LoopProgram
+from jaxrnn.programs.chunked import Chunking, chunked_scan
 from jaxrnn.programs.calls import as_gpu_kernel, as_one_kernel, on_one_cpu
 from jaxrnn.programs.counted import counted_scan, map_in_blocks
 from jaxrnn.programs.program import Program, evaluate
@@ -31,6 +32,7 @@ def scan_program(
     recompute: bool = False,
     otherwise: LoopProgram | None = None,
     count: Any = None,
+    chunking: Chunking | None = None,
 ) -> list[Any]:
     """The final carry, then what the loop puts out, stacked over time.
 
@@ -42,8 +44,9 @@ def scan_program(
         recompute: the backward pass computes what it needs again, beside its use, and saves none of it.
         otherwise: what runs in its place elsewhere than on one CPU device, and under ``vmap``; None: the same.
         count: how many of the steps are run, () int32; None: all.
+        chunking: how the steps are run in chunks side by side; None: one after the other.
     """
-    run = functools.partial(_run, reverse=reverse, unroll=unroll, recompute=recompute)
+    run = functools.partial(_run, reverse=reverse, unroll=unroll, recompute=recompute, chunking=chunking)
     if otherwise is None:
         return run(loop, consts, carry, xs, count)
     arrays, tree = flatten((list(consts), list(carry), list(xs), count))
@@ -61,6 +64,7 @@ def _run(
     reverse: bool,
     unroll: int,
     recompute: bool,
+    chunking: Chunking | None,
 ) -> list[Any]:
     program, parts = loop.program, loop.parts()
     of_consts = program.consts | dict(zip([*loop.consts, *loop.d_consts], consts, strict=True))
@@ -94,7 +98,7 @@ def _run(
         """``run(*arguments)``, a carry and what is stacked, as one kernel where the loop is to be one."""
         arrays, tree = flatten(arguments)
         flat = lambda *arrays: [a for part in run(*tree.unflatten(arrays)) for a in part]
-        if loop.one_kernel and isinstance(T, int):
+        if loop.one_kernel and isinstance(T, int) and chunking is None:
             made = as_one_kernel(flat, *arrays)
         elif gpu and (loop.forward_kernel is not None or loop.backward_kernel is not None):
             kernels = _kernels(loop, loop.step(parts), tree, T, reverse=reverse)
@@ -114,6 +118,10 @@ def _run(
         if count is not None:
             body = lambda carry, x: step(fixed, carry, dict(zip(entering, x, strict=True)))
             return counted_scan(body, count, carry, list(entering.values()), reverse=reverse)
+        if chunking is not None:
+            body = lambda carry, x: step(fixed, carry, dict(zip(entering, x, strict=True)))
+            options = {"reverse": reverse, "chunking": chunking, "one_kernel": loop.one_kernel}
+            return chunked_scan(body, carry, list(entering.values()), **options)
         length = T if isinstance(T, int) else None
         return jax.lax.scan(
             functools.partial(step, fixed), carry, entering, length=length, reverse=reverse, unroll=unroll

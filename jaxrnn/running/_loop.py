@@ -23,10 +23,16 @@ from jaxrnn.instruments import (
     step_with_leaves_changed,
     without_marks,
 )
-from jaxrnn.planning.explanation import start_explanation
+from jaxrnn.planning.explanation import ScanExplanation, start_explanation
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_scan import planned_scan
+from jaxrnn.programs.chunked import Chunking, Way, scan_in_chunks
 from jaxrnn.running.segments import Budget, run_in_segments, segment_lengths
+
+
+# ``(steps, initial carry, batch_shape)`` to the way in which so many steps are run in parallel, and why. None: one after
+# the other.
+WayOf = Callable[[int, PyTree, tuple[int, ...]], tuple[Way | None, str]]
 
 
 class Run(NamedTuple):
@@ -45,6 +51,7 @@ class Run(NamedTuple):
     unroll: int
     plan: str | Plan
     checkpoint: bool | int | Budget
+    way_of: WayOf | None = None  # in which way so many of its steps are run in parallel; None: one after the other
 
 
 class StepInputs(NamedTuple):
@@ -83,14 +90,38 @@ def run_over_time(run: Run, not_packed: str | None = None) -> tuple[PyTree, PyTr
     explanation.not_packed = not_packed
 
     def run_segment(carry, inputs):
+        chunking = chunking_of(run, inputs, initial, explanation)
+        if run.plan == "plain" and chunking is not None:
+            return scan_in_chunks(body, carry, inputs, reverse=run.reverse, chunking=chunking)
         if run.plan == "plain":
             return jax.lax.scan(body, carry, inputs, reverse=run.reverse, unroll=run.unroll)
-        plan = run.plan if isinstance(run.plan, Plan) else Plan()
         return planned_scan(
-            body, carry, inputs, reverse=run.reverse, unroll=run.unroll, plan=plan, explanation=explanation
+            body,
+            carry,
+            inputs,
+            reverse=run.reverse,
+            unroll=run.unroll,
+            plan=run.plan if isinstance(run.plan, Plan) else Plan(),
+            explanation=explanation,
+            chunking=chunking,
         )
 
     return run_in_segments(run_segment, carry, inputs, segments, run.reverse)
+
+
+def chunking_of(run: Run, inputs: StepInputs, initial: PyTree, explanation: ScanExplanation) -> Chunking | None:
+    """How the steps of a segment are cut into chunks that run side by side; None where they are not."""
+    steps = jax.tree.leaves(inputs)[0].shape[0]
+    way = None
+    if run.way_of is not None:
+        way, why = run.way_of(steps, initial, run.batch_shape)
+        explanation.in_parallel, explanation.not_in_parallel = (why, None) if way else (None, why)
+    if way is None:
+        return None
+    held = inputs.valid if inputs.valid is None else ~inputs.valid
+    if held is not None and inputs.resets is not None:
+        held = held & ~inputs.resets
+    return Chunking(way, jax.tree.leaves(initial), held)
 
 
 def params_at_start(params: PyTree, reverse: bool) -> PyTree:

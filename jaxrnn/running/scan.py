@@ -25,7 +25,7 @@ from jaxrnn._narrowing import as_lengths, as_start, check_held
 from jaxrnn._spec import specified
 from jaxrnn.instruments import carry_without_marks
 from jaxrnn.planning.plan import Plan, check_plan
-from jaxrnn.running._loop import Run, params_at_start, run_over_time
+from jaxrnn.running._loop import Run, WayOf, params_at_start, run_over_time
 from jaxrnn.running.packed import run_packed, why_not_packed
 from jaxrnn.running.segments import Budget, check_checkpoint
 
@@ -115,8 +115,9 @@ def layer_of(
     unroll: int = 1,
     plan: str | Plan = "auto",
     checkpoint: bool | int | Budget = False,
+    way_of: WayOf | None = None,
 ) -> Layer:
-    """What ``scan`` returns, under the name that error messages are to use."""
+    """What ``scan`` returns, under the name that error messages are to use; ``way_of`` as in ``Run``."""
 
     def apply(params, xs, carry=None, *, lengths=None, mask=None, resets=None, key=None, start=0):
         if key is not None:
@@ -155,6 +156,7 @@ def layer_of(
             unroll=unroll,
             plan=plan,
             checkpoint=checkpoint,
+            way_of=way_of,
         )
         not_packed = why_not_packed(run) if isinstance(plan, Plan) and plan.pack else None
         if isinstance(plan, Plan) and plan.pack and not_packed is None:

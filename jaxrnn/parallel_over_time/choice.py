@@ -1,0 +1,95 @@
+"""In which way a run is made parallel over time: by what was asked for, the cell and the shapes."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import Cell, PyTree
+from jaxrnn.programs.chunked import Way
+
+SWEEPS = 4
+ITERATIONS = 32
+
+
+_one_by_one: contextvars.ContextVar[bool] = contextvars.ContextVar("one_by_one", default=False)
+
+
+@contextlib.contextmanager
+def one_by_one() -> Iterator[None]:
+    """Inside, whatever is traced anew runs step by step: what a run in parallel is compared with."""
+    token = _one_by_one.set(True)
+    try:
+        yield
+    finally:
+        _one_by_one.reset(token)
+
+
+class Asked(NamedTuple):
+    """What the caller of ``jr.parallel`` asked for."""
+
+    who: str
+    cell: Cell
+    method: str
+    tol: float | None
+    max_iterations: int | None
+    chunks: int | None
+
+    def way_of(self, steps: int, initial: PyTree, batch_shape: tuple[int, ...]) -> tuple[Way | None, str]:
+        """The way in which so many steps are run, and why; None: one after the other."""
+        if self.chunks is not None and self.chunks > steps:
+            raise ValueError(
+                f"{self.who}: chunks={self.chunks} is more than the {steps} steps of the run; give at most {steps}."
+            )
+        carry = jax.tree.leaves(initial)
+        method, why = self.method, "as was asked for"
+        if method == "newton":
+            _check_floats(self.who, initial)
+        if method == "scan" or _one_by_one.get():
+            return None, why
+        if steps < 2 or not sum(a.size for a in carry):
+            return None, f"{steps} steps" if steps < 2 else "a carry that is empty"
+        if method == "auto":
+            method, why = _automatic(self.cell, steps, math.prod(batch_shape))
+            if method == "scan":
+                return None, why
+        chunks = min(self.chunks or chunks_of(steps), steps)
+        if chunks < 2 and method != "newton":
+            return None, "one chunk"
+        most = self.max_iterations or (ITERATIONS if method == "newton" else SWEEPS)
+        how = {
+            "chunks": f"{chunks} chunks of {steps // chunks} steps side by side, a warm-up and at most {most} sweeps",
+            "associative": f"{chunks} chunks of {steps // chunks} steps side by side, exact after a first run of each",
+            "newton": f"Newton's iteration over all {steps} steps, at most {most} times",
+        }[method]
+        return Way(chunks, most, self.tol, method=method, row_axes=len(batch_shape), who=self.who), f"{how}; {why}"
+
+
+def chunks_of(steps: int) -> int:
+    """How many chunks: about √T, such that few steps are left over."""
+    about = max(1, min(steps, round(math.sqrt(steps))))
+    near = range(max(1, about * 3 // 4), max(2, about * 4 // 3 + 1))
+    return min((k for k in near if k <= steps), key=lambda k: (steps % k, abs(k - about)))
+
+
+def _automatic(cell: Cell, steps: int, rows: int) -> tuple[str, str]:
+    if cell.affine is not None:
+        return ("associative", "a linear cell") if steps >= 64 else ("scan", f"{steps} steps are few")
+    if steps < 1024 or rows > 16:
+        return "scan", f"{steps} steps of {rows} rows: the scan is faster"
+    return "chunks", f"{steps} steps of {rows} rows"
+
+
+def _check_floats(who: str, initial: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(initial):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"{who}: method='newton' needs a carry of floats, and carry{jax.tree_util.keystr(path)} is "
+                f"{leaf.dtype}; use method='chunks'."
+            )
