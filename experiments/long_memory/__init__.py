@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from pydantic import Field
 from rich.console import Console
 
 from experiments.environment import environment
@@ -31,7 +32,9 @@ class Config(Table):
     parallel: Parallel = Parallel()
     task: Task = Task()
     train: Train = Train()
-    ask_sweeps: bool = True  # before training and after every block, by jr.convergence
+    ask_every: int = Field(
+        default=4, ge=0
+    )  # blocks between two questions to jr.convergence, of the first seed; 0: none
 
 
 class Compared(NamedTuple):
@@ -41,6 +44,7 @@ class Compared(NamedTuple):
     units: str  # layers × features
     parameters: int
     by_run: Mapping[Run, Trained]
+    asked: networks.Asked | None  # of the first seed trained in parallel
 
     def apart(self, way: Run) -> np.ndarray:
         """(seeds, steps): how far the loss of a run is from the scan's, as a share of it."""
@@ -79,12 +83,19 @@ def compare(config: Config, name: Name) -> Compared:
         for way in dict.fromkeys(ways.values())
     }
     nets = {run: made[way] for run, way in ways.items()}
-    ask = networks.sweeps if config.ask_sweeps else None
-    by_run = learning.learn(config.task, config.train, nets, rate_of(config, name), ask)
-    net = nets[config.runs[0]]
+    by_run = learning.learn(config.task, config.train, nets, rate_of(config, name))
+    asked, net = None, nets[config.runs[0]]
+    if config.ask_every and "parallel" in by_run:
+        xs = learning.held_out(config.task)[0].pulses[:, : config.train.batch_size]
+        params = [jax.tree.map(lambda a, n=n: a[0, n], by_run["parallel"].params) for n in asked_at(config)]
+        asked = networks.ask(config.model, config.parallel, name, config.task.channels, params, xs)
     shapes = jax.tree.leaves(jax.eval_shape(net.model.init, jax.random.key(0)))
-    units = f"{len(net.blocks)} × {net.recurrence.output_size}"
-    return Compared(name, units, sum(leaf.size for leaf in shapes), by_run)
+    return Compared(name, f"{net.layers} × {net.features}", sum(leaf.size for leaf in shapes), by_run, asked)
+
+
+def asked_at(config: Config) -> list[int]:
+    """After how many blocks."""
+    return sorted({*range(0, config.train.blocks, config.ask_every), config.train.blocks})
 
 
 def rate_of(config: Config, name: Name) -> float:
@@ -116,12 +127,11 @@ def row(config: Config, compared: Compared, way: Run) -> tuple[str, ...]:
         apart = compared.apart(way)
         beside[0] = first_and_last(compared.ratio(way), ".2f")
         beside[3:] = [f"{apart[:, : config.train.block_steps].max():.0e}", f"{apart.max():.0e}"]
-    if way == "parallel" and config.ask_sweeps:
-        beside[1] = first_and_last(trained.sweeps, ".1f")
-        beside[2] = first_and_last(trained.fell_back, ".0f")
-        by = f"parallel: {', '.join(dict.fromkeys(trained.methods.ravel()))}"
-    else:
-        by = way
+    by: str = way
+    if way == "parallel" and (asked := compared.asked):
+        beside[1] = f"{asked.sweeps[0]} → {asked.sweeps[-1]}"
+        beside[2] = " → ".join(map(str, asked.fell_back))
+        by = f"parallel: {', '.join(dict.fromkeys(asked.methods))}"
     return compared.name, by, compared.units, f"{compared.parameters:,}", *measured, *beside
 
 
@@ -139,23 +149,23 @@ def notes_of(config: Config, seconds: float) -> list[str]:
         f"other sequences; answering 0 has an MSE of 1. ms a step: of training on {train.batch_size} × {task.length:,} "
         "steps, the median of all blocks, without compilation. Of the scan's: that time in parallel as a share, in the "
         f"first block → in the last, of {train.blocks} of {train.block_steps} steps; the two took turns by blocks. "
-        "Sweeps: over a validation sequence in a forward pass, before training → after it. Fell back: the chunks that "
-        "were run one after the other after all. Loss apart: the largest difference from the scan's loss at the same "
-        "step, as a share of it, all seeds. Nudged: the scan again, from parameters that are a unit in the last place "
-        "higher, for what rounding alone does, and what the clock.",
+        "Sweeps: those after which all chunks of a validation sequence agree, before training → after it, first seed; "
+        "fell back: the chunks that were left to the scan in place of so many. Loss apart: the largest difference from "
+        "the scan's loss at the same step, as a share of it, all seeds. Nudged: the scan again, from parameters that "
+        "are a unit in the last place higher, for what rounding alone does, and what the clock.",
         f"All rows together took {seconds:.0f} seconds, compilation included.",
     ]
 
 
 def summarized(compared: Compared) -> dict[str, Any]:
-    by_run = {
-        way: {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in trained._asdict().items()
-        }
-        for way, trained in compared.by_run.items()
+    measures = [name for name in Trained._fields if name != "params"]
+    return {
+        "model": compared.name,
+        "units": compared.units,
+        "parameters": compared.parameters,
+        "runs": {way: {name: getattr(of, name).tolist() for name in measures} for way, of in compared.by_run.items()},
+        "asked": compared.asked._asdict() if compared.asked else None,
     }
-    return {"model": compared.name, "units": compared.units, "parameters": compared.parameters, "runs": by_run}
 
 
 def figures(config: Config, everything: Sequence[Compared]) -> dict[str, Figure]:
@@ -174,9 +184,10 @@ def figures(config: Config, everything: Sequence[Compared]) -> dict[str, Figure]
                 c.name: (ends, np.maximum(largest_by_block(c.apart(way), train.blocks), SMALLEST)) for c in everything
             }
             panels["sweeps.png"][f"Time of a step, {way} / scan"] = {c.name: (ends, c.ratio(way)) for c in everything}
-    if "parallel" in config.runs and config.ask_sweeps:
-        panels["sweeps.png"]["Sweeps of a forward pass in parallel"] = {
-            c.name: ([0, *ends], c.by_run["parallel"].sweeps) for c in everything
+    if any(c.asked for c in everything):
+        steps = [train.block_steps * number for number in asked_at(config)]
+        panels["sweeps.png"]["Sweeps until all chunks agree, first seed"] = {
+            c.name: (steps, np.array([c.asked.sweeps])) for c in everything if c.asked
         }
     return {file: report.draw(of, seeds, title=titles[file]) for file, of in panels.items() if of}
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 import jaxrnn as jr
 from experiments.flip_flop import data
-from experiments.long_memory.networks import Network, Sweeps
+from experiments.long_memory.networks import Network
 from experiments.runner import config as configuration
 from experiments.runner import training as rules
 from experiments.runner.config import Many, Rate, Seed, Table
@@ -34,7 +34,7 @@ class Task(Table):
 
 class Train(Table):
     blocks: int = Field(default=16, gt=0)
-    block_steps: int = Field(default=50, gt=0)  # of one compiled call; validation, and sweeps, after each block
+    block_steps: int = Field(default=50, gt=0)  # of one compiled call; validation after each
     batch_size: int = Field(default=1, gt=0)
     learning_rate: Rate = 1e-2  # of Adam; falls to 0 as a cosine
     clip_at: Rate = 1.0  # the largest global norm of a gradient
@@ -53,9 +53,7 @@ class Trained(NamedTuple):
     validation: np.ndarray  # (seeds, blocks): mean squared error
     error: np.ndarray  # (seeds,): on the test sequences, of the parameters with the lowest validation error
     right: np.ndarray  # (seeds,): the share of the test bits that have the right sign
-    sweeps: np.ndarray  # (seeds, blocks + 1): before training and after each block
-    fell_back: np.ndarray  # the same
-    methods: np.ndarray  # the same: by which the sequence was run
+    params: PyTree  # each leaf (seeds, blocks + 1, …): before training and after each block
 
 
 class Block(NamedTuple):
@@ -64,7 +62,7 @@ class Block(NamedTuple):
     losses: np.ndarray  # (block_steps,)
     seconds: float
     validation: float
-    sweeps: Sweeps
+    params: PyTree
 
 
 class Learner(NamedTuple):
@@ -112,9 +110,7 @@ def learner(net: Network, task: Task, train: Train, rate: float) -> Learner:
     return Learner(init, jax.jit(block).lower(jax.eval_shape(init, jax.random.key(0))).compile())
 
 
-def learn(
-    task: Task, train: Train, nets: Mapping[Run, Network], rate: float, ask: Callable[..., Sweeps] | None
-) -> dict[Run, Trained]:
+def learn(task: Task, train: Train, nets: Mapping[Run, Network], rate: float) -> dict[Run, Trained]:
     """Train one model each way: the same seeds and batches, block by block in turn, so that all meet the same machine.
 
     The run "nudged" begins with each parameter a unit in the last place above the others': how far it comes to be
@@ -124,7 +120,6 @@ def learn(
     Args:
         nets: the model, by runs.
         rate: the learning rate.
-        ask: ``networks.sweeps``, or None where nothing is to be asked of runs in parallel.
     """
     made = {key: learner(net, task, train, rate) for key, net in {id(net): net for net in nets.values()}.items()}
     learners = {run: made[id(net)] for run, net in nets.items()}  # runs of one network share its program
@@ -132,17 +127,12 @@ def learn(
     judge = next(iter(nets.values())).model  # the parameters of all runs are judged by the first
     judged = jax.jit(lambda params, runs: errors(judge, params, runs))
 
-    def asked(run: Run, params: PyTree) -> Sweeps:
-        if run != "parallel" or ask is None:
-            return Sweeps(run, 0, 0)
-        return ask(nets[run], params, validation.pulses[:, : train.batch_size])
-
     def of_seed(seed: int) -> dict[Run, Trained]:
         states = {run: learner.init(jax.random.key(seed)) for run, learner in learners.items()}
         if "nudged" in states:
             states["nudged"] = states["nudged"]._replace(params=nudged(states["nudged"].params))
         best = {run: training.init_best(state.params) for run, state in states.items()}
-        before = {run: asked(run, state.params) for run, state in states.items()}
+        before = {run: state.params for run, state in states.items()}
         blocks: dict[Run, list[Block]] = {run: [] for run in nets}
         for number in range(train.blocks):
             for run in list(nets)[:: 1 if number % 2 else -1]:  # neither is always the first
@@ -151,7 +141,7 @@ def learn(
                 seconds = time.perf_counter() - started
                 error = judged(state.params, validation)[0]
                 best[run] = training.update_best(best[run], error, state.step, state.params)
-                blocks[run].append(Block(np.asarray(losses), seconds, float(error), asked(run, state.params)))
+                blocks[run].append(Block(np.asarray(losses), seconds, float(error), jax.device_get(state.params)))
                 states[run] = state
         return {run: finished(before[run], blocks[run], judged(best[run].params, test)) for run in nets}
 
@@ -164,17 +154,14 @@ def nudged(params: PyTree) -> PyTree:
     return jax.tree.map(lambda a: jnp.nextafter(a, jnp.full_like(a, jnp.inf)), params)
 
 
-def finished(before: Sweeps, blocks: Sequence[Block], test: tuple[jax.Array, jax.Array]) -> Trained:
+def finished(before: PyTree, blocks: Sequence[Block], test: tuple[jax.Array, jax.Array]) -> Trained:
     """Of one seed."""
     error, right = test
-    reports = [before, *(block.sweeps for block in blocks)]
     return Trained(
         losses=np.concatenate([block.losses for block in blocks]),
         seconds=np.array([block.seconds for block in blocks]),
         validation=np.array([block.validation for block in blocks]),
         error=np.asarray(error),
         right=np.asarray(right),
-        sweeps=np.array([report.most for report in reports]),
-        fell_back=np.array([report.fell_back for report in reports]),
-        methods=np.array([report.method for report in reports]),
+        params=jax.tree.map(lambda *leaves: np.stack(leaves), before, *(block.params for block in blocks)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import jax
@@ -43,15 +43,15 @@ class Parallel(Table):
     method: Method = "auto"
     methods: dict[Name, Method] = Field(default={})  # for a model that wants another
     chunks: int = Field(default=0, ge=0)  # 0: as many as it finds right
+    max_iterations: int = Field(default=0, ge=0)  # 0: its default
 
 
 class Network(NamedTuple):
-    """A model, and where in it the recurrences are: ``members[n]`` for n in ``blocks`` begins with ``recurrence``."""
+    """A model, and what of it the table tells."""
 
     model: jr.Layer
-    members: tuple[jr.Cell | jr.Layer, ...]
-    recurrence: jr.Layer
-    blocks: tuple[int, ...]
+    layers: int  # that are recurrences
+    features: int
 
 
 def lifted(cell: jr.Cell, way: Way, **options: Any) -> jr.Layer:
@@ -69,37 +69,33 @@ def network(settings: Model, parallel: Parallel, name: Name, way: Way, channels:
     options: dict[str, Any] = {}
     if way == "parallel":
         options["method"] = parallel.methods.get(name, parallel.method)
-        if parallel.chunks:
-            options["chunks"] = parallel.chunks
-    recurrence = lifted(CELLS[name](channels if name in GATED else H, H), way, **options)
+        options |= {o: n for o, n in (("chunks", parallel.chunks), ("max_iterations", parallel.max_iterations)) if n}
     if name in GATED:
-        members: tuple[Any, ...] = (jr.stack(recurrence), jr.readout(H, channels))
-        blocks: tuple[int, ...] = (0,)
-    else:
-        block = jr.residual(jr.stack(recurrence, jr.dense(H, H, activation="gelu")))
-        first = jr.dense(channels, H, activation="relu")
-        members = (first, *[block] * settings.layers, jr.readout(H, channels))
-        blocks = tuple(range(1, 1 + settings.layers))
-    return Network(jr.stack(*members), members, recurrence, blocks)
+        recurrence = lifted(CELLS[name](channels, H), way, **options)
+        return Network(jr.stack(recurrence, jr.readout(H, channels)), 1, H)
+    recurrence = lifted(CELLS[name](H, H), way, **options)
+    block = jr.residual(jr.stack(recurrence, jr.dense(H, H, activation="gelu")))
+    first, last = jr.dense(channels, H, activation="relu"), jr.readout(H, channels)
+    return Network(jr.stack(first, *[block] * settings.layers, last), settings.layers, H)
 
 
-class Sweeps(NamedTuple):
-    """What a run in parallel took, the recurrences of a network together."""
+class Asked(NamedTuple):
+    """What one sequence takes in parallel, by parameters that get better."""
 
-    method: str
-    most: int  # sweeps over the sequence, of the recurrence that took the most
-    fell_back: int  # how many chunks were run one after the other after all
+    sweeps: list[int]  # by chunks that are never left to the scan, until they agree; the recurrence that takes the most
+    methods: list[str]  # by which it was run, at first and at last
+    fell_back: list[int]  # chunks that were left to the scan, at first and at last
 
 
-def sweeps(net: Network, params: PyTree, xs: jax.Array) -> Sweeps:
-    """Ask each recurrence of a network how it ran over what arrives at it."""
-    reports = []
-    for index, (member, own) in enumerate(zip(net.members, params, strict=True)):
-        if index in net.blocks:
-            reports.append(jr.convergence(net.recurrence, own[0], xs))
-        xs = jr.stack(member).apply((own,), xs)[1]
-    return Sweeps(
-        ", ".join(dict.fromkeys(report.method for report in reports)),
-        max(report.sweeps for report in reports),
-        sum(report.fell_back for report in reports),
+def ask(
+    settings: Model, parallel: Parallel, name: Name, channels: int, params: Sequence[PyTree], xs: jax.Array
+) -> Asked:
+    """Ask ``jr.convergence`` about each parameter set; it compiles anew every time, which takes seconds."""
+    patient = Parallel(method="chunks", chunks=parallel.chunks, max_iterations=len(xs))  # more than there are chunks
+    model, of_training = (network(settings, p, name, "parallel", channels).model for p in (patient, parallel))
+    ends = [jr.convergence(of_training, params[n], xs, repeats=None) for n in (0, -1)]
+    return Asked(
+        [jr.convergence(model, own, xs, repeats=None).sweeps for own in params],
+        [report.method for report in ends],
+        [report.fell_back for report in ends],
     )

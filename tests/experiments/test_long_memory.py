@@ -47,39 +47,34 @@ def test_a_linear_recurrence_stands_between_dense_layers():
 
 
 def test_every_recurrence_runs_as_it_is_told(monkeypatch):
-    """And is asked about what arrives at it."""
-    told, asked = [], []
+    told = []
 
     def parallel(cell, **options):
         told.append(options)
         return jr.scan(cell)
 
-    def convergence(layer, params, xs):
-        asked.append((params, xs))
-        return [Report("chunks", 3, 1), Report("newton", 2, 4)][len(asked) - 1]
-
-    monkeypatch.setattr(jr, "parallel", parallel, raising=False)
-    monkeypatch.setattr(jr, "convergence", convergence, raising=False)
-    settings = networks.Parallel(method="newton", methods={"lru": "associative"}, chunks=8)
+    monkeypatch.setattr(jr, "parallel", parallel)
+    settings = networks.Parallel(method="newton", methods={"lru": "associative"}, chunks=8, max_iterations=3)
     network("gru", "parallel", parallel=settings)
     network("lru", "parallel", parallel=settings)
-    net = network("min_gru", "parallel", min_gru=4)
-    assert told == [{"method": "newton", "chunks": 8}, {"method": "associative", "chunks": 8}, {"method": "auto"}]
-
-    params, xs = randomised(net.model.init(jax.random.key(0)), 1), draw((6, 2, 3), 2)
-    assert networks.sweeps(net, params, xs) == networks.Sweeps("chunks, newton", 3, 5)
-    (p1, x1), (p2, x2) = asked
-    first, (rec1, dense), (rec2, _), _ = params
-    h = jnp.maximum(xs @ first.W_hy + first.b_y, 0)
-    np.testing.assert_allclose(x1, h, rtol=1e-5, atol=1e-6)
-    h = h + jax.nn.gelu(jr.scan(jr.min_gru(4, 4)).apply(rec1, h)[1] @ dense.W_hy + dense.b_y)
-    np.testing.assert_allclose(x2, h, rtol=1e-5, atol=1e-6)
-    assert p1 is rec1 and p2 is rec2
+    network("min_gru", "parallel")
+    limits = {"chunks": 8, "max_iterations": 3}
+    assert told == [{"method": "newton", **limits}, {"method": "associative", **limits}, {"method": "auto"}]
 
 
-class Report:
-    def __init__(self, method, sweeps, fell_back):
-        self.method, self.sweeps, self.fell_back = method, sweeps, fell_back
+def test_sweeps_are_as_many_as_there_are_chunks_where_nothing_is_forgotten():
+    """And one where all is: a min_gru whose gates are shut, and open."""
+    model = networks.Model(hidden_sizes={"min_gru": 2}, layers=1)
+    parallel = networks.Parallel(method="chunks", chunks=8)
+    net = networks.network(model, parallel, "min_gru", "parallel", 3)
+    params = randomised(net.model.init(jax.random.key(0)), 1)
+
+    def with_gate(b):
+        first, (cell, dense), last = params
+        return first, (cell._replace(b=cell.b.at[:2].set(b)), dense), last
+
+    found = networks.ask(model, parallel, "min_gru", 3, [with_gate(40.0), with_gate(-9.0)], draw((32, 1, 3), 2))
+    assert found.sweeps == [1, 7] and found.methods == ["chunks", "chunks"] and found.fell_back == [0, 8]
 
 
 TASK = learning.Task(length=12, pulse_rate=0.2, validation=3, test=3)
@@ -100,20 +95,8 @@ def test_learning_is_that_of_a_plain_loop_and_the_best_block_is_tested():
     turned = net._replace(
         model=net.model._replace(apply=lambda p, xs: jax.tree.map(lambda a: a, net.model.apply(p, xs)))
     )
-    asked = []
-
-    def ask(asked_net, params, xs):
-        asked.append(xs.shape)
-        assert asked_net is turned
-        return networks.Sweeps("chunks", len(asked), 0)
-
     nets = {"scan": net, "parallel": turned, "nudged": net}
-    trained = learning.learn(TASK, TRAIN, nets, 0.3, ask)
-    assert asked == 8 * [
-        (12, 2, 3)
-    ]  # of two seeds before and after three blocks, on as many sequences as are trained on
-    np.testing.assert_array_equal(trained["parallel"].sweeps, [[1, 2, 3, 4], [5, 6, 7, 8]])
-    assert (trained["scan"].sweeps == 0).all() and set(trained["scan"].methods.ravel()) == {"scan"}
+    trained = learning.learn(TASK, TRAIN, nets, 0.3)
 
     optimizer = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(optax.cosine_decay_schedule(0.3, 6)))
     error = lambda params, runs: jnp.mean((net.model.apply(params, runs.pulses)[1] - runs.memories) ** 2)
@@ -136,6 +119,7 @@ def test_learning_is_that_of_a_plain_loop_and_the_best_block_is_tested():
             of = trained[run]
             np.testing.assert_allclose(of.losses[index], losses, rtol=1e-5)
             np.testing.assert_allclose(of.validation[index], validation, rtol=1e-5)
+            jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i, 3], b, rtol=1e-4), of.params, params)
             np.testing.assert_allclose(of.error[index], tested[int(np.argmin(validation))], rtol=1e-5)
     nudged = np.abs(trained["nudged"].losses / trained["scan"].losses - 1)
     assert nudged.max() < 1e-5 and nudged.max(-1).min() > 0
@@ -145,24 +129,17 @@ def test_learning_is_that_of_a_plain_loop_and_the_best_block_is_tested():
 def test_a_line_of_the_table_by_hand():
     config = long_memory.Config(experiment="long_memory", train=learning.Train(blocks=2, block_steps=2, seeds=(0, 1)))
     common = {"validation": np.ones((2, 2)), "error": np.array([0.1, 0.3]), "right": np.array([0.9, 1.0])}
-    quiet = {"sweeps": np.zeros((2, 3)), "fell_back": np.zeros((2, 3)), "methods": np.full((2, 3), "scan")}
-    scan = learning.Trained(losses=np.full((2, 4), 2.0), seconds=np.array([[1.0, 2], [3, 4]]), **common, **quiet)
+    scan = learning.Trained(np.full((2, 4), 2.0), np.array([[1.0, 2], [3, 4]]), **common, params=())
     losses = np.array([[2.0, 2.5, 2, 2], [2, 2, 2, 1]])
-    parallel = learning.Trained(
-        losses=losses,
-        seconds=np.array([[0.5, 4], [3, 4]]),
-        **common,
-        sweeps=np.array([[1, 5, 9], [2, 5, 12]]),
-        fell_back=np.array([[0, 1, 1], [0, 2, 5]]),
-        methods=np.array([["chunks", "chunks", "scan"], ["chunks", "scan", "scan"]]),
-    )
-    compared = long_memory.Compared("gru", "1 × 4", 1234, {"scan": scan, "parallel": parallel, "nudged": scan})
+    parallel = learning.Trained(losses, np.array([[0.5, 4], [3, 4]]), **common, params=())
+    by_run, asked = {"scan": scan, "parallel": parallel, "nudged": scan}, networks.Asked([1, 5, 9], ["a", "b"], [0, 64])
+    compared = long_memory.Compared("gru", "1 × 4", 1234, by_run, asked)
     first, second, third = (long_memory.row(config, compared, way) for way in ("scan", "parallel", "nudged"))
     shared = ("1 × 4", "1,234", "0.2000 ± 0.1414", "95.0 ± 7.1 %")
     assert first == ("gru", "scan", *shared, "1250.0", *5 * ["–"])
-    beside = ("0.75 → 1.50", "1.5 → 10.5", "0 → 3", "2e-01", "5e-01")
+    beside = ("0.75 → 1.50", "1 → 9", "0 → 64", "2e-01", "5e-01")
     assert third == ("gru", "nudged", *shared, "1250.0", "1.00 → 1.00", "–", "–", "0e+00", "0e+00")
-    assert second == ("gru", "parallel: chunks, scan", *shared, "1750.0", *beside)
+    assert second == ("gru", "parallel: a, b", *shared, "1750.0", *beside)
 
 
 def test_a_nudge_is_a_unit_in_the_last_place():
@@ -170,7 +147,7 @@ def test_a_nudge_is_a_unit_in_the_last_place():
     assert nudged.tolist() == [1 + 2**-23, -1 + 2**-24]
 
 
-@pytest.mark.parametrize("runs", [["scan"], ["scan", "nudged"]])
+@pytest.mark.parametrize("runs", [["scan"], ["scan", "parallel", "nudged"]])
 def test_a_tiny_run_leaves_files_that_agree(runs, tmp_path, capsys):
     path = tmp_path / "tiny.toml"
     path.write_text(
@@ -185,6 +162,11 @@ def test_a_tiny_run_leaves_files_that_agree(runs, tmp_path, capsys):
     (compared,) = json.loads((run / "summary.json").read_text())["compared"]
     assert compared["model"] == "gru" and list(compared["runs"]) == runs
     assert np.shape(compared["runs"]["scan"]["losses"]) == (2, 4)
+    if "parallel" in runs:
+        assert np.shape(compared["asked"]["sweeps"]) == (2,)
+        np.testing.assert_allclose(
+            compared["runs"]["parallel"]["losses"], compared["runs"]["scan"]["losses"], rtol=1e-5
+        )
     lines = (run / "table.md").read_text().splitlines()
     assert lines[2].startswith("| gru | scan | 1 × 4 | 111 |")
     assert f"written to {run}" in capsys.readouterr().out
