@@ -19,8 +19,8 @@ Method = Literal["auto", "chunks", "newton", "associative", "scan"]
 
 CELLS: dict[Name, Callable[[int, int], jr.Cell]] = {
     # Tallec & Ollivier 2018, for lags that are short beside those of the task: what is longer has to be learned.
-    "gru": lambda I, H: jr.gru(I, H, T_max=32),
-    "lstm": lambda I, H: jr.lstm(I, H, T_max=32),
+    "gru": lambda I, H: jr.gru(I, H, T_max=8),
+    "lstm": lambda I, H: jr.lstm(I, H, T_max=8),
     "min_gru": jr.min_gru,
     # Orvieto et al. 2023: a ring near the unit circle and small phases, for long sequences.
     "lru": lambda I, H: jr.lru(I, H, r_min=0.9, r_max=0.9999, max_phase=math.pi / 10),
