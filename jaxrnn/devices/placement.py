@@ -20,7 +20,7 @@ def varying_axes(tree: PyTree) -> frozenset[str]:
     for leaf in jax.tree.leaves(tree):
         if not hasattr(leaf, "dtype"):  # a number or a function among a user's parameters
             continue
-        kind = jax.typeof(leaf)
+        kind = leaf if isinstance(leaf, jax.core.ShapedArray) else jax.typeof(leaf)
         manual = getattr(kind, "manual_axis_type", None)
         axes |= frozenset(manual.varying if manual is not None else getattr(kind, "vma", ()))
     return axes
