@@ -22,6 +22,7 @@ from experiments.long_memory.networks import Model, Name, Parallel
 from experiments.runner import report
 from experiments.runner.config import Many, Table
 
+ALIKE = 0.01  # losses that are apart by less, as a share
 SMALLEST = float(np.finfo(np.float32).epsneg)  # that two losses can be apart and differ; drawn for those that do not
 
 
@@ -110,7 +111,7 @@ def milliseconds(config: Config, trained: Trained) -> float:
 def rows(config: Config, everything: Sequence[Compared]) -> list[tuple[str, ...]]:
     """The table, its header first: a line for each model and run."""
     measured = ("layers × units", "parameters", "test MSE", "bits right", "ms a step")
-    beside = ("of the scan's", "sweeps", "fell back", f"loss apart, {config.train.block_steps} steps", "all steps")
+    beside = ("of the scan's", "sweeps", "fell back", f"loss apart, {config.train.block_steps} steps", "alike for")
     body = (row(config, compared, way) for compared in everything for way in config.runs)
     return [("model", "run", *measured, *beside), *body]
 
@@ -126,13 +127,19 @@ def row(config: Config, compared: Compared, way: Run) -> tuple[str, ...]:
     if way != "scan" and "scan" in compared.by_run:
         apart = compared.apart(way)
         beside[0] = first_and_last(compared.ratio(way), ".2f")
-        beside[3:] = [f"{apart[:, : config.train.block_steps].max():.0e}", f"{apart.max():.0e}"]
+        beside[3:] = [f"{apart[:, : config.train.block_steps].max():.0e}", f"{alike_for(apart):,} steps"]
     by: str = way
     if way == "parallel" and (asked := compared.asked):
         beside[1] = f"{asked.sweeps[0]} → {asked.sweeps[-1]}"
         beside[2] = " → ".join(map(str, asked.fell_back))
         by = f"parallel: {', '.join(dict.fromkeys(asked.methods))}"
     return compared.name, by, compared.units, f"{compared.parameters:,}", *measured, *beside
+
+
+def alike_for(apart: np.ndarray) -> int:
+    """For how many steps the losses (seeds, steps) of every seed are alike."""
+    unlike = (apart > ALIKE).any(0)
+    return int(unlike.argmax()) if unlike.any() else len(unlike)
 
 
 def first_and_last(values: np.ndarray, form: str) -> str:
@@ -151,8 +158,9 @@ def notes_of(config: Config, seconds: float) -> list[str]:
         f"first block → in the last, of {train.blocks} of {train.block_steps} steps; the two took turns by blocks. "
         "Sweeps: those after which all chunks of a validation sequence agree, before training → after it, first seed; "
         "fell back: the chunks that were left to the scan in place of so many. Loss apart: the largest difference from "
-        "the scan's loss at the same step, as a share of it, all seeds. Nudged: the scan again, from parameters that "
-        "are a unit in the last place higher, for what rounding alone does, and what the clock.",
+        f"the scan's loss at the same step, as a share of it, all seeds; alike for: the steps until one is {ALIKE:.0%} "
+        "apart. Nudged: the scan again, from parameters that are a unit in the last place higher, for what rounding "
+        "alone does, and what the clock.",
         f"All rows together took {seconds:.0f} seconds, compilation included.",
     ]
 

@@ -137,8 +137,8 @@ def test_a_line_of_the_table_by_hand():
     first, second, third = (long_memory.row(config, compared, way) for way in ("scan", "parallel", "nudged"))
     shared = ("1 × 4", "1,234", "0.2000 ± 0.1414", "95.0 ± 7.1 %")
     assert first == ("gru", "scan", *shared, "1250.0", *5 * ["–"])
-    beside = ("0.75 → 1.50", "1 → 9", "0 → 64", "2e-01", "5e-01")
-    assert third == ("gru", "nudged", *shared, "1250.0", "1.00 → 1.00", "–", "–", "0e+00", "0e+00")
+    beside = ("0.75 → 1.50", "1 → 9", "0 → 64", "2e-01", "1 steps")
+    assert third == ("gru", "nudged", *shared, "1250.0", "1.00 → 1.00", "–", "–", "0e+00", "4 steps")
     assert second == ("gru", "parallel: a, b", *shared, "1750.0", *beside)
 
 
