@@ -20,10 +20,10 @@ PyTree = Any
 LONGEST = np.iinfo(np.int32).max  # times, steps and sizes of axes are int32
 
 
-def nearest(name: Any, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` where a known name is close, else nothing."""
+def nearest(name: Any, known: Iterable[str], otherwise: str = ".") -> str:
+    """The end of a sentence: ``"; did you mean 'x'?"`` where a known name is close."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else otherwise
 
 
 def check_sizes(who: str, **sizes: Any) -> None:
@@ -99,7 +99,7 @@ def check_choice(who: str, name: str, value: Any, known: Iterable[str], *, or_fu
         return
     also = " or a function" if or_function else ""
     raise ValueError(
-        f"{who}: {name} must be one of {', '.join(map(repr, known))}{also}, got {value!r}{nearest(value, known)}."
+        f"{who}: {name} must be one of {', '.join(map(repr, known))}{also}, got {value!r}{nearest(value, known)}"
     )
 
 

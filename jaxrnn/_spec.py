@@ -160,8 +160,8 @@ def _name_unknown_options(record: Any) -> None:
     def unknown(options: Iterable[str]) -> str | None:
         for name in options:
             if name not in record._fields:
-                meant = nearest(name, record._fields) or f"; the options are {', '.join(record._fields)}."
-                return f"{record.__name__}: unknown option {name!r}{meant}"
+                known = f"; the options are {', '.join(record._fields)}."
+                return f"{record.__name__}: unknown option {name!r}{nearest(name, record._fields, known)}"
         return None
 
     @functools.wraps(make)
@@ -304,14 +304,14 @@ def build(spec: Spec | dict[str, Any]) -> Any:
     if not isinstance(spec, Spec):
         spec = Spec.from_dict(spec)
     if spec.kind not in FACTORIES:
+        kinds = f"; known kinds: {', '.join(sorted(FACTORIES, key=str.lower))}."
         raise ValueError(
-            f"build: no cell, layer or model is called {spec.kind!r}{nearest(spec.kind, FACTORIES)}; "
-            f"known kinds: {', '.join(sorted(FACTORIES, key=str.lower))}."
+            f"build: no cell, layer or model is called {spec.kind!r}{nearest(spec.kind, FACTORIES, kinds)}"
         )
     factory = factory_of(spec.kind)
     known = inspect.signature(factory).parameters
     for name, _ in spec.options:
         if name not in known:
-            raise ValueError(f"build: {spec.kind} has no option {name!r}{nearest(name, known)}.")
+            raise ValueError(f"build: {spec.kind} has no option {name!r}{nearest(name, known)}")
     options = {name: build(value) if isinstance(value, Spec) else value for name, value in spec.options}
     return factory(*map(build, spec.children), **options)

@@ -20,6 +20,7 @@ def assert_fails(call, error, words):
     """Under ``eval_shape``, where nothing is computed: what fails there fails while tracing."""
     with pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, words))) as info:
         jax.eval_shape(call)
+    assert not str(info.value).endswith("?."), f"ends twice: {info.value}"
     assert Path(jr.__file__).parent in Path(info.traceback[-1].path).parents, f"raised in {info.traceback[-1].path}"
 
 

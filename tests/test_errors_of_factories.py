@@ -116,10 +116,12 @@ SPECS = {
     "unknown kind": (
         lambda: jr.build({"kind": "lsmt"}),
         ValueError,
-        [
-            "build: no cell, layer or model is called 'lsmt'; did you mean 'lstm'?",
-            "known kinds: bidirectional, branch, Budget, ",
-        ],
+        ["build: no cell, layer or model is called 'lsmt'; did you mean 'lstm'?"],
+    ),
+    "unknown kind like no other": (
+        lambda: jr.build({"kind": "wavenet"}),
+        ValueError,
+        ["build: no cell, layer or model is called 'wavenet'; known kinds: bidirectional, branch, Budget, "],
     ),
     "unknown option": (
         lambda: jr.build({"kind": "lstm", "options": {"input_size": 3, "hiden_size": 5}}),

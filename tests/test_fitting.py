@@ -192,7 +192,7 @@ def test_names_that_are_taken_are_refused(tmp_path):
 
         with pytest.raises(ValueError, match=f"'{name}' cannot be the name of a measure"):
             training.fit(block, jnp.zeros(()), steps=1, block_steps=1, records=records, labels=labels)
-    with pytest.raises(ValueError, match=r"there is no measure 'los'; did you mean 'loss'\?; the block gives loss"):
+    with pytest.raises(ValueError, match=r"there is no measure 'los'; the block gives loss; did you mean 'loss'\?$"):
         training.patience("los", 2)([training.BlockResult(1, {"loss": np.array(1.0)})])
 
 

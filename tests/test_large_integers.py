@@ -10,6 +10,7 @@ import pytest
 
 import jaxrnn as jr
 from jaxrnn import training
+from jaxrnn.combine import BiParams
 from tests.cases import B, H, I, T
 from tests.faces import CALLS, functions
 
@@ -35,7 +36,7 @@ RUNS = {
     "residual": lambda p, xs, **options: jr.residual(jr.scan(jr.elman(I, I))).apply(p, xs, **options),
     "stack": lambda p, xs, **options: jr.stack(CELL).apply((p,), xs, **options),
     "bidirectional": lambda p, xs, **options: jr.bidirectional(CELL, CELL, merge=jnp.subtract).apply(
-        jr.BiParams(p, p), xs, **options
+        BiParams(p, p), xs, **options
     ),
     "tbptt": run(jr.tbptt(CELL, window=2)),
     "trace_gates": lambda p, xs, **options: jr.trace_gates(jr.gru(I, H), p, xs, **options),

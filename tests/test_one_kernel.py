@@ -140,6 +140,18 @@ def test_derivatives_and_vmap_of_it(of, traced, x64):
     assert_close(got, want, 1e-10)
 
 
+@pytest.mark.parametrize("name, sums", [("gru", 3), ("gru after", 4)])
+def test_a_kernel_puts_out_the_cotangent_of_each_sum_once(name, sums):
+    """With the gate behind the product, that of h and that of x meet in two of three sums."""
+    cell = CELLS[name]()
+    params, xs = problem(cell)
+    traced = jax.make_jaxpr(jax.grad(loss(cell)))(params, xs).jaxpr
+    *_, backward = equations(traced, "scan")
+    assert [v.aval.shape for v in backward.params["jaxpr"].jaxpr.outvars] == [(1, H)] * (1 + sums), "of the carry, too"
+    products = [eqn.outvars[0].aval.shape for eqn in equations(traced, "dot_general")]
+    assert (I, 3 * H) in products, "one product for all pieces"
+
+
 # ---- rows and blocks ---------------------------------------------------------------------------
 
 
@@ -180,6 +192,17 @@ def test_products_of_one_row_are_done_block_by_block(monkeypatch, x64, steps, re
     assert_close(jax.jit(run)(params, xs), jax.jit(want)(params, xs), 1e-12)
     lowered = jax.jit(jax.grad(loss(cell))).lower(params, xs).as_text()
     assert f"tensor<{steps}x1x{4 * H}xf64>" in lowered, "a gradient has them all at once"
+
+
+def test_what_a_run_in_blocks_holds(monkeypatch):
+    """Blocks write into the outputs of the run, and read a product as it was made: less is held than the outputs."""
+    monkeypatch.setattr("jaxrnn.planning._rules.steps_of_a_block", lambda outputs: 4)
+    monkeypatch.setattr("jaxrnn.planning._rules.hoists_of_one_row", lambda weights: True)
+    cell = jr.elman(I, H)
+    params, xs = problem(cell, steps=103)
+    compiled = jax.jit(lambda *of: jr.scan(cell).apply(*of)[1]).lower(params, xs).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < xs.shape[0] * H * 4 / 4
+    assert f"f32[4,{H}]" in compiled.as_text() and f"f32[4,1,{H}]" not in compiled.as_text()
 
 
 # ---- under vmap --------------------------------------------------------------------------------
@@ -394,6 +417,7 @@ def test_every_operation_that_a_step_in_a_kernel_may_have():
         lambda x: x[:, 1:4],
         lambda x: jnp.split(x, 3, 1)[1],
         lambda x: jnp.concatenate([x, 2 * x], 1),
+        lambda x: jnp.stack([x, 2 * x], 1),
         lambda x: lax.pad(x, jnp.float32(0), ((0, 0, 0), (1, 2, 1))),
         lambda x: x.reshape(2, 3),
         lambda x: jnp.broadcast_to(x, (4, 6)),

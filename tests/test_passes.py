@@ -125,7 +125,8 @@ def test_each_pass_changes_this_step_and_none_its_values(planned):
 def test_a_pass_left_out_changes_no_number(name, monkeypatch, x64):
     """But for the order of sums: as in test_contract.py."""
     params, xs = CELL.init(None), draw((4, B, I), 1)
-    monkeypatch.delitem(PASSES, name)
+    others = {other: rewrite for other, rewrite in PASSES.items() if other != name}
+    monkeypatch.setattr("jaxrnn.planning.planned_scan.PASSES", others)  # deleted, it would come back as the last
     got, want = jax.jit(lambda: [gradient(CELL, plan)(params, xs) for plan in (ALL, "plain")])()
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
     assert name not in jr.explain(jr.scan(CELL, plan=ALL), params, xs).scans[0].programs
@@ -203,16 +204,23 @@ def test_spread(planned):
     assert [count(step.tangent.parts().once, "broadcast_in_dim") for step in (before, after)] == [1, 2]
 
 
+def widths_of_products(step):
+    kinds, ops = step.tangent.program.kinds, step.tangent.parts().each_step
+    return sorted(kinds[op.outputs[0]].shape[-1] for op in ops if op.name == "dot_general")
+
+
 def test_split_sums(planned):
     """The wide product of x that ``fuse`` made is three with ∂x, three with ∂W, each in a sum of its own."""
     before = planned.after("fuse", "linearize", "save", "spread")
     after = PASSES["split_sums"](before)
-    kinds = [step.tangent.program.kinds for step in (before, after)]
-    widths = [
-        sorted(kind[op.outputs[0]].shape[-1] for op in step.tangent.parts().each_step if op.name == "dot_general")
-        for kind, step in zip(kinds, (before, after), strict=True)
-    ]
-    assert widths == [[5, 5, 10, 10, 15, 15], [5, 5, 5, 5, 10, 10, 10, 10]]
+    assert [*map(widths_of_products, (before, after))] == [[5, 5, 10, 10, 15, 15], [5, 5, 5, 5, 10, 10, 10, 10]]
+
+
+@pytest.mark.parametrize("steps, widths", [(1, [5, 5, 10, 10, 15, 15]), (2, [5, 5, 5, 5, 10, 10, 10, 10])])
+def test_weights_are_split_where_they_are_fewer_than_what_comes_of_them(planned, steps, widths):
+    """45 weights, and 30 outputs a step."""
+    before = planned.after("fuse", "linearize", "save", "spread")._replace(steps=steps)
+    assert widths_of_products(PASSES["split_sums"](before)) == widths
 
 
 def test_sums_are_not_split_on_one_cpu_device(planned, monkeypatch):
@@ -242,6 +250,15 @@ def test_hoist(planned, plan, inside):
     of_weights = sorted(["(2, 5) @ (5, 10)", "(2, 5) @ (5, 5)", *of_x, *of_x])
     assert sorted(step.notes["contracted"]) == (of_weights if plan.contract else [])
     assert sorted(step.notes["added_in_loop"]) == ([] if plan.contract else of_weights)
+
+
+def test_a_kernel_adds_what_it_can(planned):
+    """The product with x alone leaves, not the sum with the bias, nor the pieces of it."""
+    names = []
+    for plan in (ALL, ALL._replace(one_kernel=True)):
+        step = PASSES["hoist"](planned.after("fuse", "linearize", "save")._replace(plan=plan))
+        names.append([op.name for op in step.primal.parts().all_steps])
+    assert names[1] == ["dot_general"] and set(names[0]) > {"dot_general"}, names
 
 
 def test_hoisting_leaves_one_sum_to_enter_the_loop(planned):

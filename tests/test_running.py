@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
+from jaxrnn.combine import BiParams
 from tests.cases import draw, randomised, weigh
 
 T, B, I, H = 6, 3, 3, 4
@@ -161,7 +162,7 @@ def test_bidirectional_directions_draw_apart():
     cell = jr.chain(jr.dropout(0.5), jr.readout(I, H))
     layer = jr.bidirectional(cell, cell)
     params = layer.init(jax.random.key(0))
-    params = jr.BiParams(params.forward, params.forward)
+    params = BiParams(params.forward, params.forward)
     ys = layer.apply(params, jnp.ones((T, B, I)), key=jax.random.key(1))[1]
     assert not np.allclose(ys[..., :H], ys[..., H:])
 

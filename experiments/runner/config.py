@@ -144,7 +144,7 @@ def load(
     name = content.get("experiment")
     if name not in EXPERIMENTS:
         known = " or ".join(map(repr, EXPERIMENTS))
-        came = f"got {_toml(name)}{nearest(name, EXPERIMENTS)}" if "experiment" in content else "it is missing"
+        came = f"got {_toml(name)}{nearest(name, EXPERIMENTS, '')}" if "experiment" in content else "it is missing"
         raise ConfigError(located(("experiment",), f"expected {known}, {came}"))
     schema = schema_of(name)
     try:
@@ -203,7 +203,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         there = [str(other) for other in path.parent.glob("*.toml")]
-        raise ConfigError(f"{path}: no such file{nearest(path, there)}") from None
+        raise ConfigError(f"{path}: no such file{nearest(path, there, '')}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError both are
@@ -283,12 +283,12 @@ def _explain(mistake: Any, schema: type[Table]) -> str:
     if kind == "extra_forbidden":
         *tables, key = mistake["loc"]
         known = _table_at(schema, tables).model_fields
-        return "unknown key" + (nearest(key, known) or f"; the keys are {', '.join(known)}")
+        return "unknown key" + nearest(key, known, f"; the keys are {', '.join(known)}")
     if kind == "value_error":  # a validator of ours, which says it all
         return str(context["error"])
     choices = re.findall(r"'([^']*)'", context["expected"]) if kind == "literal_error" else []
     wanted = WANTED[kind].format(**context) if kind in WANTED else mistake["msg"]
-    return f"{wanted}, got {_toml(mistake['input'])}{nearest(mistake['input'], choices)}"
+    return f"{wanted}, got {_toml(mistake['input'])}{nearest(mistake['input'], choices, '')}"
 
 
 def _table_at(schema: type[Table], tables: Sequence[str]) -> type[Table]:

@@ -29,7 +29,9 @@ def choose(study: Study, config: Any, directory: Path, model: str | None, seed: 
     models = list(study.models(config))
     model = models[0] if model is None else model
     if model not in models:
-        raise ConfigError(f"--model: expected {' or '.join(map(repr, models))}, got {model!r}{nearest(model, models)}")
+        raise ConfigError(
+            f"--model: expected {' or '.join(map(repr, models))}, got {model!r}{nearest(model, models, '')}"
+        )
     seeds = config.train.seeds
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:

@@ -54,7 +54,7 @@ def _with_numbers(who: str, option: str, value: tuple[Any, ...]) -> Function:
     if not isinstance(name, str) or name not in WITH_NUMBERS:
         known = ", ".join(map(repr, WITH_NUMBERS))
         raise ValueError(
-            f"{who}: {option} with numbers must begin with one of {known}, got {value!r}{nearest(name, WITH_NUMBERS)}."
+            f"{who}: {option} with numbers must begin with one of {known}, got {value!r}{nearest(name, WITH_NUMBERS)}"
         )
     compute = WITH_NUMBERS[name]
     wanted = list(inspect.signature(compute).parameters)[1:]

@@ -32,7 +32,7 @@ def gate_order(kind: str) -> GateOrder:
         (('r', 'z', 'n'), ())
     """
     if kind not in FACTORIES:
-        raise ValueError(f"gate_order: no kind of cell is called {kind!r}{nearest(kind, FACTORIES)}.")
+        raise ValueError(f"gate_order: no kind of cell is called {kind!r}{nearest(kind, FACTORIES)}")
     return getattr(sys.modules[FACTORIES[kind].__module__], "GATES", ())
 
 

@@ -200,7 +200,7 @@ def mesh_axes(who: str, mesh: Mesh, axes: str | Sequence[str] | None) -> tuple[s
     if unknown or not names or len(set(names)) < len(names):
         raise ValueError(
             f"{who}: axes must name one or more axes of the mesh, which has {', '.join(map(repr, mesh.axis_names))}, "
-            f"got {axes!r}{nearest(unknown[0], mesh.axis_names) if unknown else ''}."
+            f"got {axes!r}{nearest(unknown[0] if unknown else '', mesh.axis_names)}"
         )
     return names
 

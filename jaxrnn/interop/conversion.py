@@ -17,6 +17,7 @@ from jaxrnn._checks import check_params
 from jaxrnn._spec import Spec, defaults_of, factory_of
 from jaxrnn.cells.activations import ACTIVATIONS
 from jaxrnn.cells.fused import GateOrder
+from jaxrnn.combine import BiParams
 
 
 class Run(NamedTuple):
@@ -144,7 +145,7 @@ def model_of(levels: Sequence[Level]) -> tuple[Layer, PyTree]:
         cells = [jr.build(run.cell) for run in level.runs]
         if len(cells) == 2:
             members.append(jr.bidirectional(*cells, merge=level.merge or "concat"))
-            params.append(jr.BiParams(*(run.params for run in level.runs)))
+            params.append(BiParams(*(run.params for run in level.runs)))
         else:
             (run,) = level.runs
             members.append(jr.scan(cells[0], reverse=True) if run.reverse else jr.scan(cells[0]))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
-
 
 from jaxrnn._base import Cell, Layer, expect_cell, name_of
 from jaxrnn._checks import check_choice, check_sizes
@@ -98,7 +96,7 @@ def parallel(
 def _check_tolerance(who: str, tol: Any) -> None:
     if tol is None:
         return
-    if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
+    if isinstance(tol, bool) or not isinstance(tol, int | float):
         raise TypeError(f"{who}: tol must be a Python number above 0, or None, got {tol!r}.")
     if not 0 < tol < 1:
         raise ValueError(f"{who}: tol is relative to the carry and must be above 0 and below 1, got {tol!r}.")

@@ -40,7 +40,8 @@ in ``constants.py``; the choices of the user, in ``plan.py``.
 **An example.** A step of an Elman network, h = σ(h W_hh + x W_xh + b), batch 2, 3 inputs, 5 units:
 
     >>> import difflib, jax, jax.numpy as jnp, jaxrnn as jr
-    >>> layer = jr.scan(jr.elman(3, 5, activation=jax.nn.sigmoid), plan=jr.Plan(hoist=True, contract=True))
+    >>> plan = jr.Plan(hoist=True, contract=True, one_kernel=False)
+    >>> layer = jr.scan(jr.elman(3, 5, activation=jax.nn.sigmoid), plan=plan)
     >>> params = layer.init(jax.random.key(0))
     >>> programs = jr.explain(layer, params, jnp.ones((7, 2, 3))).scans[0].programs
     >>> print(programs["trace"])
@@ -204,7 +205,8 @@ JAX transposes this tangent where a gradient is asked for. The backward loop put
 loop reads ``am``. The line of ``s`` becomes ∂L/∂W_hh = Σ_t h_{t-1}ᵀ d_t, that of ``w`` ∂L/∂W_xh = Σ_t x_tᵀ d_t, each
 one contraction over time and batch; that of ``v`` becomes the gradient by x, d_t W_xhᵀ, one product for all t.
 
-``one_kernel`` leaves these loops of two rows as they are, and ``persistent_kernel`` all for which it is not asked.
+``one_kernel`` and ``persistent_kernel`` leave loops as they are where the plan says no. Of a loop that is to be one
+kernel ``hoist`` takes the product ``x W_xh`` alone, not its sum with b: in a kernel a sum costs nothing.
 """
 
 from jaxrnn.planning.explanation import Explanation, ScanExplanation, explain

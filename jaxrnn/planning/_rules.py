@@ -55,8 +55,8 @@ def hoists_of_one_row(weights: int) -> bool:
 def steps_of_a_block(outputs: int) -> int:
     """For how many steps products are done at once, before these, in a run without a gradient.
 
-    As many as keep these outputs, before and after a sum, in 48 KiB, which stay in a fast cache; at least 4, which read
-    the weights once.
+    As many as keep these outputs in 24 KiB, which stay in a fast cache beside the inputs of these steps and, where the
+    loop is no kernel, the sums of the outputs; at least 4, which read the weights once.
     """
     return max(4, 6 * 2**10 // outputs)
 

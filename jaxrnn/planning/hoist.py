@@ -15,8 +15,9 @@ from typing import Any
 from jaxrnn._base import is_narrow
 from jaxrnn.instruments.norms import by_rows, norm_of_product_p
 from jaxrnn.planning import _rules
+from jaxrnn.planning.one_kernel import is_small
 from jaxrnn.planning.planned_step import LoopProgram, PlannedStep
-from jaxrnn.programs.primitives import CHEAP, MOVABLE, PRODUCT, SUM, has
+from jaxrnn.programs.primitives import CHEAP, MOVABLE, PRODUCT, SUM, VIEW, has
 from jaxrnn.programs.program import Op, Program, Rewriting, reached_from
 
 NORM = norm_of_product_p.name
@@ -24,11 +25,13 @@ NORM = norm_of_product_p.name
 
 def hoist(step: PlannedStep) -> PlannedStep:
     """The step with products outside the loops of both programs, where the plan or its rules say so."""
-    primal, hoisted, _ = _hoist(step.primal, functools.partial(_rules.hoists, step.plan))
+    pays = functools.partial(_rules.hoists, step.plan)
+    primal, hoisted, _ = _hoist(step.primal, pays, in_kernel=bool(step.plan.one_kernel))
     step = step._replace(primal=primal).noting(hoisted=hoisted)
     if step.tangent is None:
         return step
-    tangent, contracted, added = _hoist(step.tangent, functools.partial(_rules.contracts, step.plan, steps=step.steps))
+    pays = functools.partial(_rules.contracts, step.plan, steps=step.steps)
+    tangent, contracted, added = _hoist(step.tangent, pays)
     return step._replace(tangent=tangent).noting(contracted=contracted, added_in_loop=added)
 
 
@@ -45,12 +48,14 @@ def in_blocks(step: PlannedStep) -> PlannedStep:
     return step._replace(primal=loop._replace(block=_rules.steps_of_a_block(ready) if ready else 0))
 
 
-def _hoist(loop: LoopProgram, pays: Callable[[int, int], bool]) -> tuple[LoopProgram, list[str], list[str]]:
+def _hoist(
+    loop: LoopProgram, pays: Callable[[int, int], bool], *, in_kernel: bool = False
+) -> tuple[LoopProgram, list[str], list[str]]:
     """The loop with its sums regrouped and what leaves it told; by name, the products that leave, those that stay.
 
     A value leaves the loop where it does not depend on the carry and holds a product that pays, by ``pays(weights,
     outputs)``, both in elements. The other terms of the sum that it enters leave with it, so that one array per sum
-    enters the loop.
+    enters the loop; but in a kernel a sum costs nothing, while outside it is an array more and a hand-over more.
     """
     program, narrow = loop.program, loop.narrow()
     varying = reached_from(program.ops, program.inputs)
@@ -80,16 +85,37 @@ def _hoist(loop: LoopProgram, pays: Callable[[int, int], bool]) -> tuple[LoopPro
                 outside.update(op.outputs)
         if outside.intersection(needs):
             outside.update(op.outputs)
+    if in_kernel:
+        outside = _without_last_sums(program, outside)
+        able = outside
+    else:
+        able |= program.fixed()
     if outside:
         program, sums = _regrouped(loop, able, outside)
         outside |= sums
     return loop._replace(program=program, outside=frozenset(outside)), left, stayed
 
 
+def _without_last_sums(program: Program, outside: set[int]) -> set[int]:
+    """What leaves a loop that is one kernel: not the sums and views at its end, where no more enters without them."""
+    varying, used, left = reached_from(program.ops, program.inputs), set(program.outputs), set(outside)
+    for op in reversed(program.ops):
+        if outside.isdisjoint(op.outputs):
+            continue
+        entering = varying.intersection(op.inputs)
+        more = sum(map(program.size, entering)) > sum(map(program.size, op.outputs))
+        may_stay = has(op.name, SUM | VIEW) and is_small(program, op) and entering <= outside and not more
+        if may_stay and used.isdisjoint(op.outputs):
+            left.difference_update(op.outputs)
+        else:
+            used.update(op.inputs)
+    return left
+
+
 def _regrouped(loop: LoopProgram, able: set[int], outside: set[int]) -> tuple[Program, set[int]]:
     """The program with the terms of each sum that may leave the loop added up first; these sums."""
     program = loop.program
-    carried, varying = reached_from(program.ops, loop.carry), reached_from(program.ops, program.inputs)
+    carried = reached_from(program.ops, loop.carry)
     makers = {n: op for op in program.ops for n in op.outputs}
     uses = Counter(n for op in program.ops for n in op.inputs)
     uses.update(program.outputs)
@@ -110,7 +136,7 @@ def _regrouped(loop: LoopProgram, able: set[int], outside: set[int]) -> tuple[Pr
                     todo.extend(makers[n].inputs)
                 else:
                     terms.append(n)
-            leaving = [n for n in terms if n in able or n not in varying]
+            leaving = [n for n in terms if n in able]
             if len(leaving) > 1 and not outside.isdisjoint(leaving):
                 bound = [n for n in terms if n not in leaving]
                 (total,) = regrouped.add("sum", _add, leaving, [kind])

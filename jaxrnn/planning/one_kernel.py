@@ -114,7 +114,7 @@ def _weights_multiplied(program: Program, weights: set[int]) -> int | None:
         elif _rows_by_weight(program, op, weights) == 1:
             total += max(map(program.size, op.inputs))
         elif op.name == "constant" or op.name.startswith("reduce"):
-            if not _is_small(program, op):
+            if not is_small(program, op):
                 return None
         elif not has(op.name, CHEAP):
             return None
@@ -135,7 +135,7 @@ def _all_fit(program: Program, ops: Sequence[Op], weights: set[int]) -> bool:
         if has(op.name, PRODUCT):
             rows = _rows_by_weight(program, op, weights)
             return rows is not None and 1 <= rows <= MOST_ROWS
-        return _is_small(program, op)
+        return is_small(program, op)
 
     return _have_dtypes(program, [*program.inputs, *program.outputs]) and all(
         fits(op) and _have_dtypes(program, [*op.inputs, *op.outputs]) for op in ops
@@ -176,7 +176,8 @@ def _have_dtypes(program: Program, values: Sequence[int]) -> bool:
     return all(program.kinds[n].dtype.name in DTYPES for n in values)
 
 
-def _is_small(program: Program, op: Op) -> bool:
+def is_small(program: Program, op: Op) -> bool:
+    """Whether a kernel can hold the operation, which is none of the products."""
     if op.name == "constant":
         return bool(np.size(op.params["value"]) <= SMALL)
     return has(op.name, CHEAP) and all(program.size(n) <= SMALL for n in (*op.inputs, *op.outputs))

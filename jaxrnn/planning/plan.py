@@ -69,8 +69,8 @@ def check_plan(who: str, plan: Any) -> None:
                 choices = "True, False or None" if open_to_rules else "True or False"
                 raise TypeError(f"{who}: Plan.{name} must be {choices}, got {value!r}.")
     elif not isinstance(plan, str) or plan not in ("auto", "plain"):
-        meant = nearest(plan.lower(), ("auto", "plain")) if isinstance(plan, str) else ""
-        raise ValueError(f"{who}: plan must be one of 'auto', 'plain' or a jr.Plan, got {plan!r}{meant or '.'}")
+        meant = nearest(plan.lower(), ("auto", "plain")) if isinstance(plan, str) else "."
+        raise ValueError(f"{who}: plan must be one of 'auto', 'plain' or a jr.Plan, got {plan!r}{meant}")
 
 
 def _check_persistent_kernel(who: str, value: Any) -> None:

@@ -15,9 +15,10 @@ from jaxrnn._base import flatten
 from jaxrnn.kernels.persistent import run_recurrence, run_transposed
 from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import LoopProgram
-from jaxrnn.programs.chunked import Chunking, chunked_scan
 from jaxrnn.programs.calls import as_gpu_kernel, as_one_kernel, on_one_cpu
-from jaxrnn.programs.counted import counted_scan, map_in_blocks
+from jaxrnn.programs.chunked import Chunking, chunked_scan
+from jaxrnn.programs.counted import counted_scan, loop_in_place, map_in_blocks
+from jaxrnn.programs.primitives import PRODUCT, has
 from jaxrnn.programs.program import Program, evaluate
 
 
@@ -70,11 +71,14 @@ def _run(
     of_consts = program.consts | dict(zip([*loop.consts, *loop.d_consts], consts, strict=True))
     fixed = of_consts | dict(zip(parts.fixed, evaluate(parts.once, of_consts, parts.fixed), strict=True))
     checkpoint = functools.partial(jax.checkpoint, prevent_cse=False) if recompute else lambda f: f
+    products = {n for op in parts.all_steps if loop.one_kernel and has(op.name, PRODUCT) for n in op.outputs}
+    squeezed = products.intersection(parts.ready).difference(program.outputs)  # (T, K): as (T, 1, K) XLA copies it
 
     @checkpoint
     def before_the_loop(fixed, xs):
         def one_step(x):
-            return evaluate(parts.all_steps, fixed | dict(zip(loop.x, x, strict=True)), parts.ready)
+            made = evaluate(parts.all_steps, fixed | dict(zip(loop.x, x, strict=True)), parts.ready)
+            return [jnp.squeeze(a) if n in squeezed else a for n, a in zip(parts.ready, made, strict=True)]
 
         return jax.vmap(one_step)(xs) if count is None else map_in_blocks(one_step, count, xs)
 
@@ -90,6 +94,7 @@ def _run(
 
     @checkpoint
     def step(fixed, carry, entering):
+        entering = entering | {n: entering[n].reshape(program.kinds[n].shape) for n in squeezed}
         known = fixed | dict(zip(loop.carry, carry, strict=True)) | entering
         values = evaluate(parts.each_step, known, outputs)
         return values[: loop.n_carry], [_padded(a, least) for a in values[loop.n_carry :]]
@@ -108,7 +113,13 @@ def _run(
         return made[: loop.n_carry], made[loop.n_carry :]
 
     if loop.block and count is None and isinstance(T, int) and loop.block < T and unroll == 1 and not least:
-        in_block = functools.partial(_block, step, reverse=reverse)
+
+        def in_block(fixed, carry, entering, ys, start, skipped):
+            body = lambda carry, x: step(fixed, carry, dict(zip(entering, x, strict=True)))
+            xs = list(entering.values())
+            turns = (0 if skipped is None else skipped, len(xs[0]))
+            return loop_in_place(body, turns, carry, xs, ys, reverse=reverse, offset=start)
+
         run_block = lambda carry, xs, *rest: compiled(in_block, fixed_inside, carry, made_ready(xs)[1], *rest)
         ys = [jnp.zeros((T, *program.kinds[n].shape), program.kinds[n].dtype) for n in parts.stacked]
         end, ys = _block_by_block(run_block, list(carry), list(xs), ys, loop.block, reverse=reverse)
@@ -120,8 +131,8 @@ def _run(
             return counted_scan(body, count, carry, list(entering.values()), reverse=reverse)
         if chunking is not None:
             body = lambda carry, x: step(fixed, carry, dict(zip(entering, x, strict=True)))
-            options = {"reverse": reverse, "chunking": chunking, "one_kernel": loop.one_kernel}
-            return chunked_scan(body, carry, list(entering.values()), **options)
+            xs, one_kernel = list(entering.values()), loop.one_kernel
+            return chunked_scan(body, carry, xs, reverse=reverse, chunking=chunking, one_kernel=one_kernel)
         length = T if isinstance(T, int) else None
         return jax.lax.scan(
             functools.partial(step, fixed), carry, entering, length=length, reverse=reverse, unroll=unroll
@@ -160,26 +171,9 @@ def _block_by_block(
         skipped = number * size - offset if T % size else None
         start = T - size - offset if reverse else offset
         part = lambda a: jax.lax.dynamic_slice_in_dim(a, start, size)
-        carry, made = run_block(carry, [part(x) for x in xs], [part(y) for y in ys], skipped)
-        write = lambda y, new: jax.lax.dynamic_update_slice_in_dim(y, new, start, 0)
-        return carry, list(map(write, ys, made))
+        return run_block(carry, [part(x) for x in xs], ys, start, skipped)
 
     return jax.lax.fori_loop(0, n_blocks, of_block, (carry, ys))
-
-
-def _block(step, fixed, carry, entering, ys, skipped, *, reverse):
-    """The steps of a block after those that are skipped, if any; the final carry, and ys with what they put out."""
-    size = len(jax.tree.leaves((entering, ys))[0])
-
-    def one(number, state):
-        carry, ys = state
-        t = size - 1 - number if reverse else number
-        at = lambda a: jax.lax.dynamic_index_in_dim(a, t, keepdims=False)
-        carry, made = step(fixed, carry, {n: at(a) for n, a in entering.items()})
-        write = lambda y, new: jax.lax.dynamic_update_index_in_dim(y, new, t, 0)
-        return carry, list(map(write, ys, made))
-
-    return jax.lax.fori_loop(0 if skipped is None else skipped, size, one, (carry, ys))
 
 
 def _kernels(loop: LoopProgram, step: Program, tree: Any, T: int, *, reverse: bool) -> dict[str, Any]:

@@ -25,7 +25,9 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.devices.placement import vary_alike
-from jaxrnn.programs.sweeping import Steps, Way, solve
+from jaxrnn.programs.all_at_once import run_all_at_once
+from jaxrnn.programs.run_of_steps import Steps, Way
+from jaxrnn.programs.sweeping import run_in_chunks
 
 Arrays = list[Any]
 
@@ -173,20 +175,34 @@ def _bind(
     xs: Sequence[Any],
     **params: Any,
 ) -> Arrays:
-    """The run of a jaxpr; what it closes over becomes arguments. Of the outputs, all but the report."""
-    closed = ClosedJaxpr(jaxpr.replace(invars=[*jaxpr.constvars, *jaxpr.invars], constvars=[]), [])
-    parts = Parts(len(consts), len(carry), len(guess), len(held))
-    arrays = [*consts, *carry, *guess, *held, *xs]
-    *made, report = chunked_scan_p.bind(*arrays, jaxpr=closed, parts=parts, length=xs[0].shape[0], **params)
+    """The run of a jaxpr; what it closes over becomes arguments. Of the outputs, all but the report, which is told."""
+    *made, report = _bind_with_report(jaxpr, consts, carry, guess, held, xs, **params)
     _tell(report, params["way"], xs[0].shape[0])
     return made
 
 
+def _bind_with_report(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    carry: Sequence[Any],
+    guess: Sequence[Any],
+    held: Sequence[Any],
+    xs: Sequence[Any],
+    **params: Any,
+) -> Arrays:
+    closed = ClosedJaxpr(jaxpr.replace(invars=[*jaxpr.constvars, *jaxpr.invars], constvars=[]), [])
+    parts = Parts(len(consts), len(carry), len(guess), len(held))
+    arrays = [*consts, *carry, *guess, *held, *xs]
+    return chunked_scan_p.bind(*arrays, jaxpr=closed, parts=parts, length=xs[0].shape[0], **params)
+
+
 def _run(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel):
-    consts, carry, guess, held, xs = parts.of(arrays)
+    consts, *rest = parts.of(arrays)
+    carry, guess, held, xs = vary_alike(*rest)
     step = functools.partial(jaxpr_as_fun(jaxpr), *consts)
     steps = Steps(step, len(carry), n_added, jaxpr.out_avals, xs, length, reverse, one_kernel)
-    return solve(steps, carry, guess, held[0] if held else None, way)
+    run = run_all_at_once if way.method == "newton" else run_in_chunks
+    return run(steps, carry, guess, held[0] if held else None, way).outputs()
 
 
 def _impl(*arrays, **params):
@@ -213,7 +229,7 @@ def _jvp(primals, tangents, *, jaxpr, parts, n_added, length, reverse, way, one_
 
     traced = jax.make_jaxpr(with_carries)(*_one_step(carry, xs))
     options = {"n_added": n_added, "reverse": reverse, "way": way, "one_kernel": False}
-    made = _bind(traced.jaxpr, traced.consts, carry, guess, held, xs, **options)
+    *made, report = _bind_with_report(traced.jaxpr, traced.consts, carry, guess, held, xs, **options)
     outputs, before = made[: len(made) - n], made[len(made) - n :]
 
     def tangent(*values):
@@ -242,7 +258,6 @@ def _jvp(primals, tangents, *, jaxpr, parts, n_added, length, reverse, way, one_
     d_made = iter(_bind(traced.jaxpr, traced.consts, d_start, zeros, held, entering, **options))
     floats = [jnp.issubdtype(a.dtype, jnp.inexact) for a in outputs]
     d_outputs = [next(d_made) if f else _no_tangent(a) for a, f in zip(outputs, floats, strict=True)]
-    report = jnp.zeros(way.kind_of_report().shape, way.kind_of_report().dtype)
     return [*outputs, report], [*d_outputs, _no_tangent(report)]
 
 

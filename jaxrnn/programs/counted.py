@@ -52,6 +52,33 @@ def counted_scan(
     return made[:n], made[n:]
 
 
+def loop_in_place(
+    body: Callable[[Arrays, Arrays], tuple[Arrays, Arrays]],
+    turns: tuple[Any, Any],
+    carry: Arrays,
+    xs: Arrays,
+    ys: Arrays,
+    *,
+    reverse: bool,
+    offset: Any = 0,
+) -> tuple[Arrays, Arrays]:
+    """The turns from the first to before the last of a loop, which cannot be transposed, over the steps of ``xs``.
+
+    What the body puts out is written into ``ys``, each at its step and so many steps further on. In reverse, turn 0 is
+    the last step.
+    """
+
+    def turn(i, state):
+        carry, ys = state
+        t = turns[1] - 1 - i if reverse else i
+        x = [jax.lax.dynamic_index_in_dim(a, t, keepdims=False, allow_negative_indices=False) for a in xs]
+        carry, new = body(carry, x)
+        write = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0, allow_negative_indices=False)
+        return carry, [write(a, y, offset + t) for a, y in zip(ys, new, strict=True)]
+
+    return jax.lax.fori_loop(*turns, turn, (carry, ys))
+
+
 def map_in_blocks(function: Callable[[Arrays], Arrays], count: jax.Array, xs: Arrays) -> Arrays:
     """``jax.vmap(function)(xs)`` for the first ``count`` steps of ``xs``, (T, …) each; any beyond."""
     T = xs[0].shape[0]
@@ -98,22 +125,14 @@ def _parts(arrays: Sequence[Any], n_consts: int, n_carry: int) -> tuple[Arrays, 
 def _run(count, *arrays, jaxpr, n_consts, n_carry, length, reverse):
     """As a while loop."""
     consts, carry, xs = _parts(arrays, n_consts, n_carry)
-    step = functools.partial(jaxpr_as_fun(jaxpr), *consts)
 
-    def turn(i, state):
-        carry, ys = state
-        t = count - 1 - i if reverse else i
-        x = (jax.lax.dynamic_index_in_dim(a, t, keepdims=False, allow_negative_indices=False) for a in xs)
-        made = step(*carry, *x)
-        new = [
-            jax.lax.dynamic_update_index_in_dim(a, y, t, 0, allow_negative_indices=False)
-            for a, y in zip(ys, made[n_carry:], strict=True)
-        ]
-        return made[:n_carry], new
+    def step(carry, x):
+        made = jaxpr_as_fun(jaxpr)(*consts, *carry, *x)
+        return made[:n_carry], made[n_carry:]
 
     ys = [jnp.zeros((length, *kind.shape), kind.dtype) for kind in jaxpr.out_avals[n_carry:]]
     ys, _ = vary_alike(ys, arrays)
-    carry, ys = jax.lax.fori_loop(0, count, turn, (carry, ys))
+    carry, ys = loop_in_place(step, (0, count), carry, xs, ys, reverse=reverse)
     return [*carry, *ys]
 
 

@@ -116,6 +116,7 @@ PRIMITIVES = {
     "transpose": CHEAP | VIEW,
     "broadcast_in_dim": CHEAP,
     "rev": CHEAP,
+    "stack": CHEAP,
     "unstack": CHEAP,
     "concatenate": CHEAP,
     "pad": CHEAP,

@@ -251,6 +251,13 @@ def _unstack(op: _View, rows: Sequence[Rows]) -> list[Rows]:
     return [_without(rows[0], (op.params["axis"],), op.name) for _ in op.made]
 
 
+def _stack(op: _View, rows: Sequence[Rows]) -> list[Rows]:
+    new = op.params["axis"]
+    (of,) = _elementwise(op._replace(made=op.shapes[:1]), rows)
+    moved = lambda axis: axis + (axis >= new)
+    return [Rows(None if of.axis is None else moved(of.axis), frozenset(map(moved, of.alike)))]
+
+
 def _convolution(op: _View, rows: Sequence[Rows]) -> list[Rows]:
     numbers = op.params["dimension_numbers"]
     if rows[1].axis is not None or op.params["batch_group_count"] != 1:
@@ -322,6 +329,7 @@ RULES: dict[str, Rule] = {
     "split": _along("axis"),
     "slice": _slice,
     "pad": _pad,
+    "stack": _stack,
     "unstack": _unstack,
     "gather": _gather,
     "custom_jvp_call": _custom_jvp,

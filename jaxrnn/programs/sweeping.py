@@ -3,6 +3,7 @@
 A sweep runs all chunks at once, each from the start that it has, and hands each end on as the start of the next chunk:
 
     probe      a few chunks from two carries, until both runs agree: so long does the recurrence remember
+    guess      a carry that is nowhere that of the run: what is asked for, and of each number a little more
     warm-up    every chunk, from the guess, for its last so many steps: a first start for the next
     sweeps     every chunk from its start, outputs written; again where what is handed on has moved, a few times
     the rest   where that did not end, or the probe did not see it end: all steps one by one
@@ -13,7 +14,8 @@ difference at a chunk's start or middle, d, comes out at its end, r; of a chunk 
 others halve what they are handed, and the error of every start is at most twice the largest r: a run is accepted where
 that is within the tolerance. The first sweep compares two runs whose difference was that of a guess to the truth; each
 further one, those before and after the starts moved. Where d is nothing and r is something, nothing is known, and there
-is one more sweep.
+is one more sweep. For the first to say something of every part of a carry, the guess must be wrong in every part: a unit
+that waits at 0, where the guess is, and grows from what is too small to be seen, would agree with it for many chunks.
 
 Differences are relative to the largest number of the same row and the same part of the carry, over all chunks. After m
 sweeps the first m chunks are exact, so a carry of integers, which agrees or does not, comes to rest as well.
@@ -22,61 +24,22 @@ sweeps the first m chunks are exact, so a carry of integers, which agrees or doe
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import flatten
 from jaxrnn.devices.placement import vary_alike, varying_axes
-from jaxrnn.programs.calls import as_one_kernel
+from jaxrnn.programs.run_of_steps import Arrays, Found, Outcome, Steps, Way, run_all, run_rest
 
-Arrays = list[Any]
 LOOK = 16  # steps of the probe between two looks
 ROUNDING = 4  # times the dtype's epsilon: what is no difference
 TOLERANCE = 32  # times the dtype's epsilon: the default
 PROBES = 4  # chunks that are looked at first
 NEAR = 0.25  # of the tolerance: where two runs of the probe agree
-
-
-class Way(NamedTuple):
-    """How a scan is run in chunks."""
-
-    chunks: int
-    sweeps: int  # after so many the rest is run step by step
-    tol: float | None = None  # relative to the carry; None: by its dtype
-    row_axes: int = 0  # the leading axes of a carry's leaves whose rows are apart
-    method: str = "chunks"  # "associative": the carry after a step is a * carry + b, leaf by leaf; "newton"
-    who: str = "parallel"  # for reports
-
-    def kind_of_report(self) -> Any:
-        return jax.core.ShapedArray((3 + self.sweeps,), jnp.dtype(jnp.float32))
-
-
-class Steps(NamedTuple):
-    """What is run: a step, and all that it reads."""
-
-    step: Callable[..., Sequence[Any]]  # (carry…, x…) -> carry…, what is added up over all steps…, y…
-    n_carry: int
-    n_added: int
-    kinds: Sequence[Any]  # of what the step gives
-    xs: Arrays  # (T, …) each
-    length: int
-    reverse: bool
-    one_kernel: bool = False  # run one by one, they can be one kernel of a CPU
-
-    def nothing_yet(self) -> tuple[Arrays, Arrays]:
-        """What is added up and what is stacked, before the first step."""
-        kinds, n = self.kinds[self.n_carry :], self.n_added
-        sums = [jnp.zeros(kind.shape, kind.dtype) for kind in kinds[:n]]
-        ys = [jnp.zeros((self.length, *kind.shape), kind.dtype) for kind in kinds[n:]]
-        sums, ys, _ = vary_alike(sums, ys, self.xs)
-        return sums, ys
-
-    def split(self, made: Sequence[Any]) -> tuple[Arrays, Arrays, Arrays]:
-        end = self.n_carry + self.n_added
-        return list(made[: self.n_carry]), list(made[self.n_carry : end]), list(made[end:])
+GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples, without their whole parts, fill the unit interval evenly
+ASIDE = 1 / 64  # of the largest number of a carry: by how much a guess is moved, at most
 
 
 class Sweeping(NamedTuple):
@@ -92,60 +55,14 @@ class Sweeping(NamedTuple):
     residuals: Any  # (sweeps,): the largest r of each sweep
 
 
-def solve(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Way) -> Arrays:
-    """``[*end, *sums, *ys, report]`` of the scan."""
-    start, guess, xs, held = vary_alike(start, guess, steps.xs, held)
-    chunks = Chunks(steps._replace(xs=xs), start, guess, held, way)
+def run_in_chunks(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Way) -> Outcome:
+    """The scan, by sweeps, exactly where it is linear, or step by step where the probe sees no end of sweeps."""
+    chunks = Chunks(steps, start, guess, held, way)
     if way.method == "associative":
-        found, numbers = chunks.run_linear()
-        residuals = jnp.full(way.sweeps, jnp.nan, jnp.float32)
-    else:
-        forgets, warm_up = chunks.probe()
-        found, numbers, residuals = jax.lax.cond(
-            forgets, lambda: chunks.run_in_sweeps(warm_up), lambda: chunks.not_run_in_sweeps(warm_up)
-        )
-    numbers = jnp.stack([a.astype(jnp.float32) for a in numbers])
-    return [*(a for part in found for a in part), jnp.concatenate([numbers, residuals])]
-
-
-Found = tuple[Arrays, Arrays, Arrays]  # of a run: its end, what was added up, what was put out
-
-
-def run_all(steps: Steps, start: Arrays) -> Found:
-    """All steps, one by one."""
-
-    def one(state, x):
-        carry, sums = state
-        carry, more, y = steps.split(steps.step(*carry, *x))
-        return (carry, [a + b for a, b in zip(sums, more, strict=True)]), y
-
-    def run(start, sums, xs):
-        (end, sums), ys = jax.lax.scan(one, (start, sums), xs, reverse=steps.reverse)
-        return [*end, *sums, *ys]
-
-    arrays, tree = flatten((start, steps.nothing_yet()[0], steps.xs))
-    flat = lambda *arrays: run(*tree.unflatten(arrays))
-    return steps.split(as_one_kernel(flat, *arrays) if steps.one_kernel else flat(*arrays))
-
-
-def run_rest(steps: Steps, start: Arrays, found: Found, wanted: Any) -> Found:
-    """All steps, one by one, written over what was found; none where that is not wanted.
-
-    A loop that takes no turn, and not a conditional, which would copy what was found.
-    """
-
-    def one(i, running):
-        carry, sums, ys = running
-        t = steps.length - 1 - i if steps.reverse else i
-        at = lambda a: jax.lax.dynamic_index_in_dim(a, t, keepdims=False)
-        carry, more, y = steps.split(steps.step(*carry, *map(at, steps.xs)))
-        write = lambda a, y: jax.lax.dynamic_update_index_in_dim(a, y, t, 0)
-        return carry, [a + b for a, b in zip(sums, more, strict=True)], list(map(write, ys, y))
-
-    end, sums, ys = found
-    begins = [jnp.where(wanted, a, b) for a, b in zip(start, end, strict=True)]
-    sums = [jnp.where(wanted, jnp.zeros_like(a), a) for a in sums]
-    return jax.lax.fori_loop(0, jnp.where(wanted, steps.length, 0), one, (begins, sums, ys))
+        return chunks.run_linear()
+    forgets, warm_up, aside = chunks.probe()
+    chunks = Chunks(steps, start, aside, held, way)
+    return jax.lax.cond(forgets, lambda: chunks.run_in_sweeps(warm_up), lambda: chunks.not_run_in_sweeps(warm_up))
 
 
 class Chunks:
@@ -175,21 +92,21 @@ class Chunks:
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Sweeping(jnp.int32(0), starts, moved, starts, sums, ys, jnp.bool_(False), residuals)
 
-    def run_in_sweeps(self, warm_up: Any) -> tuple[Found, tuple[Any, ...], Any]:
-        """What is found, numbers for the report, and the residuals: by sweeps, or where they do not end step by step."""
+    def run_in_sweeps(self, warm_up: Any) -> Outcome:
+        """By sweeps, or where they do not end step by step."""
 
         def goes_on(state: Sweeping) -> Any:
             return ~state.accepted & (state.number <= self.way.sweeps)
 
         state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up), self.begin())
         found = run_rest(self.steps, self.start, self.found(state), ~state.accepted)
-        return found, (state.accepted, state.number - 1, warm_up), state.residuals
+        return Outcome(found, state.accepted, state.number - 1, warm_up, state.residuals)
 
-    def not_run_in_sweeps(self, warm_up: Any) -> tuple[Found, tuple[Any, ...], Any]:
+    def not_run_in_sweeps(self, warm_up: Any) -> Outcome:
         """The same, of a run that sweeps would not pay for."""
         state = self.begin()
         found = run_all(self.steps, self.start)
-        return found, (state.accepted, state.number, warm_up), state.residuals
+        return Outcome(found, state.accepted, state.number, warm_up, state.residuals)
 
     def found(self, state: Sweeping) -> Found:
         end = [a[0 if self.steps.reverse else -1] for a in self.handed_on(state.ends)]
@@ -225,8 +142,8 @@ class Chunks:
             residuals=jnp.where(at_this, largest, state.residuals),
         )
 
-    def run_linear(self) -> tuple[Found, tuple[Any, ...]]:
-        """What is found of a carry <- a * carry + b, and numbers for the report.
+    def run_linear(self) -> Outcome:
+        """The run of a carry <- a * carry + b.
 
         What a chunk makes of its start is the product of its a. Where that is not finite, all is run step by step: only
         there is NaN what the scan makes of it.
@@ -251,7 +168,8 @@ class Chunks:
         accepted = self._agreed(wrong.astype(jnp.float32)) == 0
         found = self.found(begun._replace(ends=ends, sums=sums, ys=ys))
         found = run_rest(self.steps, self.start, found, ~accepted)
-        return found, (accepted, jnp.int32(1), jnp.int32(self.L))
+        residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
+        return Outcome(found, accepted, jnp.int32(1), jnp.int32(self.L), residuals)
 
     def handed_on(self, ends: Arrays) -> Arrays:
         """(K, …): the carry after each chunk; where all of a chunk is held, that before it."""
@@ -265,11 +183,12 @@ class Chunks:
 
         return list(map(leaf, ends, self.start))
 
-    def probe(self) -> tuple[Any, Any]:
-        """Whether the recurrence forgets fast enough for sweeps to pay, and how many steps a warm-up needs.
+    def probe(self) -> tuple[Any, Any, Arrays]:
+        """Whether the recurrence forgets fast enough for sweeps to pay, how many steps a warm-up needs, and a guess that
+        is wrong in every part.
 
-        Two runs of a few chunks, one from the guess and one from where another run from the guess has come in a few
-        steps: how long do they differ?
+        Two runs of a few chunks, one from that guess and one from where another run has come in a few steps: how long
+        do they differ?
         """
         K, L, T = self.K, self.L, self.steps.length
         chunks = sorted({round(i * (K - 2) / (PROBES - 1)) for i in range(PROBES)})
@@ -286,13 +205,17 @@ class Chunks:
             return list(made[: len(carry)]), held if held is None else held | self.held[at]
 
         def differs(carry, held):
-            scales = [_scale(a[0], a[1], self.way.row_axes) for a in carry]
+            scales = [jnp.maximum(_scale(a[0], a[1], self.way.row_axes), b) for a, b in zip(carry, sizes, strict=True)]
             d = self._difference([a[0] for a in carry], [a[1] for a in carry], scales, of_chunks=False)
             return self._agreed(d if held is None else jnp.where(held, 0, d))
 
         held = None if self.held is None else jnp.zeros_like(self.held[begins])
         carry, held = jax.lax.fori_loop(0, lag, advance, (guess, held))
-        carry = [jnp.where(_like(is_first, a), b, a) for a, b in zip(carry, guess, strict=True)]
+        seen = [(a[0], jnp.broadcast_to(b, a[0].shape)) for a, b in zip(carry, self.start, strict=True)]
+        sizes = [_scale(a, b, self.way.row_axes) for a, b in seen]
+        sizes = [jnp.where(size > 0, size, 1) for size in sizes]  # where there was nothing, of a carry of any size
+        aside = [self._aside(i, *a) for i, a in enumerate(zip(self.guess, sizes, strict=True))]
+        carry = [jnp.where(_like(is_first, a), b, a) for a, b in zip(carry, aside, strict=True)]
         at_first = differs(carry, held)
 
         def goes_on(state):
@@ -314,7 +237,20 @@ class Chunks:
         ends_anyway = self.way.sweeps >= K
         forgets = ends_anyway | (needed <= L * (self.way.sweeps - 1))
         warm_up = jnp.minimum(L, 1.5 * needed + LOOK).astype(jnp.int32)
-        return forgets, warm_up
+        return forgets, warm_up, aside
+
+    def _aside(self, number: int, guess: Any, size: Any) -> Any:
+        """A guess for the leaf of that number, each of its numbers a little larger, none as much as the next."""
+        if not jnp.issubdtype(guess.dtype, jnp.inexact):
+            return guess
+        features = guess.shape[self.way.row_axes :]
+        indices = jnp.arange(number, number + math.prod(features), dtype=jnp.float32).reshape(features)
+        parts = 0.5 + (indices * GOLDEN) % 1 / 2
+        little = max(ASIDE, 4 * self._tolerance(guess.dtype)) * jax.lax.broadcast_to_rank(parts, guess.ndim)
+        return guess + _like(size, guess).astype(guess.dtype) * little.astype(guess.dtype)
+
+    def _tolerance(self, dtype: Any) -> float:
+        return TOLERANCE * float(jnp.finfo(dtype).eps) if self.way.tol is None else self.way.tol
 
     def _advance(self, i: Any, running: tuple[Arrays, Arrays, Arrays]) -> tuple[Arrays, Arrays, Arrays]:
         """All chunks by one step."""
@@ -325,7 +261,7 @@ class Chunks:
         return carry, sums, list(map(write, ys, y))
 
     def _step_all(self, i: Any, carry: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        """Step i of each chunk, in the direction of the run: the carries after it, what is added up, what is put out."""
+        """Step i of each chunk, in the direction of the run: carries, what is added up, what is put out."""
         at = lambda a: jax.lax.dynamic_index_in_dim(a, self._at(i), 1, keepdims=False)
         return self.steps.split(jax.vmap(self.steps.step)(*carry, *map(at, self.xs)))
 
@@ -382,7 +318,7 @@ class Chunks:
         if not jnp.issubdtype(a.dtype, jnp.inexact):
             return jnp.where(a == b, 0, jnp.inf).astype(jnp.float32).max(features, initial=0)
         eps = float(jnp.finfo(a.dtype).eps)
-        tol = TOLERANCE * eps if self.way.tol is None else self.way.tol
+        tol = self._tolerance(a.dtype)
         scale = jnp.expand_dims(scale, tuple(range(scale.ndim, a.ndim - 1)))
         gap = jnp.where((a == b) | (jnp.isnan(a) & jnp.isnan(b)), 0, jnp.abs(a - b))
         gap = jnp.where(gap <= ROUNDING * eps * scale, 0, gap / (tol * scale))

@@ -121,11 +121,9 @@ def entry_of(who: str, path: Any, kept: Mapping[str, Any], name: str) -> dict[st
         return entries[name]
     if "" in entries:
         raise ValueError(f"{who}: {os.fspath(path)!r} holds one model, which has no name; leave {name!r} out.")
-    lacks = f", not {name!r}{nearest(name, entries)}" if name else ""
-    first = next(iter(entries))
+    lacks, fix = f", not {name!r}" if name else "", f"; name one of them: load(path, {next(iter(entries))!r})."
     raise ValueError(
-        f"{who}: {os.fspath(path)!r} holds the models {few([*map(repr, entries)])}{lacks}; name one of them: "
-        f"load(path, {first!r})."
+        f"{who}: {os.fspath(path)!r} holds the models {few([*map(repr, entries)])}{lacks}{nearest(name, entries, fix)}"
     )
 
 

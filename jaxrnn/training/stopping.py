@@ -33,8 +33,8 @@ class Patience(NamedTuple):
         known = history[-1].values
         if self.measure not in known:
             raise ValueError(
-                f"training.patience: there is no measure {self.measure!r}{nearest(self.measure, known)}; the block "
-                f"gives {', '.join(known)}."
+                f"training.patience: there is no measure {self.measure!r}; the block gives {', '.join(known)}"
+                + nearest(self.measure, known)
             )
         shape = np.shape(known[self.measure])
         # What a resumed training measures newly was not measured before.

@@ -14,7 +14,7 @@ import jaxrnn as jr
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn._checks import check_params
-from jaxrnn.combine import MERGES
+from jaxrnn.combine import MERGES, BiParams
 from jaxrnn.interop.conversion import in_dicts, refuse, refuse_class
 from jaxrnn.interop.flax._cells import (
     FlaxCell,
@@ -103,7 +103,7 @@ def from_linen(module: nn.Module, params: Mapping[str, Any]) -> tuple[Cell | Lay
         ahead, own_ahead = _from_run(module.forward_rnn, _dict("forward_rnn", params["forward_rnn"]))
         back, own_back = _from_run(module.backward_rnn, _dict("backward_rnn", params["backward_rnn"]))
         merge = merge_name(module.merge_fn, nn.Bidirectional.merge_fn)
-        return jr.bidirectional(ahead, back, merge=merge), jr.BiParams(own_ahead, own_back)
+        return jr.bidirectional(ahead, back, merge=merge), BiParams(own_ahead, own_back)
     return from_flax("from_linen", _read(module, params))
 
 

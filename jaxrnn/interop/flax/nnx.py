@@ -16,7 +16,7 @@ from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, check_model, name_of
 from jaxrnn._checks import check_params
 from jaxrnn._spec import Spec
-from jaxrnn.combine import MERGES
+from jaxrnn.combine import MERGES, BiParams
 from jaxrnn.interop.conversion import as_weights, check_shape, in_dicts, refuse, refuse_class
 from jaxrnn.interop.flax._cells import (
     FlaxCell,
@@ -97,7 +97,7 @@ def from_nnx(module: nnx.Module, weights: Mapping[str, Any] | None = None) -> tu
             refuse("from_nnx", "one RNN for both directions", "parameters are not shared here; give it two")
         (ahead, own_ahead), (back, own_back) = _from_run(module.forward_rnn), _from_run(module.backward_rnn)
         merge = merge_name(module.merge_fn, nnx.Bidirectional.merge_fn)
-        return jr.bidirectional(ahead, back, merge=merge), jr.BiParams(own_ahead, own_back)
+        return jr.bidirectional(ahead, back, merge=merge), BiParams(own_ahead, own_back)
     return from_flax("from_nnx", _read(module))
 
 

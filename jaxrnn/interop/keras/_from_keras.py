@@ -13,6 +13,7 @@ import numpy as np
 import jaxrnn as jr
 from jaxrnn._base import Cell, Layer, PyTree
 from jaxrnn.cells.fused import block, gate_order
+from jaxrnn.combine import BiParams
 from jaxrnn.interop.conversion import param_dtype, refuse, refuse_class, spec_of
 from jaxrnn.interop.keras._chains import chain_of
 from jaxrnn.interop.keras._names import (
@@ -164,7 +165,7 @@ def _member(keras: ModuleType, layer: Any, flipped: bool) -> tuple[Cell | Layer,
         ahead, own_ahead = _cell(keras, layer.forward_layer.cell)
         back, own_back = _cell(keras, layer.backward_layer.cell)
         (merge,) = (ours for ours, theirs in MERGES.items() if theirs == layer.merge_mode)
-        return jr.bidirectional(ahead, back, merge=merge), jr.BiParams(own_ahead, own_back), False
+        return jr.bidirectional(ahead, back, merge=merge), BiParams(own_ahead, own_back), False
     if type(layer) in (kinds.SimpleRNN, kinds.LSTM, kinds.GRU, kinds.RNN):  # a subclass may compute something else
         cell, params = _cell(keras, layer.cell)
         reverse = flipped != layer.go_backwards

@@ -115,7 +115,7 @@ def chosen(who: str, proto: Any, names: str | Sequence[str]) -> list[RecurrentNo
     for name in names:
         if name not in known:
             there = ", ".join(map(repr, known)) or "none"
-            raise ValueError(f"{who}: no recurrent node is named {name!r}{nearest(name, known)}; there are {there}.")
+            raise ValueError(f"{who}: no recurrent node is named {name!r}; there are {there}{nearest(name, known)}")
     if not names:
         raise ValueError(f"{who}: node is empty; name one of {', '.join(map(repr, known))}.")
     return [known[name] for name in known if name in names]

@@ -19,7 +19,7 @@ VERSIONS = (OLDEST, 14, 22)  # in which they changed: 14 added layout, 22 a dtyp
 
 def fail(where: str, why: str) -> NoReturn:
     """The error for a model that cannot be what ONNX defines, or that asks for what is not here."""
-    raise ValueError(f"{where}: {why}.")
+    raise ValueError(f"{where}: {why}" if why.endswith("?") else f"{where}: {why}.")
 
 
 def read(who: str, model: Any) -> Any:

@@ -84,7 +84,7 @@ def _inputs(who: str, proto: Any, stored: Mapping[str, Any], inputs: Mapping[str
     declared = {entry.name: entry.type.tensor_type for entry in proto.graph.input}
     for name in inputs:
         if name not in declared:
-            fail(who, f"the model has no input {name!r}{nearest(name, declared)}; it has {', '.join(declared)}")
+            fail(who, f"the model has no input {name!r}; it has {', '.join(declared)}{nearest(name, declared, '')}")
     values = {}
     for name, tensor in declared.items():
         if name not in inputs:

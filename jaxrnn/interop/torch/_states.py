@@ -85,10 +85,8 @@ def chosen(who: str, names: Mapping[str, Any], prefix: str, option: str = "prefi
         raise ValueError(f"{who}: there are {len(names)} recurrent modules; choose one with {option}: {listed}.")
     if ends:
         raise ValueError(f"{who}: {len(ends)} recurrent modules end with {wanted!r}: {listed}; give more of the name.")
-    raise ValueError(
-        f"{who}: no recurrent module is called {prefix!r}{nearest(wanted, names)}; "
-        + (f"{option} may be {listed}." if any(names) else "the names of the only one stand alone; leave it out.")
-    )
+    known = f"{option} may be {listed}" if any(names) else "the names of the only one stand alone; leave it out"
+    raise ValueError(f"{who}: no recurrent module is called {prefix!r}; {known}{nearest(wanted, names)}")
 
 
 def weights_of(who: str, own: Mapping[str, Any]) -> dict[str, np.ndarray]:

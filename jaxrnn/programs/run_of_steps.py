@@ -1,0 +1,109 @@
+"""A scan that may be run in other ways than step by step: what is run, in which way, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._base import flatten
+from jaxrnn.devices.placement import vary_alike
+from jaxrnn.programs.calls import as_one_kernel
+
+Arrays = list[Any]
+
+
+class Way(NamedTuple):
+    """How a scan is run in chunks."""
+
+    chunks: int
+    sweeps: int  # after so many the rest is run step by step
+    tol: float | None = None  # relative to the carry; None: by its dtype
+    row_axes: int = 0  # the leading axes of a carry's leaves whose rows are apart
+    method: str = "chunks"  # "associative": the carry after a step is a * carry + b, leaf by leaf; "newton"
+    who: str = "parallel"  # for reports
+
+    def kind_of_report(self) -> Any:
+        return jax.core.ShapedArray((3 + self.sweeps,), jnp.dtype(jnp.float32))
+
+
+class Steps(NamedTuple):
+    """What is run: a step, and all that it reads."""
+
+    step: Callable[..., Sequence[Any]]  # (carry…, x…) -> carry…, what is added up over all steps…, y…
+    n_carry: int
+    n_added: int
+    kinds: Sequence[Any]  # of what the step gives
+    xs: Arrays  # (T, …) each
+    length: int
+    reverse: bool
+    one_kernel: bool = False  # run one by one, they can be one kernel of a CPU
+
+    def nothing_yet(self) -> tuple[Arrays, Arrays]:
+        """What is added up and what is stacked, before the first step."""
+        kinds, n = self.kinds[self.n_carry :], self.n_added
+        sums = [jnp.zeros(kind.shape, kind.dtype) for kind in kinds[:n]]
+        ys = [jnp.zeros((self.length, *kind.shape), kind.dtype) for kind in kinds[n:]]
+        sums, ys, _ = vary_alike(sums, ys, self.xs)
+        return sums, ys
+
+    def split(self, made: Sequence[Any]) -> tuple[Arrays, Arrays, Arrays]:
+        end = self.n_carry + self.n_added
+        return list(made[: self.n_carry]), list(made[self.n_carry : end]), list(made[end:])
+
+
+Found = tuple[Arrays, Arrays, Arrays]  # of a run: its end, what was added up, what was put out
+
+
+class Outcome(NamedTuple):
+    """What a run found, and how it went."""
+
+    found: Found
+    accepted: Any  # () bool; where it is not, all steps were run one by one
+    sweeps: Any  # () int32: or iterations
+    warm_up: Any  # () int32: steps
+    residuals: Any  # (way.sweeps,) float32; NaN beyond those that were made
+
+    def outputs(self) -> Arrays:
+        """All that was found, then a report, as ``Way.kind_of_report`` has it."""
+        numbers = [a.astype(jnp.float32) for a in (self.accepted, self.sweeps, self.warm_up)]
+        return [*(a for part in self.found for a in part), jnp.concatenate([jnp.stack(numbers), self.residuals])]
+
+
+def run_all(steps: Steps, start: Arrays) -> Found:
+    """All steps, one by one."""
+
+    def one(state, x):
+        carry, sums = state
+        carry, more, y = steps.split(steps.step(*carry, *x))
+        return (carry, [a + b for a, b in zip(sums, more, strict=True)]), y
+
+    def run(start, sums, xs):
+        (end, sums), ys = jax.lax.scan(one, (start, sums), xs, reverse=steps.reverse)
+        return [*end, *sums, *ys]
+
+    arrays, tree = flatten((start, steps.nothing_yet()[0], steps.xs))
+    flat = lambda *arrays: run(*tree.unflatten(arrays))
+    return steps.split(as_one_kernel(flat, *arrays) if steps.one_kernel else flat(*arrays))
+
+
+def run_rest(steps: Steps, start: Arrays, found: Found, wanted: Any) -> Found:
+    """All steps, one by one, written over what was found; none where that is not wanted.
+
+    A loop that takes no turn, and not a conditional, which would copy what was found.
+    """
+
+    def one(i, running):
+        carry, sums, ys = running
+        t = steps.length - 1 - i if steps.reverse else i
+        at = lambda a: jax.lax.dynamic_index_in_dim(a, t, keepdims=False)
+        carry, more, y = steps.split(steps.step(*carry, *map(at, steps.xs)))
+        write = lambda a, y: jax.lax.dynamic_update_index_in_dim(a, y, t, 0)
+        return carry, [a + b for a, b in zip(sums, more, strict=True)], list(map(write, ys, y))
+
+    end, sums, ys = found
+    begins = [jnp.where(wanted, a, b) for a, b in zip(start, end, strict=True)]
+    sums = [jnp.where(wanted, jnp.zeros_like(a), a) for a in sums]
+    return jax.lax.fori_loop(0, jnp.where(wanted, steps.length, 0), one, (begins, sums, ys))

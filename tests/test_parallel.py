@@ -1,0 +1,317 @@
+"""``jr.parallel`` is ``jr.scan``, where sweeps really are taken: nothing here falls back unless the test says so."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn as jr
+from tests.cases import I, draw, randomised, weigh
+from tests.side_by_side import assert_close, assert_equals_the_scan, inner, problem, reported, run
+from tests.user_cells import clockwork
+
+H = 4
+GRU, LSTM, ELMAN = jr.gru(I, H), jr.lstm(I, H), jr.elman(I, H)
+T = 200  # 6 chunks of 33 steps, and 2 steps after them
+SIX = {"chunks": 6, "plan": "plain"}  # a plan compiles more, and has tests of its own
+rng = np.random.default_rng(0)
+GAPS, RESETS = rng.random((T, 2)) < 0.8, rng.random((T, 2)) < 0.02
+FLAGS = {
+    "none": {},
+    "lengths": {"lengths": jnp.array([T, 70])},
+    "gaps": {"mask": GAPS},
+    "resets": {"resets": RESETS},
+    "all": {"lengths": jnp.array([150, T - 1]), "mask": GAPS, "resets": RESETS},
+}
+
+
+@pytest.mark.parametrize(
+    ("cell", "reverse", "flags"),
+    [
+        (GRU, False, "none"),
+        (LSTM, True, "lengths"),
+        (ELMAN, False, "gaps"),
+        (ELMAN, True, "resets"),
+        (GRU, False, "all"),
+        (LSTM, True, "all"),
+    ],
+)
+def test_values_and_gradients_are_those_of_the_scan(cell, reverse, flags, x64):
+    reports = assert_equals_the_scan(cell, *problem(cell, T), of_layer=SIX | {"reverse": reverse}, **FLAGS[flags])
+    assert {(report.way.chunks, report.steps) for report in reports} == {(6, 198)}
+
+
+@pytest.mark.parametrize("plan", ["auto", jr.Plan(hoist=True, contract=True), jr.Plan(fuse=False, recompute=False)])
+def test_under_a_plan(plan, x64):
+    of_layer = {"chunks": 6, "plan": plan, "reverse": True}
+    assert_equals_the_scan(GRU, *problem(GRU, T), of_layer=of_layer, **FLAGS["all"])
+
+
+def test_a_masked_tail_costs_no_sweep(x64):
+    params, xs, carry = problem(ELMAN, T, (3,))
+    for options in ({}, {"lengths": jnp.array([T, 40, 0])}, {"lengths": jnp.array([100, 7, 0])}):
+        assert_equals_the_scan(ELMAN, params, xs, carry, of_layer=SIX, sweeps=[1, 1], **options)
+
+
+def test_a_reversed_run_enters_behind_a_masked_tail_at_no_cost(x64):
+    params, xs, carry = problem(ELMAN, T, (3,))
+    options = {"of_layer": SIX | {"reverse": True}, "lengths": jnp.array([T, 40, 0])}
+    assert_equals_the_scan(ELMAN, params, xs, carry, sweeps=[1, 1], **options)
+
+
+@pytest.mark.parametrize("batch_shape", [(), (2, 1)])
+def test_batch_axes(batch_shape, x64):
+    params, xs, carry = problem(ELMAN, T, batch_shape)
+    lengths = jnp.asarray(np.reshape([T - 60, T][: max(1, int(np.prod(batch_shape)))], batch_shape))
+    assert_equals_the_scan(ELMAN, params, xs, carry, of_layer=SIX, lengths=lengths)
+
+
+def trees():
+    """A cell whose inputs, carry and outputs are trees, one leaf of them a matrix."""
+
+    def initial_carry(params, batch_shape=()):
+        return {"h": jnp.zeros((*batch_shape, 2)), "S": (jnp.zeros((*batch_shape, 2, 2)),)}
+
+    def step(params, carry, x):
+        h = jnp.tanh(params["w"] * carry["h"] + x["a"] + 0.1 * carry["S"][0].sum(-1))
+        S = 0.5 * carry["S"][0] + h[..., :, None] * x["b"][..., None, :]
+        return {"h": h, "S": (S,)}, (h, S.sum(-1))
+
+    return jr.Cell(lambda key: {"w": jnp.asarray(0.3)}, initial_carry, step)
+
+
+def test_trees(x64):
+    xs = {"a": draw((T, 2, 2), 1), "b": draw((T, 2, 2), 2)}
+    loss = lambda layer, *args: weigh(layer.apply(*args, mask=GAPS))
+    layers = [jr.parallel(trees(), method="chunks", **SIX), jr.scan(trees())]
+    grads = [reported(jax.grad(loss, argnums=(1, 2)), layer, {"w": jnp.asarray(0.3)}, xs) for layer in layers]
+    assert_close(grads[0][0], grads[1][0])
+    assert [report.accepted for report in grads[0][1]] == [True, True]
+
+
+def test_integers_in_the_carry_need_their_sweeps(x64):
+    """A clock that counts from the start is right when all chunks before it have run, the first in the warm-up; or where
+    each chunk resets it."""
+    cell = clockwork(I, H)
+    params, xs, carry = problem_of_clockwork(cell)
+    four = SIX | {"chunks": 4, "max_iterations": 4}
+    assert_equals_the_scan(cell, params, xs, carry, of_layer=four, sweeps=[3])
+    (_, reports) = reported(jr.parallel(cell, method="chunks", chunks=4).apply, params, xs, carry)
+    assert not reports[0].accepted  # 3 chunks forget their start, the clock never does
+    resets = np.zeros((T, 2), bool)
+    resets[48::50] = True  # one in each chunk, near its end
+    assert_equals_the_scan(cell, params, xs, carry, of_layer=four, sweeps=[1], resets=resets)
+
+
+def problem_of_clockwork(cell):
+    params = randomised(cell.init(jax.random.key(0)), scale=0.3) | {"gain": jnp.asarray(0.5)}
+    return params, draw((T, 2, I), 1), {"h": draw((2, H), 2), "clock": jnp.array([1, 2], jnp.int32)}
+
+
+def test_noise_chunks_of_calls_and_start(x64):
+    """A run in two calls, that hands its carry on, is the whole; noise and lengths count from the start of all."""
+    cell = jr.recurrent_dropout(ELMAN, rate=0.3)
+    params, xs, carry = problem(cell, T)
+    options = {"key": jax.random.key(3), "lengths": jnp.array([T - 30, T])}
+    assert_equals_the_scan(cell, params, xs, carry, of_layer=SIX, **options)
+    layer = jr.parallel(cell, method="chunks", **SIX)
+    (end, ys), reports = reported(layer.apply, params, xs[:120], carry, **options)
+    (end, more), others = reported(layer.apply, params, xs[120:], end, start=120, **options)
+    assert all(report.accepted for report in reports + others)
+    assert_close((end, jnp.concatenate([ys, more])), jr.scan(cell).apply(params, xs, carry, **options))
+
+
+@pytest.mark.parametrize("checkpoint", [True, 96, jr.Budget(60)])
+def test_checkpoint(checkpoint, x64):
+    args = problem(ELMAN, T)
+    layer = jr.parallel(ELMAN, method="chunks", chunks=3, checkpoint=checkpoint, plan="plain")
+    assert_close(run(layer, *args, mask=GAPS), run(jr.scan(ELMAN), *args, mask=GAPS))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gradients_step_by_step(reverse, x64):
+    """Parameters of each step for itself, and ∂L/∂h_t."""
+    params, xs, carry = problem(ELMAN, T)
+    loss = lambda carry, ys: weigh((carry, ys))
+    layers = jr.parallel(ELMAN, method="chunks", reverse=reverse, **SIX), jr.scan(ELMAN, reverse=reverse)
+    parts = [
+        reported(jr.gradients.bptt_contributions, layer, params, xs, loss, carry, mask=jnp.asarray(GAPS))
+        for layer in layers
+    ]
+    assert_close(parts[0][0], parts[1][0])
+    flows = [jr.gradients.gradient_flow(layer, params, xs, loss, carry, mask=jnp.asarray(GAPS)) for layer in layers]
+    assert_close(*(jax.tree.leaves(flow) for flow in flows))
+
+
+def test_combined(x64):
+    """Stacked, in both directions, residual and in branches."""
+    run_in_chunks = functools.partial(jr.parallel, method="chunks", **SIX)
+
+    def model(run):
+        return jr.stack(
+            jr.bidirectional(jr.elman(I, 2), jr.elman(I, 2), merge="concat", run=run),
+            jr.residual(run(jr.elman(4, 4))),
+            jr.branch(run(jr.elman(4, 2)), run(jr.elman(4, 2), reverse=True), merge=jnp.add),
+            jr.readout(2, 1),
+        )
+
+    layers = model(run_in_chunks), model(jr.scan)
+    params = randomised(layers[0].init(jax.random.key(0)), scale=0.3)
+    xs = draw((T, 2, I), 1)
+    found, reports = reported(jax.grad(lambda p: weigh(layers[0].apply(p, xs, mask=GAPS))), params)
+    assert_close(found, jax.grad(lambda p: weigh(layers[1].apply(p, xs, mask=GAPS)))(params))
+    assert [report.accepted for report in reports] == [True] * 10  # of five runs, forward and backward
+
+
+def test_truncated_backpropagation(x64):
+    params, xs, _ = problem(ELMAN, T)
+    layers = jr.parallel(ELMAN, method="chunks", **SIX), jr.scan(ELMAN)
+    found, want = (
+        jax.grad(lambda p, layer=layer: weigh(jr.tbptt(layer, window=100).apply(p, xs)[1]))(params) for layer in layers
+    )
+    assert_close(found, want)
+
+
+def test_vmap(x64):
+    """Over parameters, and over inputs: all members take the same decision."""
+    layers = jr.parallel(ELMAN, method="chunks", **SIX), jr.scan(ELMAN)
+    many = jax.tree.map(lambda *a: jnp.stack(a), *(problem(ELMAN, T, seed=seed) for seed in range(2)))
+    flags = {"mask": jnp.asarray(GAPS)}
+
+    def gradients(layer, in_axes):
+        one = lambda params, xs, carry: run(layer, params, xs, carry, **flags)
+        args = [a if axis == 0 else jax.tree.map(lambda a: a[0], a) for a, axis in zip(many, in_axes, strict=True)]
+        return jax.vmap(one, in_axes)(*args)
+
+    for in_axes in ((0, 0, 0), (0, None, None), (None, 0, None)):
+        found, reports = reported(gradients, layers[0], in_axes)
+        assert_close(found, gradients(layers[1], in_axes))
+        assert [report.accepted for report in reports] == [True, True]
+
+
+@pytest.mark.parametrize("plan", ["plain", "auto"])
+def test_second_derivatives(plan, x64):
+    """Reverse over reverse, forward over reverse, and jvp."""
+    params, xs, carry = problem(ELMAN, 100, ())
+    direction = randomised((params, xs), 5)
+    layers = jr.parallel(ELMAN, method="chunks", chunks=3, plan=plan), jr.scan(ELMAN)
+
+    def second(layer):
+        loss = lambda params, xs: weigh(layer.apply(params, xs, carry))
+        gradient = jax.grad(loss, argnums=(0, 1))
+        reverse_over_reverse = jax.grad(lambda p: inner(gradient(*p), direction))((params, xs))
+        return (
+            reverse_over_reverse,
+            jax.jvp(gradient, (params, xs), direction)[1],
+            jax.jvp(loss, (params, xs), direction)[1],
+        )
+
+    found, reports = reported(second, layers[0])
+    assert_close(found, second(layers[1]))
+    assert all(report.accepted for report in reports) and len(reports) > 6
+
+
+def test_hessian(x64):
+    W = jnp.array([[0.3, -0.2], [0.1, 0.4]])
+    cell = jr.Cell(
+        lambda key: W,
+        lambda W, batch_shape=(): jnp.zeros((*batch_shape, 2)),
+        lambda W, h, x: (jnp.tanh(h @ W.T + x),) * 2,
+    )
+    xs = draw((60, 2), 1)
+    of = lambda layer: jax.hessian(lambda W: weigh(layer.apply(W, xs)))(W)
+    assert_close(of(jr.parallel(cell, method="chunks", chunks=3, plan="plain")), of(jr.scan(cell)))
+
+
+def test_bfloat16():
+    """Parameters and inputs; the carry and sums are float32, and outputs differ by a rounding of bfloat16 at most."""
+    params, xs, _ = problem(GRU, T)
+    params, xs = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, xs))
+    layers = jr.parallel(GRU, method="chunks", chunks=6), jr.scan(GRU)
+    loss = lambda layer: lambda params: (layer.apply(params, xs)[1].astype(jnp.float32) ** 2).sum()
+    (ends, ys), reports = reported(layers[0].apply, params, xs)
+    want_ends, want_ys = layers[1].apply(params, xs)
+    assert ys.dtype == jnp.bfloat16 and reports[0].accepted
+    eps = float(jnp.finfo(jnp.bfloat16).eps)
+    assert_close((ends, ys), (want_ends, want_ys), rtol=2 * eps, atol=eps)
+    assert_close(*(jax.grad(loss(layer))(params) for layer in layers), rtol=4 * eps, atol=4 * eps)
+
+
+@pytest.mark.parametrize("method", ["chunks", "auto"])
+def test_nothing_to_run(method, x64):
+    """T = 0, T = 1, B = 0, and lengths that are all 0."""
+    layer, scan = jr.parallel(GRU, method=method), jr.scan(GRU)
+    params, xs, carry = problem(GRU, 64)
+    for steps in (0, 1):
+        assert_close(run(layer, params, xs[:steps], carry), run(scan, params, xs[:steps], carry))
+    nobody = jax.tree.map(lambda a: a[:0], carry)
+    assert_close(run(layer, params, xs[:, :0], nobody), run(scan, params, xs[:, :0], nobody))
+    (_, (end, ys)), (by_params, by_xs, _) = run(layer, params, xs, carry, lengths=jnp.zeros(2, int))
+    np.testing.assert_array_equal(end, carry)
+    assert not ys.any() and not any(g.any() for g in jax.tree.leaves((by_params, by_xs)))
+
+
+def test_padding_never_leaks(x64):
+    params, xs, carry = problem(ELMAN, T)
+    layer = jr.parallel(ELMAN, method="chunks", **SIX)
+    on = (GAPS & (np.arange(T)[:, None] < [120, T]))[..., None]
+    clean, *poisoned = (
+        run(layer, params, jnp.where(on, xs, fill), carry, mask=GAPS, lengths=jnp.array([120, T]))
+        for fill in (0.0, jnp.nan, jnp.inf)
+    )
+    for found in poisoned:
+        jax.tree.map(np.testing.assert_array_equal, found, clean)
+    assert np.isfinite(clean[0][0])
+
+
+@pytest.mark.parametrize("fill", [jnp.nan, jnp.inf])
+def test_what_is_not_a_number_stays_where_the_scan_has_it(fill, x64):
+    """In a valid step, values and gradients; and the run ends."""
+    params, xs, carry = problem(GRU, T)
+    xs = xs.at[90, 1].set(fill)
+    resets = np.zeros((T, 2), bool)
+    resets[150] = True
+    layers = jr.parallel(GRU, method="chunks", **SIX), jr.scan(GRU)
+    found, want = (run(layer, params, xs, carry, resets=resets) for layer in layers)
+    assert np.isnan(want[0][1][1][91:150, 1]).all() or not np.isnan(fill)
+    assert_close(found, want)  # NaN is equal to NaN here
+
+
+def test_one_program_for_any_lengths(x64):
+    params, xs, carry = problem(ELMAN, T)
+    layer, traces = jr.parallel(ELMAN, method="chunks", **SIX), []
+
+    @jax.jit
+    def apply(lengths):
+        traces.append(1)
+        return layer.apply(params, xs, carry, lengths=lengths)
+
+    for lengths in ([T, T], [1, 130], [0, 0]):
+        assert_close(apply(jnp.array(lengths)), jr.scan(ELMAN).apply(params, xs, carry, lengths=jnp.array(lengths)))
+    assert len(traces) == 1
+
+
+def test_saved_and_built_by_its_spec(tmp_path):
+    layer = jr.parallel(GRU, method="chunks", reverse=True, tol=1e-5, max_iterations=6, chunks=6, checkpoint=100)
+    params, xs, _ = problem(GRU, 64)
+    assert jr.build(layer.spec) == layer and jr.build(layer.spec.to_dict()) == layer
+    jr.save(tmp_path / "m.safetensors", layer, params)
+    loaded, weights, _ = jr.load(tmp_path / "m.safetensors")
+    assert loaded == layer
+    np.testing.assert_array_equal(loaded.apply(weights, xs)[1], layer.apply(params, xs)[1])
+
+
+def test_the_report():
+    """What ``convergence`` says of a run; nothing is measured where no repeats are asked for."""
+    params, xs, _ = problem(ELMAN, T)
+    report = jr.convergence(jr.parallel(ELMAN, method="chunks", **SIX), params, xs, repeats=None)
+    assert (report.method, report.fell_back, report.seconds) == ("chunks", 0, None)
+    assert [run.direction for run in report.runs] == ["forward", "backward"]
+    assert [(run.who, run.chunks, run.steps) for run in report.runs] == [("parallel(elman)", 6, 198)] * 2
+    assert all(len(run.residuals) == run.iterations >= 1 and run.residuals[-1] <= 1 for run in report.runs)
+    assert "parallel(elman), forward: chunks, 198 steps in 6 chunks: " in str(report)
+    short = jr.convergence(jr.parallel(ELMAN), params, xs, repeats=1)
+    assert (short.method, short.runs, short.fell_back) == ("scan", (), 0)
+    assert short.seconds > 0 < short.scan_seconds and "the scan is faster" in str(short)
