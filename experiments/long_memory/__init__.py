@@ -138,8 +138,8 @@ def row(config: Config, compared: Compared, way: Run) -> tuple[str, ...]:
 
 def alike_for(apart: np.ndarray) -> int:
     """For how many steps the losses (seeds, steps) of every seed are alike."""
-    unlike = (apart > ALIKE).any(0)
-    return int(unlike.argmax()) if unlike.any() else len(unlike)
+    unlike = (apart > ALIKE).any(axis=0)
+    return int(unlike.argmax()) if unlike.any() else apart.shape[1]
 
 
 def first_and_last(values: np.ndarray, form: str) -> str:
