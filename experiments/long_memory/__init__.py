@@ -1,6 +1,6 @@
 """Long memory: bits held over hundreds of steps; each model trained by the scan and in parallel over time.
 
-About 8 minutes on 2 CPU cores.
+About 10 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations
