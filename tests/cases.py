@@ -261,8 +261,20 @@ FLAGS = [
 def own_run(index):
     """The plan under which the case of that place in the list runs beside the default."""
     if index % 2 == 0:
-        return ("plain", "checkpointed", "nothing", "checkpointed", "everything", "nested", "packed")[index // 2 % 7]
-    return ("checkpointed", "everything", "packed", "nested", "nothing")[index // 2 % 5]
+        runs = (
+            "plain",
+            "checkpointed",
+            "chunks-plain",
+            "nothing",
+            "checkpointed",
+            "everything",
+            "nested",
+            "packed",
+            "chunks",
+        )
+    else:
+        runs = "checkpointed", "everything", "associative", "packed", "chunks-plain", "nested", "nothing"
+    return runs[index // 2 % len(runs)]
 
 
 def with_runs(cases):

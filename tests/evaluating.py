@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
+from jaxrnn.programs.chunked import tell
+
 
 def evaluated(function: Callable) -> Callable:
     """The function, traced as under ``jax.jit`` and run in NumPy."""
@@ -164,7 +166,20 @@ def _counted(eqn, params, made):
     return run
 
 
-LOOPS = {"scan": _scan, "while": _while, "cond": _cond, "counted_scan": _counted}
+def _chunked(eqn, params, made):
+    """Ours (jaxrnn/programs/chunked.py): as the loops that it becomes."""
+    impl = functools.partial(eqn.primitive.impl, **params)
+    run = _closed(jax.make_jaxpr(impl)(*(var.aval for var in eqn.invars)), made)
+
+    def told(*args):
+        *found, report = run(*args)
+        tell(report, params["way"], params["length"])
+        return [*found, report]
+
+    return told
+
+
+LOOPS = {"scan": _scan, "while": _while, "cond": _cond, "counted_scan": _counted, "chunked_scan": _chunked}
 
 
 def _logistic(x):

@@ -56,7 +56,8 @@ WRONG = {
         lambda: apply(jr.parallel(CLOCK, method="newton")),
         TypeError,
         [
-            "parallel(user cell): method='newton' needs a carry of floats, and carry['clock'] is int32; use method='chunks'"
+            "parallel(user cell): method='newton' needs a carry of floats, and carry['clock'] is int32; use",
+            "method='chunks'",
         ],
     ),
     "a layer": (

@@ -40,8 +40,8 @@ def parallel(
     recurrence, λ_{t-1} = J_tᵀ λ_t + ∂L/∂carry_{t-1}, which is solved and checked in the same way; so are tangents, and
     derivatives of any order. Weight gradients stay one contraction over time.
 
-    Time may be sharded over devices, by ``jax.jit`` of arrays that are sharded along axis 0: then chunks stay where they
-    are, and carries travel between devices once a sweep. Inside ``jax.shard_map`` time cannot be shared: what a device
+    Time may be sharded over devices, by ``jax.jit`` of arrays that are sharded along axis 0: chunks stay where they are
+    then, and carries travel between devices once a sweep. Inside ``jax.shard_map`` time cannot be shared: what a device
     has there is a sequence of its own, which starts from the carry that is given.
 
     Args:

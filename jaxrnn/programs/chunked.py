@@ -159,7 +159,8 @@ def reporting() -> Iterator[list[Report]]:
         _reports.reset(token)
 
 
-def _tell(numbers: Any, way: Way, steps: int) -> None:
+def tell(numbers: Any, way: Way, steps: int) -> None:
+    """Add the report that a run put out, if it is there and somebody asks for it."""
     reports = _reports.get()
     if reports is None or isinstance(numbers, jax.core.Tracer):
         return
@@ -178,7 +179,7 @@ def _bind(
 ) -> Arrays:
     """The run of a jaxpr; what it closes over becomes arguments. Of the outputs, all but the report, which is told."""
     *made, report = _bind_with_report(jaxpr, consts, carry, guess, held, xs, **params)
-    _tell(report, params["way"], xs[0].shape[0])
+    tell(report, params["way"], xs[0].shape[0])
     return made
 
 

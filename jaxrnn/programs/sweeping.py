@@ -2,8 +2,8 @@
 
 A sweep runs all chunks at once, each from the start that it has, and hands each end on as the start of the next chunk:
 
+    guess      what is asked for, and of each number a little more, so that it is nowhere right by chance
     probe      a few chunks from two carries, until both runs agree: so long does the recurrence remember
-    guess      a carry that is nowhere that of the run: what is asked for, and of each number a little more
     warm-up    every chunk, from the guess, for its last so many steps: a first start for the next
     sweeps     every chunk from its start, outputs written; again where what is handed on has moved, a few times
     the rest   where that did not end, or the probe did not see it end: all steps one by one
@@ -14,8 +14,11 @@ difference at a chunk's start or middle, d, comes out at its end, r; of a chunk 
 others halve what they are handed, and the error of every start is at most twice the largest r: a run is accepted where
 that is within the tolerance. The first sweep compares two runs whose difference was that of a guess to the truth; each
 further one, those before and after the starts moved. Where d is nothing and r is something, nothing is known, and there
-is one more sweep. For the first to say something of every part of a carry, the guess must be wrong in every part: a unit
-that waits at 0, where the guess is, and grows from what is too small to be seen, would agree with it for many chunks.
+is one more sweep. The first says something of every part of a carry because the guess is wrong in every part: a unit that
+waits at 0, where the guess is, and grows from what is too small to be seen, would agree with it for many chunks.
+
+What is compared are the ends of chunks. A cell that expands early in a chunk, contracts later in it, and did not do so
+where the probe looked, may hold errors in between that are larger by that expansion.
 
 Differences are relative to the largest number of the same row and the same part of the carry, over all chunks. After m
 sweeps the first m chunks are exact, so a carry of integers, which agrees or does not, comes to rest as well.
@@ -88,7 +91,7 @@ class Chunks:
             known = self._last_not_held() < 0
             known = self._entering([known], [jnp.ones_like(known[0])])[0]
         guessed = [jnp.broadcast_to(a, (self.K, *a.shape)) for a in self.guess]
-        starts = [jnp.where(_like(known, a), b, a) for a, b in zip(guessed, self.start, strict=True)]
+        starts = [jnp.where(_like(known, a), b[None], a) for a, b in zip(guessed, self.start, strict=True)]
         moved = self._difference(starts, starts, [jnp.ones(()) for _ in starts])
         sums, ys = self.steps.nothing_yet()
         sums = [jnp.broadcast_to(a, (self.groups, *a.shape)) for a in sums]
@@ -183,13 +186,12 @@ class Chunks:
 
         def leaf(end, start):
             from_last = jnp.take_along_axis(end, _like(jnp.maximum(last, 0), end), axis=0)
-            return jnp.where(_like(last, end) < 0, start, from_last)
+            return jnp.where(_like(last, end) < 0, start[None], from_last)
 
         return list(map(leaf, ends, self.start))
 
     def probe(self) -> tuple[Any, Any, Arrays]:
-        """Whether the recurrence forgets fast enough for sweeps to pay, how many steps a warm-up needs, and a guess that
-        is wrong in every part.
+        """Whether the recurrence forgets fast enough for sweeps to pay, how many steps a warm-up needs, and the guess.
 
         Two runs of a few chunks, one from that guess and one from where another run has come in a few steps: how long
         do they differ?
@@ -224,7 +226,7 @@ class Chunks:
         sizes = [_scale(a, b, self.way.row_axes) for a, b in seen]
         sizes = [jnp.where(size > 0, size, 1) for size in sizes]  # where there was nothing, of a carry of any size
         aside = [self._aside(i, *a) for i, a in enumerate(zip(self.guess, sizes, strict=True))]
-        carry = [jnp.where(_like(is_first, a), b, a) for a, b in zip(carry, aside, strict=True)]
+        carry = [jnp.where(_like(is_first, a), b[None, None], a) for a, b in zip(carry, aside, strict=True)]
         at_first = differs(carry, held)
 
         def goes_on(state):
@@ -327,7 +329,7 @@ class Chunks:
             return jnp.where(a == b, 0, jnp.inf).astype(jnp.float32).max(features, initial=0)
         eps = float(jnp.finfo(a.dtype).eps)
         tol = self._tolerance(a.dtype)
-        scale = jnp.expand_dims(scale, tuple(range(scale.ndim, a.ndim - 1)))
+        scale = jnp.expand_dims(scale, (0, *range(1 + scale.ndim, a.ndim)))
         gap = jnp.where((a == b) | (jnp.isnan(a) & jnp.isnan(b)), 0, jnp.abs(a - b))
         gap = jnp.where(gap <= ROUNDING * eps * scale, 0, gap / (tol * scale))
         return jnp.where(jnp.isnan(gap), jnp.inf, gap).astype(jnp.float32).max(features, initial=0)
