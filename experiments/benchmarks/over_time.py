@@ -23,6 +23,7 @@ PyTree = Any
 
 SUITE = "parallel"
 PARALLEL, SCAN, PLAIN = "jr.parallel", "jr.scan", "plain scan"
+PRODUCTS = "products alone"
 AUTO, CHUNKS, NEWTON = "auto", "chunks", "newton"
 INPUTS = 16
 STEPS = 65_536
@@ -70,8 +71,8 @@ CASES = (
     Case("minGRU-64", sized(jr.min_gru, 64), 0.5, "associative"),
     Case("auto, short: GRU-16", sized(jr.gru, 16), 1.05, AUTO, steps=512, devices=(1,)),
     Case("auto, 32 rows: GRU-16", sized(jr.gru, 16), 1.05, AUTO, steps=2_048, rows=32, devices=(1,)),
-    Case("auto, chaotic: Elman-24, gain 4", sized(jr.elman, 24), 1.15, AUTO, gain(4), devices=(1,), chaotic=True),
-    Case("auto, remembers: GRU-64", sized(jr.gru, 64), 1.15, AUTO, remembers, devices=(1,)),
+    Case("chaotic: Elman-24, gain 4", sized(jr.elman, 24), 1.15, CHUNKS, gain(4), devices=(1,), chaotic=True),
+    Case("remembers: GRU-64", sized(jr.gru, 64), 1.15, CHUNKS, remembers, devices=(1,)),
 )
 
 
@@ -101,7 +102,7 @@ GRU_16 = sized(jr.gru, 16)
 CURVES = (
     Curve("GRU-16", "T", GRU_16, "forward", (SCAN, PLAIN, CHUNKS)),
     Curve("GRU-16", "T", GRU_16, "train", (SCAN, PLAIN, CHUNKS)),
-    Curve("GRU-4", "T", sized(jr.gru, 4), "forward", (SCAN, PLAIN, CHUNKS, NEWTON)),
+    Curve("GRU-4", "T", sized(jr.gru, 4), "forward", (SCAN, CHUNKS, NEWTON)),
     Curve("GRU-16", "B", GRU_16, "train", (SCAN, PLAIN, CHUNKS)),
 )
 
@@ -118,7 +119,7 @@ def measurements(settings: Settings) -> Iterator[Ran]:
     """Every group, measured: cases, then curves."""
     for case in settings.cases:
         for quantity in settings.quantities:
-            ran = measured(case, quantity, settings.budget, contestants_of(case, quantity), SUITE)
+            ran = measured(case, quantity, settings.budget, contestants_of(case, quantity), SUITE, has_floor=True)
             yield ran._replace(went=how_it_went(case) if quantity == settings.quantities[0] else {})
     for curve in CURVES:
         along = settings.lengths if curve.by == "T" else settings.batches
@@ -152,7 +153,9 @@ def contestants_of(case: Case, quantity: str) -> list[Run]:
     return [*scans, *(Run(PARALLEL, n, in_parallel) for n in case.devices if n == 1 or quantity == "train")]
 
 
-def measured(case: Case, quantity: str, budget: Budget, runs: Sequence[Run], suite: str) -> Ran:
+def measured(
+    case: Case, quantity: str, budget: Budget, runs: Sequence[Run], suite: str, *, has_floor: bool = False
+) -> Ran:
     """The rows of a case: times, taken in turns, and how many cores were at work in them."""
     cell, params = model(case)
     xs, cotangent = data(case.steps, case.rows, cell.output_size)
@@ -162,6 +165,11 @@ def measured(case: Case, quantity: str, budget: Budget, runs: Sequence[Run], sui
         traced = QUANTITIES[quantity](run.layer(cell), params, xs, cotangent)
         watches.append(Watch())
         entries.append(Entry(row, functools.partial(build, traced, run.devices, watches[-1]), agrees))
+    if has_floor:
+        row = Row(suite, quantity, case.name, shape_of(case), case.method, 1, PRODUCTS)
+        watches.append(Watch())
+        floor = functools.partial(build, products(quantity, params, case.steps * case.rows), 1, watches[-1])
+        entries.append(Entry(row, floor, lambda result: None))
     title = f"{case.name}, B = {case.rows}, T = {case.steps:,}, {quantity}"
     rows = measure(Group(title, entries, budget))
     return Ran(title, [row._replace(cores=watch.cores) for row, watch in zip(rows, watches, strict=True)], {})
@@ -196,6 +204,23 @@ def train(layer: jr.Layer, params: PyTree, xs: np.ndarray, cotangent: np.ndarray
         return jnp.sum(layer.apply(params, xs)[1] * cotangent)
 
     return Traced(jax.value_and_grad(loss, argnums=(0, 1)), (params, xs, cotangent), (None, 0, 0))
+
+
+def products(quantity: str, params: PyTree, rows: int) -> Traced:
+    """The products of all steps with the cell's matrices, all at once; in training those of the gradients too.
+
+    It is the arithmetic of a run that waits for nothing and does nothing twice.
+    """
+    matrices = [W for W in jax.tree.leaves(params) if W.ndim == 2]
+    rng = np.random.default_rng(1)
+    draw = lambda size: rng.standard_normal((rows, size), dtype=np.float32)
+    given = [(draw(W.shape[0]), W, draw(W.shape[1])) for W in matrices]
+
+    def run(given):
+        ys = [x @ W for x, W, _ in given]
+        return ys if quantity == "forward" else (ys, [(d @ W.T, x.T @ d) for x, W, d in given])
+
+    return Traced(run, (given,), (None,))
 
 
 QUANTITIES = {"forward": forward, "train": train}

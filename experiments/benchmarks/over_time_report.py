@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import markdown
 from experiments.benchmarks.floor import spread
 from experiments.benchmarks.measuring import notes_of
-from experiments.benchmarks.over_time import CASES, CHUNKS, NEWTON, PARALLEL, PLAIN, SCAN, SUITE
+from experiments.benchmarks.over_time import CASES, CHUNKS, NEWTON, PARALLEL, PLAIN, PRODUCTS, SCAN, SUITE
 from experiments.benchmarks.pairs import Try, compared
 from experiments.benchmarks.report import DASH
 from experiments.benchmarks.suites import Row
@@ -36,6 +36,7 @@ HEADS = {
     (PARALLEL, 2): "jr.parallel, two devices",
     (SCAN, 1): "jr.scan",
     (PLAIN, 1): "plain scan",
+    (PRODUCTS, 1): "products alone",
 }
 CONTESTANTS = tuple(HEADS)
 LIMITS = {case.name: case.limit for case in CASES}
@@ -116,7 +117,7 @@ def short(found: Try | None) -> str:
 
 def targets(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Each case against its limit, and beside it against the plain scan, and with two devices."""
-    here, two, scan, plain = CONTESTANTS
+    here, two, scan, plain, _ = CONTESTANTS
     by_name = {next(iter(group.values())).cell: group for group in grouped(rows, SUITE, "forward")}
     lines = []
     for group in grouped(rows, SUITE, "train"):
