@@ -23,7 +23,7 @@ PyTree = Any
 
 SUITE = "parallel"
 PARALLEL, SCAN, PLAIN = "jr.parallel", "jr.scan", "plain scan"
-PRODUCTS = "products alone"
+PRODUCTS = "floor products"
 AUTO, CHUNKS, NEWTON = "auto", "chunks", "newton"
 INPUTS = 16
 STEPS = 65_536
@@ -82,7 +82,7 @@ class Settings(NamedTuple):
     cases: tuple[Case, ...] = CASES
     quantities: tuple[str, ...] = ("train", "forward")
     budget: Budget = Budget(seconds=0.4, least=5, most=15)
-    lengths: tuple[int, ...] = (1_000, 4_096, 16_384, 65_536, 262_144, 1_000_000)
+    lengths: tuple[int, ...] = (1_000, 4_000, 32_000, 256_000, 1_000_000)
     batches: tuple[int, ...] = (1, 4, 16, 64)
     steps_of_batches: int = 4_096
     points: Budget = Budget(seconds=0.1, least=3, most=9)  # of the curves
@@ -289,7 +289,10 @@ def how_it_went(case: Case) -> dict[str, str]:
     for run in report.runs[:1]:
         went["chunks"] = f"{run.chunks} of {run.steps // run.chunks} steps"
     (scan,) = jr.explain(jr.parallel(cell), params, xs).scans
-    return went | {"auto": (scan.in_parallel or "").split(",")[0] or f"the scan: {scan.not_in_parallel}"}
+    took, why_not = (
+        (words or "").split(cut)[0] for words, cut in ((scan.in_parallel, ","), (scan.not_in_parallel, ";"))
+    )
+    return went | {"auto": took or f"the scan: {why_not}"}
 
 
 def in_short(run: ParallelRun) -> str:

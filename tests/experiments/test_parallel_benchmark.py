@@ -215,5 +215,5 @@ def test_what_is_asked_for():
     assert ask() == Settings()
     asked = ask("--cases", "LSTM-64; GRU-16", "--quick", "--seconds", "0.1")
     assert [(case.name, case.steps) for case in asked.cases] == [("GRU-16", 4_096), ("LSTM-64", 4_096)]
-    assert (asked.lengths, asked.batches, asked.budget.seconds) == ((1_000, 4_096), (1, 4), 0.1)
+    assert (asked.lengths, asked.batches, asked.budget.seconds) == ((1_000, 4_000), (1, 4), 0.1)
     assert ask("--no-curves").lengths == ask("--no-curves").batches == ()
