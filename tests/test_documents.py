@@ -103,8 +103,10 @@ def test_plans():
 def test_parallel_over_time(capsys):
     names = run("docs/parallel_over_time.md")
     said = capsys.readouterr().out.splitlines()  # as the page's comments have it
-    assert said[0].startswith("contracting: leading Lyapunov exponent -0.36") and "about 44 steps" in said[0]
-    assert said[1].startswith("chaotic: leading Lyapunov exponent +0.") and 0.2 < float(said[1].split()[4]) < 0.4
+    (contracting,) = [line for line in said if line.startswith("contracting: leading Lyapunov exponent -0.36")]
+    (chaotic,) = [line for line in said if line.startswith("chaotic: leading Lyapunov exponent +0.")]
+    assert "about 44 steps" in contracting and 0.2 < float(chaotic.split()[4]) < 0.4
+    assert names["of_xs"].sharding.spec[0] == "time" and names["of_xs"].shape == (2048, 3)
     assert names["w"] == 44 and names["moves"] < 1e-6
     for got, want in (("in_chunks", "sequential"), ("states", "stepped")):
         np.testing.assert_allclose(names[got], names[want], **CLOSE)
