@@ -14,8 +14,8 @@ difference at a chunk's start or middle, d, comes out at its end, r; of a chunk 
 others halve what they are handed, and the error of every start is at most twice the largest r: a run is accepted where
 that is within the tolerance. The first sweep compares two runs whose difference was that of a guess to the truth; each
 further one, those before and after the starts moved. Where d is nothing and r is something, nothing is known, and there
-is one more sweep. The first says something of every part of a carry because the guess is wrong in every part: a unit that
-waits at 0, where the guess is, and grows from what is too small to be seen, would agree with it for many chunks.
+is one more sweep. The first says something of every part of a carry because the guess is wrong in every part: a unit
+that waits at 0, where the guess is, and grows from what is too small to be seen, would agree with it for many chunks.
 
 What is compared are the ends of chunks. A cell that expands early in a chunk, contracts later in it, and did not do so
 where the probe looked, may hold errors in between that are larger by that expansion.
