@@ -33,6 +33,7 @@ RUNS = {
     "chunks": {"method": "chunks", "max_iterations": 3},  # jr.parallel
     "chunks-plain": {"method": "chunks", "max_iterations": 1, "plan": "plain"},
     "associative": {"method": "associative"},
+    "newton": {"method": "newton"},
     "nothing": {"plan": jr.Plan(fuse=False, hoist=False, contract=False, recompute=False)},
 }
 
@@ -58,9 +59,14 @@ class Case(NamedTuple):
 
 
 def over_time(cell: jr.Cell, **options) -> jr.Layer:
-    """The cell run by ``jr.scan``, or where a method is given by ``jr.parallel``: "associative" where it is linear."""
+    """The cell run by ``jr.scan``, or where a method is given by ``jr.parallel``, in chunks where it is not for it."""
     if options.get("method") == "associative" and cell.affine is None:
         options["method"] = "chunks"
+    if options.get("method") == "newton":
+        params = jax.eval_shape(cell.init, jax.random.key(0))
+        carry = jax.eval_shape(cell.initial_carry, params)
+        if not all(map(has_derivative, jax.tree.leaves(carry))):
+            options["method"] = "chunks"
     return (jr.parallel if "method" in options else jr.scan)(cell, **options)
 
 

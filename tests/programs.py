@@ -31,21 +31,28 @@ def computations_of(program):
     return {found[1]: found[0] for found in re.finditer(pattern, program, re.M | re.S)}
 
 
-def collectives_in_loops(program):
-    """The collectives of a compiled program that stand in a computation that some while loop runs."""
+def collectives_in_loops(program, innermost=False):
+    """The collectives of a compiled program that stand in a computation that some while loop runs; of loops that have
+    loops in them only these, where that is asked."""
     computations = computations_of(program)
-    within = set(re.findall(r"body=%?([\w.\-]+)", program))
-    assert within, "the program has no loop"
-    todo = list(within)
-    while todo:
-        for callee in re.findall(
-            r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.\-]+)", computations[todo.pop()]
-        ):
-            if callee not in within:
-                within.add(callee)
-                todo.append(callee)
+    bodies = set(re.findall(r"body=%?([\w.\-]+)", program))
+    assert bodies, "the program has no loop"
+
+    def reached(todo):
+        within, todo = set(todo), list(todo)
+        while todo:
+            for callee in re.findall(
+                r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.\-]+)", computations[todo.pop()]
+            ):
+                if callee not in within:
+                    within.add(callee)
+                    todo.append(callee)
+        return within
+
+    if innermost:
+        bodies = {name for name in bodies if not (reached([name]) - {name}) & bodies}
     pattern = rf"({COLLECTIVE})(?:-start)?\("
-    return [found for name in within for found in re.findall(pattern, computations[name])]
+    return [found for name in reached(bodies) for found in re.findall(pattern, computations[name])]
 
 
 def accumulators(program):

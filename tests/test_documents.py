@@ -103,10 +103,12 @@ def test_plans():
 def test_parallel_over_time(capsys):
     names = run("docs/parallel_over_time.md")
     said = capsys.readouterr().out.splitlines()  # as the page's comments have it
-    assert said[0].startswith("contracting: leading Lyapunov exponent -0.36") and "about 44 steps" in said[0]
-    assert said[1].startswith("chaotic: leading Lyapunov exponent +0.") and 0.2 < float(said[1].split()[4]) < 0.4
+    assert all(line.startswith("parallel(gru), ") and ": 1 sweeps after a warm-up of " in line for line in said[:2])
+    assert names["report"].method == "chunks" and names["report"].fell_back == 0
+    assert said[2].startswith("contracting: leading Lyapunov exponent -0.36") and "about 44 steps" in said[2]
+    assert said[3].startswith("chaotic: leading Lyapunov exponent +0.") and 0.2 < float(said[3].split()[4]) < 0.4
     assert names["w"] == 44 and names["moves"] < 1e-6
-    for got, want in (("in_chunks", "sequential"), ("states", "stepped")):
+    for got, want in (("in_parallel", "one_by_one"), ("in_chunks", "sequential"), ("states", "stepped")):
         np.testing.assert_allclose(names[got], names[want], **CLOSE)
     assert names["residual"] < 1e-5 < 1.5 < names["error"]
 

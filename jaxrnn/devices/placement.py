@@ -6,6 +6,7 @@ placement. A fresh initial carry is replicated and unvarying, so it takes the pl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,8 +51,7 @@ def shard_like_batch(tree: PyTree, xs: PyTree, batch_axes: int) -> PyTree:
 
     Only meshes with Explicit axes show shardings in types; elsewhere this changes nothing.
     """
-    spec = getattr(jax.typeof(jax.tree.leaves(xs)[0]).sharding, "spec", ())
-    batch_spec = tuple(spec[1 : 1 + batch_axes])
+    batch_spec = _spec_of(xs)[1 : 1 + batch_axes]
     if not any(batch_spec):
         return tree
 
@@ -69,3 +69,26 @@ def placed_like(a: jax.Array, like: jax.Array) -> jax.Array:
     """``a`` with the sharding of ``like``, an array of the same shape, where types show one."""
     sharding = jax.typeof(like).sharding
     return jax.sharding.reshard(a, sharding) if any(sharding.spec) else a
+
+
+def axes_over_time(xs: PyTree) -> dict[str, int]:
+    """The axes of the mesh that divide the time of ``xs`` (T, …), and their sizes, where types show them."""
+    axes = next(iter(_spec_of(xs)), None)
+    names = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+    return {name: jax.typeof(jax.tree.leaves(xs)[0]).sharding.mesh.shape[name] for name in names}
+
+
+def on_auto_axes(run: Callable[[PyTree], tuple[PyTree, PyTree]], given: PyTree, xs: PyTree, batch_axes: int) -> Any:
+    """``run(given)``, a carry (*B, …) and what is put out (T, *B, …), in types that show no sharding.
+
+    The compiler then divides what is inside, as on a mesh of Auto axes. What comes out is sharded as ``xs`` is.
+    """
+    spec = _spec_of(xs)[: 1 + batch_axes]
+    if not any(spec):
+        return run(given)
+    of_outputs = (PartitionSpec(*spec[1:]), PartitionSpec(*spec))
+    return jax.sharding.auto_axes(run, out_sharding=of_outputs)(given)
+
+
+def _spec_of(xs: PyTree) -> tuple[Any, ...]:
+    return tuple(getattr(jax.typeof(jax.tree.leaves(xs)[0]).sharding, "spec", ()))

@@ -16,6 +16,9 @@ from jaxrnn.programs.chunked import Way
 
 SWEEPS = 4
 ITERATIONS = 32
+FEWEST = 64  # steps that "auto" does not scan, of a linear cell
+FEWEST_IN_CHUNKS = 1024  # and of others
+MOST_ROWS = 16
 
 
 _one_by_one: contextvars.ContextVar[bool] = contextvars.ContextVar("one_by_one", default=False)
@@ -41,11 +44,19 @@ class Asked(NamedTuple):
     max_iterations: int | None
     chunks: int | None
 
-    def way_of(self, steps: int, initial: PyTree, batch_shape: tuple[int, ...]) -> tuple[Way | None, str]:
-        """The way in which so many steps are run, and why; None: one after the other."""
+    def way_of(
+        self, steps: int, initial: PyTree, batch_shape: tuple[int, ...], devices: int = 1
+    ) -> tuple[Way | None, str]:
+        """The way in which so many steps are run, and why; None: one after the other. Devices: those that are known to
+        share time."""
         if self.chunks is not None and self.chunks > steps:
             raise ValueError(
                 f"{self.who}: chunks={self.chunks} is more than the {steps} steps of the run; give at most {steps}."
+            )
+        if self.chunks is not None and self.chunks % devices:
+            raise ValueError(
+                f"{self.who}: chunks={self.chunks} cannot be shared by the {devices} devices along time; give a "
+                f"multiple of {devices}."
             )
         carry = jax.tree.leaves(initial)
         method, why = self.method, "as was asked for"
@@ -56,10 +67,10 @@ class Asked(NamedTuple):
         if steps < 2 or not sum(a.size for a in carry):
             return None, f"{steps} steps" if steps < 2 else "a carry that is empty"
         if method == "auto":
-            method, why = _automatic(self.cell, steps, math.prod(batch_shape))
+            method, why = _automatic(self.cell, steps, math.prod(batch_shape), devices)
             if method == "scan":
                 return None, why
-        chunks = min(self.chunks or chunks_of(steps), steps)
+        chunks = min(self.chunks or chunks_of(steps, devices), steps)
         if chunks < 2 and method != "newton":
             return None, "one chunk"
         most = self.max_iterations or (ITERATIONS if method == "newton" else SWEEPS)
@@ -71,18 +82,31 @@ class Asked(NamedTuple):
         return Way(chunks, most, self.tol, method=method, row_axes=len(batch_shape), who=self.who), f"{how}; {why}"
 
 
-def chunks_of(steps: int) -> int:
-    """How many chunks: about √T, such that few steps are left over."""
+def chunks_of(steps: int, devices: int = 1) -> int:
+    """How many chunks: about √T, such that the devices can share them and few steps are left over.
+
+    Where devices are not known (types show those of Explicit axes alone), 2, 4 or 8 can share them if T allows it.
+    """
     about = max(1, min(steps, round(math.sqrt(steps))))
-    near = range(max(1, about * 3 // 4), max(2, about * 4 // 3 + 1))
-    return min((k for k in near if k <= steps), key=lambda k: (steps % k, abs(k - about)))
+    near = range(max(1, about * 2 // 3), max(2, about * 3 // 2 + 1))  # with a power of 2
+    fits = [k for k in near if k <= steps and k % devices == 0] or [devices]
+    return min(fits, key=lambda k: (steps % k, k % math.lcm(devices, 8) != 0, abs(k - about)))
 
 
-def _automatic(cell: Cell, steps: int, rows: int) -> tuple[str, str]:
+def _automatic(cell: Cell, steps: int, rows: int, devices: int) -> tuple[str, str]:
+    """The method for these shapes, and why.
+
+    On one CPU device a scan of few rows is one kernel, and the scan of many has work for all cores: chunks do more work
+    in no less time (docs/results/parallel.md). What accelerators gain by fewer turns was not measured.
+    """
+    if devices > 1:
+        return "chunks" if cell.affine is None else "associative", f"time on {devices} devices"
     if cell.affine is not None:
-        return ("associative", "a linear cell") if steps >= 64 else ("scan", f"{steps} steps are few")
-    if steps < 1024 or rows > 16:
-        return "scan", f"{steps} steps of {rows} rows: the scan is faster"
+        return ("associative", "a linear cell") if steps >= FEWEST else ("scan", f"{steps} steps are few")
+    if jax.default_backend() == "cpu":
+        return "scan", "on a CPU chunks pay over several devices alone; ask for them by method='chunks'"
+    if steps < FEWEST_IN_CHUNKS or rows > MOST_ROWS:
+        return "scan", f"{steps} steps of {rows} rows give the scan enough to do at each"
     return "chunks", f"{steps} steps of {rows} rows"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 from jaxrnn._base import Cell, Layer, expect_cell, name_of
@@ -41,6 +40,10 @@ def parallel(
     recurrence, λ_{t-1} = J_tᵀ λ_t + ∂L/∂carry_{t-1}, which is solved and checked in the same way; so are tangents, and
     derivatives of any order. Weight gradients stay one contraction over time.
 
+    Time may be sharded over devices, by ``jax.jit`` of arrays that are sharded along axis 0: chunks stay where they are
+    then, and carries travel between devices once a sweep. Inside ``jax.shard_map`` time cannot be shared: what a device
+    has there is a sequence of its own, which starts from the carry that is given.
+
     Args:
         cell: a Cell, built in or your own.
         method: "chunks", for any cell. "newton", all steps at once by Newton's iteration (DEER), whose linear
@@ -52,7 +55,8 @@ def parallel(
             32 times the epsilon of its dtype.
         max_iterations: sweeps of chunks, or Newton's iterations, before the rest is left to the scan; None is 4 sweeps
             or 32 iterations.
-        chunks: how many; None by a rule. What is left of T comes after them, step by step.
+        chunks: how many; None by a rule. What is left of T comes after them, step by step. Where devices share time it
+            must be a multiple of their number.
         checkpoint: as for ``jr.scan``, segments that the backward pass runs forward again; each is run in parallel
             within itself, so give long ones.
         plan: as for ``jr.scan``.
@@ -61,7 +65,8 @@ def parallel(
         A Layer, whose ``apply`` takes and gives what that of ``jr.scan`` does.
 
     Raises:
-        ValueError, TypeError: an unknown method, ``chunks`` above T, a cell that the method cannot run.
+        ValueError, TypeError: an unknown method, ``chunks`` above T or not a multiple of the devices along an Explicit
+            mesh's time, a cell that the method cannot run.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -97,7 +102,7 @@ def parallel(
 def _check_tolerance(who: str, tol: Any) -> None:
     if tol is None:
         return
-    if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
+    if isinstance(tol, bool) or not isinstance(tol, int | float):
         raise TypeError(f"{who}: tol must be a Python number above 0, or None, got {tol!r}.")
     if not 0 < tol < 1:
         raise ValueError(f"{who}: tol is relative to the carry and must be above 0 and below 1, got {tol!r}.")

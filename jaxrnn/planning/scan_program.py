@@ -131,8 +131,8 @@ def _run(
             return counted_scan(body, count, carry, list(entering.values()), reverse=reverse)
         if chunking is not None:
             body = lambda carry, x: step(fixed, carry, dict(zip(entering, x, strict=True)))
-            options = {"reverse": reverse, "chunking": chunking, "one_kernel": loop.one_kernel}
-            return chunked_scan(body, carry, list(entering.values()), **options)
+            xs, one_kernel = list(entering.values()), loop.one_kernel
+            return chunked_scan(body, carry, xs, reverse=reverse, chunking=chunking, one_kernel=one_kernel)
         length = T if isinstance(T, int) else None
         return jax.lax.scan(
             functools.partial(step, fixed), carry, entering, length=length, reverse=reverse, unroll=unroll

@@ -271,16 +271,23 @@ class AllSteps:
         ratio = functools.reduce(jnp.maximum, ratios)
         return jnp.where(jnp.isnan(ratio), jnp.inf, ratio)
 
-    def noise(self, scales: Sequence[Any]) -> Arrays:
-        """Parts ±ε·scale, with signs that follow no pattern."""
+    def noise(self, h: Sequence[Any], scales: Sequence[Any]) -> Arrays:
+        """How much each number may be rounded, with signs that follow no pattern: parts ±ε·scale.
+
+        Where numbers stand alone, a small one is not rounded by what a large one is: by its own largest at most.
+        """
+        alone = {p for group in self.groups if group.by_number and self.exact for p in group.parts}
         made = []
-        for p, i in enumerate(self.leaf_of):
-            shape = (self.T, *self._shape(p))
-            n = jax.lax.iota(jnp.uint32, math.prod(shape)) + jnp.uint32(1 + 7919 * p)
+        for p, a in enumerate(h):
+            n = jax.lax.iota(jnp.uint32, a.size) + jnp.uint32(1 + 7919 * p)
             for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39)):  # a hash of the place
                 n = (n ^ (n >> shift)) * jnp.uint32(factor)
-            signs = jnp.where(n >> 31, 1, -1).astype(self.dtype).reshape(shape)
-            made.append(self.eps * self.beside(scales[i], signs) * signs)
+            signs = jnp.where(n >> 31, 1, -1).astype(self.dtype).reshape(a.shape)
+            size = self.beside(scales[self.leaf_of[p]], a)
+            if p in alone:
+                largest = jnp.maximum(jnp.max(jnp.abs(a), axis=0), jnp.abs(self.start[p]))
+                size = jnp.minimum(size, largest[None])
+            made.append(self.eps * size * signs)
         return made
 
 

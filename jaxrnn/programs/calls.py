@@ -204,6 +204,13 @@ def _is_for_one_device(ctx: Any) -> bool:
     return getattr(module.axis_context, "num_devices", None) == 1 and not exported
 
 
+def has_whole_arrays(ctx: Any) -> bool:
+    """Whether each device has all of every array that it is said to have, so that no compiler divides it further."""
+    axes = ctx.module_context.axis_context
+    manual, mesh = getattr(axes, "manual_axes", None), getattr(axes, "mesh", None)
+    return _is_for_one_device(ctx) or (mesh is not None and manual == frozenset(mesh.axis_names))
+
+
 _lower = mlir.lower_fun(_run, multiple_results=True)
 _lower_otherwise = mlir.lower_fun(_run_otherwise, multiple_results=True)
 _lower_kernel = mlir.lower_fun(lambda *arrays, kernel, **_: list(kernel(*arrays)), multiple_results=True)

@@ -26,6 +26,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.devices.placement import vary_alike
 from jaxrnn.programs.all_at_once import run_all_at_once
+from jaxrnn.programs.calls import has_whole_arrays
 from jaxrnn.programs.run_of_steps import Steps, Way
 from jaxrnn.programs.sweeping import run_in_chunks
 
@@ -197,17 +198,25 @@ def _bind_with_report(
     return chunked_scan_p.bind(*arrays, jaxpr=closed, parts=parts, length=xs[0].shape[0], **params)
 
 
-def _run(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel):
+def _run(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel, on_devices=False):
     consts, *rest = parts.of(arrays)
     carry, guess, held, xs = vary_alike(*rest)
-    step = functools.partial(jaxpr_as_fun(jaxpr), *consts)
-    steps = Steps(step, len(carry), n_added, jaxpr.out_avals, xs, length, reverse, one_kernel)
+    pieces = way.chunks if on_devices else 0
+    sizes = len(carry), n_added, jaxpr.out_avals
+    steps = Steps(jaxpr_as_fun(jaxpr), consts, *sizes, xs, length, reverse, one_kernel, pieces)
     run = run_all_at_once if way.method == "newton" else run_in_chunks
     return run(steps, carry, guess, held[0] if held else None, way).outputs()
 
 
 def _impl(*arrays, **params):
-    return jax.jit(functools.partial(_run, **params))(*arrays)
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        return _run(*arrays, **params)
+    return jax.jit(lambda *arrays: chunked_scan_p.bind(*arrays, **params))(*arrays)
+
+
+def _lower(ctx, *arrays, **params):
+    run = functools.partial(_run, on_devices=not has_whole_arrays(ctx))
+    return mlir.lower_fun(run, multiple_results=True)(ctx, *arrays, **params)
 
 
 def _abstract(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel):
@@ -353,7 +362,7 @@ chunked_scan_p = Primitive("chunked_scan")
 chunked_scan_p.multiple_results = True
 chunked_scan_p.def_impl(_impl)
 chunked_scan_p.def_abstract_eval(_abstract)
-mlir.register_lowering(chunked_scan_p, mlir.lower_fun(_run, multiple_results=True))
+mlir.register_lowering(chunked_scan_p, _lower)
 ad.primitive_jvps[chunked_scan_p] = _jvp
 ad.primitive_transposes[chunked_scan_p] = _transpose
 batching.primitive_batchers[chunked_scan_p] = _batch

@@ -26,7 +26,8 @@ errors grow or shrink by the products of the A_t. So what is looked at is propag
 - The correction δ. It is the distance to the solution, to first order, where A is exact, and was added on top.
 - Rounding. Every step rounds by about ε |h_t|, in this program otherwise than in another. e_t = A_t e_{t-1} ± ε |h_t|,
   with signs by chance, is how far two such runs part; in a chaotic run it reaches 1 however small δ is. Signs by chance
-  rather than |A_t|: the product of the |A_t| of orthogonal matrices explodes, that of the A_t does not.
+  rather than |A_t|: the product of the |A_t| of orthogonal matrices explodes, that of the A_t does not. |h_t| is the
+  largest of the leaf so far, which products add up; of numbers that stand alone it is at most their own largest.
 
 Both have to be at most ``tol`` times the largest number that the leaf has had so far in its row, at all steps and rows,
 without damping. So ``tol`` must leave room for rounding: some 10 ε for a cell that forgets in few steps, √n times that
@@ -152,7 +153,7 @@ def _in_one_go(run: AllSteps, tol: float, max_iterations: int) -> tuple[Arrays, 
     b, A = run.linearised_at_zero()
     (h,) = run.solve(A, [b], run.start)
     scales = run.scales(h)
-    (e,) = run.solve(A, [run.noise(scales)])
+    (e,) = run.solve(A, [run.noise(h, scales)])
     largest = [_largest(run.relative(parts, scales)) for parts in (h, e)]
     size, grown = run.agreed(jnp.stack(largest))
     residuals = jnp.full(max_iterations, jnp.nan, run.dtype).at[0].set(size)
@@ -199,7 +200,7 @@ def _iteration(run: AllSteps, tol: float, state: State) -> State:
     sound = jax.lax.cummin(held.astype(jnp.int32), reverse=run.reverse) > 0
     all_sound = sound.all(axis=0)
 
-    noise = run.noise(scales)
+    noise = run.noise(safe, scales)
     if not run.proven:
         noise = _plus(noise, _left_out(run, A, h, f, state.e, scales))
     δ, e = run.solve(run.damped(A, 1 - state.damping), [r, noise])
@@ -261,7 +262,7 @@ def _left_out(run: AllSteps, A: list[Any], h: Arrays, f: Arrays, e: Arrays, scal
 
 def _rests(change: jax.Array, last: jax.Array, grown: jax.Array, eps: float) -> jax.Array:
     """Whether all changes of e to come, as they shrink, are small beside it; or this one is a finite difference's."""
-    shrinks = change / last
+    shrinks = jnp.where(last < jnp.inf, change / last, jnp.inf)
     return ((shrinks < 1) & (change * shrinks <= RESTING * grown * (1 - shrinks))) | (change <= 8 * eps**0.5 * grown)
 
 

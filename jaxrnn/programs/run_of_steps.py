@@ -32,7 +32,8 @@ class Way(NamedTuple):
 class Steps(NamedTuple):
     """What is run: a step, and all that it reads."""
 
-    step: Callable[..., Sequence[Any]]  # (carry…, x…) -> carry…, what is added up over all steps…, y…
+    function: Callable[..., Sequence[Any]]  # (consts…, carry…, x…) -> carry…, what is added up over all steps…, y…
+    consts: Arrays
     n_carry: int
     n_added: int
     kinds: Sequence[Any]  # of what the step gives
@@ -40,6 +41,10 @@ class Steps(NamedTuple):
     length: int
     reverse: bool
     one_kernel: bool = False  # run one by one, they can be one kernel of a CPU
+    pieces: int = 0  # of time, as several devices may share them; 0: each device has all that it is given
+
+    def step(self, *values: Any) -> Sequence[Any]:
+        return self.function(*self.consts, *values)
 
     def nothing_yet(self) -> tuple[Arrays, Arrays]:
         """What is added up and what is stacked, before the first step."""
@@ -74,17 +79,19 @@ class Outcome(NamedTuple):
 
 def run_all(steps: Steps, start: Arrays) -> Found:
     """All steps, one by one."""
+    if steps.pieces:
+        return _run_piece_by_piece(steps, start, *steps.nothing_yet(), steps.pieces)
 
-    def one(state, x):
-        carry, sums = state
-        carry, more, y = steps.split(steps.step(*carry, *x))
-        return (carry, [a + b for a, b in zip(sums, more, strict=True)]), y
+    def run(consts, start, sums, xs):
+        def one(state, x):
+            carry, sums = state
+            carry, more, y = steps.split(steps.function(*consts, *carry, *x))
+            return (carry, [a + b for a, b in zip(sums, more, strict=True)]), y
 
-    def run(start, sums, xs):
         (end, sums), ys = jax.lax.scan(one, (start, sums), xs, reverse=steps.reverse)
         return [*end, *sums, *ys]
 
-    arrays, tree = flatten((start, steps.nothing_yet()[0], steps.xs))
+    arrays, tree = flatten((steps.consts, start, steps.nothing_yet()[0], steps.xs))
     flat = lambda *arrays: run(*tree.unflatten(arrays))
     return steps.split(as_one_kernel(flat, *arrays) if steps.one_kernel else flat(*arrays))
 
@@ -106,4 +113,31 @@ def run_rest(steps: Steps, start: Arrays, found: Found, wanted: Any) -> Found:
     end, sums, ys = found
     begins = [jnp.where(wanted, a, b) for a, b in zip(start, end, strict=True)]
     sums = [jnp.where(wanted, jnp.zeros_like(a), a) for a in sums]
+    if steps.pieces:
+        return _run_piece_by_piece(steps, begins, sums, ys, jnp.where(wanted, steps.pieces, 0))
     return jax.lax.fori_loop(0, jnp.where(wanted, steps.length, 0), one, (begins, sums, ys))
+
+
+def _run_piece_by_piece(steps: Steps, start: Arrays, sums: Arrays, ys: Arrays, turns: Any) -> Found:
+    """All steps, one by one, in so many turns as there are pieces, or none, written over ys.
+
+    Each piece goes to all devices, and what is made of it stays on the one that has it: none holds more than its own
+    part of time and one piece. Indices are arrays, for a slice at a number that is not known would make the compiler
+    gather what it is taken from.
+    """
+    K = steps.pieces
+    L = steps.length // K
+    cut = lambda a: a.reshape(K, L, *a.shape[1:])
+    of_pieces = list(map(cut, steps.xs))
+    known = {"indices_are_sorted": True, "unique_indices": True, "mode": "promise_in_bounds"}
+
+    def one(number, running):
+        carry, sums, ys = running
+        at = jnp.reshape(K - 1 - number if steps.reverse else number, (1,))
+        xs = [a.at[at].get(**known)[0] for a in of_pieces]
+        carry, more, y = run_all(steps._replace(xs=xs, length=L, pieces=0), carry)
+        write = lambda a, y: a.at[at].set(y[None], **known)
+        return carry, [a + b for a, b in zip(sums, more, strict=True)], list(map(write, ys, y))
+
+    end, sums, ys = jax.lax.fori_loop(0, turns, one, (start, sums, list(map(cut, ys))))
+    return end, sums, [a.reshape(steps.length, *a.shape[2:]) for a in ys]

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrnn.devices.placement import vary_alike, varying_axes
 from jaxrnn.programs.run_of_steps import Arrays, Found, Outcome, Steps, Way, run_all, run_rest
@@ -40,6 +41,7 @@ LOOK = 16  # steps of the probe between two looks
 ROUNDING = 4  # times the dtype's epsilon: what is no difference
 TOLERANCE = 32  # times the dtype's epsilon: the default
 PROBES = 4  # chunks that are looked at first
+GROUPS = 8  # of chunks, each of which adds up for itself: so many devices, or fewer, do not meet at each step
 NEAR = 0.25  # of the tolerance: where two runs of the probe agree
 GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples, without their whole parts, fill the unit interval evenly
 ASIDE = 1 / 64  # of the largest number of a carry: by how much a guess is moved, at most
@@ -76,6 +78,7 @@ class Chunks:
         self.held = held  # (T, *rows) or None
         K = self.K = way.chunks
         L = self.L = steps.length // K
+        self.groups = math.gcd(K, GROUPS) if steps.pieces else 1
         self.xs = [a.reshape(K, L, *a.shape[1:]) for a in steps.xs]
         self.order = jnp.arange(K)[::-1] if steps.reverse else jnp.arange(K)  # of each chunk, in the run
         # (K, *rows): where no step of a chunk changes the carry
@@ -91,6 +94,7 @@ class Chunks:
         starts = [jnp.where(_like(known, a), b[None], a) for a, b in zip(guessed, self.start, strict=True)]
         moved = self._difference(starts, starts, [jnp.ones(()) for _ in starts])
         sums, ys = self.steps.nothing_yet()
+        sums = [jnp.broadcast_to(a, (self.groups, *a.shape)) for a in sums]
         ys = [a.reshape(self.K, self.L, *a.shape[1:]) for a in ys]
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Sweeping(jnp.int32(0), starts, moved, starts, sums, ys, jnp.bool_(False), residuals)
@@ -113,7 +117,7 @@ class Chunks:
 
     def found(self, state: Sweeping) -> Found:
         end = [a[0 if self.steps.reverse else -1] for a in self.handed_on(state.ends)]
-        return end, state.sums, [a.reshape(self.steps.length, *a.shape[2:]) for a in state.ys]
+        return end, [a.sum(0) for a in state.sums], [a.reshape(self.steps.length, *a.shape[2:]) for a in state.ys]
 
     def sweep(self, state: Sweeping, warm_up: Any) -> Sweeping:
         """One sweep, and whether it was the last. It has two parts, the second as long as the warm-up."""
@@ -192,9 +196,13 @@ class Chunks:
         Two runs of a few chunks, one from that guess and one from where another run has come in a few steps: how long
         do they differ?
         """
-        K, L, T = self.K, self.L, self.steps.length
+        K, L = self.K, self.L
         chunks = sorted({round(i * (K - 2) / (PROBES - 1)) for i in range(PROBES)})
-        begins = jnp.array([number * L for number in chunks], jnp.int32)
+        # The chunks and those after them, side by side in the order of time: (chunks, 2 L, …).
+        pairs = [(K - 2 - n, K - 1 - n) if self.steps.reverse else (n, n + 1) for n in chunks]
+        near = lambda a: a[np.array(pairs)].reshape(len(chunks), 2 * L, *a.shape[2:])
+        xs = list(map(near, self.xs))
+        all_held = None if self.held is None else near(self.held.reshape(K, L, *self.held.shape[1:]))
         lag = min(LOOK, L)
         step = jax.vmap(jax.vmap(self.steps.step), in_axes=(*(0 for _ in self.start), *(None for _ in self.xs)))
         guess = [jnp.broadcast_to(a, (2, len(chunks), *a.shape)) for a in self.guess]
@@ -202,16 +210,17 @@ class Chunks:
 
         def advance(i, state):
             carry, held = state
-            at = T - 1 - (begins + i) if self.steps.reverse else begins + i
-            made = step(*carry, *(a[at] for a in self.steps.xs))
-            return list(made[: len(carry)]), held if held is None else held | self.held[at]
+            t = 2 * L - 1 - i if self.steps.reverse else i
+            at = lambda a: jax.lax.dynamic_index_in_dim(a, t, 1, keepdims=False)
+            made = step(*carry, *map(at, xs))
+            return list(made[: len(carry)]), held if held is None else held | at(all_held)
 
         def differs(carry, held):
             scales = [jnp.maximum(_scale(a[0], a[1], self.way.row_axes), b) for a, b in zip(carry, sizes, strict=True)]
             d = self._difference([a[0] for a in carry], [a[1] for a in carry], scales, of_chunks=False)
             return self._agreed(d if held is None else jnp.where(held, 0, d))
 
-        held = None if self.held is None else jnp.zeros_like(self.held[begins])
+        held = None if all_held is None else jnp.zeros_like(all_held[:, 0])
         carry, held = jax.lax.fori_loop(0, lag, advance, (guess, held))
         seen = [(a[0], jnp.broadcast_to(b, a[0].shape)) for a, b in zip(carry, self.start, strict=True)]
         sizes = [_scale(a, b, self.way.row_axes) for a, b in seen]
@@ -258,7 +267,8 @@ class Chunks:
         """All chunks by one step."""
         carry, sums, ys = running
         carry, more, y = self._step_all(i, carry)
-        sums = [a + b.sum(0) for a, b in zip(sums, more, strict=True)]
+        of_groups = (a.reshape(self.groups, -1, *a.shape[1:]).sum(1) for a in more)
+        sums = [a + b for a, b in zip(sums, of_groups, strict=True)]
         write = lambda a, y: jax.lax.dynamic_update_index_in_dim(a, y, self._at(i), 1)
         return carry, sums, list(map(write, ys, y))
 
@@ -272,9 +282,8 @@ class Chunks:
 
     def _entering(self, handed: Arrays, start: Arrays) -> Arrays:
         """(K, …): what each chunk starts with, given what each hands on."""
-        if self.steps.reverse:
-            return [jnp.concatenate([a[1:], b[None]]) for a, b in zip(handed, start, strict=True)]
-        return [jnp.concatenate([b[None], a[:-1]]) for a, b in zip(handed, start, strict=True)]
+        rolled = [jnp.roll(a, -1 if self.steps.reverse else 1, axis=0) for a in handed]
+        return [jnp.where(_like(self.order == 0, a), b, a) for a, b in zip(rolled, start, strict=True)]
 
     def _last_not_held(self) -> Any:
         """(K, *rows): the last chunk up to each, in the order of the run, that is not all held; -1: none."""
@@ -299,9 +308,8 @@ class Chunks:
 
     def _leaving(self, entering: Arrays) -> Arrays:
         """(K, …): of what enters each chunk, what enters the next; after the last zeros."""
-        if self.steps.reverse:
-            return [jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]]) for a in entering]
-        return [jnp.concatenate([a[1:], jnp.zeros_like(a[:1])]) for a in entering]
+        rolled = [jnp.roll(a, 1 if self.steps.reverse else -1, axis=0) for a in entering]
+        return [jnp.where(_like(self.order == self.K - 1, a), jnp.zeros_like(a), a) for a in rolled]
 
     def _agreed(self, found: Any) -> Any:
         """The largest number, on all devices that take the decision together."""

@@ -29,8 +29,9 @@ from jaxrnn.planning.planned_scan import planned_scan
 from jaxrnn.programs.chunked import Chunking, Way, scan_in_chunks
 from jaxrnn.running.segments import Budget, run_in_segments, segment_lengths
 
-# ``(steps, initial carry, batch_shape)`` to how so many steps are run in parallel, and why; None: one by one.
-WayOf = Callable[[int, PyTree, tuple[int, ...]], tuple[Way | None, str]]
+# ``(steps, initial carry, batch_shape, devices=…)`` to the way in which so many steps are run in parallel, and why;
+# None: one by one.
+WayOf = Callable[..., tuple[Way | None, str]]
 
 
 class Run(NamedTuple):

@@ -6,6 +6,9 @@ runs, noise, dtypes, placement on a mesh.
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -23,6 +26,7 @@ from jaxrnn._checks import (
 )
 from jaxrnn._narrowing import as_lengths, as_start, check_held
 from jaxrnn._spec import specified
+from jaxrnn.devices.placement import axes_over_time, on_auto_axes
 from jaxrnn.instruments import carry_without_marks
 from jaxrnn.planning.plan import Plan, check_plan
 from jaxrnn.running._loop import Run, WayOf, params_at_start, run_over_time
@@ -124,6 +128,20 @@ def layer_of(
             check_key(who, key)
         T, batch_shape, (lengths, mask, resets) = check_inputs(who, cell, xs, lengths, mask, resets)
         start = as_start(who, start, T)
+        given = params, xs, carry, lengths, mask, resets, key, start
+        axes = axes_over_time(xs)
+        if way_of is not None:
+            way = functools.partial(way_of, devices=math.prod(axes.values()))
+            return on_auto_axes(lambda given: run_as_checked(batch_shape, way, *given), given, xs, len(batch_shape))
+        if axes:
+            raise ValueError(
+                f"{who}: time, axis 0 of xs, is divided by the mesh's axis {', '.join(map(repr, axes))}, and a scan "
+                f"runs its steps one after the other; use jr.parallel, or divide the batch."
+            )
+        return run_as_checked(batch_shape, None, *given)
+
+    def run_as_checked(batch_shape, way_of, params, xs, carry, lengths, mask, resets, key, start):
+        T = jax.tree.leaves(xs)[0].shape[0]
         if unroll > 1:
             check_has_number(who, f"unroll={unroll}", T)
         now = params_at_start(params, reverse)
