@@ -60,14 +60,17 @@ class Sweeping(NamedTuple):
     residuals: Any  # (sweeps,): the largest r of each sweep
 
 
-def run_in_chunks(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Way) -> Outcome:
+def run_in_chunks(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Way, linear: bool = False) -> Outcome:
     """The scan, by sweeps, exactly where it is linear, or step by step where the probe sees no end of sweeps."""
     chunks = Chunks(steps, start, guess, held, way)
     if way.method == "associative":
         return chunks.run_linear()
     forgets, warm_up, aside = chunks.probe()
-    chunks = Chunks(steps, start, aside, held, way)
-    return jax.lax.cond(forgets, lambda: chunks.run_in_sweeps(warm_up), lambda: chunks.not_run_in_sweeps(warm_up))
+    if linear and all(jnp.issubdtype(a.dtype, jnp.inexact) for a in start):
+        sweeps = lambda: chunks.run_in_sweeps(warm_up, chunks.halves(warm_up, aside))
+    else:
+        sweeps = lambda: Chunks(steps, start, aside, held, way).run_in_sweeps(warm_up)
+    return jax.lax.cond(forgets, sweeps, lambda: chunks.not_run_in_sweeps(warm_up))
 
 
 class Chunks:
@@ -99,11 +102,11 @@ class Chunks:
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Sweeping(jnp.int32(0), starts, moved, starts, sums, ys, jnp.bool_(False), residuals)
 
-    def run_in_sweeps(self, warm_up: Any) -> Outcome:
-        """By sweeps, or where they do not end step by step."""
+    def run_in_sweeps(self, warm_up: Any, trusted: Any = True) -> Outcome:
+        """By sweeps, or where they do not end, or not all chunks are trusted, step by step."""
 
         def goes_on(state: Sweeping) -> Any:
-            return ~state.accepted & (state.number <= self.way.sweeps)
+            return ~state.accepted & (state.number <= self.way.sweeps) & trusted
 
         state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up), self.begin())
         found = run_rest(self.steps, self.start, self.found(state), ~state.accepted)
@@ -177,6 +180,30 @@ class Chunks:
         found = run_rest(self.steps, self.start, found, ~accepted)
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Outcome(found, accepted, jnp.int32(1), jnp.int32(self.L), residuals)
+
+    def halves(self, warm_up: Any, aside: Arrays) -> Any:
+        """Whether all chunks of a linear run make less than half of what enters where their warm-up begins.
+
+        What is 0 stays 0 in such a run, so that its guess is not moved aside: this run, of nothing else, is.
+        """
+        begun = [jnp.broadcast_to(a, (self.K, *a.shape)) for a in aside]
+        zeros = [jnp.zeros_like(a) for a in begun]
+        middle = self.L - warm_up
+
+        def turn(i, d):
+            return jax.jvp(lambda *carry: self._step_all(i, list(carry))[0], zeros, d)[1]
+
+        begun, zeros, _ = vary_alike(begun, zeros, self.xs)
+        ends = jax.lax.fori_loop(middle, self.L, turn, begun)
+        scales = [_scale(a, a, self.way.row_axes) for a in begun]
+        out, d = (self._difference(a, zeros, scales) for a in (ends, begun))
+        bad = (out > d / 2) & _like(self.order < self.K - 1, out)
+        if self.held is not None:
+            held = self.held.reshape(self.K, self.L, *self.held.shape[1:])
+            order = jnp.arange(self.L)[::-1] if self.steps.reverse else jnp.arange(self.L)
+            before = (order < middle).reshape(1, self.L, *(1,) * (held.ndim - 2))
+            bad = bad & ~(held | before).all(1)
+        return self._agreed(bad.astype(jnp.float32)) == 0
 
     def handed_on(self, ends: Arrays) -> Arrays:
         """(K, …): the carry after each chunk; where all of a chunk is held, that before it."""
