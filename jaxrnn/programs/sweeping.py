@@ -89,10 +89,7 @@ class Chunks:
 
     def begin(self) -> Sweeping:
         """All chunks start from the guess; the first, and those before which all is held, from the start."""
-        known = self.order == 0
-        if self.all_held is not None:
-            known = self._last_not_held() < 0
-            known = self._entering([known], [jnp.ones_like(known[0])])[0]
+        known = self._known()
         guessed = [jnp.broadcast_to(a, (self.K, *a.shape)) for a in self.guess]
         starts = [jnp.where(_like(known, a), b[None], a) for a, b in zip(guessed, self.start, strict=True)]
         moved = self._difference(starts, starts, [jnp.ones(()) for _ in starts])
@@ -110,7 +107,7 @@ class Chunks:
 
         state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up), self.begin())
         found = run_rest(self.steps, self.start, self.found(state), ~state.accepted)
-        return Outcome(found, state.accepted, state.number - 1, warm_up, state.residuals)
+        return Outcome(found, state.accepted, jnp.maximum(state.number - 1, 0), warm_up, state.residuals)
 
     def not_run_in_sweeps(self, warm_up: Any) -> Outcome:
         """The same, of a run that sweeps would not pay for."""
@@ -197,7 +194,7 @@ class Chunks:
         ends = jax.lax.fori_loop(middle, self.L, turn, begun)
         scales = [_scale(a, a, self.way.row_axes) for a in begun]
         out, d = (self._difference(a, zeros, scales) for a in (ends, begun))
-        bad = (out > d / 2) & _like(self.order < self.K - 1, out)
+        bad = (out > d / 2) & _like(self.order < self.K - 1, out) & ~_like(self._known(), out)
         if self.held is not None:
             held = self.held.reshape(self.K, self.L, *self.held.shape[1:])
             order = jnp.arange(self.L)[::-1] if self.steps.reverse else jnp.arange(self.L)
@@ -311,6 +308,14 @@ class Chunks:
         """(K, …): what each chunk starts with, given what each hands on."""
         rolled = [jnp.roll(a, -1 if self.steps.reverse else 1, axis=0) for a in handed]
         return [jnp.where(_like(self.order == 0, a), b, a) for a, b in zip(rolled, start, strict=True)]
+
+    def _known(self) -> Any:
+        """(K, *rows), or (K,): which chunks start with what the run starts with, as all before them is held."""
+        known = self.order == 0
+        if self.all_held is not None:
+            known = self._last_not_held() < 0
+            known = self._entering([known], [jnp.ones_like(known[0])])[0]
+        return known
 
     def _last_not_held(self) -> Any:
         """(K, *rows): the last chunk up to each, in the order of the run, that is not all held; -1: none."""
