@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from jaxrnn.programs.chunked import tell
+from jaxrnn.programs.chunked import as_loops, tell
 
 
 def evaluated(function: Callable) -> Callable:
@@ -168,7 +168,7 @@ def _counted(eqn, params, made):
 
 def _chunked(eqn, params, made):
     """Ours (jaxrnn/programs/chunked.py): as the loops that it becomes."""
-    impl = functools.partial(eqn.primitive.impl, **params)
+    impl = functools.partial(as_loops, **params)
     run = _closed(jax.make_jaxpr(impl)(*(var.aval for var in eqn.invars)), made)
 
     def told(*args):
