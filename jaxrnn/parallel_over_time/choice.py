@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree
-from jaxrnn.programs.chunked import Way
+from jaxrnn.loops.chunked import Way
 
 SWEEPS = 4
 ITERATIONS = 32

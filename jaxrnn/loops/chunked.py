@@ -25,10 +25,10 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.devices.placement import vary_alike
-from jaxrnn.programs.all_at_once import run_all_at_once
+from jaxrnn.loops.all_at_once import run_all_at_once
+from jaxrnn.loops.steps import Steps, Way
+from jaxrnn.loops.sweeping import run_in_chunks
 from jaxrnn.programs.calls import has_whole_arrays
-from jaxrnn.programs.run_of_steps import Steps, Way
-from jaxrnn.programs.sweeping import run_in_chunks
 
 Arrays = list[Any]
 

@@ -18,7 +18,8 @@ is one more sweep. The first says something of every part of a carry because the
 that waits at 0, where the guess is, and grows from what is too small to be seen, would agree with it for many chunks.
 
 What is compared are the ends of chunks. A cell that expands early in a chunk, contracts later in it, and did not do so
-where the probe looked, may hold errors in between that are larger by that expansion.
+where the probe looked, may hold errors in between that are larger by that expansion. So may any two programs that
+compute such a run: what stands at its start is rounding there and a few times that here.
 
 Differences are relative to the largest number of the same row and the same part of the carry, over all chunks. After m
 sweeps the first m chunks are exact, so a carry of integers, which agrees or does not, comes to rest as well.
@@ -35,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.devices.placement import vary_alike, varying_axes
-from jaxrnn.programs.run_of_steps import Arrays, Found, Outcome, Steps, Way, run_all, run_rest
+from jaxrnn.loops.steps import Arrays, Found, Outcome, Steps, Way, run_all, run_rest
 
 LOOK = 16  # steps of the probe between two looks
 ROUNDING = 4  # times the dtype's epsilon: what is no difference
