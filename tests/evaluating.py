@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from jaxrnn.programs.chunked import tell
+from jaxrnn.loops.chunked import as_loops, tell
 
 
 def evaluated(function: Callable) -> Callable:
@@ -148,7 +148,7 @@ def _cond(_, params, made):
 
 
 def _counted(eqn, params, made):
-    """Ours (jaxrnn/programs/counted.py)."""
+    """Ours (jaxrnn/loops/counted.py)."""
     body, consts = _closed(params["jaxpr"], made), params["n_consts"]
     first = consts + params["n_carry"]
     stacked = [var.aval for var in eqn.outvars[params["n_carry"] :]]
@@ -167,8 +167,8 @@ def _counted(eqn, params, made):
 
 
 def _chunked(eqn, params, made):
-    """Ours (jaxrnn/programs/chunked.py): as the loops that it becomes."""
-    impl = functools.partial(eqn.primitive.impl, **params)
+    """Ours (jaxrnn/loops/chunked.py): as the loops that it becomes."""
+    impl = functools.partial(as_loops, **params)
     run = _closed(jax.make_jaxpr(impl)(*(var.aval for var in eqn.invars)), made)
 
     def told(*args):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 import jaxrnn as jr
-from jaxrnn.programs.chunked import reporting
+from jaxrnn.loops.chunked import reporting
 from tests.cases import differentiated, draw, randomised, x_shape
 from tests.evaluating import evaluated
 

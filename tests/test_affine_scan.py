@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn.programs.affine_scan import affine_scan
+from jaxrnn.loops.affine_scan import affine_scan
 
 KINDS = {  # the shapes of A and of b at one step
     "diagonal": ((2, 5), (2, 5)),

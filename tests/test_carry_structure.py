@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn.programs.carry_structure import carry_step, connected, is_affine
+from jaxrnn.loops.carry_structure import carry_step, connected, is_affine
 
 SQUARE, OTHER, SHORT = (3, 3), (3, 3), (3,)
 W = np.arange(9.0).reshape(3, 3) / 10 - 0.3

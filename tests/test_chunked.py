@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
-from jaxrnn.programs.chunked import Chunking, scan_in_chunks
-from jaxrnn.programs.sweeping import Chunks, Way
+from jaxrnn.loops.chunked import Chunking, scan_in_chunks
+from jaxrnn.loops.sweeping import Chunks, Way
 from tests.cases import draw, weigh
 from tests.side_by_side import assert_close, reported, run
 

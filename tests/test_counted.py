@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn.programs.counted import counted_scan, map_in_blocks
+from jaxrnn.loops.counted import counted_scan, map_in_blocks
 from tests.cases import draw
 
 T, B, H = 5, 3, 4

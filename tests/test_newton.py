@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
-from jaxrnn.programs.carry_structure import carry_step, connected, is_affine
-from jaxrnn.programs.newton import newton_carries
+from jaxrnn.loops.carry_structure import carry_step, connected, is_affine
+from jaxrnn.loops.newton import newton_carries
 from tests.user_cells import textbook_lstm
 
 I = 3

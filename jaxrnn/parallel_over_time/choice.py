@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree
-from jaxrnn.programs.chunked import Way
+from jaxrnn.loops.chunked import Way
 
 SWEEPS = 4
 ITERATIONS = 32
-FEWEST = 64  # steps that "auto" does not scan, of a linear cell
-FEWEST_IN_CHUNKS = 1024  # and of others
-MOST_ROWS = 16
+FEWEST = 1024  # steps that "auto" takes in parallel
+MOST_ROWS = 16  # for which it takes chunks
 
 
 _one_by_one: contextvars.ContextVar[bool] = contextvars.ContextVar("one_by_one", default=False)
@@ -67,7 +66,7 @@ class Asked(NamedTuple):
         if steps < 2 or not sum(a.size for a in carry):
             return None, f"{steps} steps" if steps < 2 else "a carry that is empty"
         if method == "auto":
-            method, why = _automatic(self.cell, steps, math.prod(batch_shape), devices)
+            method, why = _automatic(self.cell, steps, math.prod(batch_shape), carry, devices)
             if method == "scan":
                 return None, why
         chunks = min(self.chunks or chunks_of(steps, devices), steps)
@@ -93,21 +92,23 @@ def chunks_of(steps: int, devices: int = 1) -> int:
     return min(fits, key=lambda k: (steps % k, k % math.lcm(devices, 8) != 0, abs(k - about)))
 
 
-def _automatic(cell: Cell, steps: int, rows: int, devices: int) -> tuple[str, str]:
+def _automatic(cell: Cell, steps: int, rows: int, carry: list[jax.Array], devices: int) -> tuple[str, str]:
     """The method for these shapes, and why.
 
-    On one CPU device a scan of few rows is one kernel, and the scan of many has work for all cores: chunks do more work
-    in no less time (docs/results/parallel.md). What accelerators gain by fewer turns was not measured.
+    On one CPU device the scan of few rows is one kernel, and the scan of many has work for all cores: chunks do more
+    work in no less time, of linear cells too. A loop of complex numbers is not made one kernel: there, with one row, a
+    training step takes 0.7 to 0.85 (docs/results/parallel.md). What accelerators gain by fewer turns was not measured.
     """
+    linear = cell.affine is not None
     if devices > 1:
-        return "chunks" if cell.affine is None else "associative", f"time on {devices} devices"
-    if cell.affine is not None:
-        return ("associative", "a linear cell") if steps >= FEWEST else ("scan", f"{steps} steps are few")
+        return "associative" if linear else "chunks", f"time on {devices} devices"
     if jax.default_backend() == "cpu":
-        return "scan", "on a CPU chunks pay over several devices alone; ask for them by method='chunks'"
-    if steps < FEWEST_IN_CHUNKS or rows > MOST_ROWS:
-        return "scan", f"{steps} steps of {rows} rows give the scan enough to do at each"
-    return "chunks", f"{steps} steps of {rows} rows"
+        if linear and rows == 1 and steps >= FEWEST and any(jnp.iscomplexobj(a) for a in carry):
+            return "associative", "a linear cell with a complex carry, one row"
+        return "scan", "on one CPU device it is as fast; over several, name a method"
+    if steps < FEWEST or (not linear and rows > MOST_ROWS):
+        return "scan", f"{steps} steps of {rows} rows give it enough to do at each"
+    return "associative" if linear else "chunks", "a linear cell" if linear else f"{steps} steps of {rows} rows"
 
 
 def _check_floats(who: str, initial: PyTree) -> None:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, flatten
 from jaxrnn._checks import check_sizes
+from jaxrnn.loops.chunked import Report, reporting
 from jaxrnn.parallel_over_time.choice import one_by_one
 from jaxrnn.planning.explanation import explain
-from jaxrnn.programs.chunked import Report, reporting
 
 
 class ParallelRun(NamedTuple):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn._base import PyTree, flatten
+from jaxrnn.loops.chunked import Chunking, Way, scan_in_chunks
 from jaxrnn.planning.contract import contract
 from jaxrnn.planning.cut_weights import cut_weights
 from jaxrnn.planning.explanation import ScanExplanation
@@ -28,7 +29,6 @@ from jaxrnn.planning.split_sums import split_sums
 from jaxrnn.planning.spread import spread
 from jaxrnn.planning.transpose_weights import transpose_weights
 from jaxrnn.planning.weights_on_the_left import weights_on_the_left
-from jaxrnn.programs.chunked import Chunking, Way, scan_in_chunks
 from jaxrnn.programs.program import Program, reached_from
 from jaxrnn.programs.tracing import trace
 

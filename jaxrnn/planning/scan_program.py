@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from jaxrnn._base import flatten
 from jaxrnn.kernels.persistent import run_recurrence, run_transposed
+from jaxrnn.loops.chunked import Chunking, chunked_scan
+from jaxrnn.loops.counted import counted_scan, loop_in_place, map_in_blocks
 from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import LoopProgram
 from jaxrnn.programs.calls import as_gpu_kernel, as_one_kernel, on_one_cpu
-from jaxrnn.programs.chunked import Chunking, chunked_scan
-from jaxrnn.programs.counted import counted_scan, loop_in_place, map_in_blocks
 from jaxrnn.programs.primitives import PRODUCT, has
 from jaxrnn.programs.program import Program, evaluate
 

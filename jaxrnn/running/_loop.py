@@ -23,10 +23,10 @@ from jaxrnn.instruments import (
     step_with_leaves_changed,
     without_marks,
 )
+from jaxrnn.loops.chunked import Chunking, Way, scan_in_chunks
 from jaxrnn.planning.explanation import ScanExplanation, start_explanation
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_scan import planned_scan
-from jaxrnn.programs.chunked import Chunking, Way, scan_in_chunks
 from jaxrnn.running.segments import Budget, run_in_segments, segment_lengths
 
 # ``(steps, initial carry, batch_shape, devices=…)`` to the way in which so many steps are run in parallel, and why;

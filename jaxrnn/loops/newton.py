@@ -63,8 +63,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.programs.affine_scan import before
-from jaxrnn.programs.all_steps import AllSteps
+from jaxrnn.loops.affine_scan import before
+from jaxrnn.loops.all_steps import AllSteps
 
 Arrays = list[Any]
 ROUNDINGS = 64  # what the default tol leaves for them, in ε

@@ -25,10 +25,10 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.devices.placement import vary_alike
-from jaxrnn.programs.all_at_once import run_all_at_once
+from jaxrnn.loops.all_at_once import run_all_at_once
+from jaxrnn.loops.steps import Steps, Way
+from jaxrnn.loops.sweeping import run_in_chunks
 from jaxrnn.programs.calls import has_whole_arrays
-from jaxrnn.programs.run_of_steps import Steps, Way
-from jaxrnn.programs.sweeping import run_in_chunks
 
 Arrays = list[Any]
 
@@ -37,7 +37,9 @@ class Chunking(NamedTuple):
     """How a run is cut into chunks, and what is known of its carry beforehand."""
 
     way: Way
-    guess: Any = None  # like the carry: from where chunks may start before theirs is known; None: zeros
+    guess: Any = (
+        None  # like the carry: from where chunks may start before theirs is known; None: zeros, of a linear run
+    )
     held: Any = None  # (T, *rows) booleans, True where a step changes nothing and puts out 0; None: nowhere
 
 
@@ -57,7 +59,7 @@ class Parts(NamedTuple):
 
     consts: int
     carry: int
-    guess: int  # as many as the carry
+    guess: int  # as many as the carry; 0: the run is linear, and zeros will do
     held: int  # 1 or 0
 
     def of(self, arrays: Sequence[Any]) -> tuple[Arrays, Arrays, Arrays, Arrays, Arrays]:
@@ -92,7 +94,7 @@ def chunked_scan(
     T = xs[0].shape[0]
     tail = T % way.chunks
     first, last = (slice(tail, T), slice(0, tail)) if reverse else (slice(0, T - tail), slice(T - tail, T))
-    guess = [jnp.zeros_like(a) for a in carry] if guess is None else guess
+    guess = [] if guess is None else guess
     held = [] if held is None else [held]
     parts = [xs, held] if not tail else [[a[first] for a in arrays] for arrays in (xs, held)]
     carry, guess, (entering, held) = vary_alike(carry, guess, parts)
@@ -198,24 +200,25 @@ def _bind_with_report(
     return chunked_scan_p.bind(*arrays, jaxpr=closed, parts=parts, length=xs[0].shape[0], **params)
 
 
-def _run(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel, on_devices=False):
+def as_loops(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel, on_devices=False):
     consts, *rest = parts.of(arrays)
     carry, guess, held, xs = vary_alike(*rest)
+    linear, guess = not guess, guess or [jnp.zeros_like(a) for a in carry]
     pieces = way.chunks if on_devices else 0
     sizes = len(carry), n_added, jaxpr.out_avals
     steps = Steps(jaxpr_as_fun(jaxpr), consts, *sizes, xs, length, reverse, one_kernel, pieces)
-    run = run_all_at_once if way.method == "newton" else run_in_chunks
+    run = run_all_at_once if way.method == "newton" else functools.partial(run_in_chunks, linear=linear)
     return run(steps, carry, guess, held[0] if held else None, way).outputs()
 
 
 def _impl(*arrays, **params):
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        return _run(*arrays, **params)
+        return as_loops(*arrays, **params)
     return jax.jit(lambda *arrays: chunked_scan_p.bind(*arrays, **params))(*arrays)
 
 
 def _lower(ctx, *arrays, **params):
-    run = functools.partial(_run, on_devices=not has_whole_arrays(ctx))
+    run = functools.partial(as_loops, on_devices=not has_whole_arrays(ctx))
     return mlir.lower_fun(run, multiple_results=True)(ctx, *arrays, **params)
 
 
@@ -264,8 +267,7 @@ def _jvp(primals, tangents, *, jaxpr, parts, n_added, length, reverse, way, one_
     d_entering = [d for d, m in zip(d_xs, moved_xs, strict=True) if m]
     d_start, entering = vary_alike(d_start, [*d_entering, *before, *xs])
     traced = jax.make_jaxpr(tangent)(*_one_step(d_start, entering))
-    zeros = [jnp.zeros_like(d) for d in d_start]
-    d_made = iter(_bind(traced.jaxpr, traced.consts, d_start, zeros, held, entering, **options))
+    d_made = iter(_bind(traced.jaxpr, traced.consts, d_start, [], held, entering, **options))
     floats = [jnp.issubdtype(a.dtype, jnp.inexact) for a in outputs]
     d_outputs = [next(d_made) if f else _no_tangent(a) for a, f in zip(outputs, floats, strict=True)]
     return [*outputs, report], [*d_outputs, _no_tangent(report)]
@@ -298,9 +300,8 @@ def _transpose(cotangents, *arrays, jaxpr, parts, n_added, length, reverse, way,
 
     d_end, entering = vary_alike(d_end, [*d_ys, *known_xs])
     traced = jax.make_jaxpr(back)(*_one_step(d_end, entering))
-    zeros = [jnp.zeros_like(d) for d in d_end]
     options = {"n_added": n_sums, "reverse": not reverse, "way": way, "one_kernel": one_kernel}
-    made = _bind(traced.jaxpr, traced.consts, d_end, zeros, held, entering, **options)
+    made = _bind(traced.jaxpr, traced.consts, d_end, [], held, entering, **options)
     d_carry, d_consts, d_xs = made[:n], made[n : n + n_sums], made[n + n_sums :]
     d_carry = [d for d, is_asked in zip(d_carry, of_carry, strict=True) if is_asked]
     found = iter([*d_consts, *d_carry, *d_xs])

@@ -14,11 +14,12 @@ difference at a chunk's start or middle, d, comes out at its end, r; of a chunk 
 others halve what they are handed, and the error of every start is at most twice the largest r: a run is accepted where
 that is within the tolerance. The first sweep compares two runs whose difference was that of a guess to the truth; each
 further one, those before and after the starts moved. Where d is nothing and r is something, nothing is known, and there
-is one more sweep. The first says something of every part of a carry because the guess is wrong in every part: a unit that
-waits at 0, where the guess is, and grows from what is too small to be seen, would agree with it for many chunks.
+is one more sweep. The first says something of every part of a carry because the guess is wrong in every part: a unit
+that waits at 0, where the guess is, and grows from what is too small to be seen, would agree with it for many chunks.
 
 What is compared are the ends of chunks. A cell that expands early in a chunk, contracts later in it, and did not do so
-where the probe looked, may hold errors in between that are larger by that expansion.
+where the probe looked, may hold errors in between that are larger by that expansion. So may any two programs that
+compute such a run: what stands at its start is rounding there and a few times that here.
 
 Differences are relative to the largest number of the same row and the same part of the carry, over all chunks. After m
 sweeps the first m chunks are exact, so a carry of integers, which agrees or does not, comes to rest as well.
@@ -35,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.devices.placement import vary_alike, varying_axes
-from jaxrnn.programs.run_of_steps import Arrays, Found, Outcome, Steps, Way, run_all, run_rest
+from jaxrnn.loops.steps import Arrays, Found, Outcome, Steps, Way, run_all, run_rest
 
 LOOK = 16  # steps of the probe between two looks
 ROUNDING = 4  # times the dtype's epsilon: what is no difference
@@ -60,14 +61,17 @@ class Sweeping(NamedTuple):
     residuals: Any  # (sweeps,): the largest r of each sweep
 
 
-def run_in_chunks(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Way) -> Outcome:
+def run_in_chunks(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Way, linear: bool = False) -> Outcome:
     """The scan, by sweeps, exactly where it is linear, or step by step where the probe sees no end of sweeps."""
     chunks = Chunks(steps, start, guess, held, way)
     if way.method == "associative":
         return chunks.run_linear()
     forgets, warm_up, aside = chunks.probe()
-    chunks = Chunks(steps, start, aside, held, way)
-    return jax.lax.cond(forgets, lambda: chunks.run_in_sweeps(warm_up), lambda: chunks.not_run_in_sweeps(warm_up))
+    if linear and all(jnp.issubdtype(a.dtype, jnp.inexact) for a in start):
+        sweeps = lambda: chunks.run_in_sweeps(warm_up, chunks.halves(warm_up, aside))
+    else:
+        sweeps = lambda: Chunks(steps, start, aside, held, way).run_in_sweeps(warm_up)
+    return jax.lax.cond(forgets, sweeps, lambda: chunks.not_run_in_sweeps(warm_up))
 
 
 class Chunks:
@@ -86,10 +90,7 @@ class Chunks:
 
     def begin(self) -> Sweeping:
         """All chunks start from the guess; the first, and those before which all is held, from the start."""
-        known = self.order == 0
-        if self.all_held is not None:
-            known = self._last_not_held() < 0
-            known = self._entering([known], [jnp.ones_like(known[0])])[0]
+        known = self._known()
         guessed = [jnp.broadcast_to(a, (self.K, *a.shape)) for a in self.guess]
         starts = [jnp.where(_like(known, a), b[None], a) for a, b in zip(guessed, self.start, strict=True)]
         moved = self._difference(starts, starts, [jnp.ones(()) for _ in starts])
@@ -99,15 +100,15 @@ class Chunks:
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Sweeping(jnp.int32(0), starts, moved, starts, sums, ys, jnp.bool_(False), residuals)
 
-    def run_in_sweeps(self, warm_up: Any) -> Outcome:
-        """By sweeps, or where they do not end step by step."""
+    def run_in_sweeps(self, warm_up: Any, trusted: Any = True) -> Outcome:
+        """By sweeps, or where they do not end, or not all chunks are trusted, step by step."""
 
         def goes_on(state: Sweeping) -> Any:
-            return ~state.accepted & (state.number <= self.way.sweeps)
+            return ~state.accepted & (state.number <= self.way.sweeps) & trusted
 
         state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up), self.begin())
         found = run_rest(self.steps, self.start, self.found(state), ~state.accepted)
-        return Outcome(found, state.accepted, state.number - 1, warm_up, state.residuals)
+        return Outcome(found, state.accepted, jnp.maximum(state.number - 1, 0), warm_up, state.residuals)
 
     def not_run_in_sweeps(self, warm_up: Any) -> Outcome:
         """The same, of a run that sweeps would not pay for."""
@@ -177,6 +178,30 @@ class Chunks:
         found = run_rest(self.steps, self.start, found, ~accepted)
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Outcome(found, accepted, jnp.int32(1), jnp.int32(self.L), residuals)
+
+    def halves(self, warm_up: Any, aside: Arrays) -> Any:
+        """Whether all chunks of a linear run make less than half of what enters where their warm-up begins.
+
+        What is 0 stays 0 in such a run, so that its guess is not moved aside: this run, of nothing else, is.
+        """
+        begun = [jnp.broadcast_to(a, (self.K, *a.shape)) for a in aside]
+        zeros = [jnp.zeros_like(a) for a in begun]
+        middle = self.L - warm_up
+
+        def turn(i, d):
+            return jax.jvp(lambda *carry: self._step_all(i, list(carry))[0], zeros, d)[1]
+
+        begun, zeros, _ = vary_alike(begun, zeros, self.xs)
+        ends = jax.lax.fori_loop(middle, self.L, turn, begun)
+        scales = [_scale(a, a, self.way.row_axes) for a in begun]
+        out, d = (self._difference(a, zeros, scales) for a in (ends, begun))
+        bad = (out > d / 2) & _like(self.order < self.K - 1, out) & ~_like(self._known(), out)
+        if self.held is not None:
+            held = self.held.reshape(self.K, self.L, *self.held.shape[1:])
+            order = jnp.arange(self.L)[::-1] if self.steps.reverse else jnp.arange(self.L)
+            before = (order < middle).reshape(1, self.L, *(1,) * (held.ndim - 2))
+            bad = bad & ~(held | before).all(1)
+        return self._agreed(bad.astype(jnp.float32)) == 0
 
     def handed_on(self, ends: Arrays) -> Arrays:
         """(K, …): the carry after each chunk; where all of a chunk is held, that before it."""
@@ -284,6 +309,14 @@ class Chunks:
         """(K, …): what each chunk starts with, given what each hands on."""
         rolled = [jnp.roll(a, -1 if self.steps.reverse else 1, axis=0) for a in handed]
         return [jnp.where(_like(self.order == 0, a), b, a) for a, b in zip(rolled, start, strict=True)]
+
+    def _known(self) -> Any:
+        """(K, *rows), or (K,): which chunks start with what the run starts with, as all before them is held."""
+        known = self.order == 0
+        if self.all_held is not None:
+            known = self._last_not_held() < 0
+            known = self._entering([known], [jnp.ones_like(known[0])])[0]
+        return known
 
     def _last_not_held(self) -> Any:
         """(K, *rows): the last chunk up to each, in the order of the run, that is not all held; -1: none."""

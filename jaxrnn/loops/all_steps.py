@@ -19,8 +19,8 @@ import numpy as np
 
 from jaxrnn._dtypes import promoted
 from jaxrnn.devices.placement import varying_axes
-from jaxrnn.programs.affine_scan import MATRICES, UNITS, before, solve
-from jaxrnn.programs.carry_structure import CarryStep, carry_step, connected, is_affine
+from jaxrnn.loops.affine_scan import MATRICES, UNITS, before, solve
+from jaxrnn.loops.carry_structure import CarryStep, carry_step, connected, is_affine
 
 Arrays = list[Any]
 PyTree = Any

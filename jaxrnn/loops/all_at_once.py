@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.programs.newton import newton_carries
+from jaxrnn.loops.newton import newton_carries
+from jaxrnn.loops.steps import Arrays, Outcome, Steps, Way, run_rest
 from jaxrnn.programs.rows import mixes_rows
-from jaxrnn.programs.run_of_steps import Arrays, Outcome, Steps, Way, run_rest
 from jaxrnn.programs.tracing import flat_program
 
 
