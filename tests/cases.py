@@ -261,19 +261,9 @@ FLAGS = [
 def own_run(index):
     """The plan under which the case of that place in the list runs beside the default."""
     if index % 2 == 0:
-        runs = (
-            "plain",
-            "checkpointed",
-            "chunks-plain",
-            "nothing",
-            "checkpointed",
-            "everything",
-            "nested",
-            "packed",
-            "chunks",
-        )
+        runs = "plain", "checkpointed", "chunks", "nothing", "checkpointed", "everything", "nested", "packed"
     else:
-        runs = "checkpointed", "everything", "associative", "packed", "chunks-plain", "nested", "nothing"
+        runs = "checkpointed", "everything", "packed", "chunks-plain", "nested", "nothing"
     return runs[index // 2 % len(runs)]
 
 

@@ -10,7 +10,22 @@ import pytest
 
 import jaxrnn as jr
 from jaxrnn import gradients, training
-from tests.cases import CASES, CELLS, RUNS, WRAPPERS, B, Case, H, I, differentiable, draw, in_turn, of_cell, randomised
+from tests.cases import (
+    CASES,
+    CELLS,
+    RUNS,
+    WRAPPERS,
+    B,
+    Case,
+    H,
+    I,
+    differentiable,
+    draw,
+    in_turn,
+    of_cell,
+    over_time,
+    randomised,
+)
 
 KEY = jax.random.key(0)
 CLIP, CLIPPED = WRAPPERS["cotangent_clip"]
@@ -18,9 +33,9 @@ MORE = [
     of_cell("cotangent_clip", CLIP(CLIPPED)),
     of_cell("cotangent_clip, values", jr.cotangent_clip(jr.gru(I, H, learned_carry=True), max_value=0.5), reverse=True),
     of_cell("dropout", jr.dropout(0.5)),
-    Case("residual layer", lambda **options: jr.residual(jr.scan(jr.lstm(I, I), **options)), None, "none"),
-    Case("tbptt", lambda **options: jr.tbptt(jr.scan(jr.gru(I, H), **options), window=3, stride=1), None, "none"),
-    Case("tbptt, blocks", lambda **options: jr.tbptt(jr.scan(jr.gru(I, H), **options), window=1), None, "none"),
+    Case("residual layer", lambda **options: jr.residual(over_time(jr.lstm(I, I), **options)), None, "none"),
+    Case("tbptt", lambda **options: jr.tbptt(over_time(jr.gru(I, H), **options), window=3, stride=1), None, "none"),
+    Case("tbptt, blocks", lambda **options: jr.tbptt(over_time(jr.gru(I, H), **options), window=1), None, "none"),
 ]
 SHAPES = [(0, (B,)), (3, (0,)), (3, (2, 0)), (3, (0, 2)), (0, ()), (0, (0,))]
 

@@ -23,6 +23,7 @@ MODELS = {
     **{f"saved, {name}": model for name, model in saved.MODELS.items()},
     "cotangent_clip": jr.cotangent_clip(jr.lstm(I, H), max_norm=1.0),
     "tbptt": jr.tbptt(jr.scan(jr.gru(I, H), plan=jr.Plan(hoist=True), checkpoint=jr.Budget(5)), window=4, stride=2),
+    "parallel": jr.parallel(jr.gru(I, H), method="chunks", chunks=4, tol=1e-6, checkpoint=jr.Budget(5)),
     "residual layer": jr.residual(jr.bidirectional(jr.lstm(4, 2), jr.lstm(4, 2))),
     "functions": jr.bidirectional(jr.elman(I, H, bias_init=saved.randomised), jr.lstm(I, H), merge=max, run=jr.scan),
 }

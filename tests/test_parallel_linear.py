@@ -91,10 +91,14 @@ def test_what_is_not_finite(fill, x64):
     assert_close(found, want)
 
 
-def test_auto_takes_it(x64):
-    params, xs, carry = problem(CELLS["lru"], T)
-    report = jr.convergence(jr.parallel(CELLS["lru"]), params, xs, carry, repeats=None)
-    assert (report.method, report.fell_back, len(report.runs)) == ("associative", 0, 2)
-    assert_close(
-        jr.parallel(CELLS["lru"]).apply(params, xs, carry), jr.scan(CELLS["lru"]).apply(params, xs, carry), **EXACT
-    )
+@pytest.mark.parametrize(
+    ("name", "shape", "taken"),
+    [("lru", (1024, 1), True), ("lru", (1024, 2), False), ("min_gru", (1024, 1), False), ("lru", (512, 1), False)],
+)
+def test_auto_takes_it_for_one_row_of_complex_numbers(name, shape, taken):
+    """On a CPU; what the others have in common is that the scan is one kernel there, or has work for all cores."""
+    cell = CELLS[name]
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    (run,) = jr.explain(jr.parallel(cell), params, jax.ShapeDtypeStruct((*shape, I), jnp.float32)).scans
+    assert (run.in_parallel is not None, run.not_in_parallel is not None) == (taken, not taken)
+    assert not taken or run.in_parallel.startswith("32 chunks of 32 steps side by side, exact")

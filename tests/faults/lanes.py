@@ -37,8 +37,8 @@ FAULTS = (
     ),
     Fault(
         "a loop with a count takes all steps",
-        "jax.lax.fori_loop(0, count, turn, (carry, ys))",
-        "jax.lax.fori_loop(0, length, turn, (carry, ys))",
+        "loop_in_place(step, (0, count), carry, xs, ys, reverse=reverse)",
+        "loop_in_place(step, (0, length), carry, xs, ys, reverse=reverse)",
         tests("test_counted", "steps_beyond_the_count"),
     ),
     Fault(
