@@ -263,7 +263,7 @@ def own_run(index):
     if index % 2 == 0:
         runs = "plain", "checkpointed", "chunks", "nothing", "checkpointed", "everything", "nested", "packed"
     else:
-        runs = "checkpointed", "everything", "packed", "chunks-plain", "nested", "nothing"
+        runs = "checkpointed", "everything", "packed", "nested", "nothing"
     return runs[index // 2 % len(runs)]
 
 

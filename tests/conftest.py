@@ -41,7 +41,7 @@ def pytest_runtest_protocol(item):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the whole product of cases, not the pairwise choice")
-    parser.addoption("--models", type=int, help="how many models test_random_models.py builds; 60, or 2,000 if full")
+    parser.addoption("--models", type=int, help="how many models test_random_models.py builds; 36, or 2,000 if full")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -84,8 +84,8 @@ def survives(tmp_path, kills, blocks):
         np.testing.assert_array_equal(came[name], expected[name], err_msg=name)
 
 
-def test_twenty_kills(tmp_path):
-    survives(tmp_path, 20, 140)
+def test_ten_kills(tmp_path):
+    survives(tmp_path, 10, 140)
 
 
 @pytest.mark.full
