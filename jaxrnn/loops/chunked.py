@@ -310,13 +310,13 @@ def _transpose(cotangents, *arrays, jaxpr, parts, n_added, length, reverse, way,
 
 def _batch(arrays, axes, *, jaxpr, parts, n_added, length, reverse, way, one_kernel):
     """The batch becomes rows of the step, before its own: all its members run in one and the same way."""
-    size = next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not batching.not_mapped)
+    size = next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None)
 
     def moved(a, axis, to):
-        return a if axis is batching.not_mapped else jnp.moveaxis(a, axis, to)
+        return a if axis is None else jnp.moveaxis(a, axis, to)
 
     def broadcast(a, axis, to):
-        if axis is not batching.not_mapped:
+        if axis is not None:
             return jnp.moveaxis(a, axis, to)
         return jnp.broadcast_to(jnp.expand_dims(a, to), (*a.shape[:to], size, *a.shape[to:]))
 
@@ -327,7 +327,7 @@ def _batch(arrays, axes, *, jaxpr, parts, n_added, length, reverse, way, one_ker
     guess = [broadcast(a, axis, 0) for a, axis in zip(guess, places[2], strict=True)]
     held = [broadcast(a, axis, 1) for a, axis in zip(held, places[3], strict=True)]
     xs = [moved(a, axis, 1) for a, axis in zip(xs, places[4], strict=True)]
-    at = lambda axes: [None if axis is batching.not_mapped else 0 for axis in axes]
+    at = lambda axes: [None if axis is None else 0 for axis in axes]
     step = jax.vmap(jaxpr_as_fun(jaxpr), in_axes=(*at(places[0]), *(0 for _ in carry), *at(places[4])))
     kinds = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in [*consts, *carry]]
     traced = jax.make_jaxpr(step)(*kinds, *_one_step([], xs))
@@ -347,7 +347,7 @@ def _batch(arrays, axes, *, jaxpr, parts, n_added, length, reverse, way, one_ker
         one_kernel=False,
     )
     n = parts.carry + n_added
-    return made, [*(0 for _ in made[:n]), *(1 for _ in made[n:-1]), batching.not_mapped]
+    return made, [*(0 for _ in made[:n]), *(1 for _ in made[n:-1]), None]
 
 
 def _one_step(carry: Sequence[Any], xs: Sequence[Any]) -> Arrays:
