@@ -349,6 +349,10 @@ def test_the_report():
     assert [(run.who, run.chunks, run.steps) for run in report.runs] == [("parallel(elman)", 6, 198)] * 2
     assert all(len(run.residuals) == run.iterations >= 1 and run.residuals[-1] <= 1 for run in report.runs)
     assert "parallel(elman), forward: chunks, 198 steps in 6 chunks: " in str(report)
+    newton = jr.convergence(jr.parallel(ELMAN, method="newton"), params, xs, repeats=None)
+    forward = str(newton).splitlines()[0]
+    assert forward.startswith("parallel(elman), forward: newton, 200 steps at once: ")
+    assert forward.endswith(" of the carry") and newton.fell_back == 0
     short = jr.convergence(jr.parallel(ELMAN), params, xs, repeats=1)
     assert (short.method, short.runs, short.fell_back) == ("scan", (), 0)
     assert short.seconds > 0 < short.scan_seconds and "parallel(elman): the scan; " in str(short)

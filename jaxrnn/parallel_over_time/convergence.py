@@ -28,11 +28,15 @@ class ParallelRun(NamedTuple):
     chunks: int
     warm_up: int  # steps of each chunk before its first sweep
     iterations: int  # sweeps beside the warm-up, or Newton's
-    residuals: tuple[float, ...]  # after each, in units of the tolerance: by how much what chunks start from has moved
+    residuals: tuple[float, ...]  # after each: by how much what chunks start from has moved, in units of the tolerance;
+    # of Newton's the largest correction, relative to the carry
     fell_back: int  # chunks that were run step by step: all of them, or none
 
     def __str__(self) -> str:
-        what = f"{self.who}, {self.direction}: {self.method}, {self.steps} steps in {self.chunks} chunks"
+        at_once, unit = f"{self.steps} steps in {self.chunks} chunks", "the tolerance"
+        if self.method == "newton":
+            at_once, unit = f"{self.steps} steps at once", "the carry"
+        what = f"{self.who}, {self.direction}: {self.method}, {at_once}"
         went = f"{self.iterations} sweeps after a warm-up of {self.warm_up} steps"
         if self.method == "newton":
             went = f"{self.iterations} iterations"
@@ -41,7 +45,7 @@ class ParallelRun(NamedTuple):
                 f"run step by step, as the scan, after {went}" if self.iterations else "run step by step, as the scan"
             )
         moved = ", ".join(f"{r:.2g}" for r in self.residuals)
-        return f"{what}: {went}" + (f"; residuals {moved} of the tolerance" if moved else "")
+        return f"{what}: {went}" + (f"; residuals {moved} of {unit}" if moved else "")
 
 
 class Convergence(NamedTuple):
