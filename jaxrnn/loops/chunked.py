@@ -170,17 +170,10 @@ def tell(numbers: Any, way: Way, steps: int) -> None:
     reports.append(Report(way, steps, bool(accepted), int(sweeps), int(warm_up), residuals[: int(sweeps)]))
 
 
-def _bind(
-    jaxpr: Any,
-    consts: Sequence[Any],
-    carry: Sequence[Any],
-    guess: Sequence[Any],
-    held: Sequence[Any],
-    xs: Sequence[Any],
-    **params: Any,
-) -> Arrays:
-    """The run of a jaxpr; what it closes over becomes arguments. Of the outputs, all but the report, which is told."""
-    *made, report = _bind_with_report(jaxpr, consts, carry, guess, held, xs, **params)
+def _bind(*run: Any, **params: Any) -> Arrays:
+    """As ``_bind_with_report``; the report is told, and all else returned."""
+    *made, report = _bind_with_report(*run, **params)
+    xs = run[-1]
     tell(report, params["way"], xs[0].shape[0])
     return made
 
@@ -194,6 +187,7 @@ def _bind_with_report(
     xs: Sequence[Any],
     **params: Any,
 ) -> Arrays:
+    """The run of a jaxpr; what it closes over becomes arguments. All outputs, the report last."""
     closed = ClosedJaxpr(jaxpr.replace(invars=[*jaxpr.constvars, *jaxpr.invars], constvars=[]), [])
     parts = Parts(len(consts), len(carry), len(guess), len(held))
     arrays = [*consts, *carry, *guess, *held, *xs]

@@ -242,7 +242,7 @@ class Chunks:
 
         def differs(carry, held):
             scales = [jnp.maximum(_scale(a[0], a[1], self.way.row_axes), b) for a, b in zip(carry, sizes, strict=True)]
-            d = self._difference([a[0] for a in carry], [a[1] for a in carry], scales, of_chunks=False)
+            d = self._difference([a[0] for a in carry], [a[1] for a in carry], scales)
             return self._agreed(d if held is None else jnp.where(held, 0, d))
 
         held = None if all_held is None else jnp.zeros_like(all_held[:, 0])
@@ -350,7 +350,7 @@ class Chunks:
         axes = tuple(sorted(varying_axes(found)))
         return jax.lax.pmax(found, axes) if axes else found
 
-    def _difference(self, a: Arrays, b: Arrays, scales: Arrays, of_chunks: bool = True) -> Any:
+    def _difference(self, a: Arrays, b: Arrays, scales: Arrays) -> Any:
         """(K, *rows): how far apart, in units of the tolerance; 0 where it is rounding alone."""
         if not a:
             return jnp.zeros((self.K,), jnp.float32)
