@@ -151,6 +151,13 @@ WRAPPERS = {
     "cotangent_clip": (functools.partial(jr.cotangent_clip, max_norm=1.0), jr.lstm(I, H)),
 }
 
+# Cases that every test of the contract runs by default; of the others each runs a third, all of them under --full.
+ALWAYS = (
+    *("elman", "lstm", "lstm_learned_carry", "gru_before", "gru_after", "peephole_diagonal", "user_clockwork"),
+    *("user_fast_weights", "user_textbook_lstm", "chain", "zoneout", "lru", "min_gru"),
+    *("bidirectional_concat", "branch_of_layers", "stack"),
+)
+
 # Kinds that the contract does not run, and where they are tested.
 ELSEWHERE = {
     "cotangent_clip": "its gradient is that of no loss: tests/test_cotangent_clip.py",
@@ -267,19 +274,29 @@ def own_run(index):
     return runs[index // 2 % len(runs)]
 
 
-def with_runs(cases):
+def is_turn(name, index, test):
+    """Whether the test of that number runs the case of that name and place: one test of three, or all."""
+    return name.removesuffix("-forward").removesuffix("-reverse") in ALWAYS or (index + test) % 3 == 0
+
+
+def with_runs(cases, test=None):
     """Every case under the default plan, every other one under its own; all pairs under ``--full``."""
     for index, case in enumerate(cases):
         for run in RUNS:
             its_turn = run == "auto" or (index % 2 == 0 and run == own_run(index))
+            its_turn = its_turn and (test is None or is_turn(case.name, index, test))
             yield pytest.param(case.under(run), id=case.under(run).id, marks=() if its_turn else pytest.mark.full)
 
 
-def in_turn(cases):
-    """Every case under one plan, every other one under the default; all pairs under ``--full``."""
+def in_turn(cases, test=None):
+    """Every case under one plan, every other one under the default; all pairs under ``--full``.
+
+    With the number of a test: those whose turn it is.
+    """
     for index, case in enumerate(cases):
         for run in RUNS:
             its_turn = run == ("auto" if index % 2 == 0 else own_run(index))
+            its_turn = its_turn and (test is None or is_turn(case.name, index, test))
             yield pytest.param(case.under(run), id=f"{case.name}-{run}", marks=() if its_turn else pytest.mark.full)
 
 

@@ -41,11 +41,12 @@ def pytest_runtest_protocol(item):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the whole product of cases, not the pairwise choice")
+    parser.addoption("--product", action="store_true", help="the same, compiled as quickly as by default")
     parser.addoption("--models", type=int, help="how many models test_random_models.py builds; 36, or 2,000 if full")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--full"):
+    if not (config.getoption("--full") or config.getoption("--product")):
         left_out = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("full")]

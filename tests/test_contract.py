@@ -28,6 +28,7 @@ from tests.cases import (
     draw_like,
     everything,
     in_turn,
+    is_turn,
     own_run,
     problem,
     randomised,
@@ -43,8 +44,34 @@ from tests.evaluating import evaluated
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 
 
-by_case = pytest.mark.parametrize("case", list(with_runs(CASES)))
-by_case_in_turn = pytest.mark.parametrize("case", list(in_turn(CASES)))
+NUMBERS = itertools.count()  # of the tests that take cases in turn
+
+
+def by_case(test):
+    return pytest.mark.parametrize("case", list(with_runs(CASES, next(NUMBERS))))(test)
+
+
+def by_case_in_turn(test):
+    return pytest.mark.parametrize("case", list(in_turn(CASES, next(NUMBERS))))(test)
+
+
+def once():
+    """The cases in turn, under the default plan alone."""
+    number = next(NUMBERS)
+    turns = [is_turn(case.name, index, number) for index, case in enumerate(CASES)]
+    return [
+        pytest.param(c, id=c.name, marks=() if turn else pytest.mark.full) for c, turn in zip(CASES, turns, strict=True)
+    ]
+
+
+def by_name(test):
+    """The cells in turn."""
+    number = next(NUMBERS)
+    turns = [is_turn(name, index, number) for index, name in enumerate(CELLS)]
+    names = [pytest.param(n, marks=() if turn else pytest.mark.full) for n, turn in zip(CELLS, turns, strict=True)]
+    return pytest.mark.parametrize("name", names)(test)
+
+
 forward_or_reverse = pytest.mark.parametrize("case", list(in_turn(c for c in CASES if c.chunks != "none")))
 
 
@@ -112,7 +139,9 @@ def test_a_flag_left_out_is_one_that_says_nothing(case, flags, x64):
     assert_trees_close(program(case)(*args, flags.options), program(case)(*args, flags.all_options))
 
 
-@pytest.mark.parametrize(("case", "index"), [pytest.param(c, i, id=c.name) for i, c in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("case", "index"), [pytest.param(*row.values, i, id=row.id, marks=row.marks) for i, row in enumerate(once())]
+)
 def test_runs_agree(case, index, x64, traced):
     """All ways of running differ by the order of sums alone; of three plans one in turn, and the case's own."""
     args = problem(case, FLAGS[4])
@@ -262,7 +291,7 @@ def test_chunks_equal_the_whole(case, x64):
         assert_trees_close((carry, jnp.concatenate([outputs[start] for start, _ in pieces])), whole)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@by_name
 def test_steps_by_hand_equal_the_scan(name, x64, traced):
     cell = CELLS[name]
     params = randomised(cell.init(jax.random.key(0)))
@@ -285,9 +314,7 @@ def test_vmap_over_parameters(case, x64, traced):
         assert_trees_close(jax.tree.map(lambda a, i=index: a[i], both), program(case)(*args, ALL))
 
 
-@pytest.mark.parametrize(
-    "case", [*CASES, *(case.under("checkpointed") for case in CASES[:4])], ids=lambda case: case.name
-)
+@pytest.mark.parametrize("case", [*once(), *(case.under("checkpointed") for case in CASES[:4])])
 def test_program_does_not_grow_with_T(case):
     params, xs, carry = problem(case)
     size = lambda xs: len(str(jax.make_jaxpr(jax.grad(lambda p: weigh(case.layer.apply(p, xs, carry))))(params)))
@@ -340,7 +367,7 @@ def test_forward_mode_agrees_with_reverse_mode(case, x64, traced):
     np.testing.assert_allclose(slopes((params, xs)), [by_vjp] * 2, **CLOSE)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@by_name
 def test_unroll_changes_nothing(name, x64, traced):
     params = randomised(CELLS[name].init(jax.random.key(0)))
     xs = draw((T, B, *x_shape(CELLS[name])), 1)
@@ -350,7 +377,7 @@ def test_unroll_changes_nothing(name, x64, traced):
         assert_trees_close(got, plain)
 
 
-@case_by_flags(FLAGS, [pytest.param(case, id=case.name) for case in CASES])
+@case_by_flags(FLAGS, once())
 def test_contributions_are_those_of_the_unrolled_network(case, flags, x64, traced):
     """∂L/∂W = Σ_t: the sum is the gradient, and each part that of a network with weights of its own at each step."""
     params, xs, carry = problem(case, flags)
@@ -365,9 +392,9 @@ def test_contributions_are_those_of_the_unrolled_network(case, flags, x64, trace
     assert_trees_close(jax.tree.map(lambda a: a.sum(axis=0), parts), gradient)
 
 
-@pytest.mark.parametrize(("name", "reverse"), [(name, bool(i % 2)) for i, name in enumerate(CELLS)])
-def test_contributions_step_by_step(name, reverse, x64, traced):
-    cell = CELLS[name]
+@by_name
+def test_contributions_step_by_step(name, x64, traced):
+    cell, reverse = CELLS[name], bool(list(CELLS).index(name) % 2)
     params = randomised(cell.init(jax.random.key(0)))
     steps = 3  # a first, a last and one between them
     xs, layer = draw((steps, B, *x_shape(cell)), 1), jr.scan(cell, reverse=reverse)
