@@ -20,6 +20,7 @@ from jaxrnn._spec import Spec, build
 from jaxrnn._version import __version__ as __version__
 from jaxrnn.branching import branch
 from jaxrnn.cells.cifg_lstm import cifg_lstm
+from jaxrnn.cells.conv_gru import conv_gru
 from jaxrnn.cells.conv_lstm import conv_lstm
 from jaxrnn.cells.dense import dense
 from jaxrnn.cells.dropout import dropout
@@ -72,6 +73,7 @@ __all__ = [
     "cifg_lstm",
     "mgu",
     "conv_lstm",
+    "conv_gru",
     "lru",
     "s5",
     "min_gru",

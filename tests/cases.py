@@ -171,6 +171,7 @@ CELLS = {
     "cifg_lstm": jr.cifg_lstm(I, H),
     "mgu": jr.mgu(I, H),
     "conv_lstm": jr.conv_lstm(I, 2, spatial_shape=(SPACE,), peephole=True),
+    "conv_gru": jr.conv_gru(I, 2, spatial_shape=(SPACE,)),
     "user_clockwork": clockwork(I, H),
     "user_fast_weights": fast_weights(I, H),
     "user_textbook_lstm": textbook_lstm(I, H),

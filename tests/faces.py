@@ -62,7 +62,7 @@ CALLS: dict[str, dict[str, Any]] = {
         for kind in ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
     },
     **{kind: {"input_size": I, "hidden_size": H} for kind in LINEAR},
-    "conv_lstm": {"input_size": I, "hidden_size": H, "spatial_shape": (5,)},
+    **{kind: {"input_size": I, "hidden_size": H, "spatial_shape": (5,)} for kind in ("conv_lstm", "conv_gru")},
     "readout": {"input_size": I, "output_size": H},
     "dense": {"input_size": I, "output_size": H},
     "pointwise": {"f": "tanh"},

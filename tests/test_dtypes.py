@@ -26,6 +26,8 @@ CELLS = {
     "mgu": functools.partial(jr.mgu, reset="none", keep="state"),
     "mgu, after": functools.partial(jr.mgu, reset="after"),
     "conv_lstm": functools.partial(jr.conv_lstm, **SPATIAL),
+    "conv_gru": functools.partial(jr.conv_gru, **SPATIAL),
+    "conv_gru, after": functools.partial(jr.conv_gru, reset="after", **SPATIAL),
     "conv_lstm, peepholes": functools.partial(jr.conv_lstm, peephole=True, **SPATIAL),
     "lru": jr.lru,
     "s5": functools.partial(jr.s5, discretization="bilinear"),

@@ -175,7 +175,7 @@ GATES = {
         lambda: jr.gates(ELMAN, ELMAN.init(KEY), carry_of(ELMAN), xs(B, I)),
         TypeError,
         [
-            "gates: elman has no gates; gated cells are cifg_lstm, conv_lstm, ",
+            "gates: elman has no gates; gated cells are cifg_lstm, conv_gru, conv_lstm, ",
             ", peephole_lstm",
             "Cell(…, gates=…)",
         ],

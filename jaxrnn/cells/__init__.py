@@ -5,6 +5,7 @@ in the order ``jr.cells.gate_order("lstm")``.
 """
 
 from jaxrnn.cells.cifg_lstm import CIFGParams
+from jaxrnn.cells.conv_gru import ConvGRUParams
 from jaxrnn.cells.conv_lstm import ConvLSTMParams
 from jaxrnn.cells.elman import ElmanParams
 from jaxrnn.cells.embedding import EmbeddingParams
@@ -35,6 +36,7 @@ __all__ = [
     "MGUParams",
     "MGUGates",
     "ConvLSTMParams",
+    "ConvGRUParams",
     "LRUParams",
     "S5Params",
     "MinGRUParams",

@@ -200,7 +200,7 @@ def conventions(part: Part) -> str:
     if not jax.tree.leaves(carry):
         return ""
     words.append(f"carry ({', '.join(carry._fields)})" if hasattr(carry, "_fields") else "carry h")
-    if spec.kind == "gru":
+    if spec.kind in ("gru", "conv_gru"):
         words += [f"reset {option(spec, 'reset')} the product", "z multiplies the candidate"]
     if spec.kind == "mgu":
         words += [f"reset={option(spec, 'reset')!r}", f"keep={option(spec, 'keep')!r}"]

@@ -1,0 +1,76 @@
+"""More cells against their papers' equations, in NumPy and float64; what their options do, and how they start."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import signal
+
+import jaxrnn as jr
+from tests.cases import draw, randomised
+
+# Both sides compute in float64 and sum under 100 products, over three steps.
+TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
+T, B, I, H = 3, 2, 3, 4
+KEY = jax.random.key(0)
+
+# ---- the equations: (params, carry, x) -> (carry, gates), the output the first of the carry -------
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+def blocks(a, gates):
+    """The blocks of an array that is fused in this order."""
+    return dict(zip(gates, np.split(a, len(gates), axis=-1), strict=True))
+
+
+def correlated(x, W):
+    """(B, *S, I) by (*K, I, O), one channel by another: zeros around the field, one more behind it for even kernels."""
+    *K, channels, outputs = W.shape
+    around = [((k - 1) // 2, k // 2) for k in K]
+    y = np.zeros((*x.shape[:-1], outputs))
+    for b, i, o in np.ndindex(len(x), channels, outputs):
+        y[b, ..., o] += signal.correlate(np.pad(x[b, ..., i], around), W[..., i, o], "valid", "direct")
+    return y
+
+
+def conv_gru(reset):
+    def equations(p, h, x):
+        W, U = blocks(p.W_xh, "rzn"), blocks(p.W_hh, "rzn")
+        b = dict.fromkeys("rzn", 0) if p.b is None else blocks(p.b, "rzn")
+        r, z = (sigmoid(correlated(h, U[gate]) + correlated(x, W[gate]) + b[gate]) for gate in "rz")
+        if reset == "before":
+            n = np.tanh(correlated(r * h, U["n"]) + correlated(x, W["n"]) + b["n"])
+        else:
+            n = np.tanh(correlated(x, W["n"]) + b["n"] + r * (correlated(h, U["n"]) + p.b_hh))
+        h = (1 - z) * h + z * n
+        return h, {"r": r, "z": z, "n": n, "h": h}
+
+    return equations
+
+
+CELLS = {
+    "conv_gru, 1d": (jr.conv_gru(I, H, spatial_shape=5), conv_gru("before")),
+    "conv_gru, 2d": (jr.conv_gru(I, 2, spatial_shape=(4, 3), kernel_size=(3, 2), reset="after"), conv_gru("after")),
+    "conv_gru, 3d": (jr.conv_gru(2, 2, spatial_shape=(2, 3, 2), kernel_size=2, bias=False), conv_gru("before")),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_steps_are_the_equations(name, x64):
+    cell, equations = CELLS[name]
+    params = randomised(jax.eval_shape(cell.init, KEY), 1)
+    carry = randomised(jax.eval_shape(lambda p: cell.initial_carry(p, (B,)), params), 2)
+    space = np.atleast_1d(dict(cell.spec.options).get("spatial_shape", ()))
+    step = jax.jit(lambda *args: (*cell.step(*args), cell.gates(*args) if cell.gates else None))
+    want = jax.tree.map(np.asarray, carry)
+    for x in draw((T, B, *map(int, space), cell.input_size), 3):
+        carry, y, gates = step(params, carry, x)
+        want, want_gates = equations(jax.tree.map(np.asarray, params), want, np.asarray(x))
+        assert jax.tree.structure(carry) == jax.tree.structure(want)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), carry, want)
+        np.testing.assert_allclose(y, jax.tree.leaves(want)[0], **TOLERANCE)
+        assert (gates._asdict() if gates else {}).keys() == want_gates.keys()
+        for gate, value in want_gates.items():
+            np.testing.assert_allclose(getattr(gates, gate), value, **TOLERANCE)
