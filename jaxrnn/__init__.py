@@ -19,6 +19,7 @@ from jaxrnn._deprecated import moved_names
 from jaxrnn._spec import Spec, build
 from jaxrnn._version import __version__ as __version__
 from jaxrnn.branching import branch
+from jaxrnn.cells.antisymmetric_rnn import antisymmetric_rnn
 from jaxrnn.cells.cifg_lstm import cifg_lstm
 from jaxrnn.cells.conv_gru import conv_gru
 from jaxrnn.cells.conv_lstm import conv_lstm
@@ -72,6 +73,7 @@ __all__ = [
     "peephole_lstm",
     "cifg_lstm",
     "mgu",
+    "antisymmetric_rnn",
     "conv_lstm",
     "conv_gru",
     "lru",

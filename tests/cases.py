@@ -170,6 +170,8 @@ CELLS = {
     "lstm_projected": jr.lstm(I, H, projection_size=2, learned_carry=True),
     "cifg_lstm": jr.cifg_lstm(I, H),
     "mgu": jr.mgu(I, H),
+    "antisymmetric": jr.antisymmetric_rnn(I, H, epsilon=0.5, gamma=0.2),
+    "antisymmetric_gated": jr.antisymmetric_rnn(I, H, gated=True, epsilon=0.5, learned_carry=True),
     "conv_lstm": jr.conv_lstm(I, 2, spatial_shape=(SPACE,), peephole=True),
     "conv_gru": jr.conv_gru(I, 2, spatial_shape=(SPACE,)),
     "user_clockwork": clockwork(I, H),

@@ -25,6 +25,8 @@ CELLS = {
     "cifg_lstm": jr.cifg_lstm,
     "mgu": functools.partial(jr.mgu, reset="none", keep="state"),
     "mgu, after": functools.partial(jr.mgu, reset="after"),
+    "antisymmetric_rnn": jr.antisymmetric_rnn,
+    "antisymmetric_rnn, gated": functools.partial(jr.antisymmetric_rnn, gated=True, learned_carry=True),
     "conv_lstm": functools.partial(jr.conv_lstm, **SPATIAL),
     "conv_gru": functools.partial(jr.conv_gru, **SPATIAL),
     "conv_gru, after": functools.partial(jr.conv_gru, reset="after", **SPATIAL),

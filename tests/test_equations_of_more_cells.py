@@ -1,6 +1,7 @@
 """More cells against their papers' equations, in NumPy and float64; what their options do, and how they start."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import signal
@@ -50,10 +51,27 @@ def conv_gru(reset):
     return equations
 
 
+def antisymmetric_rnn(ε, γ):
+    def equations(p, h, x):
+        W = p.W_hh.T  # of columns, as the paper has them
+        Ah = ((W - W.T - γ * np.eye(H)) @ h.T).T
+        if p.W_xh.shape == (I, H):
+            h = h + ε * np.tanh(Ah + x @ p.W_xh + p.b)
+            return h, {}
+        V, b = blocks(p.W_xh, "zn"), blocks(p.b, "zn")
+        z, n = sigmoid(Ah + x @ V["z"] + b["z"]), np.tanh(Ah + x @ V["n"] + b["n"])
+        h = h + ε * z * n
+        return h, {"z": z, "n": n, "h": h}
+
+    return equations
+
+
 CELLS = {
     "conv_gru, 1d": (jr.conv_gru(I, H, spatial_shape=5), conv_gru("before")),
     "conv_gru, 2d": (jr.conv_gru(I, 2, spatial_shape=(4, 3), kernel_size=(3, 2), reset="after"), conv_gru("after")),
     "conv_gru, 3d": (jr.conv_gru(2, 2, spatial_shape=(2, 3, 2), kernel_size=2, bias=False), conv_gru("before")),
+    "antisymmetric_rnn": (jr.antisymmetric_rnn(I, H, epsilon=0.5, gamma=0.3), antisymmetric_rnn(0.5, 0.3)),
+    "antisymmetric_rnn, gated": (jr.antisymmetric_rnn(I, H, gated=True), antisymmetric_rnn(0.01, 0.01)),
 }
 
 
@@ -74,3 +92,28 @@ def test_steps_are_the_equations(name, x64):
         assert (gates._asdict() if gates else {}).keys() == want_gates.keys()
         for gate, value in want_gates.items():
             np.testing.assert_allclose(getattr(gates, gate), value, **TOLERANCE)
+
+
+# ---- what options do ------------------------------------------------------------------------------
+
+
+def test_the_recurrent_matrix_is_antisymmetric():
+    """About the origin a step multiplies by I + ε A, and the eigenvalues of A are imaginary, less γ."""
+    ε, γ = 0.2, 0.3
+    cell = jr.antisymmetric_rnn(I, H, epsilon=ε, gamma=γ, bias=False)
+    params = randomised(cell.init(KEY))
+    jacobian = jax.jacobian(lambda h: cell.step(params, h, jnp.zeros(I))[0])(jnp.zeros(H))
+    eigenvalues = (np.linalg.eigvals(jacobian) - 1) / ε
+    np.testing.assert_allclose(eigenvalues.real, -γ, rtol=1e-5)  # float32
+    assert np.abs(eigenvalues.imag).max() > 0.5
+
+
+# ---- how they start -------------------------------------------------------------------------------
+
+
+def test_initial_weights_of_antisymmetric_rnn():
+    """The standard error of 256 draws is 4.4 %, of 4096 1.1 %: four of each."""
+    W_xh, W_hh, b, h0 = jr.antisymmetric_rnn(4, 64, learned_carry=True).init(KEY)
+    np.testing.assert_allclose(np.std(W_xh), 4**-0.5, rtol=0.18)
+    np.testing.assert_allclose(np.std(W_hh), 64**-0.5, rtol=0.05)
+    assert not np.any(b) and not np.any(h0) and b.shape == h0.shape == (64,)

@@ -228,6 +228,16 @@ OPTIONS = {
         ValueError,
         ["lstm: projection_size must be a positive int, got 0"],
     ),
+    "step size": (
+        lambda: jr.antisymmetric_rnn(I, H, epsilon=0.0),
+        ValueError,
+        ["antisymmetric_rnn: epsilon must be above 0, got 0.0; 0.01 to 1 is usual"],
+    ),
+    "diffusion": (
+        lambda: jr.antisymmetric_rnn(I, H, gamma=-0.1),
+        ValueError,
+        ["antisymmetric_rnn: gamma must be at least 0, got -0.1"],
+    ),
     "space, none": (
         lambda: jr.conv_lstm(I, H, spatial_shape=()),
         ValueError,

@@ -218,6 +218,7 @@ EVERY_FACTORY = {
     "mgu": lambda **kw: jr.mgu(3, 5, reset="after", learned_carry=True, **kw),
     "cifg_lstm": lambda **kw: jr.cifg_lstm(3, 5, learned_carry=True, T_max=20, **kw),
     "lstm-projected": lambda **kw: jr.lstm(3, 5, projection_size=2, learned_carry=True, **kw),
+    "antisymmetric_rnn": lambda **kw: jr.antisymmetric_rnn(3, 5, gated=True, learned_carry=True, **kw),
     "conv_lstm": lambda **kw: jr.conv_lstm(3, 5, spatial_shape=(4, 2), peephole=True, **kw),
     "conv_gru": lambda **kw: jr.conv_gru(3, 5, spatial_shape=(4, 2), reset="after", **kw),
     "peephole-diagonal": lambda **kw: jr.peephole_lstm(3, 5, **kw),

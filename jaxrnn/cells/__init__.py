@@ -4,6 +4,7 @@ The factories stand at the root: ``jr.lstm`` makes a cell whose ``init`` returns
 in the order ``jr.cells.gate_order("lstm")``.
 """
 
+from jaxrnn.cells.antisymmetric_rnn import AntisymmetricRNNGates, AntisymmetricRNNParams
 from jaxrnn.cells.cifg_lstm import CIFGParams
 from jaxrnn.cells.conv_gru import ConvGRUParams
 from jaxrnn.cells.conv_lstm import ConvLSTMParams
@@ -35,6 +36,8 @@ __all__ = [
     "CIFGParams",
     "MGUParams",
     "MGUGates",
+    "AntisymmetricRNNParams",
+    "AntisymmetricRNNGates",
     "ConvLSTMParams",
     "ConvGRUParams",
     "LRUParams",

@@ -195,7 +195,7 @@ def conventions(part: Part) -> str:
     """What libraries do in different ways, in words: gate order, carry, reset, biases. Empty for what has none."""
     spec, own = part.spec, {name.rpartition(".")[2] for name in part.tensors}
     order = jr.cells.gate_order(spec.kind)
-    words = [f"gates {' '.join(order)}"] if order else []
+    words = [f"gates {' '.join(order)}"] if order and option(spec, "gated") is not False else []
     carry = _carry_of(spec)
     if not jax.tree.leaves(carry):
         return ""
