@@ -29,6 +29,7 @@ from jaxrnn.cells.elman import elman
 from jaxrnn.cells.embedding import embedding
 from jaxrnn.cells.gru import gru
 from jaxrnn.cells.layer_norm import layer_norm
+from jaxrnn.cells.lem import lem
 from jaxrnn.cells.linear_rnn import linear_rnn
 from jaxrnn.cells.lru import lru
 from jaxrnn.cells.lstm import lstm
@@ -74,6 +75,7 @@ __all__ = [
     "cifg_lstm",
     "mgu",
     "antisymmetric_rnn",
+    "lem",
     "conv_lstm",
     "conv_gru",
     "lru",

@@ -172,6 +172,7 @@ CELLS = {
     "mgu": jr.mgu(I, H),
     "antisymmetric": jr.antisymmetric_rnn(I, H, epsilon=0.5, gamma=0.2),
     "antisymmetric_gated": jr.antisymmetric_rnn(I, H, gated=True, epsilon=0.5, learned_carry=True),
+    "lem": jr.lem(I, H, dt=0.7, learned_carry=True),
     "conv_lstm": jr.conv_lstm(I, 2, spatial_shape=(SPACE,), peephole=True),
     "conv_gru": jr.conv_gru(I, 2, spatial_shape=(SPACE,)),
     "user_clockwork": clockwork(I, H),

@@ -27,6 +27,7 @@ CELLS = {
     "mgu, after": functools.partial(jr.mgu, reset="after"),
     "antisymmetric_rnn": jr.antisymmetric_rnn,
     "antisymmetric_rnn, gated": functools.partial(jr.antisymmetric_rnn, gated=True, learned_carry=True),
+    "lem": jr.lem,
     "conv_lstm": functools.partial(jr.conv_lstm, **SPATIAL),
     "conv_gru": functools.partial(jr.conv_gru, **SPATIAL),
     "conv_gru, after": functools.partial(jr.conv_gru, reset="after", **SPATIAL),

@@ -238,6 +238,7 @@ OPTIONS = {
         ValueError,
         ["antisymmetric_rnn: gamma must be at least 0, got -0.1"],
     ),
+    "time step": (lambda: jr.lem(I, H, dt=0.0), ValueError, ["lem: dt must be above 0, got 0.0; 1 is usual"]),
     "space, none": (
         lambda: jr.conv_lstm(I, H, spatial_shape=()),
         ValueError,

@@ -219,6 +219,7 @@ EVERY_FACTORY = {
     "cifg_lstm": lambda **kw: jr.cifg_lstm(3, 5, learned_carry=True, T_max=20, **kw),
     "lstm-projected": lambda **kw: jr.lstm(3, 5, projection_size=2, learned_carry=True, **kw),
     "antisymmetric_rnn": lambda **kw: jr.antisymmetric_rnn(3, 5, gated=True, learned_carry=True, **kw),
+    "lem": lambda **kw: jr.lem(3, 5, learned_carry=True, **kw),
     "conv_lstm": lambda **kw: jr.conv_lstm(3, 5, spatial_shape=(4, 2), peephole=True, **kw),
     "conv_gru": lambda **kw: jr.conv_gru(3, 5, spatial_shape=(4, 2), reset="after", **kw),
     "peephole-diagonal": lambda **kw: jr.peephole_lstm(3, 5, **kw),
@@ -252,8 +253,8 @@ def test_the_key_decides(name):
     cell = EVERY_FACTORY[name]()
     first, again, other = cell.init(KEY), cell.init(jax.random.key(0)), cell.init(jax.random.key(1))
     assert jax.tree.structure(first) == jax.tree.structure(other)
-    fixed = {"b", "b_y", "b_hh", "h0", "h", "c", "scale", "shift"}
-    if "T_max" in dict(cell.spec.options):
+    fixed = {"b", "b_y", "b_hh", "h0", "h", "c", "z", "scale", "shift"}
+    if "T_max" in dict(cell.spec.options) or cell.spec.kind == "lem":  # whose biases are drawn
         fixed -= {"b"}
     for (path, a), b, c in zip(
         jax.tree_util.tree_leaves_with_path(first),

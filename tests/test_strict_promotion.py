@@ -179,7 +179,18 @@ def test_calls_that_need_values(method):
     assert devices.ensemble(lambda a, b: a + b)(jnp.ones((3, 2)), jnp.ones(2)).shape == (3, 2)
 
 
-KINDS = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "antisymmetric_rnn", "conv_lstm", "conv_gru")
+KINDS = (
+    "elman",
+    "lstm",
+    "gru",
+    "peephole_lstm",
+    "cifg_lstm",
+    "mgu",
+    "antisymmetric_rnn",
+    "lem",
+    "conv_lstm",
+    "conv_gru",
+)
 CONVOLUTIONAL = {"conv_lstm": {"spatial_shape": 4, "peephole": True}, "conv_gru": {"spatial_shape": 4}}
 DTYPES = (("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", None))
 

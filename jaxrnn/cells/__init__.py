@@ -13,6 +13,7 @@ from jaxrnn.cells.embedding import EmbeddingParams
 from jaxrnn.cells.fused import gate_order
 from jaxrnn.cells.gru import GRUGates, GRUParams
 from jaxrnn.cells.layer_norm import LayerNormParams
+from jaxrnn.cells.lem import LEMCarry, LEMGates, LEMParams
 from jaxrnn.cells.linear_rnn import LinearRNNParams
 from jaxrnn.cells.lru import LRUParams
 from jaxrnn.cells.lstm import LSTMParams
@@ -38,6 +39,9 @@ __all__ = [
     "MGUGates",
     "AntisymmetricRNNParams",
     "AntisymmetricRNNGates",
+    "LEMParams",
+    "LEMCarry",
+    "LEMGates",
     "ConvLSTMParams",
     "ConvGRUParams",
     "LRUParams",
