@@ -28,6 +28,7 @@ from jaxrnn.cells.dropout import dropout
 from jaxrnn.cells.elman import elman
 from jaxrnn.cells.embedding import embedding
 from jaxrnn.cells.gru import gru
+from jaxrnn.cells.indrnn import indrnn
 from jaxrnn.cells.layer_norm import layer_norm
 from jaxrnn.cells.lem import lem
 from jaxrnn.cells.linear_rnn import linear_rnn
@@ -42,6 +43,7 @@ from jaxrnn.cells.pointwise import pointwise
 from jaxrnn.cells.readout import readout
 from jaxrnn.cells.rg_lru import rg_lru
 from jaxrnn.cells.s5 import s5
+from jaxrnn.cells.ugrnn import ugrnn
 from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, bidirectional, chain, residual, stack
 from jaxrnn.parallel_over_time.convergence import convergence
@@ -74,6 +76,8 @@ __all__ = [
     "peephole_lstm",
     "cifg_lstm",
     "mgu",
+    "ugrnn",
+    "indrnn",
     "antisymmetric_rnn",
     "lem",
     "conv_lstm",

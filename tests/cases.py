@@ -170,6 +170,8 @@ CELLS = {
     "lstm_projected": jr.lstm(I, H, projection_size=2, learned_carry=True),
     "cifg_lstm": jr.cifg_lstm(I, H),
     "mgu": jr.mgu(I, H),
+    "ugrnn": jr.ugrnn(I, H),
+    "indrnn": jr.indrnn(I, H, recurrent_max=0.5),  # some of the random weights are beyond
     "antisymmetric": jr.antisymmetric_rnn(I, H, epsilon=0.5, gamma=0.2),
     "antisymmetric_gated": jr.antisymmetric_rnn(I, H, gated=True, epsilon=0.5, learned_carry=True),
     "lem": jr.lem(I, H, dt=0.7, learned_carry=True),

@@ -19,7 +19,7 @@ from jaxrnn._arguments import ANY_NUMBER, FROM_ZERO
 
 T, B, I, H = 5, 2, 3, 4
 KEY = jax.random.key(0)
-GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "antisymmetric_rnn", "lem")
+GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "ugrnn", "indrnn", "antisymmetric_rnn", "lem")
 LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn")
 GRU = jr.gru(I, H)
 LAYER = jr.scan(GRU)
@@ -290,6 +290,8 @@ BAD: dict[str, Sequence[Any]] = {
     **dict.fromkeys(("max_value", "max_norm", "epsilon"), (-1.0, 0.0)),
     **dict.fromkeys(("tolerance", "outliers", "learning_rate"), (-1.0, 0.0)),
     "duplicates": [-1.0],
+    "recurrent_max": [-1.0, 0.0],
+    "initial_min": [-2.0, 1.0],
     "antisymmetric_rnn.gamma": [-1.0],
     "lem.dt": [-1.0, 0.0],
     "T_max": [2, -1.0],

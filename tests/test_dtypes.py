@@ -27,6 +27,8 @@ CELLS = {
     "mgu, after": functools.partial(jr.mgu, reset="after"),
     "antisymmetric_rnn": jr.antisymmetric_rnn,
     "antisymmetric_rnn, gated": functools.partial(jr.antisymmetric_rnn, gated=True, learned_carry=True),
+    "ugrnn": functools.partial(jr.ugrnn, learned_carry=True),
+    "indrnn": functools.partial(jr.indrnn, recurrent_max=0.5),
     "lem": jr.lem,
     "conv_lstm": functools.partial(jr.conv_lstm, **SPATIAL),
     "conv_gru": functools.partial(jr.conv_gru, **SPATIAL),

@@ -84,6 +84,30 @@ def lem(Δt):
     return equations
 
 
+def indrnn(act, bound):
+    def equations(p, h, x):
+        u = np.clip(p.u, -bound, bound)
+        h = act(np.stack([u[k] * h[:, k] for k in range(H)], axis=-1) + x @ p.W_xh + p.b)
+        return h, {}
+
+    return equations
+
+
+def ugrnn(act=np.tanh):
+    def equations(p, h, x):
+        W, U = blocks(p.W_xh, "gn"), blocks(p.W_hh, "gn")
+        b = dict.fromkeys("gn", 0) if p.b is None else blocks(p.b, "gn")
+        g, n = sigmoid(h @ U["g"] + x @ W["g"] + b["g"]), act(h @ U["n"] + x @ W["n"] + b["n"])
+        h = g * h + (1 - g) * n
+        return h, {"g": g, "n": n, "h": h}
+
+    return equations
+
+
+def relu(a):
+    return np.maximum(a, 0)
+
+
 CELLS = {
     "conv_gru, 1d": (jr.conv_gru(I, H, spatial_shape=5), conv_gru("before")),
     "conv_gru, 2d": (jr.conv_gru(I, 2, spatial_shape=(4, 3), kernel_size=(3, 2), reset="after"), conv_gru("after")),
@@ -92,6 +116,10 @@ CELLS = {
     "antisymmetric_rnn, gated": (jr.antisymmetric_rnn(I, H, gated=True), antisymmetric_rnn(0.01, 0.01)),
     "lem": (jr.lem(I, H, dt=0.4), lem(0.4)),
     "lem without biases": (jr.lem(I, H, bias=False), lem(1)),
+    "indrnn": (jr.indrnn(I, H), indrnn(relu, np.inf)),
+    "indrnn, tanh and bound": (jr.indrnn(I, H, activation="tanh", recurrent_max=0.5), indrnn(np.tanh, 0.5)),
+    "ugrnn": (jr.ugrnn(I, H), ugrnn()),
+    "ugrnn, relu": (jr.ugrnn(I, H, activation="relu", bias=False), ugrnn(relu)),
 }
 
 
@@ -128,6 +156,29 @@ def test_the_recurrent_matrix_is_antisymmetric():
     assert np.abs(eigenvalues.imag).max() > 0.5
 
 
+BOUND = 2 ** (1 / 100)  # for 100 steps
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_gradients_of_bounded_recurrent_weights(param_dtype):
+    """Those of an unbounded cell up to the bound and at it, where ``jnp.clip`` puts a weight; 0 beyond."""
+    free, held = (jr.indrnn(1, 6, recurrent_max=bound, param_dtype=param_dtype) for bound in (None, BOUND))
+    u = jnp.array([0.3, -0.9, BOUND, -BOUND, 1.5, -1.5], param_dtype)
+    h, x = jnp.arange(1.0, 7), jnp.full(1, 99, param_dtype)  # far from where relu bends
+
+    def by_u(cell, u):
+        params = cell.init(KEY)._replace(W_xh=jnp.ones((1, 6), param_dtype), u=u)
+        (value, slope) = jax.jvp(lambda u: cell.step(params._replace(u=u), h, x)[0], (u,), (jnp.ones_like(u),))
+        return np.asarray(value), np.asarray(slope)
+
+    clipped = jnp.clip(u, -BOUND, BOUND)
+    value, slope = by_u(held, u)
+    np.testing.assert_array_equal(value, by_u(free, clipped)[0])
+    np.testing.assert_array_equal(slope[:4], h[:4])
+    np.testing.assert_array_equal(slope[4:], 0)
+    np.testing.assert_array_equal(by_u(held, clipped)[1], h)  # clipped after an update, all can come back
+
+
 # ---- how they start -------------------------------------------------------------------------------
 
 
@@ -135,6 +186,12 @@ def spread(values, low, high):
     """Uniform from low to high: of 64 numbers some lie in the first and in the last tenth, in all but 1 of 400 keys."""
     values, tenth = np.asarray(values, np.float64), (high - low) / 10
     assert low <= values.min() < low + tenth and high - tenth < values.max() <= high
+
+
+def test_initial_recurrent_weights_of_indrnn():
+    spread(jr.indrnn(2, 64).init(KEY).u, 0, 1)
+    spread(jr.indrnn(2, 64, recurrent_max=BOUND, initial_min=1 / BOUND).init(KEY).u, 1 / BOUND, BOUND)
+    spread(jr.indrnn(2, 64, initial_min=-1.0).init(KEY).u, -1, 1)
 
 
 def test_initial_weights_of_lem():
@@ -148,3 +205,13 @@ def test_initial_weights_of_antisymmetric_rnn():
     np.testing.assert_allclose(np.std(W_xh), 4**-0.5, rtol=0.18)
     np.testing.assert_allclose(np.std(W_hh), 64**-0.5, rtol=0.05)
     assert not np.any(b) and not np.any(h0) and b.shape == h0.shape == (64,)
+
+
+def test_the_gate_of_ugrnn_keeps_at_first():
+    at_first = {None: 1, 0.0: 0, 2.5: 2.5}
+    for given, forget in at_first.items():
+        b = jr.ugrnn(2, 3, forget_bias=given).init(KEY).b
+        np.testing.assert_array_equal(b, [*[forget] * 3, 0, 0, 0])
+    b = jr.ugrnn(2, 64, T_max=50).init(KEY).b
+    spread(np.exp(b[:64]), 1 - 1e-6, 49 * (1 + 1e-6))  # log and exp in float32
+    assert not np.any(b[64:])

@@ -228,6 +228,16 @@ OPTIONS = {
         ValueError,
         ["lstm: projection_size must be a positive int, got 0"],
     ),
+    "bound": (
+        lambda: jr.indrnn(I, H, recurrent_max=0.0),
+        ValueError,
+        ["indrnn: recurrent_max must be above 0, got 0.0; 2 ** (1 / T) is for T steps"],
+    ),
+    "start beyond the bound": (
+        lambda: jr.indrnn(I, H, recurrent_max=0.5, initial_min=0.7),
+        ValueError,
+        ["indrnn: initial_min must be within ± 0.5 and below it", "got 0.7"],
+    ),
     "step size": (
         lambda: jr.antisymmetric_rnn(I, H, epsilon=0.0),
         ValueError,

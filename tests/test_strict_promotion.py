@@ -180,16 +180,8 @@ def test_calls_that_need_values(method):
 
 
 KINDS = (
-    "elman",
-    "lstm",
-    "gru",
-    "peephole_lstm",
-    "cifg_lstm",
-    "mgu",
-    "antisymmetric_rnn",
-    "lem",
-    "conv_lstm",
-    "conv_gru",
+    *("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "ugrnn", "indrnn", "antisymmetric_rnn", "lem"),
+    *("conv_lstm", "conv_gru"),
 )
 CONVOLUTIONAL = {"conv_lstm": {"spatial_shape": 4, "peephole": True}, "conv_gru": {"spatial_shape": 4}}
 DTYPES = (("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", None))

@@ -12,6 +12,7 @@ from jaxrnn.cells.elman import ElmanParams
 from jaxrnn.cells.embedding import EmbeddingParams
 from jaxrnn.cells.fused import gate_order
 from jaxrnn.cells.gru import GRUGates, GRUParams
+from jaxrnn.cells.indrnn import IndRNNParams
 from jaxrnn.cells.layer_norm import LayerNormParams
 from jaxrnn.cells.lem import LEMCarry, LEMGates, LEMParams
 from jaxrnn.cells.linear_rnn import LinearRNNParams
@@ -25,6 +26,7 @@ from jaxrnn.cells.peephole_lstm import PeepholeLSTMParams
 from jaxrnn.cells.readout import ReadoutParams
 from jaxrnn.cells.rg_lru import RGLRUGates, RGLRUParams
 from jaxrnn.cells.s5 import S5Params
+from jaxrnn.cells.ugrnn import UGRNNGates, UGRNNParams
 
 __all__ = [
     "ElmanParams",
@@ -37,6 +39,9 @@ __all__ = [
     "CIFGParams",
     "MGUParams",
     "MGUGates",
+    "UGRNNParams",
+    "UGRNNGates",
+    "IndRNNParams",
     "AntisymmetricRNNParams",
     "AntisymmetricRNNGates",
     "LEMParams",
