@@ -19,14 +19,18 @@ from jaxrnn._deprecated import moved_names
 from jaxrnn._spec import Spec, build
 from jaxrnn._version import __version__ as __version__
 from jaxrnn.branching import branch
+from jaxrnn.cells.antisymmetric_rnn import antisymmetric_rnn
 from jaxrnn.cells.cifg_lstm import cifg_lstm
+from jaxrnn.cells.conv_gru import conv_gru
 from jaxrnn.cells.conv_lstm import conv_lstm
 from jaxrnn.cells.dense import dense
 from jaxrnn.cells.dropout import dropout
 from jaxrnn.cells.elman import elman
 from jaxrnn.cells.embedding import embedding
 from jaxrnn.cells.gru import gru
+from jaxrnn.cells.indrnn import indrnn
 from jaxrnn.cells.layer_norm import layer_norm
+from jaxrnn.cells.lem import lem
 from jaxrnn.cells.linear_rnn import linear_rnn
 from jaxrnn.cells.lru import lru
 from jaxrnn.cells.lstm import lstm
@@ -39,6 +43,7 @@ from jaxrnn.cells.pointwise import pointwise
 from jaxrnn.cells.readout import readout
 from jaxrnn.cells.rg_lru import rg_lru
 from jaxrnn.cells.s5 import s5
+from jaxrnn.cells.ugrnn import ugrnn
 from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, bidirectional, chain, residual, stack
 from jaxrnn.parallel_over_time.convergence import convergence
@@ -71,7 +76,12 @@ __all__ = [
     "peephole_lstm",
     "cifg_lstm",
     "mgu",
+    "ugrnn",
+    "indrnn",
+    "antisymmetric_rnn",
+    "lem",
     "conv_lstm",
+    "conv_gru",
     "lru",
     "s5",
     "min_gru",

@@ -177,7 +177,13 @@ CELLS = {
     "lstm_projected": jr.lstm(I, H, projection_size=2, learned_carry=True),
     "cifg_lstm": jr.cifg_lstm(I, H),
     "mgu": jr.mgu(I, H),
+    "ugrnn": jr.ugrnn(I, H),
+    "indrnn": jr.indrnn(I, H, recurrent_max=0.5),  # some of the random weights are beyond
+    "antisymmetric": jr.antisymmetric_rnn(I, H, epsilon=0.5, gamma=0.2),
+    "antisymmetric_gated": jr.antisymmetric_rnn(I, H, gated=True, epsilon=0.5, learned_carry=True),
+    "lem": jr.lem(I, H, dt=0.7, learned_carry=True),
     "conv_lstm": jr.conv_lstm(I, 2, spatial_shape=(SPACE,), peephole=True),
+    "conv_gru": jr.conv_gru(I, 2, spatial_shape=(SPACE,)),
     "user_clockwork": clockwork(I, H),
     "user_fast_weights": fast_weights(I, H),
     "user_textbook_lstm": textbook_lstm(I, H),

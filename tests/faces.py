@@ -19,7 +19,7 @@ from jaxrnn._arguments import ANY_NUMBER, FROM_ZERO
 
 T, B, I, H = 5, 2, 3, 4
 KEY = jax.random.key(0)
-GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
+GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "ugrnn", "indrnn", "antisymmetric_rnn", "lem")
 LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn")
 GRU = jr.gru(I, H)
 LAYER = jr.scan(GRU)
@@ -57,12 +57,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "Loop.step": {"state": STATE, "batch": 0.0},
     "Loop.run": {"state": STATE, "batch_at": lambda key, n: 0.0, "steps": 2},
     "Loop.evaluate": {"params": jnp.ones(2), "batch": 0.0},
-    **{
-        kind: {"input_size": I, "hidden_size": H}
-        for kind in ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
-    },
-    **{kind: {"input_size": I, "hidden_size": H} for kind in LINEAR},
-    "conv_lstm": {"input_size": I, "hidden_size": H, "spatial_shape": (5,)},
+    **{kind: {"input_size": I, "hidden_size": H} for kind in (*GATED, *LINEAR)},
+    **{kind: {"input_size": I, "hidden_size": H, "spatial_shape": (5,)} for kind in ("conv_lstm", "conv_gru")},
     "readout": {"input_size": I, "output_size": H},
     "dense": {"input_size": I, "output_size": H},
     "pointwise": {"f": "tanh"},
@@ -294,6 +290,10 @@ BAD: dict[str, Sequence[Any]] = {
     **dict.fromkeys(("max_value", "max_norm", "epsilon"), (-1.0, 0.0)),
     **dict.fromkeys(("tolerance", "outliers", "learning_rate"), (-1.0, 0.0)),
     "duplicates": [-1.0],
+    "recurrent_max": [-1.0, 0.0],
+    "initial_min": [-2.0, 1.0],
+    "antisymmetric_rnn.gamma": [-1.0],
+    "lem.dt": [-1.0, 0.0],
     "T_max": [2, -1.0],
     **dict.fromkeys(("reset", "keep", "peephole_lstm.peephole", "method", "how", "nonfinite"), ("some",)),
     "yscale": ["some"],

@@ -82,6 +82,10 @@ def test_inspect_a_model_of_ours(run, tmp_path):
         (jr.mgu(I, H, reset="after"), "mgu: gates f n; carry h; reset='after'; keep='candidate'; biases b, and b_hh"),
         (jr.cifg_lstm(I, H), "cifg_lstm: gates f g o; carry (h, c); i = 1 - f; one bias b"),
         (jr.conv_lstm(I, H, spatial_shape=(2, 2)), "conv_lstm: gates i f g o; carry (h, c); one bias b"),
+        (jr.conv_gru(I, H, spatial_shape=2, reset="after"), "conv_gru: gates r z n; carry h; reset after the product"),
+        (jr.lem(I, H), "lem: gates dt dt_bar z h; carry (h, z); one bias b"),
+        (jr.antisymmetric_rnn(I, H), "antisymmetric_rnn: carry h; one bias b"),
+        (jr.antisymmetric_rnn(I, H, gated=True), "antisymmetric_rnn: gates z n; carry h; one bias b"),
     ],
     ids=lambda value: value.spec.kind if isinstance(value, jr.Cell) else "",
 )

@@ -60,7 +60,7 @@ def passed(copy: Path, files: list[str], chosen: str) -> int:
 
 def test_the_cell_and_the_wrapper_pass_the_contract(followed):
     some = "equals_the_plain_loop or padding_never_leaks"
-    assert passed(followed, ["tests/test_contract.py"], f"(ugrnn or input_gain) and ({some})") >= 4
+    assert passed(followed, ["tests/test_contract.py"], f"(cfn or input_gain) and ({some})") >= 4
 
 
 def test_the_pass_passes_its_test_and_stands_in_the_order(followed):
@@ -86,7 +86,7 @@ def test_what_the_recipes_write_passes_the_linter(followed):
 
 def test_nothing_is_missing_in_a_list(followed):
     files = ["tests/test_api_pages.py", "tests/test_readme.py", "tests/test_bad_arguments.py"]
-    assert passed(followed, files, "every or ugrnn or input_gain") >= 10
+    assert passed(followed, files, "every or cfn or input_gain") >= 10
 
 
 def test_the_converter_passes_its_test_and_is_in_no_list(followed):

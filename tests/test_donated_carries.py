@@ -9,7 +9,7 @@ import pytest
 import jaxrnn as jr
 from tests.cases import CASES, CELLS, WRAPPERS, H, I
 
-KINDS = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
+KINDS = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "ugrnn", "indrnn", "antisymmetric_rnn", "lem")
 LEARNED = {kind: getattr(jr, kind)(I, H, learned_carry=True) for kind in KINDS}
 MODELS = {
     **{f"{kind}, learned": cell for kind, cell in LEARNED.items()},

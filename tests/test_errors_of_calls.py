@@ -36,6 +36,11 @@ INPUTS = {
         ValueError,
         ["conv_lstm: expected x of shape (*B, 4, 2, 3), got (2, 4, 3, 3)", "channels last"],
     ),
+    "field, conv_gru": (
+        lambda: step(jr.conv_gru(I, H, spatial_shape=(4, 2)), x=xs(B, 4, 2, 2)),
+        ValueError,
+        ["conv_gru: expected x of shape (*B, 4, 2, 3), got (2, 4, 2, 2)", "channels last"],
+    ),
     "field of integers": (
         lambda: apply(CONV, xs(T, B, 4, 2, I, dtype=int)),
         TypeError,

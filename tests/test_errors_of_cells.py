@@ -167,6 +167,8 @@ class Update(NamedTuple):
     z: jax.Array
 
 
+ANTISYMMETRIC = jr.antisymmetric_rnn(I, 4)
+
 # Its gates do not hold the new state.
 HALF_SHOWN = user_cell(lambda p, h, x: (h + x, h), lambda p, b=(): jnp.zeros((*b, 4)), gates=lambda p, h, x: Update(x))
 
@@ -175,10 +177,15 @@ GATES = {
         lambda: jr.gates(ELMAN, ELMAN.init(KEY), carry_of(ELMAN), xs(B, I)),
         TypeError,
         [
-            "gates: elman has no gates; gated cells are cifg_lstm, conv_lstm, ",
+            "gates: elman has no gates; gated cells are antisymmetric_rnn, cifg_lstm, conv_gru, conv_lstm, ",
             ", peephole_lstm",
             "Cell(…, gates=…)",
         ],
+    ),
+    "not gated": (
+        lambda: jr.gates(ANTISYMMETRIC, ANTISYMMETRIC.init(KEY), carry_of(ANTISYMMETRIC), xs(B, I)),
+        TypeError,
+        ["gates: antisymmetric_rnn has no gates; build it with gated=True"],
     ),
     "trace, elman": (
         lambda: jr.trace_gates(ELMAN, ELMAN.init(KEY), xs()),

@@ -228,6 +228,27 @@ OPTIONS = {
         ValueError,
         ["lstm: projection_size must be a positive int, got 0"],
     ),
+    "bound": (
+        lambda: jr.indrnn(I, H, recurrent_max=0.0),
+        ValueError,
+        ["indrnn: recurrent_max must be above 0, got 0.0; 2 ** (1 / T) is for T steps"],
+    ),
+    "start beyond the bound": (
+        lambda: jr.indrnn(I, H, recurrent_max=0.5, initial_min=0.7),
+        ValueError,
+        ["indrnn: initial_min must be within ± 0.5 and below it", "got 0.7"],
+    ),
+    "step size": (
+        lambda: jr.antisymmetric_rnn(I, H, epsilon=0.0),
+        ValueError,
+        ["antisymmetric_rnn: epsilon must be above 0, got 0.0; 0.01 to 1 is usual"],
+    ),
+    "diffusion": (
+        lambda: jr.antisymmetric_rnn(I, H, gamma=-0.1),
+        ValueError,
+        ["antisymmetric_rnn: gamma must be at least 0, got -0.1"],
+    ),
+    "time step": (lambda: jr.lem(I, H, dt=0.0), ValueError, ["lem: dt must be above 0, got 0.0; 1 is usual"]),
     "space, none": (
         lambda: jr.conv_lstm(I, H, spatial_shape=()),
         ValueError,

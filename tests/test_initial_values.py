@@ -14,7 +14,15 @@ from tests import cases
 I, H = 40, 64
 KEY = jax.random.key(0)
 
-GATES = {"elman": "h", "lstm": "ifgo", "peephole_lstm": "ifgo", "cifg_lstm": "fgo", "gru": "rzn", "mgu": "fn"}
+GATES = {
+    "elman": "h",
+    "lstm": "ifgo",
+    "peephole_lstm": "ifgo",
+    "cifg_lstm": "fgo",
+    "gru": "rzn",
+    "mgu": "fn",
+    "ugrnn": "gn",
+}
 CELLS = {name: getattr(jr, name) for name in GATES}
 
 both_lstms = pytest.mark.parametrize("factory", [jr.lstm, jr.peephole_lstm], ids=lambda f: f.__name__)
@@ -168,13 +176,13 @@ def test_chrono_of_grus(reset):
     assert not b["r"].any() and not b["n"].any()
 
 
-@both_lstms
+@pytest.mark.parametrize("factory", [jr.lstm, jr.peephole_lstm, jr.ugrnn], ids=lambda f: f.__name__)
 def test_forget_bias_and_T_max_exclude_each_other(factory):
     with pytest.raises(ValueError, match=rf"{factory.__name__}: forget_bias=1\.0 and T_max=50 .* give one"):
         factory(I, H, forget_bias=1.0, T_max=50)
 
 
-@pytest.mark.parametrize("factory", [jr.lstm, jr.peephole_lstm, jr.gru], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("factory", [jr.lstm, jr.peephole_lstm, jr.gru, jr.ugrnn], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("T_max", [2, 0.5, -3])
 def test_T_max_without_room_is_refused(factory, T_max):
     with pytest.raises(ValueError, match=rf"{factory.__name__}: T_max must be above 2 .* got {T_max}"):
@@ -218,7 +226,12 @@ EVERY_FACTORY = {
     "mgu": lambda **kw: jr.mgu(3, 5, reset="after", learned_carry=True, **kw),
     "cifg_lstm": lambda **kw: jr.cifg_lstm(3, 5, learned_carry=True, T_max=20, **kw),
     "lstm-projected": lambda **kw: jr.lstm(3, 5, projection_size=2, learned_carry=True, **kw),
+    "antisymmetric_rnn": lambda **kw: jr.antisymmetric_rnn(3, 5, gated=True, learned_carry=True, **kw),
+    "ugrnn": lambda **kw: jr.ugrnn(3, 5, learned_carry=True, T_max=20, **kw),
+    "indrnn": lambda **kw: jr.indrnn(3, 5, recurrent_max=1.1, learned_carry=True, **kw),
+    "lem": lambda **kw: jr.lem(3, 5, learned_carry=True, **kw),
     "conv_lstm": lambda **kw: jr.conv_lstm(3, 5, spatial_shape=(4, 2), peephole=True, **kw),
+    "conv_gru": lambda **kw: jr.conv_gru(3, 5, spatial_shape=(4, 2), reset="after", **kw),
     "peephole-diagonal": lambda **kw: jr.peephole_lstm(3, 5, **kw),
     "peephole-full": lambda **kw: jr.peephole_lstm(3, 5, peephole="full", **kw),
     "readout": lambda **kw: jr.readout(3, 5, **kw),
@@ -250,8 +263,8 @@ def test_the_key_decides(name):
     cell = EVERY_FACTORY[name]()
     first, again, other = cell.init(KEY), cell.init(jax.random.key(0)), cell.init(jax.random.key(1))
     assert jax.tree.structure(first) == jax.tree.structure(other)
-    fixed = {"b", "b_y", "b_hh", "h0", "h", "c", "scale", "shift"}
-    if "T_max" in dict(cell.spec.options):
+    fixed = {"b", "b_y", "b_hh", "h0", "h", "c", "z", "scale", "shift"}
+    if "T_max" in dict(cell.spec.options) or cell.spec.kind == "lem":  # whose biases are drawn
         fixed -= {"b"}
     for (path, a), b, c in zip(
         jax.tree_util.tree_leaves_with_path(first),

@@ -54,10 +54,11 @@ def devices():
     return jax.devices()[:2]
 
 
-def test_convolutions_on_explicit_axes_are_refused():
-    loss, args = problem(next(name for name in LAYERS if name.startswith("conv_lstm")))
+@pytest.mark.parametrize("kind", ["conv_lstm", "conv_gru"])
+def test_convolutions_on_explicit_axes_are_refused(kind):
+    loss, args = problem(next(name for name in LAYERS if name.startswith(kind)))
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=devices())
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"conv_lstm: .*AxisType\.Auto, or run inside"):
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=rf"{kind}: .*AxisType\.Auto, or run inside"):
         xs = jax.device_put(args[1], NamedSharding(mesh, PartitionSpec(None, "data")))
         jax.eval_shape(jax.grad(loss), args[0], xs, *args[2:])
 
@@ -78,7 +79,7 @@ def test_noise_on_explicit_axes(wrap):
 def layer_by_kind():
     """Each layer on one kind of axes, in turn; on both under ``--full``. Convolutions are refused on Explicit ones."""
     kinds = (AxisType.Auto, AxisType.Explicit)
-    names = [name for name in LAYERS if not name.startswith("conv_lstm")]
+    names = [name for name in LAYERS if not name.startswith("conv_")]
     pairs = [(name, kind, i % 2 == j) for i, name in enumerate(names) for j, kind in enumerate(kinds)]
     pairs += [(name, AxisType.Auto, True) for name in LAYERS if name not in names]
     return [

@@ -179,7 +179,11 @@ def test_calls_that_need_values(method):
     assert devices.ensemble(lambda a, b: a + b)(jnp.ones((3, 2)), jnp.ones(2)).shape == (3, 2)
 
 
-KINDS = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "conv_lstm")
+KINDS = (
+    *("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "ugrnn", "indrnn", "antisymmetric_rnn", "lem"),
+    *("conv_lstm", "conv_gru"),
+)
+CONVOLUTIONAL = {"conv_lstm": {"spatial_shape": 4, "peephole": True}, "conv_gru": {"spatial_shape": 4}}
 DTYPES = (("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", None))
 
 
@@ -192,7 +196,7 @@ DTYPES = (("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", None))
     ],
 )
 def test_other_dtypes(kind, param_dtype, dtype):
-    own = {"spatial_shape": (4,), "peephole": True} if kind == "conv_lstm" else {"learned_carry": True}
+    own = CONVOLUTIONAL.get(kind, {"learned_carry": True})
     cell = getattr(jr, kind)(I, H, param_dtype=param_dtype, dtype=dtype, **own)
     x = jax.ShapeDtypeStruct((B, *x_shape(cell)), dtype or param_dtype)
     jax.eval_shape(functools.partial(stepped, cell), x)

@@ -4,13 +4,17 @@ The factories stand at the root: ``jr.lstm`` makes a cell whose ``init`` returns
 in the order ``jr.cells.gate_order("lstm")``.
 """
 
+from jaxrnn.cells.antisymmetric_rnn import AntisymmetricRNNGates, AntisymmetricRNNParams
 from jaxrnn.cells.cifg_lstm import CIFGParams
+from jaxrnn.cells.conv_gru import ConvGRUParams
 from jaxrnn.cells.conv_lstm import ConvLSTMParams
 from jaxrnn.cells.elman import ElmanParams
 from jaxrnn.cells.embedding import EmbeddingParams
 from jaxrnn.cells.fused import gate_order
 from jaxrnn.cells.gru import GRUGates, GRUParams
+from jaxrnn.cells.indrnn import IndRNNParams
 from jaxrnn.cells.layer_norm import LayerNormParams
+from jaxrnn.cells.lem import LEMCarry, LEMGates, LEMParams
 from jaxrnn.cells.linear_rnn import LinearRNNParams
 from jaxrnn.cells.lru import LRUParams
 from jaxrnn.cells.lstm import LSTMParams
@@ -22,6 +26,7 @@ from jaxrnn.cells.peephole_lstm import PeepholeLSTMParams
 from jaxrnn.cells.readout import ReadoutParams
 from jaxrnn.cells.rg_lru import RGLRUGates, RGLRUParams
 from jaxrnn.cells.s5 import S5Params
+from jaxrnn.cells.ugrnn import UGRNNGates, UGRNNParams
 
 __all__ = [
     "ElmanParams",
@@ -34,7 +39,16 @@ __all__ = [
     "CIFGParams",
     "MGUParams",
     "MGUGates",
+    "UGRNNParams",
+    "UGRNNGates",
+    "IndRNNParams",
+    "AntisymmetricRNNParams",
+    "AntisymmetricRNNGates",
+    "LEMParams",
+    "LEMCarry",
+    "LEMGates",
     "ConvLSTMParams",
+    "ConvGRUParams",
     "LRUParams",
     "S5Params",
     "MinGRUParams",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrnn._base import Cell
-from jaxrnn._checks import check_real, check_sizes
-from jaxrnn._dtypes import accumulator
 from jaxrnn.cells._built_in import built_in
+from jaxrnn.cells._convolution import check_field, convolve, sizes_of_field
 from jaxrnn.cells._options import Initializer, cell_options, per_gate
 from jaxrnn.cells._products import carry_dtype, output, plus_bias, times
 from jaxrnn.cells.activations import Activation
@@ -27,31 +26,6 @@ class ConvLSTMParams(NamedTuple):
     U_i: jax.Array | None = None  # (*S, H) each, with peepholes
     U_f: jax.Array | None = None
     U_o: jax.Array | None = None
-
-
-def convolve(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
-    """``x`` (*B, *S, I) by the kernel W (*K, I, O), the edges padded with zeros, as ``project`` does it for vectors."""
-    if any(jax.typeof(x).sharding.spec) or any(jax.typeof(W).sharding.spec):
-        raise ValueError(
-            "conv_lstm: JAX cannot divide all that the gradients of convolutions need over a mesh with Explicit axes; "
-            "make the mesh with jax.sharding.AxisType.Auto, or run inside jax.shard_map."
-        )
-    kept, dtype = carry_dtype(W, dtype), W.dtype if dtype is None else dtype
-    axes = W.ndim - 1  # of x, without a batch
-    if x.ndim == axes:
-        return convolve(x[None], W, dtype)[0]
-    if x.ndim > axes + 1:
-        return jax.vmap(lambda x: convolve(x, W, dtype))(x)
-    space = "DHW"[-(axes - 1) :]
-    order = (f"N{space}C", f"{space}IO", f"N{space}C")
-    return jax.lax.conv_general_dilated(
-        x.astype(dtype),
-        W.astype(dtype),
-        (1,) * (axes - 1),
-        "SAME",
-        dimension_numbers=order,
-        preferred_element_type=accumulator(dtype),
-    ).astype(kept)
 
 
 @built_in
@@ -112,23 +86,12 @@ def conv_lstm(
         2015.
     """
     H = hidden_size
-    S = tuple(np.atleast_1d(spatial_shape).tolist())
-    K = tuple(np.atleast_1d(kernel_size).tolist()) * (len(S) if np.ndim(kernel_size) == 0 else 1)
-    if not 1 <= len(S) <= 3:
-        raise ValueError(f"conv_lstm: spatial_shape must have 1 to 3 sizes, got {spatial_shape!r}.")
-    if len(K) != len(S):
-        raise ValueError(
-            f"conv_lstm: kernel_size={kernel_size!r} and spatial_shape={spatial_shape!r} have different numbers of "
-            f"dimensions; give one size for each, or one for all."
-        )
-    sizes = {f"spatial_shape[{n}]": size for n, size in enumerate(S)} | {
-        f"kernel_size[{n}]": k for n, k in enumerate(K)
-    }
-    check_sizes("conv_lstm", **sizes)
+    S, K = sizes_of_field("conv_lstm", spatial_shape, kernel_size)
     act, σ, init_x, init_h, init_b = cell_options(
         "conv_lstm", H, (activation, gate_activation), (input_init, recurrent_init, bias_init)
     )
     add_forget_bias = forget_bias_of("conv_lstm", GATES, H, bias, forget_bias)
+    convolved = functools.partial(convolve, "conv_lstm")
 
     def init(key):
         k_xh, k_hh, k_b, k_f, *k_U = jax.random.split(key, 7)
@@ -144,23 +107,14 @@ def conv_lstm(
         shape, kept = (*batch_shape, *S, H), carry_dtype(params.W_hh, dtype)
         return LSTMCarry(jnp.zeros(shape, kept), jnp.zeros(shape, kept))
 
-    def check_field(x, weights):
-        if x.shape[-len(S) - 1 :] != (*S, input_size):
-            expected = ", ".join(map(str, (*S, input_size)))
-            raise ValueError(
-                f"conv_lstm: expected x of shape (*B, {expected}), got {x.shape}; build the cell with the "
-                f"spatial_shape and input_size of your fields, channels last."
-            )
-        check_real("conv_lstm", x, weights if dtype is None else dtype, declared=dtype is not None)
-
     def peep(c, U):
         return times(c, U) if peephole else 0
 
     def gates(params, carry, x):
         W_xh, W_hh, b, U_i, U_f, U_o = params
-        check_field(x, W_xh.dtype)
+        check_field("conv_lstm", x, S, input_size, W_xh.dtype, dtype)
         h, c = carry
-        a = by_gate(GATES, plus_bias(convolve(h, W_hh, dtype) + convolve(x, W_xh, dtype), b))
+        a = by_gate(GATES, plus_bias(convolved(h, W_hh, dtype) + convolved(x, W_xh, dtype), b))
         i, f, g = σ(a.i + peep(c, U_i)), σ(a.f + peep(c, U_f)), act(a.g)
         c = f * c + i * g
         o = σ(a.o + peep(c, U_o))

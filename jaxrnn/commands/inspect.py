@@ -195,12 +195,12 @@ def conventions(part: Part) -> str:
     """What libraries do in different ways, in words: gate order, carry, reset, biases. Empty for what has none."""
     spec, own = part.spec, {name.rpartition(".")[2] for name in part.tensors}
     order = jr.cells.gate_order(spec.kind)
-    words = [f"gates {' '.join(order)}"] if order else []
+    words = [f"gates {' '.join(order)}"] if order and option(spec, "gated") is not False else []
     carry = _carry_of(spec)
     if not jax.tree.leaves(carry):
         return ""
     words.append(f"carry ({', '.join(carry._fields)})" if hasattr(carry, "_fields") else "carry h")
-    if spec.kind == "gru":
+    if spec.kind in ("gru", "conv_gru"):
         words += [f"reset {option(spec, 'reset')} the product", "z multiplies the candidate"]
     if spec.kind == "mgu":
         words += [f"reset={option(spec, 'reset')!r}", f"keep={option(spec, 'keep')!r}"]

@@ -81,11 +81,11 @@ def trace_gates(
 def _with_gates(who: str, cell: Cell) -> Cell:
     expect_cell(who, cell)
     if cell.gates is None:
-        gated = ", ".join(sorted(kind for kind in FACTORIES if gate_order(kind)))
-        raise TypeError(
-            f"{who}: {_named(cell)} has no gates; gated cells are {gated}, wrappers of them, and a cell of your own "
-            f"with Cell(…, gates=…)."
-        )
+        gated = sorted(kind for kind in FACTORIES if gate_order(kind))
+        fix = f"gated cells are {', '.join(gated)}, wrappers of them, and a cell of your own with Cell(…, gates=…)"
+        if cell.spec is not None and cell.spec.kind in gated:  # of a kind that has them on request
+            fix = "build it with gated=True"
+        raise TypeError(f"{who}: {_named(cell)} has no gates; {fix}.")
     return cell
 
 
