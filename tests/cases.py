@@ -188,6 +188,10 @@ CELLS = {
     "min_lstm": jr.min_lstm(I, H),
     "rg_lru": jr.rg_lru(I, H, blocks=2),
     "linear_rnn": jr.linear_rnn(I, H),
+    "sru": jr.sru(I, H),
+    "sru_2018": jr.sru(I, H, form="2018"),
+    "qrnn": jr.qrnn(I, H),
+    "qrnn_window": jr.qrnn(I, H, window=3, pooling="ifo"),
 }
 
 CASES = [

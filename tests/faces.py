@@ -20,7 +20,7 @@ from jaxrnn._arguments import ANY_NUMBER, FROM_ZERO
 T, B, I, H = 5, 2, 3, 4
 KEY = jax.random.key(0)
 GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
-LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn")
+LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn", "sru", "qrnn")
 GRU = jr.gru(I, H)
 LAYER = jr.scan(GRU)
 PARAMS = GRU.init(KEY)
@@ -299,6 +299,8 @@ BAD: dict[str, Sequence[Any]] = {
     "yscale": ["some"],
     **dict.fromkeys(("candidate", "diagonal", "discretization"), ("some",)),
     **dict.fromkeys(("r_min", "step_min"), (-2.0, 1.0)),
+    **dict.fromkeys(("form", "pooling"), ("some",)),
+    "sru.activation": ["tanhh", 3, ("tanh",)],
     "r_max": [-2.0, 1.5],
     "max_phase": [0.0, 7.0],
     "step_max": [0.0],

@@ -19,9 +19,11 @@ from jaxrnn.cells.mgu import MGUGates, MGUParams
 from jaxrnn.cells.min_gru import MinGRUGates, MinGRUParams
 from jaxrnn.cells.min_lstm import MinLSTMGates, MinLSTMParams
 from jaxrnn.cells.peephole_lstm import PeepholeLSTMParams
+from jaxrnn.cells.qrnn import QRNNCarry, QRNNGates, QRNNParams
 from jaxrnn.cells.readout import ReadoutParams
 from jaxrnn.cells.rg_lru import RGLRUGates, RGLRUParams
 from jaxrnn.cells.s5 import S5Params
+from jaxrnn.cells.sru import SRUGates, SRUParams
 
 __all__ = [
     "ElmanParams",
@@ -44,6 +46,11 @@ __all__ = [
     "RGLRUParams",
     "RGLRUGates",
     "LinearRNNParams",
+    "SRUParams",
+    "SRUGates",
+    "QRNNParams",
+    "QRNNCarry",
+    "QRNNGates",
     "ReadoutParams",
     "LayerNormParams",
     "EmbeddingParams",

@@ -20,6 +20,7 @@ INITIALIZERS: dict[str, Initializer] = {
     "glorot_uniform": initializers.glorot_uniform(),
     "glorot_normal": initializers.glorot_normal(),
     "lecun_normal": initializers.lecun_normal(),
+    "lecun_uniform": initializers.lecun_uniform(),
     "he_normal": initializers.he_normal(),
     "normal": initializers.normal(0.01),
     "orthogonal": initializers.orthogonal(),
