@@ -192,6 +192,9 @@ CELLS = {
     "sru_2018": jr.sru(I, H, form="2018"),
     "qrnn": jr.qrnn(I, H),
     "qrnn_window": jr.qrnn(I, H, window=3, pooling="ifo"),
+    "lstm_ba2016": jr.lstm(I, H, layer_norm="ba2016", heads=2),
+    "lstm_per_gate": jr.lstm(I, H, layer_norm="per_gate", projection_size=2, learned_carry=True),
+    "gru_ba2016": jr.gru(I, H, layer_norm="ba2016", heads=2),
 }
 
 CASES = [

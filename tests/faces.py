@@ -301,6 +301,8 @@ BAD: dict[str, Sequence[Any]] = {
     **dict.fromkeys(("r_min", "step_min"), (-2.0, 1.0)),
     **dict.fromkeys(("form", "pooling"), ("some",)),
     "sru.activation": ["tanhh", 3, ("tanh",)],
+    **dict.fromkeys(("lstm.layer_norm", "gru.layer_norm"), ("some", 3, True)),
+    **dict.fromkeys(("lstm.heads", "gru.heads"), (3,)),
     "r_max": [-2.0, 1.5],
     "max_phase": [0.0, 7.0],
     "step_max": [0.0],

@@ -11,6 +11,7 @@ from jaxrnn.cells.embedding import EmbeddingParams
 from jaxrnn.cells.fused import gate_order
 from jaxrnn.cells.gru import GRUGates, GRUParams
 from jaxrnn.cells.layer_norm import LayerNormParams
+from jaxrnn.cells.layer_normed import LayerNormGRUParams, LayerNormLSTMParams
 from jaxrnn.cells.linear_rnn import LinearRNNParams
 from jaxrnn.cells.lru import LRUParams
 from jaxrnn.cells.lstm import LSTMParams
@@ -32,6 +33,8 @@ __all__ = [
     "LSTMGates",
     "GRUParams",
     "GRUGates",
+    "LayerNormLSTMParams",
+    "LayerNormGRUParams",
     "PeepholeLSTMParams",
     "CIFGParams",
     "MGUParams",
