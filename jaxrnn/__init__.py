@@ -40,10 +40,12 @@ from jaxrnn.cells.min_gru import min_gru
 from jaxrnn.cells.min_lstm import min_lstm
 from jaxrnn.cells.peephole_lstm import peephole_lstm
 from jaxrnn.cells.pointwise import pointwise
+from jaxrnn.cells.qrnn import qrnn
 from jaxrnn.cells.readout import readout
 from jaxrnn.cells.rg_lru import rg_lru
 from jaxrnn.cells.s5 import s5
 from jaxrnn.cells.ugrnn import ugrnn
+from jaxrnn.cells.sru import sru
 from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, bidirectional, chain, residual, stack
 from jaxrnn.parallel_over_time.convergence import convergence
@@ -88,6 +90,8 @@ __all__ = [
     "min_lstm",
     "rg_lru",
     "linear_rnn",
+    "sru",
+    "qrnn",
     "readout",
     "dense",
     "pointwise",

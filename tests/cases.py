@@ -201,6 +201,13 @@ CELLS = {
     "min_lstm": jr.min_lstm(I, H),
     "rg_lru": jr.rg_lru(I, H, blocks=2),
     "linear_rnn": jr.linear_rnn(I, H),
+    "sru": jr.sru(I, H),
+    "sru_2018": jr.sru(I, H, form="2018"),
+    "qrnn": jr.qrnn(I, H),
+    "qrnn_window": jr.qrnn(I, H, window=3, pooling="ifo"),
+    "lstm_ba2016": jr.lstm(I, H, layer_norm="ba2016", heads=2),
+    "lstm_per_gate": jr.lstm(I, H, layer_norm="per_gate", projection_size=2, learned_carry=True),
+    "gru_ba2016": jr.gru(I, H, layer_norm="ba2016", heads=2),
 }
 
 CASES = [

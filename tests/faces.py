@@ -21,6 +21,8 @@ T, B, I, H = 5, 2, 3, 4
 KEY = jax.random.key(0)
 GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "ugrnn", "indrnn", "antisymmetric_rnn", "lem")
 LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn")
+GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
+LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn", "sru", "qrnn")
 GRU = jr.gru(I, H)
 LAYER = jr.scan(GRU)
 PARAMS = GRU.init(KEY)
@@ -299,6 +301,10 @@ BAD: dict[str, Sequence[Any]] = {
     "yscale": ["some"],
     **dict.fromkeys(("candidate", "diagonal", "discretization"), ("some",)),
     **dict.fromkeys(("r_min", "step_min"), (-2.0, 1.0)),
+    **dict.fromkeys(("form", "pooling"), ("some",)),
+    "sru.activation": ["tanhh", 3, ("tanh",)],
+    **dict.fromkeys(("lstm.layer_norm", "gru.layer_norm"), ("some", 3, True)),
+    **dict.fromkeys(("lstm.heads", "gru.heads"), (3,)),
     "r_max": [-2.0, 1.5],
     "max_phase": [0.0, 7.0],
     "step_max": [0.0],

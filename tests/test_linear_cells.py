@@ -95,7 +95,31 @@ def linear_rnn(p, h, x):
     return h, h.real, {}
 
 
+def sru(p, c, x):
+    n, f, r = np.split(x @ p.W_xh, 3, -1)
+    f, r = sigmoid(f + p.b[:H]), sigmoid(r + p.b[H:])
+    c = f * c + (1 - f) * n
+    h = r * np.tanh(c) + (1 - r) * (x if p.W_s is None else x @ p.W_s)
+    return c, h, dict(n=n, f=f, r=r, c=c, h=h)
+
+
+def qrnn(order):
+    def equations(p, c, x):
+        a = dict(zip(order, np.split(x @ p.W_xh + (0 if p.b is None else p.b), len(order), -1), strict=True))
+        n, f = np.tanh(a["n"]), sigmoid(a["f"])
+        i, o = sigmoid(a["i"]) if "i" in a else 1 - f, sigmoid(a["o"]) if "o" in a else np.ones(f.shape)
+        c = f * c + i * n
+        return c, o * c, dict(n=n, f=f, i=i, o=o, c=c, h=o * c)
+
+    return equations
+
+
 CELLS = {
+    "sru": (jr.sru(I, H), sru),
+    "sru, square": (jr.sru(H, H, highway_bias=-1.0), sru),
+    "qrnn, f": (jr.qrnn(I, H, pooling="f", bias=False), qrnn("nf")),
+    "qrnn, fo": (jr.qrnn(I, H), qrnn("nfo")),
+    "qrnn, ifo": (jr.qrnn(I, H, pooling="ifo"), qrnn("nfio")),
     "lru": (jr.lru(I, H, state_size=5), lru),
     "lru, square": (jr.lru(H, H), lru),
     "s5, zoh": (jr.s5(I, H, state_size=6), s5("zoh")),

@@ -229,6 +229,8 @@ REFUSED = {
         (T, B, I),
         "forward, because of reduce_sum of (3, 8); a kernel has rows",
     ),
+    "layer norm of products": (jr.lstm(I, H, layer_norm="per_gate"), (T, B, I), "forward, because of reduce_sum of"),
+    "heads": (jr.lstm(I, H, heads=2), (T, B, I), "forward, because of"),
     "shared memory": (
         jr.lstm(I, 120),
         (T, B, I),

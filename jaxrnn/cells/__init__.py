@@ -15,6 +15,7 @@ from jaxrnn.cells.gru import GRUGates, GRUParams
 from jaxrnn.cells.indrnn import IndRNNParams
 from jaxrnn.cells.layer_norm import LayerNormParams
 from jaxrnn.cells.lem import LEMCarry, LEMGates, LEMParams
+from jaxrnn.cells.layer_normed import LayerNormGRUParams, LayerNormLSTMParams
 from jaxrnn.cells.linear_rnn import LinearRNNParams
 from jaxrnn.cells.lru import LRUParams
 from jaxrnn.cells.lstm import LSTMParams
@@ -23,10 +24,12 @@ from jaxrnn.cells.mgu import MGUGates, MGUParams
 from jaxrnn.cells.min_gru import MinGRUGates, MinGRUParams
 from jaxrnn.cells.min_lstm import MinLSTMGates, MinLSTMParams
 from jaxrnn.cells.peephole_lstm import PeepholeLSTMParams
+from jaxrnn.cells.qrnn import QRNNCarry, QRNNGates, QRNNParams
 from jaxrnn.cells.readout import ReadoutParams
 from jaxrnn.cells.rg_lru import RGLRUGates, RGLRUParams
 from jaxrnn.cells.s5 import S5Params
 from jaxrnn.cells.ugrnn import UGRNNGates, UGRNNParams
+from jaxrnn.cells.sru import SRUGates, SRUParams
 
 __all__ = [
     "ElmanParams",
@@ -35,6 +38,8 @@ __all__ = [
     "LSTMGates",
     "GRUParams",
     "GRUGates",
+    "LayerNormLSTMParams",
+    "LayerNormGRUParams",
     "PeepholeLSTMParams",
     "CIFGParams",
     "MGUParams",
@@ -58,6 +63,11 @@ __all__ = [
     "RGLRUParams",
     "RGLRUGates",
     "LinearRNNParams",
+    "SRUParams",
+    "SRUGates",
+    "QRNNParams",
+    "QRNNCarry",
+    "QRNNGates",
     "ReadoutParams",
     "LayerNormParams",
     "EmbeddingParams",

@@ -20,6 +20,7 @@ INITIALIZERS: dict[str, Initializer] = {
     "glorot_uniform": initializers.glorot_uniform(),
     "glorot_normal": initializers.glorot_normal(),
     "lecun_normal": initializers.lecun_normal(),
+    "lecun_uniform": initializers.lecun_uniform(),
     "he_normal": initializers.he_normal(),
     "normal": initializers.normal(0.01),
     "orthogonal": initializers.orthogonal(),
@@ -82,6 +83,25 @@ def per_gate(init: Initializer, key: jax.Array, shape: tuple[int, ...], order: G
     """(…, gates * H): one draw of ``init`` for each gate's block, so that each block is orthogonal, say."""
     keys = jax.random.split(key, len(order))
     return jnp.concatenate([init(k, shape, dtype) for k in keys], axis=-1)
+
+
+def check_heads(who: str, heads: int, **sizes: int) -> None:
+    """The heads of a block-diagonal recurrence share out the units that it reads and those that it makes."""
+    for name, size in sizes.items():
+        if size % heads:
+            raise ValueError(
+                f"{who}: heads must divide {name}={size}, got {heads}; 1 makes the recurrent weights full matrices."
+            )
+
+
+def per_head(
+    init: Initializer, key: jax.Array, shape: tuple[int, int], order: GateOrder, heads: int, dtype: Any
+) -> jax.Array:
+    """``per_gate`` of recurrent weights (R, gates * H), or a head at a time: (heads, R / heads, gates * H / heads)."""
+    if heads == 1:
+        return per_gate(init, key, shape, order, dtype)
+    (R, H), keys = shape, jax.random.split(key, heads)
+    return jnp.stack([per_gate(init, k, (R // heads, H // heads), order, dtype) for k in keys])
 
 
 def chrono_bias(T_max: float, key: jax.Array, size: int, dtype: Any) -> jax.Array:

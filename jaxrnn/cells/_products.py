@@ -26,6 +26,19 @@ def project_blocks(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
     return _product(functools.partial(jnp.einsum, "...nk,nkm->...nm"), x, W, dtype)
 
 
+def project_heads(h: jax.Array, W: jax.Array, gates: int, dtype: Any) -> jax.Array:
+    """``project`` of a state by W (R, gates * H), or by one block a head, W (heads, R / heads, gates * H / heads).
+
+    Either way (*B, gates * H), gate by gate; each head's units stand together.
+    """
+    if W.ndim == 2:
+        return project(h, W, dtype)
+    a = project_blocks(h, W, dtype)
+    heads, columns = a.shape[-2:]
+    a = a.reshape(*h.shape[:-1], heads, gates, columns // gates)
+    return jnp.swapaxes(a, -3, -2).reshape(*h.shape[:-1], heads * columns)
+
+
 def project_complex(x: jax.Array, W_re: jax.Array, W_im: jax.Array, dtype: Any) -> jax.Array:
     """``x @ (W_re + i W_im)`` of real inputs, complex numbers for the carry."""
     return jax.lax.complex(project(x, W_re, dtype), project(x, W_im, dtype))
