@@ -20,6 +20,7 @@ from jaxrnn._arguments import ANY_NUMBER, FROM_ZERO
 T, B, I, H = 5, 2, 3, 4
 KEY = jax.random.key(0)
 GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
+EXPONENTIAL = ("slstm", "mlstm")
 LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn")
 GRU = jr.gru(I, H)
 LAYER = jr.scan(GRU)
@@ -61,7 +62,7 @@ CALLS: dict[str, dict[str, Any]] = {
         kind: {"input_size": I, "hidden_size": H}
         for kind in ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
     },
-    **{kind: {"input_size": I, "hidden_size": H} for kind in LINEAR},
+    **{kind: {"input_size": I, "hidden_size": H} for kind in (*LINEAR, *EXPONENTIAL)},
     "conv_lstm": {"input_size": I, "hidden_size": H, "spatial_shape": (5,)},
     "readout": {"input_size": I, "output_size": H},
     "dense": {"input_size": I, "output_size": H},
@@ -304,7 +305,8 @@ BAD: dict[str, Sequence[Any]] = {
     "step_max": [0.0],
     "state_size": [],
     "s5.state_size": [5],
-    **dict.fromkeys(("s5.blocks", "rg_lru.blocks"), (3,)),
+    **dict.fromkeys(("s5.blocks", "rg_lru.blocks", "slstm.heads", "mlstm.heads"), (3,)),
+    "forget_gate": ["some"],
     "kind": ["gruu"],
 }
 FREE = {

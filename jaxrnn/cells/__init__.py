@@ -18,10 +18,12 @@ from jaxrnn.cells.lstm_family import LSTMCarry, LSTMGates
 from jaxrnn.cells.mgu import MGUGates, MGUParams
 from jaxrnn.cells.min_gru import MinGRUGates, MinGRUParams
 from jaxrnn.cells.min_lstm import MinLSTMGates, MinLSTMParams
+from jaxrnn.cells.mlstm import MLSTMCarry, MLSTMGates, MLSTMParams
 from jaxrnn.cells.peephole_lstm import PeepholeLSTMParams
 from jaxrnn.cells.readout import ReadoutParams
 from jaxrnn.cells.rg_lru import RGLRUGates, RGLRUParams
 from jaxrnn.cells.s5 import S5Params
+from jaxrnn.cells.slstm import SLSTMCarry, SLSTMGates, SLSTMParams
 
 __all__ = [
     "ElmanParams",
@@ -35,6 +37,12 @@ __all__ = [
     "MGUParams",
     "MGUGates",
     "ConvLSTMParams",
+    "SLSTMParams",
+    "SLSTMCarry",
+    "SLSTMGates",
+    "MLSTMParams",
+    "MLSTMCarry",
+    "MLSTMGates",
     "LRUParams",
     "S5Params",
     "MinGRUParams",

@@ -21,6 +21,7 @@ INITIALIZERS: dict[str, Initializer] = {
     "glorot_normal": initializers.glorot_normal(),
     "lecun_normal": initializers.lecun_normal(),
     "he_normal": initializers.he_normal(),
+    "small_normal": initializers.variance_scaling(0.4, "fan_in", "normal"),  # Nguyen & Salazar 2019
     "normal": initializers.normal(0.01),
     "orthogonal": initializers.orthogonal(),
     "zeros": initializers.zeros,
