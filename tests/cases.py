@@ -188,10 +188,10 @@ CELLS = {
     "min_lstm": jr.min_lstm(I, H),
     "rg_lru": jr.rg_lru(I, H, blocks=2),
     "linear_rnn": jr.linear_rnn(I, H),
-    "slstm": jr.slstm(I, H, heads=2),
-    "slstm_exponential": jr.slstm(I, H, forget_gate="exp"),
-    "mlstm": jr.mlstm(I, H, heads=2),
-    "mlstm_exponential": jr.mlstm(I, H, forget_gate="exp"),
+    "slstm": jr.slstm(I, H, forget_gate="exp"),
+    "slstm_heads": jr.slstm(I, H, heads=2),
+    "mlstm": jr.mlstm(I, H, forget_gate="exp"),
+    "mlstm_heads": jr.mlstm(I, H, heads=2),
 }
 
 CASES = [

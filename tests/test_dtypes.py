@@ -27,6 +27,8 @@ CELLS = {
     "mgu, after": functools.partial(jr.mgu, reset="after"),
     "conv_lstm": functools.partial(jr.conv_lstm, **SPATIAL),
     "conv_lstm, peepholes": functools.partial(jr.conv_lstm, peephole=True, **SPATIAL),
+    "slstm": functools.partial(jr.slstm, heads=2),
+    "mlstm": functools.partial(jr.mlstm, forget_gate="exp"),
     "lru": jr.lru,
     "s5": functools.partial(jr.s5, discretization="bilinear"),
     "min_gru": jr.min_gru,

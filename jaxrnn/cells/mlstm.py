@@ -32,6 +32,8 @@ class MLSTMCarry(NamedTuple):
     n: jax.Array  # (*B, heads, d): the normaliser, in units of exp(m)
     m: jax.Array  # (*B, heads): the stabiliser
 
+    in_units_of = "exp(m)"  # so that wrappers do not blend numbers of different units
+
 
 class MLSTMGates(NamedTuple):
     q: jax.Array  # (*B, heads, d): query

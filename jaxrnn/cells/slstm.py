@@ -16,12 +16,12 @@ from jaxrnn.cells._products import carry_dtype, initial_state, output, plus_bias
 from jaxrnn.cells.activations import Activation
 from jaxrnn.cells.fused import block, by_gate
 
-GATES = ("i", "f", "z", "o")  # the blocks of W_xh and b, and of each head's matrix in W_hh, in this order
+GATES = ("i", "f", "z", "o")  # the blocks of W_xh, W_hh (of each head's matrix by itself) and b, in this order
 
 
 class SLSTMParams(NamedTuple):
     W_xh: jax.Array  # (I, 4H)
-    W_hh: jax.Array  # (heads, H / heads, 4H / heads): the recurrence is block-diagonal
+    W_hh: jax.Array  # (H, 4H); with heads block-diagonal, (heads, H / heads, 4H / heads)
     b: jax.Array | None  # (4H,): of each gate all units, as the heads have them; None without biases
 
 
@@ -30,6 +30,8 @@ class SLSTMCarry(NamedTuple):
     c: jax.Array  # the memory, in units of exp(m)
     n: jax.Array  # the normaliser, in units of exp(m)
     m: jax.Array  # the stabiliser
+
+    in_units_of = "exp(m)"  # so that wrappers do not blend numbers of different units
 
 
 class SLSTMGates(NamedTuple):
@@ -106,9 +108,8 @@ def slstm(
         >>> carry.n.tolist() == jnp.ones((2, 4)).tolist(), params.W_hh.shape
         (True, (2, 2, 8))
 
-    Differs from the authors' code, whose start and initial values these are, in W_xh, which is block-diagonal too there,
-    and in what surrounds the cell: convolution, group normalisation, projections. There f' of the first step is
-    exp(log f - log i), beside a memory of 0, and overflows where the input gate is nearly shut.
+    Differs from the authors' code, whose initial values these are, in W_xh, which is block-diagonal too there, and in
+    what surrounds the cell: convolution, group normalisation, projections. There the forget gate is "sigmoid".
 
     Reference:
         Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024.
@@ -128,10 +129,11 @@ def slstm(
 
     def init(key):
         k_xh, k_hh, k_b = jax.random.split(key, 3)
+        W_hh = [per_gate(init_h, k, (d, d), GATES, param_dtype) for k in jax.random.split(k_hh, heads)]
         b = per_gate(init_b, k_b, (H,), GATES, param_dtype) if bias else None
         return SLSTMParams(
             W_xh=per_gate(init_x, k_xh, (input_size, H), GATES, param_dtype),
-            W_hh=jnp.stack([per_gate(init_h, k, (d, d), GATES, param_dtype) for k in jax.random.split(k_hh, heads)]),
+            W_hh=W_hh[0] if heads == 1 else jnp.stack(W_hh),
             b=None if b is None else b.at[block(GATES, "f", H)].add(initial_forget_bias()),
         )
 
@@ -143,7 +145,8 @@ def slstm(
         W_xh, W_hh, b = params
         h, c, n, m = carry
         a = by_gate(GATES, plus_bias(project(x, W_xh, dtype), b))
-        u = by_gate(GATES, project_blocks(h, W_hh, dtype))  # (*B, heads, H / heads) each
+        # (*B, H) each, or (*B, heads, H / heads)
+        u = by_gate(GATES, (project if heads == 1 else project_blocks)(h, W_hh, dtype))
         ã = {gate: getattr(u, gate).reshape(h.shape) + getattr(a, gate) for gate in GATES}
         z, o = act(ã["z"]), jax.nn.sigmoid(ã["o"])
         i, f, m = stabilised(ã["i"], log_forget(ã["f"]), m, empty=n == 0)
