@@ -161,7 +161,7 @@ def assert_trees_close(got, want, **tolerance):
     ],
 )
 def test_the_run_is_that_of_both_recursions(name, start, x64):
-    """The stabilised one: every gate, and the whole carry. The unstabilised one: outputs, and the memory in its size."""
+    """Every gate and the carry are the stabilised one's; outputs, and the memory in its size, the unstabilised one's."""
     cell = CELLS[name]
     params, carry, xs = problem(cell)
     carry = carry if start == "given" else cell.initial_carry(params)
@@ -259,7 +259,7 @@ def assert_near(found, want, rtol):
 
 
 def test_a_query_of_zero_reads_zero():
-    """exp(-m) is 0 in float32, and so is what it stands beside: outputs and derivatives, also second ones, are finite."""
+    """exp(-m) is 0 in float32, and so is what it stands beside: derivatives, also second ones, are finite."""
     cell = jr.mlstm(2, H, heads=2, bias=False)
     params = randomised(jax.eval_shape(cell.init, KEY), 1)
     carry = MLSTMCarry(draw((2, 2, 2), 2), draw((2, 2), 3), jnp.array([300.0, 30.0]))
@@ -290,7 +290,7 @@ def test_a_memory_of_opposites_is_not_empty():
     """Keys that cancel in n alone, under gates that are all 1: C is kept."""
     cell = jr.mlstm(1, 1, forget_gate="exp", bias=False)
     params = cell.init(KEY)._replace(W_xh=jnp.ones((1, 4)))
-    carry, ys = jr.scan(cell).apply(params, jnp.array([[1.0], [-1.0], [1.0]]))
+    carry, _ = jr.scan(cell).apply(params, jnp.array([[1.0], [-1.0], [1.0]]))
     np.testing.assert_array_equal((carry.C[0, 0, 0], carry.n[0, 0], carry.m[0]), (3, 1, 0))
 
 
@@ -355,9 +355,7 @@ def test_memories_in_other_units_are_not_blended(wrap, make):
     cell = wrap(jr.chain(inner, jr.readout(H, 2)))
     params = jax.eval_shape(cell.init, KEY)
     who = wrap.func.__name__
-    with pytest.raises(
-        TypeError, match=rf"{who}: the memory of chain \({inner.spec.kind.upper()[0]}LSTMCarry\) is in uni"
-    ):
+    with pytest.raises(TypeError, match=rf"{who}: the memory of chain \([SM]LSTMCarry\) is in units of exp"):
         jax.eval_shape(lambda p, x: jr.scan(cell).apply(p, x), params, jnp.ones((T, I)))
     with pytest.raises(TypeError, match=rf"{who}: the memory of {inner.spec.kind} "):
         jax.eval_shape(lambda p, x: jr.trace_gates(wrap(inner), p, x), params[0], jnp.ones((T, I)))
