@@ -161,7 +161,7 @@ def assert_trees_close(got, want, **tolerance):
     ],
 )
 def test_the_run_is_that_of_both_recursions(name, start, x64):
-    """Every gate and the carry are the stabilised one's; outputs, and the memory in its size, the unstabilised one's."""
+    """Every gate and the carry are the stabilised one's; outputs and the memory in its size the other's."""
     cell = CELLS[name]
     params, carry, xs = problem(cell)
     carry = carry if start == "given" else cell.initial_carry(params)
