@@ -38,6 +38,7 @@ from jaxrnn.cells.lstm_family import LSTMCarry
 from jaxrnn.cells.mgu import mgu
 from jaxrnn.cells.min_gru import min_gru
 from jaxrnn.cells.min_lstm import min_lstm
+from jaxrnn.cells.mlstm import mlstm
 from jaxrnn.cells.peephole_lstm import peephole_lstm
 from jaxrnn.cells.pointwise import pointwise
 from jaxrnn.cells.qrnn import qrnn
@@ -46,6 +47,7 @@ from jaxrnn.cells.rg_lru import rg_lru
 from jaxrnn.cells.s5 import s5
 from jaxrnn.cells.ugrnn import ugrnn
 from jaxrnn.cells.sru import sru
+from jaxrnn.cells.slstm import slstm
 from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, bidirectional, chain, residual, stack
 from jaxrnn.parallel_over_time.convergence import convergence
@@ -84,6 +86,8 @@ __all__ = [
     "lem",
     "conv_lstm",
     "conv_gru",
+    "slstm",
+    "mlstm",
     "lru",
     "s5",
     "min_gru",

@@ -208,6 +208,10 @@ CELLS = {
     "lstm_ba2016": jr.lstm(I, H, layer_norm="ba2016", heads=2),
     "lstm_per_gate": jr.lstm(I, H, layer_norm="per_gate", projection_size=2, learned_carry=True),
     "gru_ba2016": jr.gru(I, H, layer_norm="ba2016", heads=2),
+    "slstm": jr.slstm(I, H, forget_gate="exp"),
+    "slstm_heads": jr.slstm(I, H, heads=2),
+    "mlstm": jr.mlstm(I, H, forget_gate="exp"),
+    "mlstm_heads": jr.mlstm(I, H, heads=2),
 }
 
 CASES = [

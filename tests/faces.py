@@ -20,6 +20,8 @@ from jaxrnn._arguments import ANY_NUMBER, FROM_ZERO
 T, B, I, H = 5, 2, 3, 4
 KEY = jax.random.key(0)
 GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "ugrnn", "indrnn", "antisymmetric_rnn", "lem")
+GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
+EXPONENTIAL = ("slstm", "mlstm")
 LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn")
 GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
 LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn", "sru", "qrnn")
@@ -61,6 +63,12 @@ CALLS: dict[str, dict[str, Any]] = {
     "Loop.evaluate": {"params": jnp.ones(2), "batch": 0.0},
     **{kind: {"input_size": I, "hidden_size": H} for kind in (*GATED, *LINEAR)},
     **{kind: {"input_size": I, "hidden_size": H, "spatial_shape": (5,)} for kind in ("conv_lstm", "conv_gru")},
+    **{
+        kind: {"input_size": I, "hidden_size": H}
+        for kind in ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
+    },
+    **{kind: {"input_size": I, "hidden_size": H} for kind in (*LINEAR, *EXPONENTIAL)},
+    "conv_lstm": {"input_size": I, "hidden_size": H, "spatial_shape": (5,)},
     "readout": {"input_size": I, "output_size": H},
     "dense": {"input_size": I, "output_size": H},
     "pointwise": {"f": "tanh"},
@@ -310,7 +318,8 @@ BAD: dict[str, Sequence[Any]] = {
     "step_max": [0.0],
     "state_size": [],
     "s5.state_size": [5],
-    **dict.fromkeys(("s5.blocks", "rg_lru.blocks"), (3,)),
+    **dict.fromkeys(("s5.blocks", "rg_lru.blocks", "slstm.heads", "mlstm.heads"), (3,)),
+    "forget_gate": ["some"],
     "kind": ["gruu"],
 }
 FREE = {

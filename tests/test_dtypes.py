@@ -34,6 +34,8 @@ CELLS = {
     "conv_gru": functools.partial(jr.conv_gru, **SPATIAL),
     "conv_gru, after": functools.partial(jr.conv_gru, reset="after", **SPATIAL),
     "conv_lstm, peepholes": functools.partial(jr.conv_lstm, peephole=True, **SPATIAL),
+    "slstm": functools.partial(jr.slstm, heads=2),
+    "mlstm": functools.partial(jr.mlstm, forget_gate="exp"),
     "lru": jr.lru,
     "s5": functools.partial(jr.s5, discretization="bilinear"),
     "min_gru": jr.min_gru,

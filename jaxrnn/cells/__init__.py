@@ -23,6 +23,7 @@ from jaxrnn.cells.lstm_family import LSTMCarry, LSTMGates
 from jaxrnn.cells.mgu import MGUGates, MGUParams
 from jaxrnn.cells.min_gru import MinGRUGates, MinGRUParams
 from jaxrnn.cells.min_lstm import MinLSTMGates, MinLSTMParams
+from jaxrnn.cells.mlstm import MLSTMCarry, MLSTMGates, MLSTMParams
 from jaxrnn.cells.peephole_lstm import PeepholeLSTMParams
 from jaxrnn.cells.qrnn import QRNNCarry, QRNNGates, QRNNParams
 from jaxrnn.cells.readout import ReadoutParams
@@ -30,6 +31,7 @@ from jaxrnn.cells.rg_lru import RGLRUGates, RGLRUParams
 from jaxrnn.cells.s5 import S5Params
 from jaxrnn.cells.ugrnn import UGRNNGates, UGRNNParams
 from jaxrnn.cells.sru import SRUGates, SRUParams
+from jaxrnn.cells.slstm import SLSTMCarry, SLSTMGates, SLSTMParams
 
 __all__ = [
     "ElmanParams",
@@ -54,6 +56,12 @@ __all__ = [
     "LEMGates",
     "ConvLSTMParams",
     "ConvGRUParams",
+    "SLSTMParams",
+    "SLSTMCarry",
+    "SLSTMGates",
+    "MLSTMParams",
+    "MLSTMCarry",
+    "MLSTMGates",
     "LRUParams",
     "S5Params",
     "MinGRUParams",

@@ -22,6 +22,7 @@ INITIALIZERS: dict[str, Initializer] = {
     "lecun_normal": initializers.lecun_normal(),
     "lecun_uniform": initializers.lecun_uniform(),
     "he_normal": initializers.he_normal(),
+    "small_normal": initializers.variance_scaling(0.4, "fan_in", "normal"),  # Nguyen & Salazar 2019
     "normal": initializers.normal(0.01),
     "orthogonal": initializers.orthogonal(),
     "zeros": initializers.zeros,

@@ -46,6 +46,17 @@ def held_within(a: jax.Array, limit: float) -> jax.Array:
     return a * jnp.where(size > limit, limit / jnp.where(size > limit, size, 1), 1)
 
 
+def check_own_units(who: str, cell: Cell, carry: PyTree) -> None:
+    """Numbers whose unit is another number of the state are not changed one by one: xLSTM's, in units of exp(m)."""
+    scaled = lambda part: hasattr(part, "in_units_of")
+    for part in filter(scaled, jax.tree.leaves(carry, is_leaf=scaled)):
+        raise TypeError(
+            f"{who}: the memory of {name_of(cell)} ({type(part).__name__}) is in units of {part.in_units_of}, which "
+            f"differ from step to step, so its numbers cannot be blended or clipped one by one; wrap another cell, or "
+            f"change what this one reads or puts out (jr.dropout, jr.residual)."
+        )
+
+
 def carry_shapes(cell: Cell, params: PyTree, x: PyTree) -> PyTree:
     """The shapes and dtypes of the carry of a batch like that of ``x``, the input of one step."""
     lead = jax.tree.leaves(x)[0]

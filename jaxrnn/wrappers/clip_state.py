@@ -8,7 +8,7 @@ from jaxrnn._base import Cell, is_inexact, name_of
 from jaxrnn._spec import specified
 from jaxrnn.instruments import step_with_leaves_changed
 from jaxrnn.wrappers._gates import carry_in_gates, with_carry_in_gates
-from jaxrnn.wrappers._shared import check_wrapped, held_within
+from jaxrnn.wrappers._shared import check_own_units, check_wrapped, held_within
 
 
 @specified
@@ -51,10 +51,13 @@ def clip_state(cell: Cell, *, max_value: float) -> Cell:
         return held_within(a, max_value) if is_inexact(a) else a
 
     def step(params, carry, x, *noise):
+        check_own_units("clip_state", cell, carry)
         own_step = functools.partial(cell.step, params)
         return step_with_leaves_changed(f"clip_state({name_of(cell)})", own_step, clip, carry, x, *noise)
 
     def gates(params, carry, x):
+        check_own_units("clip_state", cell, carry)
+
         def own_gates(carry, x):
             own = cell.gates(params, carry, x)  # type: ignore[misc]
             return carry_in_gates("clip_state", cell, own, carry), own
