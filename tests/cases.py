@@ -188,6 +188,11 @@ CELLS = {
     "min_lstm": jr.min_lstm(I, H),
     "rg_lru": jr.rg_lru(I, H, blocks=2),
     "linear_rnn": jr.linear_rnn(I, H),
+    "ctrnn_rate": jr.ctrnn(I, H, tau=(0.5, 1.0, 2.0, 4.0), dt=0.5, noise=0.1, learned_carry=True),
+    "ctrnn_current": jr.ctrnn(
+        I, H, form="current", method="exponential", dale=0.8, excitatory_input=True, density=0.75, activation="tanh"
+    ),
+    "echo_state": jr.echo_state(I, H, density=0.6, leak=0.7, trainable=True),
 }
 
 CASES = [

@@ -6,6 +6,8 @@ in the order ``jr.cells.gate_order("lstm")``.
 
 from jaxrnn.cells.cifg_lstm import CIFGParams
 from jaxrnn.cells.conv_lstm import ConvLSTMParams
+from jaxrnn.cells.ctrnn import CTRNNParams, effective_weights
+from jaxrnn.cells.echo_state import EchoStateParams
 from jaxrnn.cells.elman import ElmanParams
 from jaxrnn.cells.embedding import EmbeddingParams
 from jaxrnn.cells.fused import gate_order
@@ -35,6 +37,8 @@ __all__ = [
     "MGUParams",
     "MGUGates",
     "ConvLSTMParams",
+    "CTRNNParams",
+    "EchoStateParams",
     "LRUParams",
     "S5Params",
     "MinGRUParams",
@@ -47,5 +51,6 @@ __all__ = [
     "ReadoutParams",
     "LayerNormParams",
     "EmbeddingParams",
+    "effective_weights",
     "gate_order",
 ]
