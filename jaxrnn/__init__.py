@@ -23,8 +23,10 @@ from jaxrnn.cells.antisymmetric_rnn import antisymmetric_rnn
 from jaxrnn.cells.cifg_lstm import cifg_lstm
 from jaxrnn.cells.conv_gru import conv_gru
 from jaxrnn.cells.conv_lstm import conv_lstm
+from jaxrnn.cells.ctrnn import ctrnn
 from jaxrnn.cells.dense import dense
 from jaxrnn.cells.dropout import dropout
+from jaxrnn.cells.echo_state import echo_state
 from jaxrnn.cells.elman import elman
 from jaxrnn.cells.embedding import embedding
 from jaxrnn.cells.gru import gru
@@ -71,6 +73,7 @@ from jaxrnn.wrappers.zoneout import zoneout
 if TYPE_CHECKING:
     from jaxrnn import gradients, interop, plotting, training
     from jaxrnn.parallel_over_time.forecast import forecast_convergence
+    from jaxrnn.ridge import fit_readout
 
 __all__ = [
     # cells
@@ -88,6 +91,8 @@ __all__ = [
     "conv_gru",
     "slstm",
     "mlstm",
+    "ctrnn",
+    "echo_state",
     "lru",
     "s5",
     "min_gru",
@@ -124,6 +129,7 @@ __all__ = [
     "Budget",
     "explain",
     "forecast_convergence",
+    "fit_readout",
     "tbptt",
     "stream",
     "Slots",
@@ -158,7 +164,10 @@ __all__ = [
 ]
 
 _LAZY = ("gradients", "training", "interop", "plotting")
-_LAZY_FUNCTIONS = {"forecast_convergence": "jaxrnn.parallel_over_time.forecast"}  # which imports gradients
+_LAZY_FUNCTIONS = {
+    "forecast_convergence": "jaxrnn.parallel_over_time.forecast",  # which imports gradients
+    "fit_readout": "jaxrnn.ridge",
+}
 
 _moved = moved_names(
     "jaxrnn",

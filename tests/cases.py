@@ -212,6 +212,11 @@ CELLS = {
     "slstm_heads": jr.slstm(I, H, heads=2),
     "mlstm": jr.mlstm(I, H, forget_gate="exp"),
     "mlstm_heads": jr.mlstm(I, H, heads=2),
+    "ctrnn_rate": jr.ctrnn(I, H, tau=(0.5, 1.0, 2.0, 4.0), dt=0.5, noise=0.1, learned_carry=True),
+    "ctrnn_current": jr.ctrnn(
+        I, H, form="current", method="exponential", dale=0.8, excitatory_input=True, density=0.75, activation="tanh"
+    ),
+    "echo_state": jr.echo_state(I, H, density=0.6, leak=0.7, trainable=True),
 }
 
 CASES = [

@@ -26,6 +26,7 @@ LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn")
 GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
 LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn", "sru", "qrnn")
 GRU = jr.gru(I, H)
+CTRNN = jr.ctrnn(I, H)
 LAYER = jr.scan(GRU)
 PARAMS = GRU.init(KEY)
 CARRY = GRU.initial_carry(PARAMS, (B,))
@@ -69,6 +70,8 @@ CALLS: dict[str, dict[str, Any]] = {
     },
     **{kind: {"input_size": I, "hidden_size": H} for kind in (*LINEAR, *EXPONENTIAL)},
     "conv_lstm": {"input_size": I, "hidden_size": H, "spatial_shape": (5,)},
+    "ctrnn": {"input_size": I, "hidden_size": H},
+    "echo_state": {"input_size": I, "hidden_size": H},
     "readout": {"input_size": I, "output_size": H},
     "dense": {"input_size": I, "output_size": H},
     "pointwise": {"f": "tanh"},
@@ -95,6 +98,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "chain": {"cells": (GRU,)},
     "bidirectional": {"forward": GRU, "backward": GRU},
     "branch": {"members": (GRU,)},
+    "fit_readout": {"layer": LAYER, "params": PARAMS, "xs": XS, "ys": YS},
     "check_cell": {"cell": GRU, "params": PARAMS, "xs": XS},
     "draw_each_step": {"draw": jax.random.normal, "key": KEY, "times": jnp.arange(3)},
     "residual": {"inner": jr.gru(I, I)},
@@ -107,6 +111,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "save": {"path": "model.safetensors", "model": GRU, "params": PARAMS},
     "load": {"path": "saved.safetensors"},
     "cells.gate_order": {"kind": "gru"},
+    "cells.effective_weights": {"cell": CTRNN, "params": CTRNN.init(KEY)},
     "gradients.gradient_flow": {"model": LAYER, "params": PARAMS, "xs": XS, "loss": loss},
     "gradients.norm_by_lag": {"norm": jnp.ones((T, B))},
     "gradients.bptt_contributions": {"model": LAYER, "params": PARAMS, "xs": XS, "loss": loss},
@@ -182,6 +187,18 @@ BAD: dict[str, Sequence[Any]] = {
     "table_init": ["glorott", 3],
     "spatial_shape": [None, 0, "5", (0,), (), (1.5,), (2, 2, 2, 2)],
     "kernel_size": [None, 0, "3", (0,), (), (1.5,), (3, 3)],
+    "form": ["some", None],
+    "tau": [None, "x", 0.0, -1.0, math.inf, (1.0, 2.0), jnp.ones((H, 1))],
+    "dt": [0.0, -1.0, 101.0],  # above the default τ
+    "ctrnn.noise": [-0.1],
+    "dale": [0.0, 0.1, 0.9, 1.0, -0.5, 1.5],
+    "density": [0.0, -0.5, 1.5],
+    "seed": [],
+    "connections": [3, "x", jnp.ones((H, H)), jnp.ones((H, H + 1), bool)],
+    "spectral_radius": [0.0, -1.0],
+    "leak": [0.0, 1.5],
+    "input_scaling": [None, "x", -1.0, math.inf, (1.0, 2.0)],
+    "bias_scaling": [-1.0],
     **dict.fromkeys(
         ("cell", "cells", "forward", "backward", "inner"),
         (
@@ -320,6 +337,10 @@ BAD: dict[str, Sequence[Any]] = {
     "s5.state_size": [5],
     **dict.fromkeys(("s5.blocks", "rg_lru.blocks", "slstm.heads", "mlstm.heads"), (3,)),
     "forget_gate": ["some"],
+    **dict.fromkeys(("s5.blocks", "rg_lru.blocks"), (3,)),
+    "ridge": [None, "x", True, -1.0, math.inf, (), (1.0, -1.0), jnp.ones((1, 1))],
+    "fit_readout.ys": [None, "x", 3.0, jnp.ones(()), jnp.ones((T, B)), jnp.ones((T + 1, B, H))],
+    "fit_readout.key": ["x", 3, jax.random.split(KEY)],
     "kind": ["gruu"],
 }
 FREE = {

@@ -44,10 +44,13 @@ CELLS = {
     "linear_rnn": functools.partial(jr.linear_rnn, diagonal="complex"),
     "readout": jr.readout,
     "layer_norm": lambda I, H, **dtypes: jr.layer_norm(I, **dtypes),
+    "ctrnn": functools.partial(jr.ctrnn, tau=(20.0, 30.0, 40.0, 50.0), dale=0.8, density=0.5, learned_carry=True),
+    "ctrnn, current": functools.partial(jr.ctrnn, form="current", method="exponential", noise=0.1),
+    "echo_state": jr.echo_state,
 }
 
 
-ONE_WAY = ("readout", "layer_norm", "lru", "s5", "rg_lru")  # without the option ``bias``
+ONE_WAY = ("readout", "layer_norm", "lru", "s5", "rg_lru", "echo_state")  # without the option ``bias``
 
 # Inputs that parameters of a dtype cannot take without dropping digits or range.
 REFUSED = {"float64": (), "float32": ("float64",)} | {

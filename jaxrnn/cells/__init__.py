@@ -8,6 +8,8 @@ from jaxrnn.cells.antisymmetric_rnn import AntisymmetricRNNGates, AntisymmetricR
 from jaxrnn.cells.cifg_lstm import CIFGParams
 from jaxrnn.cells.conv_gru import ConvGRUParams
 from jaxrnn.cells.conv_lstm import ConvLSTMParams
+from jaxrnn.cells.ctrnn import CTRNNParams, effective_weights
+from jaxrnn.cells.echo_state import EchoStateParams
 from jaxrnn.cells.elman import ElmanParams
 from jaxrnn.cells.embedding import EmbeddingParams
 from jaxrnn.cells.fused import gate_order
@@ -62,6 +64,8 @@ __all__ = [
     "MLSTMParams",
     "MLSTMCarry",
     "MLSTMGates",
+    "CTRNNParams",
+    "EchoStateParams",
     "LRUParams",
     "S5Params",
     "MinGRUParams",
@@ -79,5 +83,6 @@ __all__ = [
     "ReadoutParams",
     "LayerNormParams",
     "EmbeddingParams",
+    "effective_weights",
     "gate_order",
 ]
