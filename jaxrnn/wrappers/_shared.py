@@ -28,7 +28,7 @@ def state_of(who: str, cell: Cell, carry: PyTree) -> Any:
         raise TypeError(
             f"{who}: the carry of {name_of(cell)} must be one array of floats (*B, H) or a NamedTuple with such an h, "
             f"got {getattr(h, 'dtype', type(carry).__name__)}; name the state h in a NamedTuple, and of a chain wrap "
-            f"each cell."
+            f"each cell, of jr.every and jr.dilated the cell inside."
         )
     return h
 
@@ -48,9 +48,23 @@ def held_within(a: jax.Array, limit: float) -> jax.Array:
 
 def carry_shapes(cell: Cell, params: PyTree, x: PyTree) -> PyTree:
     """The shapes and dtypes of the carry of a batch like that of ``x``, the input of one step."""
-    lead = jax.tree.leaves(x)[0]
-    batch_shape = lead.shape[: lead.ndim - jax.tree.leaves(cell.x_ndim)[0]]
-    return jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape), params)
+    return jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape_of(cell, x)), params)
+
+
+def batch_shape_of(cell: Cell, x: PyTree) -> tuple[int, ...]:
+    """``*B`` of the input of one step."""
+    shape = jnp.shape(jax.tree.leaves(x)[0])
+    return shape[: len(shape) - jax.tree.leaves(cell.x_ndim)[0]]
+
+
+def check_stays_in_place(who: str, carry: PyTree) -> None:
+    """What a wrapper changes of a state is that state at the next step; not where states move on, as dilated ones."""
+    moves = lambda part: hasattr(part, "moves_on")
+    if any(map(moves, jax.tree.leaves(carry, is_leaf=moves))):
+        raise TypeError(
+            f"{who}: the carry holds the states of several steps, which move on from one place to the next, so a state "
+            f"cannot be told from the one before; wrap the cell inside: jr.dilated(jr.{who}(cell, …), …)."
+        )
 
 
 def own_and_inner(noise: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -64,3 +78,11 @@ def own_and_inner(noise: Any) -> tuple[Any, tuple[Any, ...]]:
 def draw_inner(cell: Cell, params: PyTree, key: jax.Array, times: jax.Array, x: PyTree) -> PyTree:
     """The noise of the cell inside; None where it draws none."""
     return None if cell.noise is None else cell.noise(params, jax.random.fold_in(key, 1), times, x)
+
+
+def check_not_negative(who: str, name: str, value: Any) -> None:
+    """A Python number, 0 or above."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{who}: {name} must be a Python number, got {type(value).__name__}.")
+    if not value >= 0:
+        raise ValueError(f"{who}: {name} must be 0 or above, got {value!r}.")
