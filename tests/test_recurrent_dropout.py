@@ -98,6 +98,7 @@ def test_dropped_candidates_of_an_lstm(peephole, x64, traced):
     kept = masks((B, H), 0.5) > 0
     cell = jr.recurrent_dropout(inner, rate=0.5, kind="semeniuta2016")
     new, y = traced(lambda: cell.step(params, carry, x, (kept, None)))()
+    params, carry, x = jax.tree.map(np.asarray, (params, carry, x))
     a_i, a_f, a_g, a_o = np.split(carry.h @ params.W_hh + x @ params.W_xh + params.b, 4, axis=-1)
     U_i, U_f, U_o = (params.U_i, params.U_f, params.U_o) if peephole else (0, 0, 0)
     c = sigmoid(a_f + U_f * carry.c) * carry.c + sigmoid(a_i + U_i * carry.c) * np.tanh(a_g) * kept / 0.5
@@ -168,14 +169,14 @@ def test_dropped_memory(x64, traced):
 
 
 @pytest.mark.parametrize("kind", ["semeniuta2016", "moon2015"])
-def test_runs_of_the_other_kinds(kind, x64, traced):
+def test_runs_of_the_other_kinds(kind, x64):
     """A run is that of the steps with what is drawn; chunks agree; key=None is evaluation."""
     cell = jr.recurrent_dropout(jr.gru(I, H), rate=0.5, kind=kind)
     params, carry, _ = drawn(cell)
     xs, key = draw((T, B, I), 4), jax.random.key(3)
     kept, _ = cell.noise(params, key, jnp.arange(T), xs[0])
 
-    @traced
+    @jax.jit
     def everything():
         by_hand, h = [], carry
         for t in range(T):

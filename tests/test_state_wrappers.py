@@ -187,7 +187,7 @@ def test_gates_of_a_held_cell(x64, traced):
 # ---- noisy_state ----------------------------------------------------------------------------------
 
 
-def test_noisy_state_by_hand(x64, traced):
+def test_noisy_state_by_hand(x64):
     """The readout sees the noisy state; chunks draw what the whole run draws; integers are left alone."""
     inner = jr.elman(I, H, output_size=2)
     cell = jr.noisy_state(inner, std=0.5)
@@ -200,7 +200,7 @@ def test_noisy_state_by_hand(x64, traced):
         state = np.tanh(state @ params.W_hh + xs[t] @ params.W_xh + params.b) + 0.5 * np.asarray(ε[t])
         expected.append(state @ params.W_hy + params.b_y)
 
-    @traced
+    @jax.jit
     def everything():
         run = jr.scan(cell).apply
         half, first = run(params, xs[:4], h, key=KEY)

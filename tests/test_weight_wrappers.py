@@ -1,6 +1,7 @@
 """Wrappers of weights, by hand: what the weights of a run are, their gradients, that the loop over time has no part."""
 
 import functools
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def gradients(cell, params, xs, h, **options):
 # ---- drawn once a run -----------------------------------------------------------------------------
 
 
-def test_weight_drop_by_hand(x64, traced):
+def test_weight_drop_by_hand(x64):
     inner = jr.elman(I, H)
     cell = jr.weight_drop(inner, rate=0.25)
     params, xs, h = problem(cell)
@@ -44,7 +45,7 @@ def test_weight_drop_by_hand(x64, traced):
     M = np.asarray(kept[0]) / 0.75
     alone = params._replace(W_hh=M * params.W_hh)
 
-    @traced
+    @jax.jit
     def everything():
         run = jr.scan(cell).apply
         whole, (half, first) = run(params, xs, h, key=KEY), run(params, xs[:4], h, key=KEY)
@@ -61,14 +62,14 @@ def test_weight_drop_by_hand(x64, traced):
     np.testing.assert_array_equal(*(ys for _, ys in evaluation))
 
 
-def test_weight_noise_by_hand(x64, traced):
+def test_weight_noise_by_hand(x64):
     cell = jr.weight_noise(jr.elman(I, H, learned_carry=True), std=0.5)
     params, xs, _ = problem(cell)
     ε, _ = cell.noise(params, KEY, jnp.arange(T), xs[0])
     leaves, treedef = jax.tree.flatten(params)
     noisy = treedef.unflatten([W + 0.5 * e[0] for W, e in zip(leaves, ε, strict=True)])
     assert len({float(e.ravel()[0]) for e in ε}) == 4  # each its own draw
-    run = traced(lambda: [jr.scan(cell).apply(params, xs, key=key)[1] for key in (KEY, None)])
+    run = jax.jit(lambda: [jr.scan(cell).apply(params, xs, key=key)[1] for key in (KEY, None)])
     ys, evaluation = run()
     h0 = np.tile(params.h0, (B, 1))  # without noise, as h_{t-1} of the first step
     np.testing.assert_allclose(ys, run_by_hand(noisy, xs, h0), **CLOSE)
@@ -97,13 +98,9 @@ def test_names_choose_by_the_end_of_a_path():
     params = own.init(KEY)
     assert len(jr.weight_drop(own, rate=0.5, names="U").noise(params, KEY, jnp.arange(2), jnp.ones(I))[0]) == 4
     masked = jr.masked_weights(jr.weight_norm(jr.lstm(I, H)))
-    for wrap in (functools.partial(jr.weight_noise, std=0.1), jr.spectral_norm):
-        params = masked.init(KEY)
-        noise = wrap(masked).noise
-        if noise is not None:  # of v, g and biases, not of masks
-            assert [e.shape[1:] for e in noise(params, KEY, jnp.arange(2), jnp.ones(I))[0]] == [
-                a.shape for a in jax.tree.leaves(params.cell)
-            ]
+    params = masked.init(KEY)
+    ε, _ = jr.weight_noise(masked, std=0.1).noise(params, KEY, jnp.arange(2), jnp.ones(I))
+    assert [e.shape[1:] for e in ε] == [a.shape for a in jax.tree.leaves(params.cell)]  # v, g and biases, not masks
 
 
 def test_a_draw_that_rows_share_is_not_packed():
@@ -204,7 +201,7 @@ def test_masked_weights_stay_out_in_training(x64):
     """Adam with weight decay, which moves every weight that has a gradient or is not 0."""
     cell = jr.masked_weights(jr.elman(I, H), density=0.5)
     params = cell.init(KEY)
-    assert {(W == 0).sum() for W, m in zip(params.cell, params.masks, strict=False)} != {0}
+    assert all((W == 0).any() for W, m in zip(params.cell, params.masks, strict=False))
     _, xs, h = problem(jr.elman(I, H))
     optimizer = optax.adamw(0.1, weight_decay=0.1)
     state, trained = optimizer.init(params), params
@@ -254,16 +251,17 @@ WRAPPED = {
 
 @pytest.mark.parametrize("kind", WRAPPED)
 def test_nothing_is_added_to_the_loops(kind):
-    """As many operations at each step, forward and backward, as the cell has: the rest is done once."""
+    """No operation at a step, forward and backward, that the cell has not: the rest is done once."""
 
     def at_each_step(cell):
         layer = jr.scan(cell, plan=jr.Plan(one_kernel=False))
         params, options = jax.eval_shape(cell.init, KEY), {"key": KEY} if cell.noise else {}
         (found,) = jr.explain(layer, params, jnp.ones((T, 50, I)), **options).scans
         last = found.programs["persistent_kernel"]
-        return [sorted(op.name for op in loop.parts().each_step) for loop in (last.primal, last.tangent)]
+        return [Counter(op.name for op in loop.parts().each_step) for loop in (last.primal, last.tangent)]
 
-    assert at_each_step(WRAPPED[kind](jr.gru(I, H))) == at_each_step(jr.gru(I, H))
+    for wrapped, own in zip(at_each_step(WRAPPED[kind](jr.gru(I, H))), at_each_step(jr.gru(I, H)), strict=True):
+        assert wrapped - own == Counter() and wrapped["dot_general"] == own["dot_general"] > 1
 
 
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "masked_weights"])

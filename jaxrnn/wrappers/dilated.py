@@ -14,7 +14,11 @@ from jaxrnn.wrappers._shared import batch_shape_of, check_wrapped
 
 class DilatedCarry(NamedTuple):
     states: PyTree  # the last carries of the cell inside, the oldest first: (*B, dilation, …) each
-    moves_on = True  # at each step, to the next place; see ``check_stays_in_place``
+
+    @property
+    def moves_on(self) -> bool:
+        """That each state is in another place at each step, for ``check_stays_in_place``."""
+        return True
 
 
 @specified

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell
 from jaxrnn._dtypes import accumulator
 from jaxrnn._spec import specified
+from jaxrnn.devices.placement import vary_alike
 from jaxrnn.instruments import norm
 from jaxrnn.wrappers._shared import check_wrapped
 from jaxrnn.wrappers._weights import check_names, weights_named, with_weights_made
@@ -74,6 +75,8 @@ def spectral_norm(
 
     def normalized(W):
         matrix = W.reshape(-1, W.shape[-1]).astype(accumulator(W.dtype))
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix), initial=0.0))
+        matrix = matrix / jnp.where(largest > 0, largest, 1)  # so that nothing overflows or vanishes; W' stays the same
         σ = largest_singular_value(matrix, iterations)
         return (matrix * (scale / jnp.where(σ > 0, σ, 1))).reshape(W.shape).astype(W.dtype)
 
@@ -89,11 +92,10 @@ def largest_singular_value(W: jax.Array, iterations: int) -> jax.Array:
 
     def iterate(v, _):
         v = (W @ v) @ W
-        size = jnp.sqrt(jnp.sum(v * v))
-        return v / jnp.where(size > 0, size, 1), None
+        square = jnp.sum(v * v)
+        return v / jnp.sqrt(jnp.where(square > 0, square, 1)), None
 
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(W), initial=0.0))
-    W = W / jnp.where(largest > 0, largest, 1)  # so that no square overflows or vanishes
     # No entry is 0 and no two are alike, so that singular vectors that one would draw by hand do not miss it.
-    v, _ = jax.lax.scan(iterate, jnp.cos(jnp.arange(1, W.shape[1] + 1, dtype=W.dtype)), None, length=iterations)
-    return largest * norm(W @ v)
+    v, W = vary_alike(jnp.cos(jnp.arange(1, W.shape[1] + 1, dtype=W.dtype)), W)
+    v, _ = jax.lax.scan(iterate, v, None, length=iterations)
+    return norm(W @ v)
