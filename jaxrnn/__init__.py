@@ -47,9 +47,9 @@ from jaxrnn.cells.qrnn import qrnn
 from jaxrnn.cells.readout import readout
 from jaxrnn.cells.rg_lru import rg_lru
 from jaxrnn.cells.s5 import s5
-from jaxrnn.cells.ugrnn import ugrnn
-from jaxrnn.cells.sru import sru
 from jaxrnn.cells.slstm import slstm
+from jaxrnn.cells.sru import sru
+from jaxrnn.cells.ugrnn import ugrnn
 from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, bidirectional, chain, residual, stack
 from jaxrnn.parallel_over_time.convergence import convergence
@@ -65,9 +65,17 @@ from jaxrnn.saving import load, save
 from jaxrnn.sequences import last, masked_mean, max_pool, mean_pool, pad
 from jaxrnn.wrappers.clip_state import clip_state
 from jaxrnn.wrappers.cotangent_clip import cotangent_clip
+from jaxrnn.wrappers.dilated import dilated
+from jaxrnn.wrappers.every import every
 from jaxrnn.wrappers.leaky import leaky
+from jaxrnn.wrappers.masked_weights import masked_weights
+from jaxrnn.wrappers.noisy_state import noisy_state
 from jaxrnn.wrappers.normalized import normalized
 from jaxrnn.wrappers.recurrent_dropout import recurrent_dropout
+from jaxrnn.wrappers.spectral_norm import spectral_norm
+from jaxrnn.wrappers.weight_drop import weight_drop
+from jaxrnn.wrappers.weight_noise import weight_noise
+from jaxrnn.wrappers.weight_norm import weight_norm
 from jaxrnn.wrappers.zoneout import zoneout
 
 if TYPE_CHECKING:
@@ -114,6 +122,14 @@ __all__ = [
     "normalized",
     "clip_state",
     "cotangent_clip",
+    "weight_drop",
+    "weight_noise",
+    "weight_norm",
+    "spectral_norm",
+    "masked_weights",
+    "noisy_state",
+    "dilated",
+    "every",
     # what they are made of
     "Cell",
     "Layer",

@@ -149,6 +149,14 @@ WRAPPERS = {
     "recurrent_dropout": (functools.partial(jr.recurrent_dropout, rate=0.5, input_rate=0.2), jr.gru(I, H)),
     "zoneout": (functools.partial(jr.zoneout, rate=0.1, c_rate=0.5), jr.lstm(I, H)),
     "cotangent_clip": (functools.partial(jr.cotangent_clip, max_norm=1.0), jr.lstm(I, H)),
+    "weight_drop": (functools.partial(jr.weight_drop, rate=0.5), jr.gru(I, H)),
+    "weight_noise": (functools.partial(jr.weight_noise, std=0.5), jr.gru(I, H)),
+    "weight_norm": (jr.weight_norm, jr.gru(I, H)),
+    "spectral_norm": (functools.partial(jr.spectral_norm, scale=0.9, iterations=3, names="W_hh"), jr.elman(I, H)),
+    "masked_weights": (functools.partial(jr.masked_weights, density=0.5), jr.lstm(I, H)),
+    "noisy_state": (functools.partial(jr.noisy_state, std=0.5), jr.gru(I, H)),
+    "dilated": (functools.partial(jr.dilated, dilation=2), jr.lstm(I, H)),
+    "every": (functools.partial(jr.every, period=2), jr.gru(I, H)),
 }
 
 # Cases that every test of the contract runs by default; of the others each runs a third, all of them under --full.
@@ -162,6 +170,9 @@ ALWAYS = (
 ELSEWHERE = {
     "cotangent_clip": "its gradient is that of no loss: tests/test_cotangent_clip.py",
     "dropout": "the identity in evaluation: tests/test_running.py",
+    "weight_drop": "its cell in evaluation: tests/test_weight_wrappers.py",
+    "weight_noise": "its cell in evaluation: tests/test_weight_wrappers.py",
+    "noisy_state": "its cell in evaluation: tests/test_state_wrappers.py",
     "embedding": "its inputs are integers: tests/test_equations.py",
 }
 

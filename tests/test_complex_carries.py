@@ -14,7 +14,9 @@ from tests.cases import RUNS, WRAPPERS, B, draw
 T, I, H = 4, 2, 3
 MAX = 0.7
 REFUSED = ("normalized", "recurrent_dropout")  # which need one array of floats
-HANDLED = {kind: wrap for kind, (wrap, _) in WRAPPERS.items() if kind not in REFUSED} | {
+OTHERS = ("weight_drop", "weight_noise", "weight_norm", "spectral_norm", "masked_weights", "noisy_state")
+# of the weights, or with nothing to do in evaluation
+HANDLED = {kind: wrap for kind, (wrap, _) in WRAPPERS.items() if kind not in (*REFUSED, *OTHERS)} | {
     "zoneout": lambda cell: jr.zoneout(cell, rate=0.2),  # without a c
     "clip_state": lambda cell: jr.clip_state(cell, max_value=MAX),
     "cotangent_clip": lambda cell: jr.cotangent_clip(cell, max_norm=MAX),

@@ -15,13 +15,13 @@ import pytest
 import jaxrnn as jr
 from jaxrnn import _spec
 from tests import saved
-from tests.cases import CASES, CELLS, WRAPPERS, H, I
+from tests.cases import CASES, CELLS, ELSEWHERE, WRAPPERS, H, I
 
 MODELS = {
     **{name: cell for name, cell in CELLS.items() if cell.spec is not None},
     **{case.name: case.layer for case in CASES if case.layer.spec is not None},
     **{f"saved, {name}": model for name, model in saved.MODELS.items()},
-    "cotangent_clip": jr.cotangent_clip(jr.lstm(I, H), max_norm=1.0),
+    **{kind: wrap(cell) for kind, (wrap, cell) in WRAPPERS.items() if kind in ELSEWHERE},
     "tbptt": jr.tbptt(jr.scan(jr.gru(I, H), plan=jr.Plan(hoist=True), checkpoint=jr.Budget(5)), window=4, stride=2),
     "parallel": jr.parallel(jr.gru(I, H), method="chunks", chunks=4, tol=1e-6, checkpoint=jr.Budget(5)),
     "residual layer": jr.residual(jr.bidirectional(jr.lstm(4, 2), jr.lstm(4, 2))),

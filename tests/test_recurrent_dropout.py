@@ -81,3 +81,151 @@ def test_recurrent_dropout_draws_once_for_a_sequence(make, x64):
     half, first = layer.apply(params, xs[:4], carry, key=key)
     _, rest = layer.apply(params, xs[4:], half, key=key, start=4)
     np.testing.assert_allclose(ys, np.concatenate([first, rest]), rtol=1e-12, atol=1e-14)
+
+
+# ---- the other two kinds -------------------------------------------------------------------------
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+@pytest.mark.parametrize("peephole", [False, True])
+def test_dropped_candidates_of_an_lstm(peephole, x64, traced):
+    """What is added to the memory is dropped, and the output gate of a peephole LSTM sees that memory."""
+    inner = (jr.peephole_lstm if peephole else jr.lstm)(I, H)
+    params, carry, x = drawn(inner)
+    kept = masks((B, H), 0.5) > 0
+    cell = jr.recurrent_dropout(inner, rate=0.5, kind="semeniuta2016")
+    new, y = traced(lambda: cell.step(params, carry, x, (kept, None)))()
+    params, carry, x = jax.tree.map(np.asarray, (params, carry, x))
+    a_i, a_f, a_g, a_o = np.split(carry.h @ params.W_hh + x @ params.W_xh + params.b, 4, axis=-1)
+    U_i, U_f, U_o = (params.U_i, params.U_f, params.U_o) if peephole else (0, 0, 0)
+    c = sigmoid(a_f + U_f * carry.c) * carry.c + sigmoid(a_i + U_i * carry.c) * np.tanh(a_g) * kept / 0.5
+    np.testing.assert_allclose(new.c, c, rtol=1e-10)
+    np.testing.assert_allclose(new.h, sigmoid(a_o + U_o * c) * np.tanh(c), rtol=1e-10)
+    np.testing.assert_array_equal(y, new.h)
+
+
+@pytest.mark.parametrize("keep", ["candidate", "state"])
+def test_dropped_candidates_of_gated_units(keep, x64, traced):
+    kept = masks((B, H), 0.5) > 0
+    inner = jr.mgu(I, H, keep=keep)
+    params, h, x = drawn(inner)
+    cell = jr.recurrent_dropout(inner, rate=0.5, kind="semeniuta2016")
+    (new, _), (f, n, _) = traced(lambda: (cell.step(params, h, x, (kept, None)), jr.gates(inner, params, h, x)))()
+    share = f if keep == "candidate" else 1 - f
+    np.testing.assert_allclose(new, (1 - share) * h + share * n * kept / 0.5, rtol=1e-10)
+
+
+def test_dropped_candidates_of_a_leaky_cell(x64, traced):
+    """The wrapper inside changes the state that the dropped candidate makes; a readout sees it."""
+    kept, x = masks((B, H), 0.5) > 0, draw((B, H), 3)
+    inner = jr.leaky(jr.gru(H, H), rate=0.3)
+    params, h, _ = drawn(inner)
+    cell = jr.residual(jr.recurrent_dropout(inner, rate=0.5, kind="semeniuta2016"))
+    (new, y), (_, z, n, _) = traced(
+        lambda: (cell.step(params, h, x, (kept, None)), jr.gates(jr.gru(H, H), params, h, x))
+    )()
+    np.testing.assert_allclose(new, 0.7 * h + 0.3 * ((1 - z) * h + z * n * kept / 0.5), rtol=1e-10)
+    np.testing.assert_allclose(y, x + new, rtol=1e-10)
+
+
+def test_candidates_are_dropped_anew_at_each_step():
+    cell = jr.recurrent_dropout(jr.lstm(I, 50), rate=0.2, kind="semeniuta2016")
+    params = cell.init(jax.random.key(0))
+    kept, _ = cell.noise(params, jax.random.key(1), jnp.arange(20), jnp.zeros((4, I)))
+    assert kept.shape == (20, 4, 50) and (kept[0] != kept[1]).any()
+    np.testing.assert_allclose(kept.mean(), 0.8, atol=0.03)  # 4,000 draws: five standard errors
+    later, _ = cell.noise(params, jax.random.key(1), jnp.arange(5, 10), jnp.zeros((4, I)))
+    np.testing.assert_array_equal(later, kept[5:10])  # a function of absolute time
+
+
+def test_dropped_memory(x64, traced):
+    """Of an LSTM the memory, where h reads it; of a GRU the state. In evaluation 1 - rate of it, in the gates too."""
+    kept = masks((B, H), 0.5) > 0
+    for inner in (jr.lstm(I, H), jr.gru(I, H)):
+        params, carry, x = drawn(inner)
+        cell = jr.recurrent_dropout(inner, rate=0.25, kind="moon2015")
+        noisy, evaluation, gates, own = traced(
+            lambda cell=cell, inner=inner, p=params, c=carry, x=x: (
+                cell.step(p, c, x, (kept, None)),
+                cell.step(p, c, x),
+                jr.gates(cell, p, c, x),
+                jr.gates(inner, p, c, x),
+            )
+        )()
+        for (new, y), factor in ((noisy, kept), (evaluation, 0.75)):
+            if hasattr(own, "c"):
+                np.testing.assert_allclose(new.c, factor * own.c, rtol=1e-10)
+                np.testing.assert_allclose(new.h, own.o * np.tanh(factor * own.c), rtol=1e-10)
+                np.testing.assert_array_equal(y, new.h)
+            else:
+                np.testing.assert_allclose(new, factor * own.h, rtol=1e-10)
+                np.testing.assert_array_equal(y, new)
+        np.testing.assert_array_equal(gates.h, getattr(evaluation[0], "h", evaluation[0]))
+        (drawn_once, _) = cell.noise(params, jax.random.key(1), jnp.arange(3), x)
+        assert drawn_once.shape == (1, B, H)  # for each sequence, at all steps the same
+
+
+@pytest.mark.parametrize("kind", ["semeniuta2016", "moon2015"])
+def test_runs_of_the_other_kinds(kind, x64):
+    """A run is that of the steps with what is drawn; chunks agree; key=None is evaluation."""
+    cell = jr.recurrent_dropout(jr.gru(I, H), rate=0.5, kind=kind)
+    params, carry, _ = drawn(cell)
+    xs, key = draw((T, B, I), 4), jax.random.key(3)
+    kept, _ = cell.noise(params, key, jnp.arange(T), xs[0])
+
+    @jax.jit
+    def everything():
+        by_hand, h = [], carry
+        for t in range(T):
+            h, y = cell.step(params, h, xs[t], (kept[t if kind == "semeniuta2016" else 0], None))
+            by_hand.append(y)
+        run = jr.scan(cell).apply
+        half, first = run(params, xs[:4], carry, key=key)
+        rest = run(params, xs[4:], half, key=key, start=4)[1]
+        return jnp.stack(by_hand), run(params, xs, carry, key=key)[1], jnp.concatenate([first, rest])
+
+    by_hand, ys, chunks = everything()
+    np.testing.assert_allclose(ys, by_hand, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(ys, chunks, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (
+            lambda: jr.recurrent_dropout(jr.lstm(I, H), rate=0.5, kind="gal2015"),
+            ValueError,
+            "kind must be one of 'gal2016', 'semeniuta2016', 'moon2015', got 'gal2015'; did you mean 'gal2016'",
+        ),
+        (
+            lambda: jr.recurrent_dropout(jr.lstm(I, H), rate=0.5, input_rate=0.1, kind="moon2015"),
+            ValueError,
+            "got input_rate=0.1, which is of kind=\"gal2016\" alone, and kind='moon2015'; put jr.dropout in front",
+        ),
+        (
+            lambda: jr.recurrent_dropout(jr.elman(I, H), rate=0.5, kind="semeniuta2016"),
+            TypeError,
+            'kind="semeniuta2016" drops the candidate of a gated cell, and elman has no gates',
+        ),
+        (
+            lambda: jr.recurrent_dropout(jr.zoneout(jr.lstm(I, H), rate=0.5), rate=0.5, kind="semeniuta2016"),
+            TypeError,
+            "computes the new state by the gates, and those of zoneout are without its noise; wrap the cell inside",
+        ),
+        (
+            lambda: run_of(jr.recurrent_dropout(jr.chain(jr.gru(I, H), jr.gru(H, H)), rate=0.5, kind="moon2015")),
+            TypeError,
+            "recurrent_dropout: the carry of chain must be one array of floats",
+        ),
+    ],
+)
+def test_other_kinds_refuse(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def run_of(cell):
+    return jr.scan(cell).apply(cell.init(jax.random.key(0)), jnp.ones((T, I)), key=jax.random.key(0))

@@ -148,9 +148,11 @@ GATED = {
     "peephole_lstm": jr.peephole_lstm(I, H),
     "lstm in bfloat16": jr.lstm(I, H, dtype="bfloat16"),
 }
-WRAPPED = {f"{kind} of {name}": wrap(cell) for kind, (wrap, _) in WRAPPERS.items() for name, cell in GATED.items()} | {
-    f"{kind} of gru": wrap(jr.gru(I, H)) for kind, (wrap, _) in WRAPPERS.items() if kind != "zoneout"
+SAME_CARRY = {kind: wrap for kind, (wrap, _) in WRAPPERS.items() if kind not in ("dilated", "every")}
+WRAPPED = {f"{kind} of {name}": wrap(cell) for kind, wrap in SAME_CARRY.items() for name, cell in GATED.items()} | {
+    f"{kind} of gru": wrap(jr.gru(I, H)) for kind, wrap in SAME_CARRY.items() if kind != "zoneout"
 }
+WRAPPED["moon2015 of lstm"] = jr.recurrent_dropout(jr.peephole_lstm(I, H), rate=0.3, kind="moon2015")
 WRAPPED["zoneout of gru"] = jr.zoneout(jr.gru(I, H), rate=0.3)
 WRAPPED["zoneout of leaky"] = jr.zoneout(jr.leaky(jr.lstm(I, H), rate=0.3), rate=0.3)
 WRAPPED["clip_state of normalized"] = jr.clip_state(jr.normalized(jr.lstm(I, H)), max_value=0.2)

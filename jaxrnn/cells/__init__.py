@@ -16,8 +16,8 @@ from jaxrnn.cells.fused import gate_order
 from jaxrnn.cells.gru import GRUGates, GRUParams
 from jaxrnn.cells.indrnn import IndRNNParams
 from jaxrnn.cells.layer_norm import LayerNormParams
-from jaxrnn.cells.lem import LEMCarry, LEMGates, LEMParams
 from jaxrnn.cells.layer_normed import LayerNormGRUParams, LayerNormLSTMParams
+from jaxrnn.cells.lem import LEMCarry, LEMGates, LEMParams
 from jaxrnn.cells.linear_rnn import LinearRNNParams
 from jaxrnn.cells.lru import LRUParams
 from jaxrnn.cells.lstm import LSTMParams
@@ -31,9 +31,9 @@ from jaxrnn.cells.qrnn import QRNNCarry, QRNNGates, QRNNParams
 from jaxrnn.cells.readout import ReadoutParams
 from jaxrnn.cells.rg_lru import RGLRUGates, RGLRUParams
 from jaxrnn.cells.s5 import S5Params
-from jaxrnn.cells.ugrnn import UGRNNGates, UGRNNParams
-from jaxrnn.cells.sru import SRUGates, SRUParams
 from jaxrnn.cells.slstm import SLSTMCarry, SLSTMGates, SLSTMParams
+from jaxrnn.cells.sru import SRUGates, SRUParams
+from jaxrnn.cells.ugrnn import UGRNNGates, UGRNNParams
 
 __all__ = [
     "ElmanParams",

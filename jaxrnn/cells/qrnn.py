@@ -28,6 +28,11 @@ class QRNNCarry(NamedTuple):
     c: jax.Array  # (*B, H), the state
     xs: jax.Array  # (*B, window - 1, I), the last inputs, the oldest first
 
+    @property
+    def moves_on(self) -> str:
+        """Each is in another place at each step: wrappers that blend states say so."""
+        return "the carry of jr.qrnn with a window above 1 holds inputs of several steps"
+
 
 class QRNNGates(NamedTuple):
     n: jax.Array  # (*B, H) each: candidate, the paper's z
@@ -90,7 +95,7 @@ def qrnn(
         ((4, 5), (4, 1, 3))
 
     Differs from the paper, which initialises by uniform numbers of a width for each task, and drops gates f while
-    training (``jr.zoneout`` on the state is the same idea). torchqrnn multiplies n by f and the old state by 1 - f, has
+    training (``jr.zoneout`` on the state of a window of 1 is the same idea). torchqrnn multiplies n by f and the old state by 1 - f, has
     windows of 1 and 2 with the newest input's columns first, and no pooling "ifo".
 
     Reference:

@@ -14,8 +14,8 @@ acts on them. ``jax.grad`` by what a mark holds is then the quantity of each ste
 
 **Changed steps** run somebody's step function with something changed on its way, by its traced program:
 
-    step_with_leaves_changed      each leaf of the new carry, where it is computed           clip_state, gradient_flow
-    step_with_carry_changed       the new carry as a whole, before the output reads it       leaky, zoneout, the penalty
+    step_with_leaves_changed      each leaf of the new carry, where it is computed           clip_state, flow …
+    step_with_carry_changed       the new carry as a whole, before the output reads it       leaky, zoneout, every …
     step_with_products_reading    what the matrix products read of the state and the input   recurrent_dropout
 """
 

@@ -162,6 +162,8 @@ def _why_noise_stays(run: Run, T: int, B: int) -> str | None:
     times = jax.ShapeDtypeStruct((T,), jnp.int32)
     draw = functools.partial(run.cell.noise, without_marks(run.params))
     wider = jax.eval_shape(lambda times: draw(jax.random.key(0), times, x), times)
-    if all(a.shape[1:2] == (B + 1,) for a in jax.tree.leaves(wider)):
+    own = [(B,), (B + 1,)]  # both: an array (1, H, …) that the rows share may have as many units as there are rows
+    pairs = zip(jax.tree.leaves(run.noise), jax.tree.leaves(wider), strict=True)
+    if all([a.shape[1:2], b.shape[1:2]] == own for a, b in pairs):
         return None
     return "noise that the rows share"

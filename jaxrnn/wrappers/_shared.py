@@ -28,7 +28,7 @@ def state_of(who: str, cell: Cell, carry: PyTree) -> Any:
         raise TypeError(
             f"{who}: the carry of {name_of(cell)} must be one array of floats (*B, H) or a NamedTuple with such an h, "
             f"got {getattr(h, 'dtype', type(carry).__name__)}; name the state h in a NamedTuple, and of a chain wrap "
-            f"each cell."
+            f"each cell, of jr.every and jr.dilated the cell inside."
         )
     return h
 
@@ -59,9 +59,24 @@ def check_own_units(who: str, cell: Cell, carry: PyTree) -> None:
 
 def carry_shapes(cell: Cell, params: PyTree, x: PyTree) -> PyTree:
     """The shapes and dtypes of the carry of a batch like that of ``x``, the input of one step."""
-    lead = jax.tree.leaves(x)[0]
-    batch_shape = lead.shape[: lead.ndim - jax.tree.leaves(cell.x_ndim)[0]]
-    return jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape), params)
+    return jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape_of(cell, x)), params)
+
+
+def batch_shape_of(cell: Cell, x: PyTree) -> tuple[int, ...]:
+    """``*B`` of the input of one step."""
+    shape = jnp.shape(jax.tree.leaves(x)[0])
+    return shape[: len(shape) - jax.tree.leaves(cell.x_ndim)[0]]
+
+
+def check_blended(who: str, cell: Cell, carry: PyTree) -> None:
+    """A wrapper blends states with those before them: numbers in units of their own, each in one place at all steps."""
+    check_own_units(who, cell, carry)
+    moves = lambda part: hasattr(part, "moves_on")
+    for part in filter(moves, jax.tree.leaves(carry, is_leaf=moves)):
+        raise TypeError(
+            f"{who}: {part.moves_on} ({type(part).__name__}), which move on from one place to the next, so none can be "
+            f"told from the one before; wrap what is inside, as in jr.dilated(jr.{who}(cell, …), …), or another cell."
+        )
 
 
 def own_and_inner(noise: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -75,3 +90,11 @@ def own_and_inner(noise: Any) -> tuple[Any, tuple[Any, ...]]:
 def draw_inner(cell: Cell, params: PyTree, key: jax.Array, times: jax.Array, x: PyTree) -> PyTree:
     """The noise of the cell inside; None where it draws none."""
     return None if cell.noise is None else cell.noise(params, jax.random.fold_in(key, 1), times, x)
+
+
+def check_not_negative(who: str, name: str, value: Any) -> None:
+    """A Python number, 0 or above."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{who}: {name} must be a Python number, got {type(value).__name__}.")
+    if not value >= 0:
+        raise ValueError(f"{who}: {name} must be 0 or above, got {value!r}.")

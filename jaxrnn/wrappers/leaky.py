@@ -10,7 +10,7 @@ from jaxrnn._base import Cell, is_inexact, name_of
 from jaxrnn._spec import specified
 from jaxrnn.instruments import step_with_carry_changed
 from jaxrnn.wrappers._gates import gates_with_carry_changed
-from jaxrnn.wrappers._shared import check_own_units, check_wrapped
+from jaxrnn.wrappers._shared import check_blended, check_wrapped
 
 
 @specified
@@ -64,7 +64,7 @@ def leaky(cell: Cell, *, rate: float, keep: float | None = None) -> Cell:
         return (keep * old + rate * new).astype(old.dtype) if is_inexact(old) else new
 
     def change(carry, new):
-        check_own_units("leaky", cell, carry)
+        check_blended("leaky", cell, carry)
         return jax.tree.map(blend, carry, new)
 
     def step(params, carry, x, *noise):

@@ -1,4 +1,4 @@
-"""Recurrent dropout: one mask for a whole sequence."""
+"""Recurrent dropout, in the three ways of three papers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, is_float, name_of
-from jaxrnn._checks import check_rate
+from jaxrnn._checks import check_choice, check_rate
 from jaxrnn._spec import specified
 from jaxrnn.instruments import step_with_products_reading
+from jaxrnn.wrappers._inner_dropout import candidate_dropped, memory_dropped
 from jaxrnn.wrappers._shared import (
     carry_shapes,
     check_wrapped,
@@ -20,28 +21,41 @@ from jaxrnn.wrappers._shared import (
     with_state,
 )
 
+KINDS = ("gal2016", "semeniuta2016", "moon2015")
+
 
 @specified
-def recurrent_dropout(cell: Cell, *, rate: float, input_rate: float = 0.0) -> Cell:
-    """Dropout inside the recurrence: products read the state and the input through masks drawn once for the sequence.
+def recurrent_dropout(cell: Cell, *, rate: float, input_rate: float = 0.0, kind: str = "gal2016") -> Cell:
+    """Dropout inside the recurrence, of the state that is read, of what is added to it, or of the memory.
 
-        h_t = F(h_{t-1}; W_hh (m_h * h_{t-1}), W_xh (m_x * x_t))
-        m_h = Bernoulli(1 - rate) / (1 - rate),  m_x = Bernoulli(1 - input_rate) / (1 - input_rate)
+        h_t = F(h_{t-1}; W_hh (m_h * h_{t-1}), W_xh (m_x * x_t))      kind="gal2016"
+        c_t = f * c_{t-1} + i * (m_t * g)                             kind="semeniuta2016"; h_t = … + z * (m_t * n)
+        c_t = m * (f * c_{t-1} + i * g)                               kind="moon2015"; h of a carry without c
+        m_h = Bernoulli(1 - rate) / (1 - rate),  m_x = Bernoulli(1 - input_rate) / (1 - input_rate),  m_t as m_h
+        m   = Bernoulli(1 - rate), in evaluation 1 - rate
 
-    Each sequence keeps its masks over all of its steps. What adds or multiplies the state without a product, as a
-    GRU's (1 - z) * h_{t-1} does, takes it whole; so does a residual connection the input.
+    "gal2016": products read the state and the input through masks that each sequence keeps over all of its steps. What
+    adds or multiplies the state without a product, as a GRU's (1 - z) * h_{t-1} does, takes it whole; so does a
+    residual connection the input. "semeniuta2016" drops candidates, at each step others, so that no memory is lost.
+    "moon2015" drops units of the memory, for each sequence the same at all steps; kept units are not scaled up, which
+    would add up over the steps.
 
     Args:
-        cell: a Cell whose carry is one array of floats (*B, H), or a record with such an ``h``; an LSTM's c is never
-            dropped. Its x is one array of floats where ``input_rate`` is given.
-        rate: of the units of h, from 0 to below 1.
-        input_rate: of the features of x.
+        cell: a Cell. "gal2016": its carry is one array of floats (*B, H), or a record with such an ``h``; an LSTM's c
+            is never dropped. Its x is one array of floats where ``input_rate`` is given. "semeniuta2016": its gates
+            have a candidate, ``g`` or ``n``, and the new state. "moon2015": its carry is one array or a record with
+            ``c`` or ``h``.
+        rate: of the units of what is dropped, from 0 to below 1.
+        input_rate: of the features of x, with "gal2016".
+        kind: "gal2016", "semeniuta2016" or "moon2015".
 
     Returns:
-        A Cell with the params and carry of the one given. ``key=None`` means evaluation: the cell as it is.
+        A Cell with the params and carry of the one given. ``key=None`` means evaluation: the cell as it is, of
+        "moon2015" with its memory times 1 - rate at each step, as its gates show it.
 
     Raises:
-        ValueError, TypeError: rates out of range, something that is no Cell, a carry without h; while tracing, a step
+        ValueError, TypeError: rates out of range, an unknown kind, an input rate beside another kind, something that is
+            no Cell, a carry without h, gates without a candidate, gates of a cell with noise; while tracing, a step
             without products that read what is dropped, or with such inside a ``cond``, a loop or a rule of its own.
 
     Example:
@@ -52,14 +66,30 @@ def recurrent_dropout(cell: Cell, *, rate: float, input_rate: float = 0.0) -> Ce
         >>> ys.shape
         (7, 2, 5)
 
-    Differs from Keras, whose ``dropout`` and ``recurrent_dropout`` may draw a mask for each gate.
+    Differs from Keras, whose ``dropout`` and ``recurrent_dropout`` may draw a mask for each gate, and from the papers
+    of 2015 and 2016 by Semeniuta, who multiplies by 1 - rate in evaluation in place of dividing by it in training.
 
-    Reference:
+    References:
         Gal & Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", NeurIPS 2016.
+        Semeniuta, Severyn & Barth, "Recurrent dropout without memory loss", COLING 2016.
+        Moon, Choi, Lee & Song, "RNNDROP: a novel dropout for RNNs in ASR", ASRU 2015.
     """
     check_wrapped("recurrent_dropout", cell)
     check_rate("recurrent_dropout", "rate", rate)
     check_rate("recurrent_dropout", "input_rate", input_rate)
+    check_choice("recurrent_dropout", "kind", kind, KINDS)
+    if input_rate and kind != "gal2016":
+        raise ValueError(
+            f'recurrent_dropout: got input_rate={input_rate!r}, which is of kind="gal2016" alone, and kind={kind!r}; '
+            f"put jr.dropout in front of the cell."
+        )
+    if kind == "semeniuta2016":
+        return candidate_dropped(cell, rate)
+    return memory_dropped(cell, rate) if kind == "moon2015" else _reads_dropped(cell, rate, input_rate)
+
+
+def _reads_dropped(cell: Cell, rate: float, input_rate: float) -> Cell:
+    """Gal & Ghahramani's: products read the state and the input through masks."""
 
     def noise(params, key, times, x):
         h = state_of("recurrent_dropout", cell, carry_shapes(cell, params, x))

@@ -13,7 +13,7 @@ from jaxrnn._spec import specified
 from jaxrnn.devices.placement import placed_like
 from jaxrnn.instruments import step_with_carry_changed
 from jaxrnn.wrappers._gates import gates_with_carry_changed
-from jaxrnn.wrappers._shared import carry_shapes, check_own_units, check_wrapped, draw_inner, own_and_inner
+from jaxrnn.wrappers._shared import carry_shapes, check_blended, check_wrapped, draw_inner, own_and_inner
 
 
 @specified
@@ -78,7 +78,7 @@ def zoneout(cell: Cell, *, rate: float, c_rate: float | None = None) -> Cell:
         return mixed.astype(old.dtype)
 
     def change(carry, new, kept=None):
-        check_own_units("zoneout", cell, carry)
+        check_blended("zoneout", cell, carry)
         leaves, treedef = flatten(carry)
         kept = [None] * len(leaves) if kept is None else kept
         return treedef.unflatten(map(blend, leaves, jax.tree.leaves(new), jax.tree.leaves(rates(carry)), kept))

@@ -255,6 +255,18 @@ FAULTS = (
         tests("test_recurrent_dropout", "recurrent_dropout_draws_once or recurrent_dropout_by_hand"),
     ),
     Fault(
+        "weight_drop: what is kept is not scaled up",
+        "jnp.where(placed_like(keep, W), W / (1 - rate), 0) for",
+        "jnp.where(placed_like(keep, W), W, 0) for",
+        tests("test_weight_wrappers", "weight_drop_by_hand"),
+    ),
+    Fault(
+        "dilated: the newest state is read",
+        "jax.lax.index_in_dim(a, 0, axis, keepdims=False)",
+        "jax.lax.index_in_dim(a, -1, axis, keepdims=False)",
+        tests("test_state_wrappers", "dilated_by_hand"),
+    ),
+    Fault(
         "zoneout: the mean of the wrong shares",
         "mixed = rate * old + (1 - rate) * new if keeps is None",
         "mixed = rate * new + (1 - rate) * old if keeps is None",
