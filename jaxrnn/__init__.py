@@ -5,19 +5,22 @@ layer = jr.scan(cell)                               a Layer: init, initial_carry
 carry, ys = layer.apply(params, xs)                 xs (T, *B, I) -> ys (T, *B, H)
 
 Here are the cells, the wrappers and what runs them. The rest stands in a face for each subject: ``jr.cells`` and
-``jr.wrappers`` (records of parameters and gates), ``jr.planning``, ``jr.gradients``, ``jr.devices``, ``jr.training``,
-``jr.interop``, ``jr.plotting``. ``gradients``, ``training``, ``interop`` and
+``jr.wrappers`` (records of parameters and gates), ``jr.attention``, ``jr.planning``, ``jr.gradients``, ``jr.devices``,
+``jr.training``, ``jr.interop``, ``jr.plotting``. ``gradients``, ``training``, ``interop`` and
 ``plotting`` are imported when they are first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxrnn import cells, devices, planning, wrappers
+from jaxrnn import attention, cells, devices, planning, wrappers
 from jaxrnn._base import Cell, Layer, draw_each_step
 from jaxrnn._deprecated import moved_names
 from jaxrnn._spec import Spec, build
 from jaxrnn._version import __version__ as __version__
+from jaxrnn.attention.attend import attend
+from jaxrnn.attention.decoder import decoder
+from jaxrnn.attention.pool import attention_pool
 from jaxrnn.branching import branch
 from jaxrnn.cells.antisymmetric_rnn import antisymmetric_rnn
 from jaxrnn.cells.cifg_lstm import cifg_lstm
@@ -157,6 +160,10 @@ __all__ = [
     "branch",
     "bidirectional",
     "residual",
+    # attention
+    "attend",
+    "attention_pool",
+    "decoder",
     # sequences
     "pad",
     "last",
@@ -169,6 +176,7 @@ __all__ = [
     "save",
     "load",
     # faces
+    "attention",
     "cells",
     "wrappers",
     "planning",

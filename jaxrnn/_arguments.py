@@ -97,7 +97,7 @@ def check_argument(who: str, name: str, value: Any, annotation: str, known: Mapp
         fits, expected = KINDS.get(kind.partition("[")[0], (None, ""))
         record = known.get(kind)  # Cells and Layers are told apart by ``check_cell`` and ``check_model``
         if fits is None and isinstance(record, type) and kind not in ("Any", "Cell", "Layer"):
-            fits, expected = functools.partial(_is_instance, record), f"a {kind}"
+            fits, expected = functools.partial(_is_instance, record), f"a{'n' * (kind[0] in 'AEIOU')} {kind}"
         if fits is not None and not fits(value):
             came = f"{value!r} ({type(value).__name__}){FIX.get(name, '')}"
             raise TypeError(f"{who}: {name} must be {expected}, got {came}.")

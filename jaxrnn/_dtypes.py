@@ -1,8 +1,9 @@
-"""Dtypes that hold what others hold, and small arrays spread over a batch: also under JAX's strict promotion."""
+"""Dtypes that hold what others hold, products in them, small arrays spread over a batch; strict promotion or not."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,3 +27,17 @@ def aligned(a: jax.Array, like: jax.Array) -> jax.Array:
     What NumPy does by itself, said aloud: ``jax.numpy_rank_promotion("raise")`` forbids it to do so.
     """
     return jax.lax.broadcast_to_rank(a.astype(promoted(a.dtype, like.dtype)), jnp.ndim(like))
+
+
+def carry_dtype(W: jax.Array, dtype: Any) -> Any:
+    """What a cell carries its state in: at least float32, and as wide as its weights and its compute dtype."""
+    return accumulator(W.dtype, *(() if dtype is None else (dtype,)))
+
+
+def product(multiply: Callable[..., jax.Array], x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
+    """``multiply(x, W)`` with both sides in the compute dtype (None: that of W), summed in at least float32.
+
+    The cast of W stands here, inside the step, so that its gradient accumulates in the dtype of W.
+    """
+    kept, dtype = carry_dtype(W, dtype), W.dtype if dtype is None else dtype
+    return multiply(x.astype(dtype), W.astype(dtype), preferred_element_type=accumulator(dtype)).astype(kept)

@@ -18,9 +18,10 @@ PAGES = ROOT / "docs" / "api"
 ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
 # Where a name of a face belongs; names of the root by subject, as its __all__ groups them.
 PAGE_OF = {
-    "jaxrnn": "cells.md, wrappers.md, running.md, combining.md, sequences.md or files.md",
+    "jaxrnn": "cells.md, wrappers.md, running.md, combining.md, sequences.md, attention.md or files.md",
     "jaxrnn.cells": "records.md",
     "jaxrnn.wrappers": "wrappers.md",
+    "jaxrnn.attention": "attention.md",
     "jaxrnn.planning": "planning.md",
     "jaxrnn.gradients": "gradients.md",
     "jaxrnn.devices": "devices.md",

@@ -26,7 +26,7 @@ def test_every_page_with_blocks_is_run():
         "CONTRIBUTING.md",  # in tests/test_contributing.py
         *("README.md", "docs/conventions.md", "docs/gradients.md", "docs/migrating.md", "docs/plans.md"),
         *("docs/parallel_over_time.md", "docs/persistent_kernels.md", "docs/reinforcement_learning.md"),
-        "docs/training.md",
+        *("docs/attention.md", "docs/training.md"),
     }
     others = {page for page in pages() if not page.startswith("docs/api/")}  # those: tests/test_api_pages.py
     assert others == tested, "run the page in a test, with values that matter, and name it here"
@@ -113,6 +113,18 @@ def test_parallel_over_time(capsys):
     for got, want in (("in_parallel", "one_by_one"), ("in_chunks", "sequential"), ("states", "stepped")):
         np.testing.assert_allclose(names[got], names[want], **CLOSE)
     assert names["residual"] < 1e-5 < 1.5 < names["error"]
+
+
+def test_attention():
+    names = run("docs/attention.md")
+    assert names["context"].shape == (7, 2, 6) and not names["weights"][:, 1, 4:].any()
+    np.testing.assert_allclose(names["weights"].sum(-1), 1, **CLOSE)
+    assert names["pooled"].shape == (2, 6)
+    stepped = names["step_by_step"](names["params"], names["source"], names["lengths"], names["target"])
+    np.testing.assert_allclose(names["logits"], stepped, **CLOSE)
+    assert names["ys"].shape == (2, 3, 16) and names["looked"].shape == (5, 2, 9)
+    np.testing.assert_allclose(names["looked"].sum(-1), 1, **CLOSE)
+    assert (names["found"].weights.argmax(-1) == 3).all()
 
 
 def test_persistent_kernels():

@@ -9,21 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import PyTree
-from jaxrnn._dtypes import accumulator, aligned, promoted
+from jaxrnn._dtypes import aligned, carry_dtype, product, promoted
 
 
 def project(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
-    """``x @ W`` with both sides in the compute dtype (None: that of W), summed in at least float32, for the carry.
-
-    The cast of W stands here, inside the step, so that its gradient accumulates in the dtype of W.
-    """
-    return _product(jnp.dot, x, W, dtype)
+    """``x @ W`` with both sides in the compute dtype (None: that of W), summed in at least float32, for the carry."""
+    return product(jnp.dot, x, W, dtype)
 
 
 def project_blocks(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
     """``project`` by a block-diagonal matrix: x (*B, n k) by the n blocks of W (n, k, m), (*B, n, m)."""
     x = x.reshape(*x.shape[:-1], *W.shape[:2])
-    return _product(functools.partial(jnp.einsum, "...nk,nkm->...nm"), x, W, dtype)
+    return product(functools.partial(jnp.einsum, "...nk,nkm->...nm"), x, W, dtype)
 
 
 def project_heads(h: jax.Array, W: jax.Array, gates: int, dtype: Any) -> jax.Array:
@@ -47,16 +44,6 @@ def project_complex(x: jax.Array, W_re: jax.Array, W_im: jax.Array, dtype: Any) 
 def project_real(h: jax.Array, W_re: jax.Array, W_im: jax.Array, dtype: Any) -> jax.Array:
     """Re(h @ (W_re + i W_im)) of complex states."""
     return project(h.real, W_re, dtype) - project(h.imag, W_im, dtype)
-
-
-def _product(multiply: Any, x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
-    kept, dtype = carry_dtype(W, dtype), W.dtype if dtype is None else dtype
-    return multiply(x.astype(dtype), W.astype(dtype), preferred_element_type=accumulator(dtype)).astype(kept)
-
-
-def carry_dtype(W: jax.Array, dtype: Any) -> Any:
-    """What a cell carries its state in: at least float32, and as wide as its weights and its compute dtype."""
-    return accumulator(W.dtype, *(() if dtype is None else (dtype,)))
 
 
 def complex_dtype(W: jax.Array, dtype: Any) -> Any:

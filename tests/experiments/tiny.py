@@ -15,8 +15,16 @@ TINY = {
     "adding": ["model.cells=['elman']", "model.hidden_size=3", "task.lengths=[6]", "task.held_out=8"],
     "copy_memory": ["model.cells=['elman']", "model.hidden_size=3", "task.delay=2", "task.held_out=8"],
     "flip_flop": ["model.cells=['elman']", "model.hidden_size=3", "task.length=5", "task.held_out=8"],
+    "reverse": [
+        "model.attention=['luong']",
+        "model.hidden_size=3",
+        "task.shortest=2",
+        "task.longest=3",
+        "task.longer=[4]",
+    ],
     "clipping": ["clip.variants=['value']", "model.hidden_size=3", "task.length=5", "task.held_out=8"],
 }
+TINY["reverse"] += ["model.embedding_size=3", "task.validation=8", "task.test=4"]
 TINY["flip_flop"] += ["search.starts=4", "search.steps=5"]
 STEPS = ["train.steps=12", "train.log_every=2", "train.seeds=[5,3]"]
 
