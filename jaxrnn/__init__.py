@@ -5,15 +5,15 @@ layer = jr.scan(cell)                               a Layer: init, initial_carry
 carry, ys = layer.apply(params, xs)                 xs (T, *B, I) -> ys (T, *B, H)
 
 Here are the cells, the wrappers and what runs them. The rest stands in a face for each subject: ``jr.cells`` and
-``jr.wrappers`` (records of parameters and gates), ``jr.planning``, ``jr.gradients``, ``jr.devices``, ``jr.training``,
-``jr.interop``, ``jr.plotting``. ``gradients``, ``training``, ``interop`` and
-``plotting`` are imported when they are first used.
+``jr.wrappers`` (records of parameters and gates), ``jr.planning``, ``jr.gradients``, ``jr.decoding``, ``jr.devices``,
+``jr.training``, ``jr.interop``, ``jr.plotting``. ``gradients``, ``training``, ``interop`` and ``plotting`` are imported
+when they are first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxrnn import cells, devices, planning, wrappers
+from jaxrnn import cells, decoding, devices, planning, wrappers
 from jaxrnn._base import Cell, Layer, draw_each_step
 from jaxrnn._deprecated import moved_names
 from jaxrnn._spec import Spec, build
@@ -41,6 +41,10 @@ from jaxrnn.cells.rg_lru import rg_lru
 from jaxrnn.cells.s5 import s5
 from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, bidirectional, chain, residual, stack
+from jaxrnn.decoding.beams import beam_search
+from jaxrnn.decoding.ctc import ctc_decode
+from jaxrnn.decoding.generating import generate
+from jaxrnn.decoding.likelihood import log_likelihood
 from jaxrnn.parallel_over_time.convergence import convergence
 from jaxrnn.parallel_over_time.parallel import parallel
 from jaxrnn.planning.explanation import explain
@@ -111,6 +115,11 @@ __all__ = [
     "Slots",
     "gates",
     "trace_gates",
+    # the closed loop
+    "generate",
+    "beam_search",
+    "log_likelihood",
+    "ctc_decode",
     # combining
     "stack",
     "chain",
@@ -133,6 +142,7 @@ __all__ = [
     "wrappers",
     "planning",
     "gradients",
+    "decoding",
     "devices",
     "training",
     "interop",
