@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, PyTree, expect_cell, name_of
 from jaxrnn._checks import (
     check_carry,
-    check_choice,
     check_features,
     check_params,
     step_batch_shape,
@@ -32,13 +31,9 @@ class Beginning(NamedTuple):
     batch_shape: tuple[int, ...]
 
 
-def as_next_input(who: str, next_input: Any) -> NextInput:
+def as_next_input(next_input: Any) -> NextInput:
     """The function from a sample to the input of the next step; None: the sample itself."""
-    if next_input is None:
-        return lambda sample: sample
-    if not callable(next_input):
-        check_choice(who, "next_input", next_input, (), or_function=True)
-    return next_input
+    return (lambda sample: sample) if next_input is None else next_input
 
 
 def begin(
@@ -48,16 +43,26 @@ def begin(
     carry: PyTree,
     first: PyTree,
     next_input: Any,
+    *,
+    tokens: bool,
 ) -> Beginning:
-    """Parameters, carry and first sample, of one batch."""
+    """Parameters, carry and first sample, of one batch; ``tokens``: samples are integers (*B)."""
     expect_cell(who, cell, if_layer="a loop runs step by step; put the Cells together with jr.chain, not jr.stack")
-    check_params(who, params, shapes_of_params(cell))
     if not jax.tree.leaves(first):
         raise ValueError(f"{who}: first must be the first sample, such as a begin token (*B), got {first!r}.")
     check_held(who, "first", first)
     first = jax.tree.map(jnp.asarray, first)
+    if tokens and not _is_token(first):
+        came = ", ".join(f"{a.dtype} {a.shape}" for a in jax.tree.leaves(first))
+        raise TypeError(f"{who}: first must be tokens, integers (*B), got {came}; cast it with first.astype('int32').")
     batch_shape = batch_shape_of(who, cell, first, next_input)
-    x = as_next_input(who, next_input)(first)
+    if tokens and first.shape != batch_shape:
+        raise ValueError(
+            f"{who}: first has shape {first.shape}, but what next_input makes of it has the batch axes {batch_shape}; "
+            f"there is one token for each sequence."
+        )
+    check_params(who, params, shapes_of_params(cell))
+    x = as_next_input(next_input)(first)
     expected = jax.eval_shape(lambda: cell.initial_carry(params, batch_shape))
     if carry is None:
         carry = cell.initial_carry(params, batch_shape)
@@ -72,14 +77,13 @@ def begin(
 
 def batch_shape_of(who: str, cell: Cell, first: PyTree, next_input: Any) -> tuple[int, ...]:
     """*B, from what the cell reads when the first sample is given."""
-    is_token = hasattr(first, "dtype") and jnp.issubdtype(first.dtype, jnp.integer)
-    if next_input is None and cell.x_ndim == 1 and is_token:
+    if next_input is None and cell.x_ndim == 1 and _is_token(first):
         size = "I" if cell.input_size is None else cell.input_size
         raise TypeError(
             f"{who}: first is {first.dtype}, but {name_of(cell)} reads vectors; put jr.embedding in front of it with "
             f"jr.chain, or give next_input=lambda token: jax.nn.one_hot(token, {size})."
         )
-    x = jax.eval_shape(as_next_input(who, next_input), first)
+    x = jax.eval_shape(as_next_input(next_input), first)
     batch_shape = step_batch_shape(f"{who}: first, as an input", x, cell.x_ndim)
     if cell.input_size is not None and cell.x_ndim == 1:
         check_features(f"{who}: first, as an input", x, cell.input_size)
@@ -90,6 +94,10 @@ def batch_shape_of(who: str, cell: Cell, first: PyTree, next_input: Any) -> tupl
                 f"the batch axes {batch_shape}; every leaf of a sample must lead with them."
             )
     return batch_shape
+
+
+def _is_token(sample: PyTree) -> bool:
+    return hasattr(sample, "dtype") and jnp.issubdtype(sample.dtype, jnp.integer)
 
 
 def _check_of_one_batch(who: str, carry: PyTree, expected: PyTree, batch_shape: tuple[int, ...]) -> None:
@@ -129,7 +137,7 @@ def read_prefix(
     if lengths is not None:
         lengths = as_lengths(who, lengths, beginning.batch_shape)
     inputs = shifted(first, prefix)
-    xs = jax.vmap(as_next_input(who, next_input))(inputs)
+    xs = jax.vmap(as_next_input(next_input))(inputs)
     carry, _ = scan(cell).apply(params, xs, beginning.carry, lengths=lengths, key=noise_key, start=start)
     P = jax.tree.leaves(prefix)[0].shape[0]
     whole = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, prefix)

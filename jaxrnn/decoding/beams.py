@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -148,15 +149,13 @@ def beam_search(
     place of the beam, and the search may end before it is decided.
     """
     who = "beam_search"
-    score = length_penalty if callable(length_penalty) else _power(length_penalty)
+    score = length_penalty if callable(length_penalty) else _power(who, length_penalty)
     if n_best > width:
         raise ValueError(f"{who}: n_best={n_best} is more than the beam's width={width}; give a larger width.")
-    beginning = begin(who, cell, params, carry, first, next_input)
+    beginning = begin(who, cell, params, carry, first, next_input, tokens=True)
     beginning, _ = read_prefix(who, cell, params, beginning, prefix, lengths, next_input, None, 0)
     carry, first, batch_shape = beginning
-    if not hasattr(first, "dtype") or not jnp.issubdtype(first.dtype, jnp.integer) or first.shape != batch_shape:
-        raise TypeError(f"{who}: first must be tokens, integers {batch_shape}, got {first!r:.80}.")
-    axis, to_input = len(batch_shape), as_next_input(who, next_input)
+    axis, to_input = len(batch_shape), as_next_input(next_input)
 
     def step(carry, token):
         new, y = check_pair(who, cell.step(params, carry, to_input(token)))
@@ -214,7 +213,13 @@ def beam_search(
     return _traced_back(ended, history, steps, stop)
 
 
-def _power(alpha: Any) -> Score:
+def _power(who: str, alpha: Any) -> Score:
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha)
+    if not is_number and not (isinstance(alpha, jax.Array) and alpha.ndim == 0):
+        raise TypeError(
+            f"{who}: length_penalty must be a number or a function (log_prob, n) -> score, got {alpha!r:.80}; "
+            f"jr.decoding.wu_2016(0.6) is such a function."
+        )
     return lambda log_prob, n: log_prob / n.astype(log_prob.dtype) ** jnp.asarray(alpha, log_prob.dtype)
 
 

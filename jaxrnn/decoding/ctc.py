@@ -81,10 +81,7 @@ def ctc_loss(
         raise ValueError(f"{who}: logits must have a step at least, got shape {logits.shape}; lengths may be 0.")
     N = labels.shape[0]
     if label_lengths is not None:
-        try:
-            label_lengths = as_lengths(who, label_lengths, batch_shape)
-        except (TypeError, ValueError) as error:
-            raise type(error)(str(error).replace(" lengths ", " label_lengths ")) from None
+        label_lengths = as_lengths(f"{who}: label_lengths", label_lengths, batch_shape)
     labelled = valid_steps(jnp.arange(N, dtype=jnp.int32), label_lengths, None)
     labelled = jnp.ones(labels.shape, bool) if labelled is None else labelled
     # optax multiplies by one-hot labels: what is -inf in the logits would be NaN there, so it is the least number

@@ -14,7 +14,7 @@ from jaxrnn._base import Cell, PyTree, select
 from jaxrnn._checks import check_carry_kept, check_key, check_pair
 from jaxrnn._narrowing import as_start, check_fits
 from jaxrnn.decoding._beginning import as_next_input, begin, like_first, read_prefix
-from jaxrnn.decoding.samplers import Sampler, as_sampler, noise_of
+from jaxrnn.decoding.samplers import Sampler, as_sampler, draws_tokens, noise_of
 from jaxrnn.devices.placement import vary_alike
 
 
@@ -54,7 +54,7 @@ def generate(
     prefix: PyTree = None,
     lengths: jax.Array | None = None,
     noise_key: jax.Array | None = None,
-    start: int = 0,
+    start: Any = 0,
 ) -> Generated:
     """Run a cell on its own samples, each sequence of a batch until its own end.
 
@@ -112,11 +112,11 @@ def generate(
     for name, given in (("key", key), ("noise_key", noise_key)):
         if given is not None:
             check_key(who if name == "key" else f"{who}: noise_key", given)
-    beginning = begin(who, cell, params, carry, first, next_input)
+    beginning = begin(who, cell, params, carry, first, next_input, tokens=draws_tokens(sampler))
     start = as_start(who, start, steps)
     beginning, P = read_prefix(who, cell, params, beginning, prefix, lengths, next_input, noise_key, start)
     carry, first, batch_shape = beginning
-    to_input = as_next_input(who, next_input)
+    to_input = as_next_input(next_input)
     times = start + P + jnp.arange(steps, dtype=jnp.int32)
     drawn = noise_of(sampler, key, times, batch_shape)
     noise = None
@@ -135,10 +135,11 @@ def generate(
             _check_stop(who, stop, first, y)
         return new, (like_first(who, now, first), log_prob, own)
 
+    padding = _padding(who, pad, stop, first)
     if stop is None:
         return _all_steps(one_step, carry, first, batch_shape, steps)
     ends = stop if callable(stop) else lambda now: now == jnp.asarray(stop, now.dtype)
-    return _until_all_end(one_step, carry, first, batch_shape, steps, ends, _padding(who, pad, stop, first))
+    return _until_all_end(one_step, carry, first, batch_shape, steps, ends, padding)
 
 
 def _all_steps(one_step, carry, first, batch_shape, steps):
@@ -210,7 +211,7 @@ def check_stop(who: str, stop: Any, V: int) -> None:
 
 
 def _padding(who: str, pad: Any, stop: Any, first: PyTree) -> PyTree:
-    value = pad if pad is not None else 0 if callable(stop) else stop
+    value = pad if pad is not None else 0 if stop is None or callable(stop) else stop
     if not isinstance(value, jax.core.Tracer):
         for leaf in jax.tree.leaves(first):
             check_fits(who, "pad", value, leaf.dtype)

@@ -127,7 +127,7 @@ def _scores(who, layer, params, tokens, lengths, first, carry, next_input, key):
             f"{who}: first must be one token for each sequence, integers {batch_shape}, got {first.dtype} of shape "
             f"{first.shape}; give jnp.full({batch_shape}, token)."
         )
-    xs = jax.vmap(as_next_input(who, next_input))(shifted(first.astype(tokens.dtype), tokens))
+    xs = jax.vmap(as_next_input(next_input))(shifted(first.astype(tokens.dtype), tokens))
     _, ys = layer.apply(params, xs, carry, lengths=lengths, key=key)
     logits = as_logits(who, ys)
     if logits.shape[:-1] != tokens.shape:

@@ -207,6 +207,11 @@ def as_sampler(who: str, sample: Any, key: Any) -> Sampler:
     return sampler
 
 
+def draws_tokens(sampler: Sampler) -> bool:
+    """Whether it is one of this file's."""
+    return sampler.log_prob is log_prob_of_token
+
+
 def noise_of(sampler: Sampler, key: jax.Array | None, times: jax.Array, batch_shape: tuple[int, ...]) -> PyTree:
     """What ``draw`` is given at each of these times, each leaf leading with them; None without a key."""
     if key is None or sampler.noise is _no_noise:

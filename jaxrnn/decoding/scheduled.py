@@ -13,7 +13,7 @@ from jaxrnn._base import Cell, PyTree, select
 from jaxrnn._checks import check_key
 from jaxrnn._narrowing import as_start, check_held
 from jaxrnn.decoding._beginning import as_next_input, begin, check_sequence, like_first, shifted
-from jaxrnn.decoding.samplers import Sampler, as_sampler, noise_of
+from jaxrnn.decoding.samplers import Sampler, as_sampler, draws_tokens, noise_of
 from jaxrnn.running.scan import scan
 
 
@@ -31,7 +31,7 @@ def scheduled_sampling(
     next_input: Callable[[PyTree], PyTree] | None = None,
     lengths: jax.Array | None = None,
     noise_key: jax.Array | None = None,
-    start: int = 0,
+    start: Any = 0,
 ) -> tuple[PyTree, PyTree]:
     """A run that reads, at each step, its target of the step before, or with some probability its own sample.
 
@@ -83,7 +83,8 @@ def scheduled_sampling(
         check_key(f"{who}: noise_key", noise_key)
     k_coins, k_samples = jax.random.split(key)
     sampler = as_sampler(who, sample, k_samples)
-    carry, first, batch_shape = begin(who, cell, params, carry, first, next_input)
+    tokens = draws_tokens(sampler)
+    carry, first, batch_shape = begin(who, cell, params, carry, first, next_input, tokens=tokens)
     check_held(who, "targets", targets)
     targets = jax.tree.map(jnp.asarray, targets)
     check_sequence(who, "targets", targets, first, batch_shape)
@@ -94,7 +95,7 @@ def scheduled_sampling(
     coins = jax.vmap(lambda time: jax.random.uniform(jax.random.fold_in(k_coins, time), batch_shape))(times)
     use_own = coins < rates.reshape(T, *(1,) * len(batch_shape))
     use_own = use_own & (times > times[:1]).reshape(T, *(1,) * len(batch_shape))  # nothing has been drawn before
-    to_input = as_next_input(who, next_input)
+    to_input = as_next_input(next_input)
 
     def initial_carry(params, batch_shape=()):
         return cell.initial_carry(params, batch_shape), first
