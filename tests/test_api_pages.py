@@ -23,6 +23,7 @@ PAGE_OF = {
     "jaxrnn.wrappers": "wrappers.md",
     "jaxrnn.planning": "planning.md",
     "jaxrnn.gradients": "gradients.md",
+    "jaxrnn.decoding": "decoding.md",
     "jaxrnn.devices": "devices.md",
     "jaxrnn.training": "training.md",
     "jaxrnn.plotting": "plotting.md",
