@@ -8,12 +8,16 @@ Here are the cells, the wrappers and what runs them. The rest stands in a face f
 ``jr.wrappers`` (records of parameters and gates), ``jr.attention``, ``jr.planning``, ``jr.gradients``, ``jr.devices``,
 ``jr.training``, ``jr.interop``, ``jr.plotting``. ``gradients``, ``training``, ``interop`` and
 ``plotting`` are imported when they are first used.
+``jr.wrappers`` (records of parameters and gates), ``jr.planning``, ``jr.gradients``, ``jr.decoding``, ``jr.devices``,
+``jr.training``, ``jr.interop``, ``jr.plotting``. ``gradients``, ``training``, ``interop`` and ``plotting`` are imported
+when they are first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxrnn import attention, cells, devices, planning, wrappers
+from jaxrnn import cells, decoding, devices, planning, wrappers
 from jaxrnn._base import Cell, Layer, draw_each_step
 from jaxrnn._deprecated import moved_names
 from jaxrnn._spec import Spec, build
@@ -55,6 +59,10 @@ from jaxrnn.cells.sru import sru
 from jaxrnn.cells.ugrnn import ugrnn
 from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, bidirectional, chain, residual, stack
+from jaxrnn.decoding.beams import beam_search
+from jaxrnn.decoding.ctc import ctc_decode
+from jaxrnn.decoding.generating import generate
+from jaxrnn.decoding.likelihood import log_likelihood
 from jaxrnn.parallel_over_time.convergence import convergence
 from jaxrnn.parallel_over_time.parallel import parallel
 from jaxrnn.planning.explanation import explain
@@ -154,6 +162,11 @@ __all__ = [
     "Slots",
     "gates",
     "trace_gates",
+    # the closed loop
+    "generate",
+    "beam_search",
+    "log_likelihood",
+    "ctc_decode",
     # combining
     "stack",
     "chain",
@@ -181,6 +194,7 @@ __all__ = [
     "wrappers",
     "planning",
     "gradients",
+    "decoding",
     "devices",
     "training",
     "interop",

@@ -19,13 +19,8 @@ from jaxrnn._narrowing import check_held
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-FROM_ZERO = (
-    "burn_in",
-    "seed",
-    "sequence",
-    "washout",
-    "x_ndim",
-)  # whole numbers that may be 0; all others are sizes or counts
+# whole numbers that may be 0; all others are sizes or counts
+FROM_ZERO = ("blank", "burn_in", "seed", "sequence", "stop", "washout", "x_ndim")
 CLAMPED = ("lengths", "start")  # integers of any size, which the function clamps or refuses itself
 ANY_NUMBER = ("exponent",)  # a measured number, which may be infinite
 TEXT = ("title", "ylabel", "axis", "measure")  # all other words are one of a few names, which the function knows

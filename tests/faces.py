@@ -41,6 +41,12 @@ def loss(carry, ys):
     return ys.sum()
 
 
+def one_hot(token):
+    return jax.nn.one_hot(token, I)
+
+
+TOKENS = jnp.ones((T, B), int)
+LOOP = {"cell": GRU, "params": PARAMS, "carry": CARRY, "first": TOKENS[0], "next_input": one_hot}
 LEARN = training.loop(lambda key: jnp.ones(2), lambda w, batch, key: w @ w, optax.sgd(0.1), accumulate=2)
 STATE = training.steps.TrainState(jnp.ones(2), (), KEY, jnp.asarray(0), jnp.asarray(0))
 
@@ -102,6 +108,10 @@ CALLS: dict[str, dict[str, Any]] = {
     "stream": {"cell": GRU},
     "gates": {"cell": GRU, "params": PARAMS, "carry": CARRY, "x": X},
     "trace_gates": {"cell": GRU, "params": PARAMS, "xs": XS},
+    "generate": {**LOOP, "steps": 3, "prefix": TOKENS},
+    "beam_search": {**LOOP, "steps": 3, "width": 2, "prefix": TOKENS},
+    "log_likelihood": {"layer": LAYER, "params": PARAMS, "tokens": TOKENS, "next_input": one_hot},
+    "ctc_decode": {"logits": YS},
     "stack": {"members": (GRU,)},
     "chain": {"cells": (GRU,)},
     "bidirectional": {"forward": GRU, "backward": GRU},
@@ -140,6 +150,19 @@ CALLS: dict[str, dict[str, Any]] = {
     "gradients.find_fixed_points": {"cell": GRU, "params": PARAMS, "starts": CARRY, "x": X[0]},
     "gradients.linear_analysis": {"cell": GRU, "params": PARAMS, "carry": CARRY, "x": X},
     "gradients.jacobian_penalty": {"cell": GRU, "params": PARAMS, "xs": XS, "loss": loss},
+    "decoding.greedy": {},
+    "decoding.temperature": {},
+    "decoding.top_k": {},
+    "decoding.top_p": {},
+    "decoding.wu_2016": {},
+    "decoding.perplexity": {"layer": LAYER, "params": PARAMS, "tokens": TOKENS, "next_input": one_hot},
+    "decoding.scheduled_sampling": {
+        **{name: value for name, value in LOOP.items() if name != "carry"},
+        "targets": TOKENS,
+        "rate": 0.5,
+        "key": KEY,
+    },
+    "decoding.ctc_loss": {"logits": YS, "labels": TOKENS},
     "devices.use_cpu_devices": {"n": 2},
     "devices.batch_mesh": {},
     "devices.shard_batch": {"tree": XS, "mesh": jr.devices.batch_mesh(1)},
@@ -370,6 +393,26 @@ BAD: dict[str, Sequence[Any]] = {
     **dict.fromkeys(("attention.scored.init", "prepare", "score"), (None, 3)),
     "decoder.form": ["keras", None],
     "normalisation": ["hardmax", None],
+    # the closed loop, of a GRU whose four outputs are logits
+    "first": ["x", jnp.ones(B), jnp.ones((7, B), int)],
+    "sample": ["topk", 3, None],
+    "stop": ["x", 1.5, H, -1],
+    "pad": ["x", 1.5],
+    "next_input": [3, "x"],
+    "prefix": ["x", 3, jnp.ones((T, B)), jnp.ones((T, B + 1), int)],
+    "targets": [None, "x", 3, jnp.ones((T, B))],
+    "tokens": [None, "x", jnp.ones((T, B)), jnp.ones((), int)],
+    "noise_key": ["x", 3, jax.random.split(KEY)],
+    "width": [],
+    "beam_search.width": [H**3 + 1],
+    "n_best": [3],
+    "length_penalty": ["x", None, jnp.ones(2)],
+    **dict.fromkeys(("temperature", "p"), (0.0, -1.0)),
+    "decoding.scheduled_sampling.rate": ["x", -0.1, 1.5, jnp.ones(2)],
+    "logits": [None, "x", jnp.ones((T, B, H), int), jnp.ones(T)],
+    "decoding.ctc_loss.labels": [None, "x", 3, jnp.ones((T, B))],
+    "label_lengths": ["x", 3.5, np.array([1, 2, 3])],
+    "blank": [H],
 }
 FREE = {
     "options": "those of apply, which have rows of their own",

@@ -24,6 +24,7 @@ PAGE_OF = {
     "jaxrnn.attention": "attention.md",
     "jaxrnn.planning": "planning.md",
     "jaxrnn.gradients": "gradients.md",
+    "jaxrnn.decoding": "decoding.md",
     "jaxrnn.devices": "devices.md",
     "jaxrnn.training": "training.md",
     "jaxrnn.plotting": "plotting.md",

@@ -26,7 +26,7 @@ def test_every_page_with_blocks_is_run():
         "CONTRIBUTING.md",  # in tests/test_contributing.py
         *("README.md", "docs/conventions.md", "docs/gradients.md", "docs/migrating.md", "docs/plans.md"),
         *("docs/parallel_over_time.md", "docs/persistent_kernels.md", "docs/reinforcement_learning.md"),
-        *("docs/attention.md", "docs/training.md"),
+        *("docs/attention.md", "docs/closed_loop.md", "docs/training.md"),
     }
     others = {page for page in pages() if not page.startswith("docs/api/")}  # those: tests/test_api_pages.py
     assert others == tested, "run the page in a test, with values that matter, and name it here"
@@ -144,6 +144,21 @@ def test_reinforcement_learning():
     np.testing.assert_allclose(names["logits"], logits[4:], **CLOSE)
     np.testing.assert_allclose(names["values"][..., 0], values[4:], **CLOSE)
     assert np.mean(names["rewards"][:5]) < 0.6 and np.mean(names["rewards"][-5:]) > 0.95
+
+
+def test_closed_loop():
+    names = run("docs/closed_loop.md")
+    counted = names["said"]
+    assert names["losses"][-1] < 0.05 and counted.lengths.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    np.testing.assert_array_equal(counted.tokens[:7], names["tokens"])
+    assert (names["drawn"].sampler_log_probs >= names["drawn"].log_probs).all()
+    assert names["rest"].tokens[:4].T.tolist() == [[3, 2, 1, 0], [0, 0, 0, 0], [3, 2, 1, 0]]
+    assert jnp.isfinite(names["error"]) and all(leaf.any() for leaf in jax.tree.leaves(names["gradient"]))
+    np.testing.assert_allclose(names["forced"], names["loss"](names["params"]), **CLOSE)
+    assert names["half"] < 0.5 and all(leaf.any() for leaf in jax.tree.leaves(names["gradient_of_half"]))
+    np.testing.assert_array_equal(names["found"].tokens[:7, :, 0], names["tokens"])
+    np.testing.assert_allclose(names["by_mean"].scores[:, 0] * names["lengths"], counted.log_probs.sum(0), **CLOSE)
+    assert names["ctc"].shape == (3,) and (names["beam"].log_probs >= names["greedy"].log_probs).all()
 
 
 def test_training(tmp_path):

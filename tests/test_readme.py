@@ -72,7 +72,7 @@ def test_importing_jaxrnn_imports_nothing_heavy():
         "tensorboardX",
         "platformdirs",
     ]
-    faces = ["cells", "wrappers", "planning", "gradients", "devices", "training", "interop"]
+    faces = ["cells", "wrappers", "planning", "gradients", "decoding", "devices", "training", "interop"]
     code = f"""
 import sys, types, jaxrnn
 assert all(isinstance(getattr(jaxrnn, face), types.ModuleType) for face in {faces})

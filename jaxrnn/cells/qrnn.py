@@ -95,8 +95,8 @@ def qrnn(
         ((4, 5), (4, 1, 3))
 
     Differs from the paper, which initialises by uniform numbers of a width for each task, and drops gates f while
-    training (``jr.zoneout`` on the state of a window of 1 is the same idea). torchqrnn multiplies n by f and the old state by 1 - f, has
-    windows of 1 and 2 with the newest input's columns first, and no pooling "ifo".
+    training (``jr.zoneout`` is the same idea, on a window of 1). torchqrnn multiplies n by f and the old state by
+    1 - f, has windows of 1 and 2 with the newest input's columns first, and no pooling "ifo".
 
     Reference:
         Bradbury, Merity, Xiong & Socher, "Quasi-recurrent neural networks", ICLR 2017.

@@ -1,0 +1,138 @@
+"""CTC against all alignments."""
+
+import collections
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn as jr
+from jaxrnn import decoding
+from tests.language import log_softmax
+
+T, B, V = 5, 4, 3
+LOGITS = 1.5 * np.random.default_rng(1).normal(size=(T, B, V)).astype(np.float32)
+LENGTHS = np.array([5, 4, 1, 0])
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32
+
+
+def labels_of(path, blank):
+    """Repeats merged, blanks left out."""
+    return tuple(symbol for symbol, _ in itertools.groupby(path) if symbol != blank)
+
+
+def every_labelling(log_probs, blank):
+    """``{labels: probability}``, over all alignments."""
+    found = collections.Counter()
+    for path in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
+        found[labels_of(path, blank)] += np.exp(sum(log_probs[t, symbol] for t, symbol in enumerate(path)))
+    return found
+
+
+def poisoned(logits):
+    logits = np.array(logits)
+    for b, n in enumerate(LENGTHS):
+        logits[n:, b] = np.nan
+    return logits
+
+
+def unpadded(decoded, b):
+    return tuple(np.asarray(decoded.tokens)[: int(decoded.lengths[b]), b].tolist())
+
+
+@pytest.mark.parametrize("blank", [0, 2])
+def test_decoding_equals_brute_force(blank):
+    greedy = jr.ctc_decode(poisoned(LOGITS), LENGTHS, blank=blank)
+    beam = jax.jit(functools.partial(jr.ctc_decode, width=40, blank=blank))(poisoned(LOGITS), LENGTHS)
+    differ = 0
+    for b, n in enumerate(LENGTHS):
+        log_probs = log_softmax(LOGITS[:n, b])
+        path = log_probs.argmax(-1).tolist()
+        assert unpadded(greedy, b) == labels_of(path, blank)
+        np.testing.assert_allclose(greedy.log_probs[b], log_probs.max(-1).sum(), **CLOSE)
+        found = every_labelling(log_probs, blank)
+        best = max(found, key=found.get)
+        assert unpadded(beam, b) == best
+        np.testing.assert_allclose(beam.log_probs[b], np.log(found[best]), **CLOSE)
+        differ += best != labels_of(path, blank)
+        assert (np.asarray(beam.tokens)[int(beam.lengths[b]) :, b] == blank).all()
+    assert differ, "the two agree everywhere, which tests little"
+
+
+def beam_by_hand(log_probs, width, blank):
+    """Prefixes in a dictionary, as the papers write it: probabilities that end with the blank, and that do not."""
+    beam = {(): (1.0, 0.0)}
+    for p in np.exp(log_probs):
+        new = collections.defaultdict(lambda: [0.0, 0.0])
+        for prefix, (ends_blank, ends_label) in beam.items():
+            new[prefix][0] += (ends_blank + ends_label) * p[blank]
+            for symbol in range(len(p)):
+                if symbol == blank:
+                    continue
+                if prefix and symbol == prefix[-1]:
+                    new[prefix][1] += ends_label * p[symbol]
+                    new[(*prefix, symbol)][1] += ends_blank * p[symbol]
+                else:
+                    new[(*prefix, symbol)][1] += (ends_blank + ends_label) * p[symbol]
+        beam = dict(sorted(new.items(), key=lambda item: -sum(item[1]))[:width])
+    best = max(beam, key=lambda prefix: sum(beam[prefix]))
+    return best, np.log(sum(beam[best]))
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_narrow_beam_equals_one_in_python(width):
+    """Over 12 steps prefixes are dropped and come again."""
+    logits = np.random.default_rng(2).normal(size=(12, 6, 4)).astype(np.float32)
+    found = jax.jit(functools.partial(jr.ctc_decode, width=width))(logits)
+    for b in range(6):
+        labels, log_prob = beam_by_hand(log_softmax(logits[:, b]), width, 0)
+        assert unpadded(found, b) == labels
+        np.testing.assert_allclose(found.log_probs[b], log_prob, **CLOSE)
+
+
+def test_the_loss_equals_brute_force():
+    labels = jnp.array([[1, 2, 1, -1], [1, 7, -1, -1], [2, 7, -1, -1]])  # 1 1 2; 2; 1; none
+    label_lengths = jnp.array([3, 1, 1, 0])
+    loss = jax.jit(decoding.ctc_loss)(poisoned(LOGITS), labels, lengths=LENGTHS, label_lengths=label_lengths)
+    for b, (n, m) in enumerate(zip(LENGTHS, label_lengths, strict=True)):
+        wanted = tuple(labels[:m, b].tolist())
+        probability = every_labelling(log_softmax(LOGITS[:n, b]), 0)[wanted]
+        np.testing.assert_allclose(loss[b], -np.log(probability), **CLOSE)
+
+    def total(logits):
+        return decoding.ctc_loss(logits, labels, lengths=LENGTHS, label_lengths=label_lengths).sum()
+
+    gradient = np.asarray(jax.jit(jax.grad(total))(poisoned(LOGITS)))
+    assert np.isfinite(gradient).all() and np.abs(gradient[0, :3]).min() > 0
+    assert all(not gradient[n:, b].any() for b, n in enumerate(LENGTHS))
+
+
+def test_a_beam_that_covers_all_gives_the_loss():
+    found = jr.ctc_decode(LOGITS, width=40)
+    loss = decoding.ctc_loss(LOGITS, found.tokens, label_lengths=found.lengths)
+    np.testing.assert_allclose(found.log_probs, -loss, **CLOSE)
+
+
+def test_batch_axes():
+    logits = jnp.asarray(LOGITS).reshape(T, 2, 2, V)
+    for width in (None, 3):
+        together, flat = (jr.ctc_decode(a, width=width) for a in (logits, LOGITS))
+        one = jr.ctc_decode(LOGITS[:, 1], width=width)
+        np.testing.assert_array_equal(together.tokens.reshape(T, B), flat.tokens)
+        np.testing.assert_allclose(together.log_probs.ravel(), flat.log_probs, **CLOSE)
+        np.testing.assert_array_equal(one.tokens, flat.tokens[:, 1])
+        assert together.lengths.shape == (2, 2) and one.lengths.shape == ()
+    labels = jnp.ones((1, 2, 2), int)
+    loss = decoding.ctc_loss(logits, labels)
+    np.testing.assert_allclose(loss.ravel(), decoding.ctc_loss(LOGITS, labels.reshape(1, B)), **CLOSE)
+
+
+def test_impossible_symbols():
+    logits = jnp.where(jnp.arange(V) == 1, -jnp.inf, jnp.asarray(LOGITS))
+    found = jr.ctc_decode(logits, width=8)
+    assert jnp.isfinite(found.log_probs).all() and not (found.tokens == 1).any()
+    loss = decoding.ctc_loss(logits, found.tokens, label_lengths=found.lengths)
+    np.testing.assert_allclose(found.log_probs, -loss, **CLOSE)
