@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,20 +44,31 @@ ROUNDING = 4  # times the dtype's epsilon: what is no difference
 TOLERANCE = 32  # times the dtype's epsilon: the default
 PROBES = 4  # chunks that are looked at first
 GROUPS = 8  # of chunks, each of which adds up for itself: so many devices, or fewer, do not meet at each step
+MANY = 64  # chunks from which on a sweep can be of some
+SHARES = (1, 4, 16)  # of them: 1/1, 1/4, 1/16
 NEAR = 0.25  # of the tolerance: where two runs of the probe agree
 GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples, without their whole parts, fill the unit interval evenly
 ASIDE = 1 / 64  # of the largest number of a carry: by how much a guess is moved, at most
+
+
+class Ran(NamedTuple):
+    """What runs of chunks left."""
+
+    starts: Arrays  # (K, …): what each chunk ran from last
+    ends: Arrays  # (K, …)
+    sums: Arrays
+    ys: Arrays
 
 
 class Sweeping(NamedTuple):
     """Where the sweeps stand."""
 
     number: Any  # () int32: of the sweep that comes; 0 is the warm-up
-    starts: Arrays  # (K, …)
-    moved: Any  # (K, *rows): by how much each start moved when it was set last
-    ends: Arrays  # (K, …)
-    sums: Arrays
-    ys: Arrays
+    ran: Ran
+    handed: Arrays  # (K, …): what each chunk is to start from
+    d: Any  # (K, *rows): by how much the last two runs of each chunk differed when they began,
+    out: Any  # (K, *rows): and when they ended
+    wanted: Any  # (K,) bool: which chunks run next
     accepted: Any  # () bool
     residuals: Any  # (sweeps,): the largest r of each sweep
 
@@ -83,6 +95,9 @@ class Chunks:
         K = self.K = way.chunks
         L = self.L = steps.length // K
         self.groups = math.gcd(K, GROUPS) if steps.pieces else 1
+        # What is added up is that of all chunks, and devices that share them are busy with all or none.
+        whole = steps.pieces or steps.n_added or K < MANY
+        self.sizes = (K,) if whole else tuple(K // n for n in SHARES)
         self.xs = [a.reshape(K, L, *a.shape[1:]) for a in steps.xs]
         self.order = jnp.arange(K)[::-1] if steps.reverse else jnp.arange(K)  # of each chunk, in the run
         # (K, *rows): where no step of a chunk changes the carry
@@ -93,12 +108,14 @@ class Chunks:
         known = self._known()
         guessed = [jnp.broadcast_to(a, (self.K, *a.shape)) for a in self.guess]
         starts = [jnp.where(_like(known, a), b[None], a) for a, b in zip(guessed, self.start, strict=True)]
-        moved = self._difference(starts, starts, [jnp.ones(()) for _ in starts])
+        nothing = self._difference(starts, starts, [jnp.ones(()) for _ in starts])
         sums, ys = self.steps.nothing_yet()
         sums = [jnp.broadcast_to(a, (self.groups, *a.shape)) for a in sums]
         ys = [a.reshape(self.K, self.L, *a.shape[1:]) for a in ys]
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
-        return Sweeping(jnp.int32(0), starts, moved, starts, sums, ys, jnp.bool_(False), residuals)
+        ran = Ran(starts, starts, sums, ys)
+        all_chunks = jnp.ones(self.K, bool)
+        return Sweeping(jnp.int32(0), ran, starts, nothing, nothing, all_chunks, jnp.bool_(False), residuals)
 
     def run_in_sweeps(self, warm_up: Any, trusted: Any = True) -> Outcome:
         """By sweeps, or where they do not end, or not all chunks are trusted, step by step."""
@@ -107,7 +124,7 @@ class Chunks:
             return ~state.accepted & (state.number <= self.way.sweeps) & trusted
 
         state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up), self.begin())
-        found = run_rest(self.steps, self.start, self.found(state), ~state.accepted)
+        found = run_rest(self.steps, self.start, self.found(state.ran), ~state.accepted)
         return Outcome(found, state.accepted, jnp.maximum(state.number - 1, 0), warm_up, state.residuals)
 
     def not_run_in_sweeps(self, warm_up: Any) -> Outcome:
@@ -116,39 +133,73 @@ class Chunks:
         found = run_all(self.steps, self.start)
         return Outcome(found, state.accepted, state.number, warm_up, state.residuals)
 
-    def found(self, state: Sweeping) -> Found:
-        end = [a[0 if self.steps.reverse else -1] for a in self.handed_on(state.ends)]
-        return end, [a.sum(0) for a in state.sums], [a.reshape(self.steps.length, *a.shape[2:]) for a in state.ys]
+    def found(self, ran: Ran) -> Found:
+        end = [a[0 if self.steps.reverse else -1] for a in self.handed_on(ran.ends)]
+        return end, [a.sum(0) for a in ran.sums], [a.reshape(self.steps.length, *a.shape[2:]) for a in ran.ys]
 
     def sweep(self, state: Sweeping, warm_up: Any) -> Sweeping:
-        """One sweep, and whether it was the last. It has two parts, the second as long as the warm-up."""
-        middle, is_warm_up = self.L - warm_up, state.number == 0
-        sums = jax.tree.map(jnp.zeros_like, state.sums)
-
-        def part(number, state):
-            running, _ = state
-            first = jnp.where(number == 0, jnp.where(is_warm_up, middle, 0), middle)
-            last = jnp.where(number == 0, middle, self.L)
-            return jax.lax.fori_loop(first, last, self._advance, running), running[0]
-
-        begun = (state.starts, sums, state.ys)
-        (ends, sums, ys), at_middle = jax.lax.fori_loop(0, 2, part, (begun, state.starts))
-        handed = self._entering(self.handed_on(ends), self.start)
-        scales = [_scale(a, b, self.way.row_axes) for a, b in zip(handed, ends, strict=True)]
-        moved = self._difference(handed, state.starts, scales)
-        of_guess = self._difference(at_middle, [a[None] for a in self.guess], scales)
-        accepted, largest = self._accepts(moved, jnp.where(state.number == 1, of_guess, state.moved))
+        """One sweep, and whether it was the last."""
+        is_warm_up, runs_all = state.number == 0, jnp.ones((), bool)
+        if len(self.sizes) == 1:
+            ran, at_middle = self._run_all(state, warm_up, state.ran)
+        else:
+            n = state.wanted.sum()
+            smaller = [*self.sizes[1:], 0]
+            fits = [(n <= size) & (n > less) for size, less in zip(self.sizes, smaller, strict=True)]
+            runs_all = fits[0]
+            begun = (state.ran, state.handed)
+            ran, at_middle = _if(runs_all, lambda both: self._run_all(state, warm_up, both[0]), begun)
+            for size, is_it in zip(self.sizes[1:], fits[1:], strict=True):
+                ran = _if(is_it, functools.partial(self._run_some, size, state), ran)
+        hands, last = self.handed_on(ran.ends), self.handed_on(state.ran.ends)
+        handed = self._entering(hands, self.start)
+        scales = [_scale(a, b, self.way.row_axes) for a, b in zip(handed, ran.ends, strict=True)]
+        moved = self._difference(handed, ran.starts, scales)
+        if self.all_held is not None:
+            moved = jnp.where(self.all_held, 0, moved)  # nobody sees it
+        of_guess = self._difference(at_middle, [a[None] for a in self.guess], scales, floats=True)
+        of_starts = self._difference(state.handed, state.ran.starts, scales, floats=True)
+        did = _like(state.wanted | runs_all, moved)
+        d = jnp.where(did, jnp.where(state.number == 1, of_guess, of_starts), state.d)
+        out = jnp.where(did, self._difference(hands, last, scales), state.out)
+        wanted = self._agreed(self._doubts(moved, d, out).astype(jnp.float32), each=True) > 0
         at_this = jnp.arange(self.way.sweeps) == state.number - 1
         return Sweeping(
             number=state.number + 1,
-            starts=handed,
-            moved=moved,
-            ends=ends,
-            sums=sums,
-            ys=ys,
-            accepted=accepted & ~is_warm_up,
-            residuals=jnp.where(at_this, largest, state.residuals),
+            ran=ran,
+            handed=handed,
+            d=d,
+            out=out,
+            wanted=wanted | is_warm_up,
+            accepted=~wanted.any() & ~is_warm_up,
+            residuals=jnp.where(at_this, self._agreed(moved), state.residuals),
         )
+
+    def _run_all(self, state: Sweeping, warm_up: Any, ran: Ran) -> tuple[Ran, Arrays]:
+        """All chunks from what they were handed, and their carries where their last part, as long as the warm-up,
+        begins; the warm-up is that part alone."""
+        middle, is_warm_up = self.L - warm_up, state.number == 0
+        advance = functools.partial(self._advance, self.xs)
+
+        def part(number, both):
+            running, _ = both
+            first = jnp.where(number == 0, jnp.where(is_warm_up, middle, 0), middle)
+            last = jnp.where(number == 0, middle, self.L)
+            return jax.lax.fori_loop(first, last, advance, running), running[0]
+
+        begun = (state.handed, jax.tree.map(jnp.zeros_like, ran.sums), ran.ys)
+        (ends, sums, ys), at_middle = jax.lax.fori_loop(0, 2, part, (begun, state.handed))
+        return Ran(state.handed, ends, sums, ys), at_middle
+
+    def _run_some(self, size: int, state: Sweeping, ran: Ran) -> Ran:
+        """The chunks that are wanted, of which there are at most so many."""
+        chosen = jnp.nonzero(state.wanted, size=size, fill_value=self.K)[0]
+        take = lambda arrays: [jnp.take(a, chosen, axis=0, mode="clip") for a in arrays]
+        put = lambda arrays, some: [a.at[chosen].set(b, mode="drop") for a, b in zip(arrays, some, strict=True)]
+        starts = take(state.handed)
+        advance = functools.partial(self._advance, take(self.xs))
+        ends, _, ys = jax.lax.fori_loop(0, self.L, advance, (starts, ran.sums, take(ran.ys)))
+        return Ran(put(ran.starts, starts), put(ran.ends, ends), ran.sums, put(ran.ys, ys))
 
     def run_linear(self) -> Outcome:
         """The run of a carry <- a * carry + b.
@@ -159,7 +210,7 @@ class Chunks:
         zeros = [jnp.zeros((self.K, *a.shape), a.dtype) for a in self.start]
 
         def turn(i, state):
-            run = lambda *carry: self._step_all(i, list(carry))[0]
+            run = lambda *carry: self._step_all(self.xs, i, list(carry))[0]
             return jax.jvp(run, *state)
 
         ones = [jnp.ones_like(a) for a in zeros]
@@ -171,11 +222,11 @@ class Chunks:
 
         _, starts = jax.lax.scan(link, self.start, (ends, factors), reverse=self.steps.reverse)
         wrong = functools.reduce(jnp.logical_or, ((~jnp.isfinite(a)).any() for a in starts))
-        begun = self.begin()
-        ends, sums, ys = jax.lax.fori_loop(0, self.L, self._advance, (starts, begun.sums, begun.ys))
+        _, _, sums, ys = self.begin().ran
+        advance = functools.partial(self._advance, self.xs)
+        ends, sums, ys = jax.lax.fori_loop(0, self.L, advance, (starts, sums, ys))
         accepted = self._agreed(wrong.astype(jnp.float32)) == 0
-        found = self.found(begun._replace(ends=ends, sums=sums, ys=ys))
-        found = run_rest(self.steps, self.start, found, ~accepted)
+        found = run_rest(self.steps, self.start, self.found(Ran(starts, ends, sums, ys)), ~accepted)
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Outcome(found, accepted, jnp.int32(1), jnp.int32(self.L), residuals)
 
@@ -189,7 +240,7 @@ class Chunks:
         middle = self.L - warm_up
 
         def turn(i, d):
-            return jax.jvp(lambda *carry: self._step_all(i, list(carry))[0], zeros, d)[1]
+            return jax.jvp(lambda *carry: self._step_all(self.xs, i, list(carry))[0], zeros, d)[1]
 
         begun, zeros, _ = vary_alike(begun, zeros, self.xs)
         ends = jax.lax.fori_loop(middle, self.L, turn, begun)
@@ -288,19 +339,19 @@ class Chunks:
     def _tolerance(self, dtype: Any) -> float:
         return TOLERANCE * float(jnp.finfo(dtype).eps) if self.way.tol is None else self.way.tol
 
-    def _advance(self, i: Any, running: tuple[Arrays, Arrays, Arrays]) -> tuple[Arrays, Arrays, Arrays]:
-        """All chunks by one step."""
+    def _advance(self, xs: Arrays, i: Any, running: tuple[Arrays, Arrays, Arrays]) -> tuple[Arrays, Arrays, Arrays]:
+        """Chunks, of which these are the inputs, by one step."""
         carry, sums, ys = running
-        carry, more, y = self._step_all(i, carry)
+        carry, more, y = self._step_all(xs, i, carry)
         of_groups = (a.reshape(self.groups, -1, *a.shape[1:]).sum(1) for a in more)
         sums = [a + b for a, b in zip(sums, of_groups, strict=True)]
         write = lambda a, y: jax.lax.dynamic_update_index_in_dim(a, y, self._at(i), 1)
         return carry, sums, list(map(write, ys, y))
 
-    def _step_all(self, i: Any, carry: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+    def _step_all(self, xs: Arrays, i: Any, carry: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         """Step i of each chunk, in the direction of the run: carries, what is added up, what is put out."""
         at = lambda a: jax.lax.dynamic_index_in_dim(a, self._at(i), 1, keepdims=False)
-        return self.steps.split(jax.vmap(self.steps.step)(*carry, *map(at, self.xs)))
+        return self.steps.split(jax.vmap(self.steps.step)(*carry, *map(at, xs)))
 
     def _at(self, i: Any) -> Any:
         return self.L - 1 - i if self.steps.reverse else i
@@ -327,34 +378,32 @@ class Chunks:
         found = jax.lax.cummin(jnp.where(self.all_held, self.K, numbers), axis=0, reverse=True)
         return jnp.where(found == self.K, -1, found)
 
-    def _accepts(self, moved: Any, d: Any) -> tuple[Any, Any]:
-        """Whether starts that moved so much are believed, and the largest movement. d: what each chunk was seen to
-        halve, or not."""
-        if self.all_held is not None:
-            moved = jnp.where(self.all_held, 0, moved)  # nobody sees it
-        (out,) = self._leaving([moved])
-        bad = (out > 1) | (out > d / 2) | ((moved > 0) & (d == 0))
-        if self.all_held is not None:
-            bad = jnp.where(self.all_held, out > 1, bad)
-        bad = bad & _like(self.order < self.K - 1, bad)
-        return self._agreed(bad.astype(jnp.float32)) == 0, self._agreed(moved)
+    def _doubts(self, moved: Any, d: Any, out: Any) -> Any:
+        """(K, *rows): the chunks that have to run again. ``moved``: how far what each chunk was handed is from what it
+        ran from."""
+        d = jnp.where(jnp.isinf(d), 0, d)
+        halves = (out <= 1) & (out <= d / 2) & ((moved == 0) | (d > 0))
+        # Nobody runs on from the end of the last one: what the last movement would make of it has to be small.
+        at_rest = (moved == 0) | ((d > 0) & (out * moved <= d))
+        bad = (moved > 1) | ~jnp.where(_like(self.order == self.K - 1, moved), at_rest, halves)
+        return bad if self.all_held is None else bad & ~self.all_held
 
-    def _leaving(self, entering: Arrays) -> Arrays:
-        """(K, …): of what enters each chunk, what enters the next; after the last zeros."""
-        rolled = [jnp.roll(a, 1 if self.steps.reverse else -1, axis=0) for a in entering]
-        return [jnp.where(_like(self.order == self.K - 1, a), jnp.zeros_like(a), a) for a in rolled]
-
-    def _agreed(self, found: Any) -> Any:
-        """The largest number, on all devices that take the decision together."""
-        found = found.max(initial=0)
+    def _agreed(self, found: Any, each: bool = False) -> Any:
+        """The largest number, of all chunks or of each, on all devices that take the decision together."""
+        found = found.max(tuple(range(int(each), found.ndim)), initial=0)
         axes = tuple(sorted(varying_axes(found)))
         return jax.lax.pmax(found, axes) if axes else found
 
-    def _difference(self, a: Arrays, b: Arrays, scales: Arrays) -> Any:
-        """(K, *rows): how far apart, in units of the tolerance; 0 where it is rounding alone."""
+    def _difference(self, a: Arrays, b: Arrays, scales: Arrays, floats: bool = False) -> Any:
+        """(K, *rows): how far apart, in units of the tolerance; 0 where it is rounding alone. ``floats``: the others
+        count as equal."""
         if not a:
             return jnp.zeros((self.K,), jnp.float32)
-        return functools.reduce(jnp.maximum, map(self._leaf_difference, a, b, scales))
+        gaps = [
+            jnp.zeros_like(gap) if floats and not jnp.issubdtype(x.dtype, jnp.inexact) else gap
+            for x, gap in zip(a, map(self._leaf_difference, a, b, scales), strict=True)
+        ]
+        return functools.reduce(jnp.maximum, gaps)
 
     def _leaf_difference(self, a: Any, b: Any, scale: Any) -> Any:
         features = tuple(range(1 + self.way.row_axes, a.ndim))
@@ -375,6 +424,11 @@ def _scale(a: Any, b: Any, row_axes: int) -> Any:
     both = jnp.maximum(jnp.abs(a), jnp.abs(b))
     axes = (0, *range(1 + row_axes, a.ndim))
     return jnp.where(jnp.isfinite(both), both, 0).max(axes, initial=0)
+
+
+def _if(wanted: Any, function: Callable[[Any], Any], value: Any) -> Any:
+    """``function(value)``, or the value: a loop of one turn or none, for a conditional would copy what it is given."""
+    return jax.lax.fori_loop(0, wanted.astype(jnp.int32), lambda _, value: function(value), value)
 
 
 def _like(a: Any, b: Any) -> Any:
