@@ -16,8 +16,7 @@ when they are first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxrnn import attention, cells, devices, planning, wrappers
-from jaxrnn import cells, decoding, devices, planning, wrappers
+from jaxrnn import attention, cells, decoding, devices, planning, wrappers
 from jaxrnn._base import Cell, Layer, draw_each_step
 from jaxrnn._deprecated import moved_names
 from jaxrnn._spec import Spec, build
