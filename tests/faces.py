@@ -20,10 +20,7 @@ from jaxrnn._arguments import ANY_NUMBER, FROM_ZERO
 T, B, I, H = 5, 2, 3, 4
 KEY = jax.random.key(0)
 GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu", "ugrnn", "indrnn", "antisymmetric_rnn", "lem")
-GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
 EXPONENTIAL = ("slstm", "mlstm")
-LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn")
-GATED = ("elman", "lstm", "gru", "peephole_lstm", "cifg_lstm", "mgu")
 LINEAR = ("lru", "s5", "min_gru", "min_lstm", "rg_lru", "linear_rnn", "sru", "qrnn")
 GRU = jr.gru(I, H)
 CTRNN = jr.ctrnn(I, H)
