@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -109,8 +110,7 @@ def fit_readout(
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((params, xs, ys, carry, flags, key))):
         raise TypeError(f"{who}: it computes on the host, in float64, and cannot be jitted; call it outside of jit.")
     given = {name: flag for name, flag in flags.items() if flag is not None}
-    run = jax.jit((scan(layer) if isinstance(layer, Cell) else layer).apply)
-    states = run(params, xs, carry, key=key, **given)[1]
+    states = _outputs(scan(layer) if isinstance(layer, Cell) else layer, params, xs, carry, key, given)
     if not hasattr(states, "dtype") or not jnp.issubdtype(states.dtype, jnp.floating) or states.ndim < 2:
         came = f"{states.dtype} {states.shape}" if hasattr(states, "dtype") else type(states).__name__
         raise TypeError(f"{who}: the layer must put out one array of floats (T, *B, H), got {came}.")
@@ -144,6 +144,11 @@ def fit_readout(
     W_hy, b_y = jnp.asarray(w[bias:], states.dtype), jnp.asarray(w[0], states.dtype) if bias else None
     error = _squared_error(everything, w, O) / (count * O)
     return FittedReadout(made, ReadoutParams(W_hy, b_y), ridges[best], error, held_out)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(layer: Layer, params: PyTree, xs: PyTree, carry: PyTree, key: Any, flags: dict[str, Any]) -> PyTree:
+    return layer.apply(params, xs, carry, key=key, **flags)[1]
 
 
 def _ridges(who: str, ridge: Any) -> tuple[bool, list[float]]:

@@ -72,7 +72,7 @@ def echo_state(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
-        >>> layer = jr.scan(jr.echo_state(1, 100, spectral_radius=0.8))
+        >>> layer = jr.scan(jr.echo_state(1, 100, spectral_radius=0.8, input_scaling=0.1))
         >>> params = layer.init(jax.random.key(0))
         >>> xs = jax.random.uniform(jax.random.key(1), (400, 1))
         >>> ys = jnp.roll(xs, 5, axis=0)  # what was read 5 steps ago
