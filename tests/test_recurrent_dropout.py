@@ -134,10 +134,14 @@ def test_dropped_candidates_of_a_leaky_cell(x64, traced):
 def test_candidates_are_dropped_anew_at_each_step():
     cell = jr.recurrent_dropout(jr.lstm(I, 50), rate=0.2, kind="semeniuta2016")
     params = cell.init(jax.random.key(0))
-    kept, _ = cell.noise(params, jax.random.key(1), jnp.arange(20), jnp.zeros((4, I)))
+
+    @jax.jit
+    def draws(key):
+        return [cell.noise(params, key, times, jnp.zeros((4, I)))[0] for times in (jnp.arange(20), jnp.arange(5, 10))]
+
+    kept, later = map(np.asarray, draws(jax.random.key(1)))
     assert kept.shape == (20, 4, 50) and (kept[0] != kept[1]).any()
     np.testing.assert_allclose(kept.mean(), 0.8, atol=0.03)  # 4,000 draws: five standard errors
-    later, _ = cell.noise(params, jax.random.key(1), jnp.arange(5, 10), jnp.zeros((4, I)))
     np.testing.assert_array_equal(later, kept[5:10])  # a function of absolute time
 
 
@@ -228,4 +232,5 @@ def test_other_kinds_refuse(call, error, words):
 
 
 def run_of(cell):
-    return jr.scan(cell).apply(cell.init(jax.random.key(0)), jnp.ones((T, I)), key=jax.random.key(0))
+    run = lambda params: jr.scan(cell).apply(params, jnp.ones((T, I)), key=jax.random.key(0))
+    return jax.eval_shape(run, jax.eval_shape(cell.init, jax.random.key(0)))

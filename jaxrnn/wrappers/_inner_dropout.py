@@ -80,7 +80,8 @@ def memory_dropped(cell: Cell, rate: float) -> Cell:
     def change(carry, kept):
         """``(index of a leaf, leaf) -> leaf``, for the leaves of the new carry."""
         no = jax.tree.map(lambda a: False, carry)
-        is_memory = jax.tree.leaves(no._replace(c=True) if hasattr(no, "c") else with_state(no, True))
+        yes: Any = True
+        is_memory = jax.tree.leaves(no._replace(c=yes) if hasattr(no, "c") else with_state(no, yes))
 
         def of_leaf(index, a):
             if not is_memory[index]:

@@ -47,7 +47,8 @@ def weights_named(
         matrices: whether only arrays of two axes and more can be meant.
         real: whether complex numbers cannot.
     """
-    found, treedef = jax.tree_util.tree_flatten_with_path(params)
+    found = jax.tree_util.tree_leaves_with_path(params)
+    treedef: Any = jax.tree.structure(params)
     leaves, paths = [leaf for _, leaf in found], [_called(path) for path, _ in found]
     fits = is_float if real else is_inexact
     able = [

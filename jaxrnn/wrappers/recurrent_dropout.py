@@ -66,8 +66,8 @@ def recurrent_dropout(cell: Cell, *, rate: float, input_rate: float = 0.0, kind:
         >>> ys.shape
         (7, 2, 5)
 
-    Differs from Keras, whose ``dropout`` and ``recurrent_dropout`` may draw a mask for each gate, and from the papers
-    of 2015 and 2016 by Semeniuta, who multiplies by 1 - rate in evaluation in place of dividing by it in training.
+    Differs from Keras, whose ``dropout`` and ``recurrent_dropout`` may draw a mask for each gate, and from Semeniuta
+    et al., who multiply by 1 - rate in evaluation in place of dividing by it in training.
 
     References:
         Gal & Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", NeurIPS 2016.

@@ -386,6 +386,9 @@ REFUSED = {
     "to_keras: a learned initial carry has no counterpart": jr.scan(jr.lstm(I, H, learned_carry=True)),
     "to_keras: peephole_lstm has no counterpart: Keras has the recurrences elman, lstm, gru": jr.peephole_lstm(I, H),
     "to_keras: layer_norm has no counterpart": jr.stack(jr.gru(I, H), jr.layer_norm(H)),
+    "to_keras: recurrent_dropout's kind='moon2015' has no counterpart: Keras has gal2016": jr.recurrent_dropout(
+        jr.gru(I, H), rate=0.5, kind="moon2015"
+    ),
     "lstm's projection_size=2 has no counterpart": jr.lstm(I, H, projection_size=2),
     "elman's output_size=2 has no counterpart": jr.elman(I, H, output_size=2),
     "elman's activation='gelu' has no counterpart: by that name": jr.elman(I, H, activation="gelu"),

@@ -151,7 +151,7 @@ def _config(keras: ModuleType, spec: Spec, params: PyTree) -> tuple[str, dict[st
     if spec.kind == "recurrent_dropout":
         rates = dict(spec.options)
         if "kind" in rates:
-            refuse(who, f"recurrent_dropout of kind {rates['kind']!r}", "Keras has that of gal2016, the default")
+            refuse(who, f"recurrent_dropout's kind={rates['kind']!r}", "Keras has gal2016, the default")
         dropped = {"recurrent_dropout": rates["rate"], "dropout": rates.get("input_rate", 0.0)}
         (spec,) = spec.children
     if spec.kind not in NAMES:
