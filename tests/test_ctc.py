@@ -14,9 +14,17 @@ from jaxrnn import decoding
 from tests.language import log_softmax
 
 T, B, V = 5, 4, 3
-LOGITS = 1.5 * np.random.default_rng(1).normal(size=(T, B, V)).astype(np.float32)
+LOGITS = 0.7 * np.random.default_rng(1).normal(size=(T, B, V)).astype(np.float32)
 LENGTHS = np.array([5, 4, 1, 0])
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32
+
+
+@functools.cache
+def decode(width=None, blank=0):
+    return jax.jit(functools.partial(jr.ctc_decode, width=width, blank=blank))
+
+
+LOSS = jax.jit(decoding.ctc_loss)
 
 
 def labels_of(path, blank):
@@ -45,8 +53,8 @@ def unpadded(decoded, b):
 
 @pytest.mark.parametrize("blank", [0, 2])
 def test_decoding_equals_brute_force(blank):
-    greedy = jr.ctc_decode(poisoned(LOGITS), LENGTHS, blank=blank)
-    beam = jax.jit(functools.partial(jr.ctc_decode, width=40, blank=blank))(poisoned(LOGITS), LENGTHS)
+    greedy = decode(None, blank)(poisoned(LOGITS), LENGTHS)
+    beam = decode(40, blank)(poisoned(LOGITS), LENGTHS)
     differ = 0
     for b, n in enumerate(LENGTHS):
         log_probs = log_softmax(LOGITS[:n, b])
@@ -86,7 +94,7 @@ def beam_by_hand(log_probs, width, blank):
 def test_a_narrow_beam_equals_one_in_python(width):
     """Over 12 steps prefixes are dropped and come again."""
     logits = np.random.default_rng(2).normal(size=(12, 6, 4)).astype(np.float32)
-    found = jax.jit(functools.partial(jr.ctc_decode, width=width))(logits)
+    found = decode(width)(logits)
     for b in range(6):
         labels, log_prob = beam_by_hand(log_softmax(logits[:, b]), width, 0)
         assert unpadded(found, b) == labels
@@ -96,7 +104,7 @@ def test_a_narrow_beam_equals_one_in_python(width):
 def test_the_loss_equals_brute_force():
     labels = jnp.array([[1, 2, 1, -1], [1, 7, -1, -1], [2, 7, -1, -1]])  # 1 1 2; 2; 1; none
     label_lengths = jnp.array([3, 1, 1, 0])
-    loss = jax.jit(decoding.ctc_loss)(poisoned(LOGITS), labels, lengths=LENGTHS, label_lengths=label_lengths)
+    loss = LOSS(poisoned(LOGITS), labels, lengths=LENGTHS, label_lengths=label_lengths)
     for b, (n, m) in enumerate(zip(LENGTHS, label_lengths, strict=True)):
         wanted = tuple(labels[:m, b].tolist())
         probability = every_labelling(log_softmax(LOGITS[:n, b]), 0)[wanted]
@@ -111,28 +119,26 @@ def test_the_loss_equals_brute_force():
 
 
 def test_a_beam_that_covers_all_gives_the_loss():
-    found = jr.ctc_decode(LOGITS, width=40)
-    loss = decoding.ctc_loss(LOGITS, found.tokens, label_lengths=found.lengths)
+    found = decode(40)(LOGITS, np.full(B, T))
+    loss = LOSS(LOGITS, found.tokens, label_lengths=found.lengths)
     np.testing.assert_allclose(found.log_probs, -loss, **CLOSE)
 
 
 def test_batch_axes():
-    logits = jnp.asarray(LOGITS).reshape(T, 2, 2, V)
+    logits = LOGITS.reshape(T, 2, 2, V)
     for width in (None, 3):
-        together, flat = (jr.ctc_decode(a, width=width) for a in (logits, LOGITS))
-        one = jr.ctc_decode(LOGITS[:, 1], width=width)
+        together, flat, one = (decode(width)(a) for a in (logits, LOGITS, LOGITS[:, 1]))
         np.testing.assert_array_equal(together.tokens.reshape(T, B), flat.tokens)
         np.testing.assert_allclose(together.log_probs.ravel(), flat.log_probs, **CLOSE)
         np.testing.assert_array_equal(one.tokens, flat.tokens[:, 1])
         assert together.lengths.shape == (2, 2) and one.lengths.shape == ()
-    labels = jnp.ones((1, 2, 2), int)
-    loss = decoding.ctc_loss(logits, labels)
-    np.testing.assert_allclose(loss.ravel(), decoding.ctc_loss(LOGITS, labels.reshape(1, B)), **CLOSE)
+    labels = np.ones((1, 2, 2), int)
+    np.testing.assert_allclose(LOSS(logits, labels).ravel(), LOSS(LOGITS, labels.reshape(1, B)), **CLOSE)
 
 
 def test_impossible_symbols():
-    logits = jnp.where(jnp.arange(V) == 1, -jnp.inf, jnp.asarray(LOGITS))
-    found = jr.ctc_decode(logits, width=8)
-    assert jnp.isfinite(found.log_probs).all() and not (found.tokens == 1).any()
-    loss = decoding.ctc_loss(logits, found.tokens, label_lengths=found.lengths)
+    logits = np.where(np.arange(V) == 1, -np.inf, LOGITS)
+    found = decode(40)(logits, np.full(B, T))
+    assert np.isfinite(found.log_probs).all() and not (found.tokens == 1).any()
+    loss = LOSS(logits, found.tokens, label_lengths=found.lengths)
     np.testing.assert_allclose(found.log_probs, -loss, **CLOSE)

@@ -96,12 +96,17 @@ def batch_shape_of(who: str, cell: Cell, first: PyTree, next_input: Any) -> tupl
     return batch_shape
 
 
+def _alike(tree: PyTree, other: PyTree) -> bool:
+    """Whether two trees have one structure."""
+    return len({jax.tree.structure(a) for a in (tree, other)}) == 1
+
+
 def _is_token(sample: PyTree) -> bool:
     return hasattr(sample, "dtype") and jnp.issubdtype(sample.dtype, jnp.integer)
 
 
 def _check_of_one_batch(who: str, carry: PyTree, expected: PyTree, batch_shape: tuple[int, ...]) -> None:
-    if jax.tree.structure(carry) != jax.tree.structure(expected):
+    if not _alike(carry, expected):
         return
     for (path, leaf), want in zip(jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(expected), strict=True):
         if jnp.shape(leaf) != want.shape:
@@ -148,7 +153,7 @@ def read_prefix(
 
 def check_sequence(who: str, name: str, samples: PyTree, first: PyTree, batch_shape: tuple[int, ...]) -> None:
     """A sequence of samples (T, *B, …), alike the first one."""
-    same = jax.tree.structure(samples) == jax.tree.structure(first)
+    same = _alike(samples, first)
     pairs = zip(jax.tree.leaves(samples), jax.tree.leaves(first), strict=True) if same else ()
     if not same or any(a.ndim == 0 or a.shape[1:] != b.shape or a.dtype != b.dtype for a, b in pairs):
         came, want = (", ".join(f"{a.dtype} {a.shape}" for a in jax.tree.leaves(tree)) for tree in (samples, first))
@@ -165,7 +170,7 @@ def shifted(first: PyTree, samples: PyTree) -> PyTree:
 
 def like_first(who: str, now: PyTree, first: PyTree) -> PyTree:
     """A sample of the structure, shapes and dtypes of the first; integers may be of another width."""
-    if jax.tree.structure(now) == jax.tree.structure(first):
+    if _alike(now, first):
         now = jax.tree.map(lambda a, b: a.astype(b.dtype) if _are_integers(a, b) else jnp.asarray(a), now, first)
         pairs = zip(jax.tree.leaves(now), jax.tree.leaves(first), strict=True)
         if all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs):

@@ -170,7 +170,7 @@ def top_p(p: float = 0.95, *, temperature: float = 1.0) -> Sampler:
         Holtzman et al., "The curious case of neural text degeneration", ICLR 2020, with p = 0.95.
     """
     _check_temperature("top_p", temperature)
-    if _is_known(p) and not 0 < p <= 1:
+    if _is_known(p) and not 0 < float(p) <= 1:
         raise ValueError(f"top_p: p must be above 0 and at most 1, got {p!r}; p=1 draws from all tokens.")
 
     def draw(u, logits):
@@ -301,7 +301,7 @@ def _is_known(value: Any) -> bool:
 
 
 def _check_temperature(who: str, temperature: Any) -> None:
-    if _is_known(temperature) and not temperature > 0:
+    if _is_known(temperature) and not float(temperature) > 0:
         raise ValueError(
             f"{who}: temperature must be above 0, got {temperature!r}; the limit at 0, the likeliest token, is "
             f"sample='greedy'."

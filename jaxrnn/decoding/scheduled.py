@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, select
@@ -26,7 +27,7 @@ def scheduled_sampling(
     *,
     first: PyTree,
     rate: Any,
-    key: jax.Array,
+    key: jax.Array | None,
     sample: str | Sampler | Callable[..., PyTree] = "temperature",
     next_input: Callable[[PyTree], PyTree] | None = None,
     lengths: jax.Array | None = None,
@@ -124,11 +125,8 @@ def scheduled_sampling(
 def _rates(who: str, rate: Any, T: int) -> jax.Array:
     """(T,) probabilities."""
     if not isinstance(rate, jax.core.Tracer):
-        try:
-            fits = bool(jnp.all((jnp.asarray(rate) >= 0) & (jnp.asarray(rate) <= 1)))
-        except TypeError:
-            fits = False
-        if not fits or isinstance(rate, bool):
+        values = np.asarray(rate)  # by NumPy: what JAX computes of a number under jit is a tracer, too
+        if values.dtype.kind not in "fiu" or not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{who}: rate must be from 0 to 1, a number or one for each step, got {rate!r:.80}.")
     rates = jnp.asarray(rate, jnp.float32)
     if rates.shape not in ((), (T,)):
