@@ -133,6 +133,47 @@ def test_a_small_step_is_not_a_small_error():
     assert off < 0.1 and report.accepted and report.sweeps > 20
 
 
+def test_each_chunk_is_judged_where_the_next_is_all_masked():
+    """As above, with every second chunk masked: what it hands on is what it was handed, and halves nothing."""
+    steps, K, tol = 10, 64, 1e-2
+    xs = inputs(steps * K, [0.9 ** (1 / steps), 0.5], [(t, 0, 0.01) for t in range(steps * K)])
+    layer = jr.parallel(LINEAR, method="chunks", chunks=K, max_iterations=K, tol=tol, plan="plain")
+    mask = np.arange(steps * K) // steps % 2 == 0
+    (_, ys), (report,) = reported(layer.apply, PARAMS, xs, mask=mask)
+    assert error(ys, jr.scan(LINEAR).apply(PARAMS, xs, mask=mask)[1]) < 0.1 * tol
+    assert report.accepted and report.sweeps > 25
+
+
+def test_the_last_chunk_may_grow_what_it_is_handed(x64):
+    """But what it makes of the last movement is within the tolerance as well."""
+    steps, K, tol = 10, 8, 2e-3
+    gains = ramp(steps * K, 0.4 ** (1 / steps), 100 ** (1 / steps), steps * (K - 1))
+    xs = inputs(steps * K, [0.5, gains], [(t, 1, 1e-3) for t in range(steps * K)], 1)
+    layer = jr.parallel(LINEAR, method="chunks", chunks=K, max_iterations=K, tol=tol, plan="plain")
+    (_, ys), (report,) = reported(layer.apply, PARAMS, xs)
+    assert error(ys, jr.scan(LINEAR).apply(PARAMS, xs)[1]) < tol and report.accepted
+
+
+def test_what_is_not_in_doubt_does_not_run_again(x64, monkeypatch):
+    """Of 64 chunks two remember: were all run a second time, or after it, there would be no number left."""
+    steps, K = 24, 64
+    holds = (np.arange(steps * K) // steps == 31) | (np.arange(steps * K) // steps == 32)  # not where the probe looks
+    xs = inputs(steps * K, [0.1, np.where(holds, 1.0, 0.1)], [(t, 1, np.cos(t)) for t in range(steps * K)], 1)
+    run_all = Chunks._run_all
+
+    def run_all_once(self, state, warm_up, ran):
+        ran, at_middle = run_all(self, state, warm_up, ran)
+        return ran._replace(ends=[jnp.where(state.number > 1, jnp.nan, a) for a in ran.ends]), at_middle
+
+    monkeypatch.setattr(Chunks, "_run_all", run_all_once)
+    layers = jr.parallel(LINEAR, method="chunks", chunks=K), jr.scan(LINEAR)
+    loss = lambda layer: lambda xs: weigh(layer.apply(PARAMS, xs)[1])
+    (found, reports), (want, _) = (reported(jax.value_and_grad(loss(layer)), xs) for layer in layers)
+    assert_close(found, want)
+    assert [report.accepted for report in reports] == [True, True]
+    assert [report.sweeps for report in reports] == [4, 4]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -99,6 +99,13 @@ def test_equals_the_scan(x64, name):
     assert report.iterations <= most
 
 
+def test_the_units_of_an_lstm():
+    """What is left beside products: of each unit, c's part in h and c."""
+    step, start, xs = of_cell(textbook_lstm(I, 3))
+    structure = carry_step(step, start, [a[0] for a in xs])
+    assert connected(structure, cut=True) == [([0, 1], True)]
+
+
 def test_rows_that_meet(x64):
     """Without a word on rows the whole carry is one; a guess of all steps."""
     rng = np.random.default_rng(0)

@@ -349,7 +349,7 @@ def test_the_report():
     assert [(run.who, run.chunks, run.steps) for run in report.runs] == [("parallel(elman)", 6, 198)] * 2
     assert all(len(run.residuals) == run.iterations >= 1 and run.residuals[-1] <= 1 for run in report.runs)
     assert "parallel(elman), forward: chunks, 198 steps in 6 chunks: " in str(report)
-    newton = jr.convergence(jr.parallel(ELMAN, method="newton"), params, xs, repeats=None)
+    newton = jr.convergence(jr.parallel(ELMAN, method="newton", chunks=7), params, xs, repeats=None)  # 200 = 7 · 28 + 4
     forward = str(newton).splitlines()[0]
     assert forward.startswith("parallel(elman), forward: newton, 200 steps at once: ")
     assert forward.endswith(" of the carry") and newton.fell_back == 0

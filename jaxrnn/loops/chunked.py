@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -92,7 +93,7 @@ def chunked_scan(
     """
     way, guess, held = chunking
     T = xs[0].shape[0]
-    tail = T % way.chunks
+    tail = 0 if way.method == "newton" else T % way.chunks  # Newton's method takes any number of steps
     first, last = (slice(tail, T), slice(0, tail)) if reverse else (slice(0, T - tail), slice(T - tail, T))
     guess = [] if guess is None else guess
     held = [] if held is None else [held]
@@ -198,7 +199,7 @@ def as_loops(*arrays, jaxpr, parts, n_added, length, reverse, way, one_kernel, o
     consts, *rest = parts.of(arrays)
     carry, guess, held, xs = vary_alike(*rest)
     linear, guess = not guess, guess or [jnp.zeros_like(a) for a in carry]
-    pieces = way.chunks if on_devices else 0
+    pieces = math.gcd(length, way.chunks) if on_devices else 0
     sizes = len(carry), n_added, jaxpr.out_avals
     steps = Steps(jaxpr_as_fun(jaxpr), consts, *sizes, xs, length, reverse, one_kernel, pieces)
     run = run_all_at_once if way.method == "newton" else functools.partial(run_in_chunks, linear=linear)

@@ -9,8 +9,10 @@ and the Jacobians A_t = ∂f/∂h_{t-1} side by side, and the correction δ as a
 are diagonal, or blocks of each unit's few numbers, which is then exact and takes that many tangents. Dense ones take a
 tangent a number of a row's carry. Beyond FULL_UP_TO numbers A holds only what does not pass a product ("quasi"): of a
 GRU diag(z), of an LSTM f and what o makes of it. That takes a tangent or two. The diagonal of a dense Jacobian itself
-would take as many tangents as the whole of it, and holds little more: one recurrent weight of each unit. Convergence is
-linear then, by the size of what was left out; of an Elman network that is all, and Newton does not pay.
+would take as many tangents as the whole of it, and holds little more: one recurrent weight of each unit. 256 steps of
+64 units, weights as drawn and twice as large, take an LSTM 17 and 82 iterations and a GRU 10 and 21; with all of a
+unit's own Jacobian, 2 × 2 and 1 × 1, it is 17 and 83, 10 and 21. Convergence is linear then, by the size of what was
+left out; of an Elman network that is all, and Newton does not pay.
 
 **Damping.** Whatever A is, after m iterations the first m steps are exact, so A may be scaled: with (1 - k) A the
 method lies between Newton's (k = 0) and h_t ← f(h_{t-1}) (k = 1), which goes nowhere that f does not lead. The Kalman

@@ -1,21 +1,29 @@
 """Sweeps: how a scan in chunks finds the carry with which each chunk starts, and when it is believed.
 
-A sweep runs all chunks at once, each from the start that it has, and hands each end on as the start of the next chunk:
+A sweep runs chunks at once, each from the start that it has, and hands each end on as the start of the next chunk:
 
     guess      what is asked for, and of each number a little more, so that it is nowhere right by chance
     probe      a few chunks from two carries, until both runs agree: so long does the recurrence remember
     warm-up    every chunk, from the guess, for its last so many steps: a first start for the next
-    sweeps     every chunk from its start, outputs written; again where what is handed on has moved, a few times
+    sweep 1    every chunk from its start, outputs written
+    sweeps     those that are in doubt, from what they were handed since, until none is, a few times
     the rest   where that did not end, or the probe did not see it end: all steps one by one
 
 **What is believed.** By how much a start moves, r, is not yet an error: a chaotic run of the same cell may move by
-nothing and be wrong. The error is what becomes of r in the chunks that follow. So each sweep also measures how a
-difference at a chunk's start or middle, d, comes out at its end, r; of a chunk with r > d / 2 nothing is believed. All
-others halve what they are handed, and the error of every start is at most twice the largest r: a run is accepted where
-that is within the tolerance. The first sweep compares two runs whose difference was that of a guess to the truth; each
-further one, those before and after the starts moved. Where d is nothing and r is something, nothing is known, and there
-is one more sweep. The first says something of every part of a carry because the guess is wrong in every part: a unit
-that waits at 0, where the guess is, and grows from what is too small to be seen, would agree with it for many chunks.
+nothing and be wrong. The error is what becomes of r in the chunks that follow. So of the last two runs of each
+chunk it is measured how their difference at its start or middle, d, comes out at its end, o; of a chunk with o > d / 2
+nothing is believed. All others halve what they are handed, and the error of every start is at most twice the largest r:
+a run is accepted where every chunk halves, and r and o are within the tolerance. In the first sweep d is the difference
+of a guess to the truth; in each further one, by how much the start moved. Where d is nothing and o is something, or the
+start has moved since, nothing is known, and the chunk runs once more. The first says something of every part of a carry
+because the guess is wrong in every part: a unit that waits at 0, where the guess is, and grows from what is too small
+to be seen, would agree with it for many chunks.
+
+**Chunks that do not run again** are those that halved at their last run, with r and o within the tolerance. r is how
+far what a chunk has been handed by now is from what it ran from, however many sweeps ago: small movements add up. What
+such a chunk cannot say is how it answers to the last of them; its word is of the larger one before, whose difference
+ended within the tolerance. No more is known of any chunk where the first sweep is accepted. One whose o was larger, or
+that did not halve, runs again even if its start has not moved. The last may grow what it is handed, if that is at rest.
 
 What is compared are the ends of chunks. A cell that expands early in a chunk, contracts later in it, and did not do so
 where the probe looked, may hold errors in between that are larger by that expansion. So may any two programs that
@@ -44,8 +52,8 @@ ROUNDING = 4  # times the dtype's epsilon: what is no difference
 TOLERANCE = 32  # times the dtype's epsilon: the default
 PROBES = 4  # chunks that are looked at first
 GROUPS = 8  # of chunks, each of which adds up for itself: so many devices, or fewer, do not meet at each step
-MANY = 64  # chunks from which on a sweep can be of some
-SHARES = (1, 4, 16)  # of them: 1/1, 1/4, 1/16
+MANY = 64  # chunks from which on a sweep can be of some: of fewer, few are not much less work
+SHARES = (1, 8)  # all, or an eighth: each size compiles the step once more (forward, of a GRU-16, 3.2 s and 4.5 s)
 NEAR = 0.25  # of the tolerance: where two runs of the probe agree
 GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples, without their whole parts, fill the unit interval evenly
 ASIDE = 1 / 64  # of the largest number of a carry: by how much a guess is moved, at most
@@ -193,12 +201,14 @@ class Chunks:
 
     def _run_some(self, size: int, state: Sweeping, ran: Ran) -> Ran:
         """The chunks that are wanted, of which there are at most so many."""
-        chosen = jnp.nonzero(state.wanted, size=size, fill_value=self.K)[0]
+        rank = jnp.where(state.wanted, jnp.cumsum(state.wanted), 0)
+        is_next = rank == jnp.arange(1, size + 1)[:, None]
+        chosen = jnp.where(is_next, jnp.arange(self.K), self.K).min(1)  # (size,); K: none
         take = lambda arrays: [jnp.take(a, chosen, axis=0, mode="clip") for a in arrays]
         put = lambda arrays, some: [a.at[chosen].set(b, mode="drop") for a, b in zip(arrays, some, strict=True)]
         starts = take(state.handed)
         advance = functools.partial(self._advance, take(self.xs))
-        ends, _, ys = jax.lax.fori_loop(0, self.L, advance, (starts, ran.sums, take(ran.ys)))
+        ends, _, ys = jax.lax.fori_loop(0, self.L, advance, (starts, ran.sums, [a[:size] for a in ran.ys]))
         return Ran(put(ran.starts, starts), put(ran.ends, ends), ran.sums, put(ran.ys, ys))
 
     def run_linear(self) -> Outcome:
@@ -383,9 +393,8 @@ class Chunks:
         ran from."""
         d = jnp.where(jnp.isinf(d), 0, d)
         halves = (out <= 1) & (out <= d / 2) & ((moved == 0) | (d > 0))
-        # Nobody runs on from the end of the last one: what the last movement would make of it has to be small.
-        at_rest = (moved == 0) | ((d > 0) & (out * moved <= d))
-        bad = (moved > 1) | ~jnp.where(_like(self.order == self.K - 1, moved), at_rest, halves)
+        at_rest = (moved == 0) & _like(self.order == self.K - 1, moved)  # nothing runs on from the end of the last one
+        bad = (moved > 1) | ~(halves | at_rest)
         return bad if self.all_held is None else bad & ~self.all_held
 
     def _agreed(self, found: Any, each: bool = False) -> Any:

@@ -55,8 +55,8 @@ def parallel(
             32 times the epsilon of its dtype.
         max_iterations: sweeps of chunks, or Newton's iterations, before the rest is left to the scan; None is 4 sweeps
             or 32 iterations.
-        chunks: how many; None by a rule. What is left of T comes after them, step by step. Where devices share time it
-            must be a multiple of their number.
+        chunks: how many; None by a rule. What is left of T comes after them, step by step, but with "newton", which
+            has none. Where devices share time it must be a multiple of their number.
         checkpoint: as for ``jr.scan``, segments that the backward pass runs forward again; each is run in parallel
             within itself, so give long ones.
         plan: as for ``jr.scan``.
