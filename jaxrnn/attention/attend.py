@@ -59,9 +59,9 @@ def attend(
     Example:
         >>> import jax.numpy as jnp, jaxrnn as jr
         >>> memory = jnp.array([[[1.0, 0.0]], [[0.0, 1.0]], [[jnp.nan, jnp.nan]]])  # S = 3, B = 1, M = 2
-        >>> context, weights = jr.attend(jnp.array([[50.0, 0.0]]), memory, lengths=jnp.array([2]))
+        >>> context, weights = jr.attend(jnp.array([[500.0, 0.0]]), memory, lengths=jnp.array([2]))
         >>> context.tolist(), weights.tolist()
-        ([[1.0, 4.421959777560443e-16]], [[1.0, 4.421959777560443e-16, 0.0]])
+        ([[1.0, 0.0]], [[1.0, 0.0, 0.0]])
 
     Reference:
         Vaswani et al., "Attention is all you need", NeurIPS 2017. Luong, Pham & Manning, "Effective approaches to
