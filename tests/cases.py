@@ -307,16 +307,21 @@ def own_run(index):
     return runs[index // 2 % len(runs)]
 
 
+def has_all(name):
+    return name.removesuffix("-forward").removesuffix("-reverse") in ALWAYS
+
+
 def is_turn(name, index, test):
     """Whether the test of that number runs the case of that name and place: one test of three, or all."""
-    return name.removesuffix("-forward").removesuffix("-reverse") in ALWAYS or (index + test) % 3 == 0
+    return has_all(name) or (index + test) % 3 == 0
 
 
 def with_runs(cases, test=None):
-    """Every case under the default plan, every other one under its own; all pairs under ``--full``."""
+    """Every case under the default plan, every other or fourth one under its own; all pairs under ``--full``."""
     for index, case in enumerate(cases):
         for run in RUNS:
-            its_turn = run == "auto" or (index % 2 == 0 and run == own_run(index))
+            its_own = index % (2 if has_all(case.name) else 4) == 0 and run == own_run(index)
+            its_turn = run == "auto" or its_own
             its_turn = its_turn and (test is None or is_turn(case.name, index, test))
             yield pytest.param(case.under(run), id=case.under(run).id, marks=() if its_turn else pytest.mark.full)
 

@@ -65,7 +65,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "Loop.step": {"state": STATE, "batch": 0.0},
     "Loop.run": {"state": STATE, "batch_at": lambda key, n: 0.0, "steps": 2},
     "Loop.evaluate": {"params": jnp.ones(2), "batch": 0.0},
-    **{kind: {"input_size": I, "hidden_size": H} for kind in (*GATED, *LINEAR)},
+    **{kind: {"input_size": I, "hidden_size": H} for kind in (*GATED, *LINEAR, *EXPONENTIAL)},
     **{kind: {"input_size": I, "hidden_size": H, "spatial_shape": (5,)} for kind in ("conv_lstm", "conv_gru")},
     **{
         kind: {"input_size": I, "hidden_size": H}

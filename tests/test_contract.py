@@ -72,7 +72,9 @@ def by_name(test):
     return pytest.mark.parametrize("name", names)(test)
 
 
-forward_or_reverse = pytest.mark.parametrize("case", list(in_turn(c for c in CASES if c.chunks != "none")))
+forward_or_reverse = pytest.mark.parametrize(
+    "case", list(in_turn((c for c in CASES if c.chunks != "none"), next(NUMBERS)))
+)
 
 
 def assert_trees_close(got, want, **tolerance):

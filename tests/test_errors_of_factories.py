@@ -121,7 +121,7 @@ SPECS = {
     "unknown kind like no other": (
         lambda: jr.build({"kind": "wavenet"}),
         ValueError,
-        ["build: no cell, layer or model is called 'wavenet'; known kinds: bidirectional, branch, Budget, "],
+        ["build: no cell, layer or model is called 'wavenet'; known kinds: antisymmetric_rnn, bidirectional, branch, "],
     ),
     "unknown option": (
         lambda: jr.build({"kind": "lstm", "options": {"input_size": 3, "hiden_size": 5}}),
