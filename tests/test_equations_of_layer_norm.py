@@ -151,6 +151,18 @@ def test_normalisation_starts_as_the_paper_says(form):
     assert not of_gru.b_hh.any()
 
 
+@pytest.mark.parametrize("name", ["lstm, ba2016, heads, projected", "lstm, per_gate", "gru, after, heads"])
+def test_files_hold_them(name, tmp_path):
+    cell = CELLS[name][0]
+    params = randomised(jax.eval_shape(cell.init, KEY), 1)
+    jr.save(tmp_path / "model.safetensors", cell, params)
+    again, loaded, _ = jr.load(tmp_path / "model.safetensors")
+    assert again == cell and type(loaded) is type(params)
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_scaled_weights_do_not_change_what_is_normalised():
     """Of products that are far from constant: LN does not see a factor of W, up to its epsilon."""
     x, h = 10 * draw((B, I), 3), 10 * draw((B, H), 4)

@@ -90,6 +90,8 @@ def normalised(a: jax.Array, scale: jax.Array | None, *sizes: int) -> jax.Array:
     """``scale`` times the parts of ``a`` (*B, …) of these sizes, each with mean 0 and variance 1; without it ``a``."""
     if scale is None:
         return a
+    if len(sizes) == 1:
+        return times(_standardised(a), scale)
     if len(set(sizes)) == 1:
         parts = a.reshape(*a.shape[:-1], len(sizes), sizes[0])
         return times(_standardised(parts).reshape(a.shape), scale)
