@@ -39,7 +39,7 @@ def translator(form: Form, symbols: int, embedding_size: int, hidden_size: int, 
     embedding = jr.embedding(V, E)
     decoder = _decoder(form, E, H, M, dtype)
     plain = jr.gru(E, H, dtype=dtype)
-    recurrent = plain if decoder is None else decoder
+    recurrent: Any = plain if decoder is None else decoder
     readout = jr.readout(recurrent.output_size, V, dtype=dtype)
 
     def init(key):

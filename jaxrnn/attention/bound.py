@@ -129,7 +129,8 @@ def bound_cell(decoder: Attending, keys: PyTree, batch: tuple[int, ...], check_p
     def gates(params, carry, x):
         check(params, carry, x)
         new, _, (α, c, read) = advance(params, carry, x)
-        return DecoderGates(α, c, *new, cell.gates(params.cell, carry.cell, read) if cell.gates else ())
+        inner = cell.gates(params.cell, carry.cell, read) if cell.gates else ()
+        return DecoderGates(α, c, new.cell, new.fed, new.attention, inner)
 
     def noise(params, key, times, x):
         read = (
