@@ -177,8 +177,8 @@ def test_what_is_not_in_doubt_does_not_run_again(x64, monkeypatch):
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda self, moved, d, out: jnp.zeros_like(moved, bool),
-        lambda self, moved, d, out: moved > 1,
+        lambda self, moved, d, out, grows: jnp.zeros_like(moved, bool),
+        lambda self, moved, d, out, grows: moved > 1,
     ],
     ids=["always", "by what moved alone"],
 )
