@@ -23,7 +23,8 @@ to be seen, would agree with it for many chunks.
 far what a chunk has been handed by now is from what it ran from, however many sweeps ago: small movements add up. What
 such a chunk cannot say is how it answers to the last of them; its word is of the larger one before, whose difference
 ended within the tolerance. No more is known of any chunk where the first sweep is accepted. One whose o was larger, or
-that did not halve, runs again even if its start has not moved. The last may grow what it is handed, if that is at rest.
+that did not halve, runs again even if its start has not moved. Then nothing moves in that run, and it says nothing of
+halving: so it, and all before it, have to be at rest. The last chunk may grow what it is handed on the same condition.
 
 What is compared are the ends of chunks. A cell that expands early in a chunk, contracts later in it, and did not do so
 where the probe looked, may hold errors in between that are larger by that expansion. So may any two programs that
@@ -45,11 +46,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.devices.placement import vary_alike, varying_axes
+from jaxrnn.loops.differences import difference, like, scale_of, tolerance_of
 from jaxrnn.loops.steps import Arrays, Found, Outcome, Steps, Way, run_all, run_rest
 
 LOOK = 16  # steps of the probe between two looks
-ROUNDING = 4  # times the dtype's epsilon: what is no difference
-TOLERANCE = 32  # times the dtype's epsilon: the default
 PROBES = 4  # chunks that are looked at first
 GROUPS = 8  # of chunks, each of which adds up for itself: so many devices, or fewer, do not meet at each step
 MANY = 64  # chunks from which on a sweep can be of some: of fewer, few are not much less work
@@ -88,7 +88,7 @@ def run_in_chunks(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Wa
         return chunks.run_linear()
     forgets, warm_up, aside = chunks.probe()
     if linear and all(jnp.issubdtype(a.dtype, jnp.inexact) for a in start):
-        sweeps = lambda: chunks.run_in_sweeps(warm_up, chunks.halves(warm_up, aside))
+        sweeps = lambda: chunks.run_in_sweeps(warm_up, chunks.grows(warm_up, aside))
     else:
         sweeps = lambda: Chunks(steps, start, aside, held, way).run_in_sweeps(warm_up)
     return jax.lax.cond(forgets, sweeps, lambda: chunks.not_run_in_sweeps(warm_up))
@@ -115,7 +115,7 @@ class Chunks:
         """All chunks start from the guess; the first, and those before which all is held, from the start."""
         known = self._known()
         guessed = [jnp.broadcast_to(a, (self.K, *a.shape)) for a in self.guess]
-        starts = [jnp.where(_like(known, a), b[None], a) for a, b in zip(guessed, self.start, strict=True)]
+        starts = [jnp.where(like(known, a), b[None], a) for a, b in zip(guessed, self.start, strict=True)]
         nothing = self._difference(starts, starts, [jnp.ones(()) for _ in starts])
         sums, ys = self.steps.nothing_yet()
         sums = [jnp.broadcast_to(a, (self.groups, *a.shape)) for a in sums]
@@ -125,13 +125,14 @@ class Chunks:
         all_chunks = jnp.ones(self.K, bool)
         return Sweeping(jnp.int32(0), ran, starts, nothing, nothing, all_chunks, jnp.bool_(False), residuals)
 
-    def run_in_sweeps(self, warm_up: Any, trusted: Any = True) -> Outcome:
-        """By sweeps, or where they do not end, or not all chunks are trusted, step by step."""
+    def run_in_sweeps(self, warm_up: Any, grows: Any = None) -> Outcome:
+        """By sweeps, or where they do not end, or many chunks are known to grow (K,), step by step."""
+        few = True if grows is None else grows.sum() <= (self.sizes[-1] if len(self.sizes) > 1 else 0)
 
         def goes_on(state: Sweeping) -> Any:
-            return ~state.accepted & (state.number <= self.way.sweeps) & trusted
+            return ~state.accepted & (state.number <= self.way.sweeps) & few
 
-        state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up), self.begin())
+        state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up, grows), self.begin())
         found = run_rest(self.steps, self.start, self.found(state.ran), ~state.accepted)
         return Outcome(found, state.accepted, jnp.maximum(state.number - 1, 0), warm_up, state.residuals)
 
@@ -145,7 +146,7 @@ class Chunks:
         end = [a[0 if self.steps.reverse else -1] for a in self.handed_on(ran.ends)]
         return end, [a.sum(0) for a in ran.sums], [a.reshape(self.steps.length, *a.shape[2:]) for a in ran.ys]
 
-    def sweep(self, state: Sweeping, warm_up: Any) -> Sweeping:
+    def sweep(self, state: Sweeping, warm_up: Any, grows: Any = None) -> Sweeping:
         """One sweep, and whether it was the last."""
         is_warm_up, runs_all = state.number == 0, jnp.ones((), bool)
         if len(self.sizes) == 1:
@@ -161,16 +162,16 @@ class Chunks:
                 ran = _if(is_it, functools.partial(self._run_some, size, state), ran)
         hands, last = self.handed_on(ran.ends), self.handed_on(state.ran.ends)
         handed = self._entering(hands, self.start)
-        scales = [_scale(a, b, self.way.row_axes) for a, b in zip(handed, ran.ends, strict=True)]
+        scales = [scale_of(a, b, self.way.row_axes) for a, b in zip(handed, ran.ends, strict=True)]
         moved = self._difference(handed, ran.starts, scales)
         if self.all_held is not None:
             moved = jnp.where(self.all_held, 0, moved)  # nobody sees it
         of_guess = self._difference(at_middle, [a[None] for a in self.guess], scales, floats=True)
         of_starts = self._difference(state.handed, state.ran.starts, scales, floats=True)
-        did = _like(state.wanted | runs_all, moved)
+        did = like(state.wanted | runs_all, moved)
         d = jnp.where(did, jnp.where(state.number == 1, of_guess, of_starts), state.d)
         out = jnp.where(did, self._difference(hands, last, scales), state.out)
-        wanted = self._agreed(self._doubts(moved, d, out).astype(jnp.float32), each=True) > 0
+        wanted = self._agreed(self._doubts(moved, d, out, grows).astype(jnp.float32), each=True) > 0
         at_this = jnp.arange(self.way.sweeps) == state.number - 1
         return Sweeping(
             number=state.number + 1,
@@ -240,8 +241,8 @@ class Chunks:
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Outcome(found, accepted, jnp.int32(1), jnp.int32(self.L), residuals)
 
-    def halves(self, warm_up: Any, aside: Arrays) -> Any:
-        """Whether all chunks of a linear run make less than half of what enters where their warm-up begins.
+    def grows(self, warm_up: Any, aside: Arrays) -> Any:
+        """(K,): which chunks of a linear run make more than half of what enters where their warm-up begins.
 
         What is 0 stays 0 in such a run, so that its guess is not moved aside: this run, of nothing else, is.
         """
@@ -254,15 +255,15 @@ class Chunks:
 
         begun, zeros, _ = vary_alike(begun, zeros, self.xs)
         ends = jax.lax.fori_loop(middle, self.L, turn, begun)
-        scales = [_scale(a, a, self.way.row_axes) for a in begun]
+        scales = [scale_of(a, a, self.way.row_axes) for a in begun]
         out, d = (self._difference(a, zeros, scales) for a in (ends, begun))
-        bad = (out > d / 2) & _like(self.order < self.K - 1, out) & ~_like(self._known(), out)
+        bad = (out > d / 2) & like(self.order < self.K - 1, out) & ~like(self._known(), out)
         if self.held is not None:
             held = self.held.reshape(self.K, self.L, *self.held.shape[1:])
             order = jnp.arange(self.L)[::-1] if self.steps.reverse else jnp.arange(self.L)
             before = (order < middle).reshape(1, self.L, *(1,) * (held.ndim - 2))
             bad = bad & ~(held | before).all(1)
-        return self._agreed(bad.astype(jnp.float32)) == 0
+        return self._agreed(bad.astype(jnp.float32), each=True) > 0
 
     def handed_on(self, ends: Arrays) -> Arrays:
         """(K, …): the carry after each chunk; where all of a chunk is held, that before it."""
@@ -271,8 +272,8 @@ class Chunks:
         last = self._last_not_held()
 
         def leaf(end, start):
-            from_last = jnp.take_along_axis(end, _like(jnp.maximum(last, 0), end), axis=0)
-            return jnp.where(_like(last, end) < 0, start[None], from_last)
+            from_last = jnp.take_along_axis(end, like(jnp.maximum(last, 0), end), axis=0)
+            return jnp.where(like(last, end) < 0, start[None], from_last)
 
         return list(map(leaf, ends, self.start))
 
@@ -302,17 +303,19 @@ class Chunks:
             return list(made[: len(carry)]), held if held is None else held | at(all_held)
 
         def differs(carry, held):
-            scales = [jnp.maximum(_scale(a[0], a[1], self.way.row_axes), b) for a, b in zip(carry, sizes, strict=True)]
+            scales = [
+                jnp.maximum(scale_of(a[0], a[1], self.way.row_axes), b) for a, b in zip(carry, sizes, strict=True)
+            ]
             d = self._difference([a[0] for a in carry], [a[1] for a in carry], scales)
             return self._agreed(d if held is None else jnp.where(held, 0, d))
 
         held = None if all_held is None else jnp.zeros_like(all_held[:, 0])
         carry, held = jax.lax.fori_loop(0, lag, advance, (guess, held))
         seen = [(a[0], jnp.broadcast_to(b, a[0].shape)) for a, b in zip(carry, self.start, strict=True)]
-        sizes = [_scale(a, b, self.way.row_axes) for a, b in seen]
+        sizes = [scale_of(a, b, self.way.row_axes) for a, b in seen]
         sizes = [jnp.where(size > 0, size, 1) for size in sizes]  # where there was nothing, of a carry of any size
         aside = [self._aside(i, *a) for i, a in enumerate(zip(self.guess, sizes, strict=True))]
-        carry = [jnp.where(_like(is_first, a), b[None, None], a) for a, b in zip(carry, aside, strict=True)]
+        carry = [jnp.where(like(is_first, a), b[None, None], a) for a, b in zip(carry, aside, strict=True)]
         at_first = differs(carry, held)
 
         def goes_on(state):
@@ -343,11 +346,8 @@ class Chunks:
         features = guess.shape[self.way.row_axes :]
         indices = jnp.arange(number, number + math.prod(features), dtype=jnp.float32).reshape(features)
         parts = 0.5 + (indices * GOLDEN) % 1 / 2
-        little = max(ASIDE, 4 * self._tolerance(guess.dtype)) * jax.lax.broadcast_to_rank(parts, guess.ndim)
-        return guess + _like(size, guess).astype(guess.dtype) * little.astype(guess.dtype)
-
-    def _tolerance(self, dtype: Any) -> float:
-        return TOLERANCE * float(jnp.finfo(dtype).eps) if self.way.tol is None else self.way.tol
+        little = max(ASIDE, 4 * tolerance_of(self.way, guess.dtype)) * jax.lax.broadcast_to_rank(parts, guess.ndim)
+        return guess + like(size, guess).astype(guess.dtype) * little.astype(guess.dtype)
 
     def _advance(self, xs: Arrays, i: Any, running: tuple[Arrays, Arrays, Arrays]) -> tuple[Arrays, Arrays, Arrays]:
         """Chunks, of which these are the inputs, by one step."""
@@ -369,7 +369,7 @@ class Chunks:
     def _entering(self, handed: Arrays, start: Arrays) -> Arrays:
         """(K, …): what each chunk starts with, given what each hands on."""
         rolled = [jnp.roll(a, -1 if self.steps.reverse else 1, axis=0) for a in handed]
-        return [jnp.where(_like(self.order == 0, a), b, a) for a, b in zip(rolled, start, strict=True)]
+        return [jnp.where(like(self.order == 0, a), b, a) for a, b in zip(rolled, start, strict=True)]
 
     def _known(self) -> Any:
         """(K, *rows), or (K,): which chunks start with what the run starts with, as all before them is held."""
@@ -382,20 +382,22 @@ class Chunks:
     def _last_not_held(self) -> Any:
         """(K, *rows): the last chunk up to each, in the order of the run, that is not all held; -1: none."""
         assert self.all_held is not None
-        numbers = _like(jnp.arange(self.K), self.all_held)
+        numbers = like(jnp.arange(self.K), self.all_held)
         if not self.steps.reverse:
             return jax.lax.cummax(jnp.where(self.all_held, -1, numbers), axis=0)
         found = jax.lax.cummin(jnp.where(self.all_held, self.K, numbers), axis=0, reverse=True)
         return jnp.where(found == self.K, -1, found)
 
-    def _doubts(self, moved: Any, d: Any, out: Any) -> Any:
+    def _doubts(self, moved: Any, d: Any, out: Any, grows: Any) -> Any:
         """(K, *rows): the chunks that have to run again. ``moved``: how far what each chunk was handed is from what it
-        ran from."""
+        ran from. ``grows``: of a linear run, which may; nothing is asked of what is 0 in the others."""
         d = jnp.where(jnp.isinf(d), 0, d)
-        halves = (out <= 1) & (out <= d / 2) & ((moved == 0) | (d > 0))
-        at_rest = (moved == 0) & _like(self.order == self.K - 1, moved)  # nothing runs on from the end of the last one
-        bad = (moved > 1) | ~(halves | at_rest)
-        return bad if self.all_held is None else bad & ~self.all_held
+        sure = (out <= 1) & (out <= d / 2) & ((d > 0) if grows is None else ~like(grows, d))
+        still = ((d == 0) & (out == 0)) | ((moved == 0) & like(self.order == self.K - 1, moved))
+        if self.all_held is not None:
+            sure = sure | self.all_held
+        of_later = jax.lax.cummax((~sure).astype(jnp.int32), axis=0, reverse=not self.steps.reverse)
+        return (moved > 1) | ~(sure | still) | ((moved > 0) & ((of_later > 0) | (d == 0)))
 
     def _agreed(self, found: Any, each: bool = False) -> Any:
         """The largest number, of all chunks or of each, on all devices that take the decision together."""
@@ -404,42 +406,10 @@ class Chunks:
         return jax.lax.pmax(found, axes) if axes else found
 
     def _difference(self, a: Arrays, b: Arrays, scales: Arrays, floats: bool = False) -> Any:
-        """(K, *rows): how far apart, in units of the tolerance; 0 where it is rounding alone. ``floats``: the others
-        count as equal."""
-        if not a:
-            return jnp.zeros((self.K,), jnp.float32)
-        gaps = [
-            jnp.zeros_like(gap) if floats and not jnp.issubdtype(x.dtype, jnp.inexact) else gap
-            for x, gap in zip(a, map(self._leaf_difference, a, b, scales), strict=True)
-        ]
-        return functools.reduce(jnp.maximum, gaps)
-
-    def _leaf_difference(self, a: Any, b: Any, scale: Any) -> Any:
-        features = tuple(range(1 + self.way.row_axes, a.ndim))
-        if not jnp.issubdtype(a.dtype, jnp.inexact):
-            return jnp.where(a == b, 0, jnp.inf).astype(jnp.float32).max(features, initial=0)
-        eps = float(jnp.finfo(a.dtype).eps)
-        tol = self._tolerance(a.dtype)
-        scale = jnp.expand_dims(scale, (0, *range(1 + scale.ndim, a.ndim)))
-        gap = jnp.where((a == b) | (jnp.isnan(a) & jnp.isnan(b)), 0, jnp.abs(a - b))
-        gap = jnp.where(gap <= ROUNDING * eps * scale, 0, gap / (tol * scale))
-        return jnp.where(jnp.isnan(gap), jnp.inf, gap).astype(jnp.float32).max(features, initial=0)
-
-
-def _scale(a: Any, b: Any, row_axes: int) -> Any:
-    """(*rows): the largest number of each row over all chunks."""
-    if not jnp.issubdtype(a.dtype, jnp.inexact):
-        return jnp.ones(a.shape[1 : 1 + row_axes])
-    both = jnp.maximum(jnp.abs(a), jnp.abs(b))
-    axes = (0, *range(1 + row_axes, a.ndim))
-    return jnp.where(jnp.isfinite(both), both, 0).max(axes, initial=0)
+        """(K, *rows), as ``difference``; of a carry that is empty (K,)."""
+        return difference(a, b, scales, self.way, floats) if a else jnp.zeros((self.K,), jnp.float32)
 
 
 def _if(wanted: Any, function: Callable[[Any], Any], value: Any) -> Any:
     """``function(value)``, or the value: a loop of one turn or none, for a conditional would copy what it is given."""
     return jax.lax.fori_loop(0, wanted.astype(jnp.int32), lambda _, value: function(value), value)
-
-
-def _like(a: Any, b: Any) -> Any:
-    """``a`` with as many axes as ``b``."""
-    return jnp.expand_dims(a, tuple(range(a.ndim, b.ndim)))
