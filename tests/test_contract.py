@@ -21,24 +21,20 @@ from tests.cases import (
     Flags,
     I,
     T,
-    case_by_flags,
     differentiable,
     differentiated,
     draw,
     draw_like,
     everything,
-    in_turn,
-    is_turn,
-    own_run,
     problem,
     randomised,
     reference,
     weigh,
     weighed,
-    with_runs,
     x_shape,
 )
 from tests.evaluating import evaluated
+from tests.turns import case_by_flags, in_turn, is_turn, own_run, with_runs
 
 # Both sides compute in float64 with sums in another order, over six steps: a few hundred roundings of 2e-16.
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}

@@ -21,11 +21,11 @@ from tests.cases import (
     I,
     differentiable,
     draw,
-    in_turn,
     of_cell,
     over_time,
     randomised,
 )
+from tests.turns import in_turn
 
 KEY = jax.random.key(0)
 CLIP, CLIPPED = WRAPPERS["cotangent_clip"]

@@ -14,7 +14,8 @@ import pytest
 
 import jaxrnn as jr
 from jaxrnn import devices, gradients, training
-from tests.cases import CASES, CELLS, FLAGS, WRAPPERS, B, H, I, T, case_by_flags, differentiable, in_turn, x_shape
+from tests.cases import CASES, CELLS, FLAGS, WRAPPERS, B, H, I, T, differentiable, x_shape
+from tests.turns import case_by_flags, in_turn
 
 KEY = jax.random.key(0)
 

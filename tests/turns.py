@@ -1,0 +1,70 @@
+"""Which cases of cases.py a test runs by default, and in which way: pairs in turn; all of them under ``--full``."""
+
+import itertools
+
+import pytest
+
+from tests.cases import CASES, RUNS
+
+# Cases that every test of the contract runs by default; of the others each runs a third, all of them under --full.
+ALWAYS = (
+    *("elman", "lstm", "lstm_learned_carry", "gru_before", "gru_after", "peephole_diagonal", "user_clockwork"),
+    *("user_fast_weights", "user_textbook_lstm", "chain", "zoneout", "lru", "min_gru"),
+    *("bidirectional_concat", "branch_of_layers", "stack"),
+)
+
+
+def own_run(index):
+    """The plan under which the case of that place in the list runs beside the default."""
+    if index % 2 == 0:
+        runs = "plain", "checkpointed", "chunks", "nothing", "checkpointed", "everything", "nested", "packed"
+    else:
+        runs = "checkpointed", "everything", "packed", "nested", "nothing"
+    return runs[index // 2 % len(runs)]
+
+
+def has_all(name):
+    return name.removesuffix("-forward").removesuffix("-reverse") in ALWAYS
+
+
+def is_turn(name, index, test):
+    """Whether the test of that number runs the case of that name and place: one test of three, or all."""
+    return has_all(name) or (index + test) % 3 == 0
+
+
+def with_runs(cases, test=None):
+    """Every case under the default plan, every other or fourth one under its own; all pairs under ``--full``."""
+    for index, case in enumerate(cases):
+        for run in RUNS:
+            its_own = index % (2 if has_all(case.name) else 4) == 0 and run == own_run(index)
+            its_turn = run == "auto" or its_own
+            its_turn = its_turn and (test is None or is_turn(case.name, index, test))
+            yield pytest.param(case.under(run), id=case.under(run).id, marks=() if its_turn else pytest.mark.full)
+
+
+def in_turn(cases, test=None):
+    """Every case under one plan, every other one under the default; all pairs under ``--full``.
+
+    With the number of a test: those whose turn it is.
+    """
+    for index, case in enumerate(cases):
+        for run in RUNS:
+            its_turn = run == ("auto" if index % 2 == 0 else own_run(index))
+            its_turn = its_turn and (test is None or is_turn(case.name, index, test))
+            yield pytest.param(case.under(run), id=f"{case.name}-{run}", marks=() if its_turn else pytest.mark.full)
+
+
+def case_by_flags(flags, cases=None):
+    """Every case with one of the flags in turn, so that all pairs occur over the list; the rest under ``--full``."""
+    cases, runs = (list(with_runs(CASES)), len(RUNS)) if cases is None else (cases, 1)
+    return pytest.mark.parametrize(
+        ("case", "flags"),
+        [
+            pytest.param(
+                *(*case.values, f),
+                id=f"{case.id}-{f.name}",
+                marks=case.marks if (i // runs - j) % len(flags) == 0 else pytest.mark.full,
+            )
+            for (i, case), (j, f) in itertools.product(enumerate(cases), enumerate(flags))
+        ],
+    )
