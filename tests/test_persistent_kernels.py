@@ -229,7 +229,7 @@ REFUSED = {
         (T, B, I),
         "forward, because of reduce_sum of (3, 8); a kernel has rows",
     ),
-    "layer norm of products": (jr.lstm(I, H, layer_norm="per_gate"), (T, B, I), "forward, because of reduce_sum of"),
+    "layer norm of products": (jr.lstm(I, H, layer_norm="per_gate"), (T, B, I), "because of reshape of (3, 32); a"),
     "heads": (jr.lstm(I, H, heads=2), (T, B, I), "forward, because of"),
     "shared memory": (
         jr.lstm(I, 120),
