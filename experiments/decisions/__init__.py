@@ -1,6 +1,6 @@
 """Decisions: a network under Dale's law weighs noisy evidence for left and right; psychometric curve, fixed points.
 
-About 3 minutes on 2 CPU cores.
+About 2 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 SQUARINGS = 18  # the radius is good to log(κ) / 2^18, κ the condition of the eigenvectors: 4e-5 at κ = 1e4
 
@@ -26,7 +27,9 @@ def check_not_negative(who: str, **values: Any) -> None:
             raise ValueError(f"{who}: {name} must be 0 or above, got {value!r}.")
 
 
-def per_feature(who: str, name: str, value: float | Sequence[float], size: int, *, zero: bool = False) -> np.ndarray:
+def per_feature(
+    who: str, name: str, value: ArrayLike | Sequence[float], size: int, *, zero: bool = False
+) -> np.ndarray:
     """(size,) or (): a number for all, or one for each, finite and above 0 (with ``zero`` 0 or above)."""
     try:
         numbers = np.asarray(value)

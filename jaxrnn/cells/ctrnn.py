@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, draw_each_step, name_of
@@ -44,7 +45,7 @@ def ctrnn(
     *,
     form: str = "rate",
     method: str = "euler",
-    tau: float | Sequence[float] = 100.0,
+    tau: ArrayLike | Sequence[float] = 100.0,
     dt: float = 20.0,
     noise: float = 0.0,
     dale: float | None = None,

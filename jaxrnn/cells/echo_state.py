@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxrnn._base import Cell
 from jaxrnn._dtypes import accumulator
@@ -31,7 +32,7 @@ def echo_state(
     spectral_radius: float = 0.9,
     density: float = 0.1,
     leak: float = 1.0,
-    input_scaling: float | Sequence[float] = 1.0,
+    input_scaling: ArrayLike | Sequence[float] = 1.0,
     bias_scaling: float = 0.0,
     activation: str | Activation = "tanh",
     recurrent_init: str | Initializer = "uniform",
