@@ -63,7 +63,9 @@ def test_convolutions_on_explicit_axes_are_refused(kind):
         jax.eval_shape(jax.grad(loss), args[0], xs, *args[2:])
 
 
-@pytest.mark.parametrize("wrap", [jr.zoneout, jr.recurrent_dropout])
+@pytest.mark.parametrize(
+    "wrap", [jr.zoneout, jr.recurrent_dropout, pytest.param(jr.weight_drop, marks=pytest.mark.full)]
+)
 def test_noise_on_explicit_axes(wrap):
     """Drawn alike wherever the batch stands."""
     layer = jr.scan(wrap(jr.lstm(I, H), rate=0.2))

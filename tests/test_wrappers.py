@@ -149,7 +149,8 @@ GATED = {
     "lstm in bfloat16": jr.lstm(I, H, dtype="bfloat16"),
 }
 SAME_CARRY = {kind: wrap for kind, (wrap, _) in WRAPPERS.items() if kind not in ("dilated", "every")}
-WRAPPED = {f"{kind} of {name}": wrap(cell) for kind, wrap in SAME_CARRY.items() for name, cell in GATED.items()} | {
+OF_STATES = list(SAME_CARRY)[:6]  # those of weights, and noise, around a GRU alone
+WRAPPED = {f"{kind} of {name}": SAME_CARRY[kind](cell) for kind in OF_STATES for name, cell in GATED.items()} | {
     f"{kind} of gru": wrap(jr.gru(I, H)) for kind, wrap in SAME_CARRY.items() if kind != "zoneout"
 }
 WRAPPED["moon2015 of lstm"] = jr.recurrent_dropout(jr.peephole_lstm(I, H), rate=0.3, kind="moon2015")
