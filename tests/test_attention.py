@@ -68,7 +68,10 @@ def by_hand(name, params, memory, on, query, before):
     return α, α @ memory
 
 
-@pytest.mark.parametrize("name", SCORES)
+QUICK = ("general", "additive", "window")  # which between them run every line; the others are variants of these
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in SCORES])
 def test_scores_are_those_of_the_papers(name):
     """Three steps, each with its own query: the later ones see where the earlier ones looked."""
     attention = SCORES[name]

@@ -77,7 +77,7 @@ def attend(
             f"attend: values must lead with the axes (S, *B) of memory, {memory.shape[:-1]}, got shape {values.shape}."
         )
     M, batch_shape = memory.shape[-1], memory.shape[1:-1]
-    check_query("attend", query, M, "project one of the two, or use jr.attention.general")
+    check_query("attend", query, M, "project one of the two, query or memory, or use jr.attention.general")
     query = jnp.asarray(query)
     extra = query.ndim - 1 - len(batch_shape)
     if extra < 0 or query.shape[extra:-1] != batch_shape:
