@@ -51,7 +51,7 @@ def unpadded(decoded, b):
     return tuple(np.asarray(decoded.tokens)[: int(decoded.lengths[b]), b].tolist())
 
 
-@pytest.mark.parametrize("blank", [0, 2])
+@pytest.mark.parametrize("blank", [2, pytest.param(0, marks=pytest.mark.full)])
 def test_decoding_equals_brute_force(blank):
     greedy = decode(None, blank)(poisoned(LOGITS), LENGTHS)
     beam = decode(40, blank)(poisoned(LOGITS), LENGTHS)
@@ -90,7 +90,7 @@ def beam_by_hand(log_probs, width, blank):
     return best, np.log(sum(beam[best]))
 
 
-@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("width", [3, pytest.param(1, marks=pytest.mark.full)])
 def test_a_narrow_beam_equals_one_in_python(width):
     """Over 12 steps prefixes are dropped and come again."""
     logits = np.random.default_rng(2).normal(size=(12, 6, 4)).astype(np.float32)
@@ -118,12 +118,14 @@ def test_the_loss_equals_brute_force():
     assert all(not gradient[n:, b].any() for b, n in enumerate(LENGTHS))
 
 
+@pytest.mark.full
 def test_a_beam_that_covers_all_gives_the_loss():
     found = decode(40)(LOGITS, np.full(B, T))
     loss = LOSS(LOGITS, found.tokens, label_lengths=found.lengths)
     np.testing.assert_allclose(found.log_probs, -loss, **CLOSE)
 
 
+@pytest.mark.full
 def test_batch_axes():
     logits = LOGITS.reshape(T, 2, 2, V)
     for width in (None, 3):
@@ -136,6 +138,7 @@ def test_batch_axes():
     np.testing.assert_allclose(LOSS(logits, labels).ravel(), LOSS(LOGITS, labels.reshape(1, B)), **CLOSE)
 
 
+@pytest.mark.full
 def test_impossible_symbols():
     logits = np.where(np.arange(V) == 1, -np.inf, LOGITS)
     found = decode(40)(logits, np.full(B, T))

@@ -100,6 +100,7 @@ def test_a_run_in_two_parts_is_the_whole():
     assert run(carry=carries(), sample="temperature", key=jax.random.key(4)).tokens.tolist() != whole.tokens.tolist()
 
 
+@pytest.mark.full
 def test_batch_axes_agree_with_vmap():
     carry, first = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), (carries(), FIRST))
     together = run(carry=carry, first=first, stop=STOP)
@@ -114,6 +115,9 @@ def test_batch_axes_agree_with_vmap():
 
 PROBS = np.array([0.02, 0.3, 0.08, 0.0, 0.25, 0.15, 0.2])
 DRAWS = 20_000
+
+
+FURTHER = ("temperature, cooled", "top_p, all")
 
 
 def truncated(probs, temperature, keep):
@@ -139,7 +143,9 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name", ["temperature", "top_k", "top_p", *(pytest.param(n, marks=pytest.mark.full) for n in FURTHER)]
+)
 def test_samples_have_the_probabilities_that_they_should(name):
     """χ² of 20,000 draws: a wrong distribution fails by far, a right one with this key does not."""
     sample, expected = SAMPLERS[name]
@@ -154,7 +160,7 @@ def test_samples_have_the_probabilities_that_they_should(name):
     np.testing.assert_allclose(made.log_probs[0], np.log(PROBS[made.tokens[0]]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 17])
+@pytest.mark.parametrize("n", [17, *(pytest.param(n, marks=pytest.mark.full) for n in (1, 2, 5))])
 def test_where_a_number_falls_among_the_sums(n, x64):
     """Against NumPy's search in the sums, over the whole range; nothing of probability 0 is ever taken."""
     rng = np.random.default_rng(n)
@@ -188,6 +194,7 @@ def test_equal_logits():
     assert set(three.tolist()) == {0, 1, 2}
 
 
+@pytest.mark.full
 def test_options_may_be_traced():
     def draw(t, p):
         cool = decoding.top_p(p, temperature=t)
@@ -223,6 +230,7 @@ def test_pytrees_are_drawn_and_end_by_a_function():
     assert made.log_probs is None and made.sampler_log_probs is None
 
 
+@pytest.mark.full
 def test_free_running_of_points_can_be_differentiated(x64):
     """Against finite differences: where nothing is discrete, the scan has a gradient."""
     cell = jr.chain(jr.gru(2, 4, param_dtype=jnp.float64), jr.readout(4, 2, param_dtype=jnp.float64))
@@ -264,6 +272,7 @@ def test_noise_is_that_of_a_run_over_the_same_tokens():
     assert not np.allclose(logits, without)
 
 
+@pytest.mark.full
 def test_one_hot_inputs():
     cell = jr.chain(jr.gru(V, 5), jr.readout(5, V))
     table = PARAMS[0].table @ PARAMS[1].W_xh  # an embedding in front of a product is a product of one-hot vectors

@@ -135,6 +135,8 @@ def generate(
             _check_stop(who, stop, first, y)
         return new, (like_first(who, now, first), log_prob, own)
 
+    if stop is not None and not callable(stop):
+        check_stop(who, stop)
     padding = _padding(who, pad, stop, first)
     if stop is None:
         return _all_steps(one_step, carry, first, batch_shape, steps)
@@ -200,13 +202,13 @@ def _check_stop(who: str, stop: Any, first: PyTree, y: PyTree) -> None:
         check_stop(who, stop, y.shape[-1])
 
 
-def check_stop(who: str, stop: Any, V: int) -> None:
-    """A stop symbol is one of V tokens."""
+def check_stop(who: str, stop: Any, V: int | None = None) -> None:
+    """A stop symbol is one of V tokens; None: of as many as there may be."""
     if isinstance(stop, jax.core.Tracer):
         return
     if isinstance(stop, bool) or not isinstance(stop, int | np.integer):
         raise TypeError(f"{who}: stop must be a token, an int, got {stop!r} ({type(stop).__name__}).")
-    if not 0 <= stop < V:
+    if V is not None and not 0 <= stop < V:
         raise ValueError(f"{who}: stop must be one of the tokens 0 to {V - 1}, got {stop}.")
 
 

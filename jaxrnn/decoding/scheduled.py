@@ -12,7 +12,7 @@ import numpy as np
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, select
 from jaxrnn._checks import check_key
-from jaxrnn._narrowing import as_start, check_held
+from jaxrnn._narrowing import as_lengths, as_start, check_held
 from jaxrnn.decoding._beginning import as_next_input, begin, check_sequence, like_first, shifted
 from jaxrnn.decoding.samplers import Sampler, as_sampler, draws_tokens, noise_of
 from jaxrnn.running.scan import scan
@@ -89,6 +89,7 @@ def scheduled_sampling(
     check_held(who, "targets", targets)
     targets = jax.tree.map(jnp.asarray, targets)
     check_sequence(who, "targets", targets, first, batch_shape)
+    lengths = None if lengths is None else as_lengths(who, lengths, batch_shape)
     T = jax.tree.leaves(targets)[0].shape[0]
     start = as_start(who, start, T)
     times = start + jnp.arange(T, dtype=jnp.int32)
