@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
+from jaxrnn.loops import sweeping
 from jaxrnn.loops.chunked import Chunking, scan_in_chunks
 from jaxrnn.loops.sweeping import Chunks, Way
 from tests.cases import draw, weigh
@@ -166,6 +167,7 @@ def test_what_is_not_in_doubt_does_not_run_again(x64, monkeypatch):
         return ran._replace(ends=[jnp.where(state.number > 1, jnp.nan, a) for a in ran.ends]), at_middle
 
     monkeypatch.setattr(Chunks, "_run_all", run_all_once)
+    monkeypatch.setattr(sweeping, "SHARES", (1, 8))
     layers = jr.parallel(LINEAR, method="chunks", chunks=K), jr.scan(LINEAR)
     loss = lambda layer: lambda xs: weigh(layer.apply(PARAMS, xs)[1])
     (found, reports), (want, _) = (reported(jax.value_and_grad(loss(layer)), xs) for layer in layers)

@@ -54,7 +54,8 @@ LOOK = 16  # steps of the probe between two looks
 PROBES = 4  # chunks that are looked at first
 GROUPS = 8  # of chunks, each of which adds up for itself: so many devices, or fewer, do not meet at each step
 MANY = 64  # chunks from which on a sweep can be of some: of fewer, few are not much less work
-SHARES = (1, 8)  # all, or an eighth: each size compiles the step once more (forward, of a GRU-16, 3.2 s and 4.5 s)
+# All run again, until a smaller share pays: 1 of 8 beside it was measured (docs/parallel_over_time.md).
+SHARES = (1,)
 NEAR = 0.25  # of the tolerance: where two runs of the probe agree
 GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples, without their whole parts, fill the unit interval evenly
 ASIDE = 1 / 64  # of the largest number of a carry: by how much a guess is moved, at most
@@ -410,6 +411,8 @@ class Chunks:
         if self.all_held is not None:
             sure = sure | self.all_held
         of_later = jax.lax.cummax((~sure).astype(jnp.int32), axis=0, reverse=not self.steps.reverse)
+        if len(self.sizes) == 1:  # all run again, from what they were handed, to the last digit
+            of_later = jnp.zeros_like(of_later)
         bad = (moved > 1) | ~(sure | still) | (changed & (of_later > 0)) | ((moved > 0) & (d == 0))
         return bad if self.all_held is None else bad & ~self.all_held
 
