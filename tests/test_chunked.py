@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
+from jaxrnn.loops import sweeping
 from jaxrnn.loops.chunked import Chunking, scan_in_chunks
 from jaxrnn.loops.sweeping import Chunks, Way
 from tests.cases import draw, weigh
@@ -166,6 +167,7 @@ def test_what_is_not_in_doubt_does_not_run_again(x64, monkeypatch):
         return ran._replace(ends=[jnp.where(state.number > 1, jnp.nan, a) for a in ran.ends]), at_middle
 
     monkeypatch.setattr(Chunks, "_run_all", run_all_once)
+    monkeypatch.setattr(sweeping, "SHARES", (1, 8))
     layers = jr.parallel(LINEAR, method="chunks", chunks=K), jr.scan(LINEAR)
     loss = lambda layer: lambda xs: weigh(layer.apply(PARAMS, xs)[1])
     (found, reports), (want, _) = (reported(jax.value_and_grad(loss(layer)), xs) for layer in layers)
@@ -174,11 +176,31 @@ def test_what_is_not_in_doubt_does_not_run_again(x64, monkeypatch):
     assert [report.sweeps for report in reports] == [3, 3]
 
 
+@pytest.mark.full
+def test_stretches_that_grow_what_is_less_than_rounding():
+    """Quiet units, kicked by 1e-14 to 1, in chunks some of which hold or grow; some are masked. In float32."""
+    K, steps = 64, 24
+    T, rng = K * steps, np.random.default_rng(5)
+    layers = jr.parallel(GAINS, method="chunks", chunks=K, max_iterations=8, plan="plain"), jr.scan(GAINS, plan="plain")
+    runs = [jax.jit(lambda xs, mask, layer=layer: layer.apply(PARAMS, xs, mask=mask)[1]) for layer in layers]
+    for case in range(100):
+        gains = np.full((T, 2), rng.choice([0.0, 0.1, 0.4]))
+        for begin in rng.integers(0, T, 4):
+            gains[begin : begin + rng.integers(1, 80), rng.integers(0, 2)] = rng.choice([0.9, 1.0, 1.1, 1.3, 2.0])
+        kicks = [(t, rng.integers(0, 2), 10.0 ** rng.integers(-14, 1)) for t in rng.integers(0, T, 6)]
+        mask = np.ones(T, bool)
+        for begin in steps * rng.integers(0, K, 4 * (case % 3 == 0)):
+            mask[begin : begin + steps * rng.integers(1, 4)] = False
+        xs = inputs(T, gains.T, kicks, case % 2)
+        found, want = (run(xs, mask) for run in runs)
+        assert error(found, want) < 1e-5, case
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda self, moved, d, out, grows: jnp.zeros_like(moved, bool),
-        lambda self, moved, d, out, grows: moved > 1,
+        lambda self, moved, changed, d, out, grows: jnp.zeros_like(moved, bool),
+        lambda self, moved, changed, d, out, grows: moved > 1,
     ],
     ids=["always", "by what moved alone"],
 )

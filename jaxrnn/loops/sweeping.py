@@ -24,7 +24,8 @@ far what a chunk has been handed by now is from what it ran from, however many s
 such a chunk cannot say is how it answers to the last of them; its word is of the larger one before, whose difference
 ended within the tolerance. No more is known of any chunk where the first sweep is accepted. One whose o was larger, or
 that did not halve, runs again even if its start has not moved. Then nothing moves in that run, and it says nothing of
-halving: so it, and all before it, have to be at rest. The last chunk may grow what it is handed on the same condition.
+halving: so it, and all before it, have to be at rest to the last digit: it may grow what is less than rounding. The
+last chunk may grow what it is handed on the same condition.
 
 What is compared are the ends of chunks. A cell that expands early in a chunk, contracts later in it, and did not do so
 where the probe looked, may hold errors in between that are larger by that expansion. So may any two programs that
@@ -53,7 +54,8 @@ LOOK = 16  # steps of the probe between two looks
 PROBES = 4  # chunks that are looked at first
 GROUPS = 8  # of chunks, each of which adds up for itself: so many devices, or fewer, do not meet at each step
 MANY = 64  # chunks from which on a sweep can be of some: of fewer, few are not much less work
-SHARES = (1, 8)  # all, or an eighth: each size compiles the step once more (forward, of a GRU-16, 3.2 s and 4.5 s)
+# All run again, until a smaller share pays: 1 of 8 beside it was measured (docs/parallel_over_time.md).
+SHARES = (1,)
 NEAR = 0.25  # of the tolerance: where two runs of the probe agree
 GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples, without their whole parts, fill the unit interval evenly
 ASIDE = 1 / 64  # of the largest number of a carry: by how much a guess is moved, at most
@@ -171,7 +173,8 @@ class Chunks:
         did = like(state.wanted | runs_all, moved)
         d = jnp.where(did, jnp.where(state.number == 1, of_guess, of_starts), state.d)
         out = jnp.where(did, self._difference(hands, last, scales), state.out)
-        wanted = self._agreed(self._doubts(moved, d, out, grows).astype(jnp.float32), each=True) > 0
+        doubts = self._doubts(moved, self._changed(handed, ran.starts), d, out, grows)
+        wanted = self._agreed(doubts.astype(jnp.float32), each=True) > 0
         at_this = jnp.arange(self.way.sweeps) == state.number - 1
         return Sweeping(
             number=state.number + 1,
@@ -388,16 +391,30 @@ class Chunks:
         found = jax.lax.cummin(jnp.where(self.all_held, self.K, numbers), axis=0, reverse=True)
         return jnp.where(found == self.K, -1, found)
 
-    def _doubts(self, moved: Any, d: Any, out: Any, grows: Any) -> Any:
-        """(K, *rows): the chunks that have to run again. ``moved``: how far what each chunk was handed is from what it
-        ran from. ``grows``: of a linear run, which may; nothing is asked of what is 0 in the others."""
+    def _changed(self, a: Arrays, b: Arrays) -> Any:
+        """(K, *rows): where anything differs, be it by rounding."""
+        made = jnp.zeros((self.K, *(1,) * self.way.row_axes), bool)
+        for x, y in zip(a, b, strict=True):
+            differs = (x != y) & ~((x != x) & (y != y))
+            made = made | differs.any(tuple(range(1 + self.way.row_axes, x.ndim)))
+        return made
+
+    def _doubts(self, moved: Any, changed: Any, d: Any, out: Any, grows: Any) -> Any:
+        """(K, *rows): the chunks that have to run again.
+
+        ``moved``: how far what each chunk was handed is from what it ran from; ``changed``: by rounding or more.
+        ``grows``: of a linear run, which may; nothing is asked of what is 0 in the others.
+        """
         d = jnp.where(jnp.isinf(d), 0, d)
         sure = (out <= 1) & (out <= d / 2) & ((d > 0) if grows is None else ~like(grows, d))
         still = ((d == 0) & (out == 0)) | ((moved == 0) & like(self.order == self.K - 1, moved))
         if self.all_held is not None:
             sure = sure | self.all_held
         of_later = jax.lax.cummax((~sure).astype(jnp.int32), axis=0, reverse=not self.steps.reverse)
-        return (moved > 1) | ~(sure | still) | ((moved > 0) & ((of_later > 0) | (d == 0)))
+        if len(self.sizes) == 1:  # all run again, from what they were handed, to the last digit
+            of_later = jnp.zeros_like(of_later)
+        bad = (moved > 1) | ~(sure | still) | (changed & (of_later > 0)) | ((moved > 0) & (d == 0))
+        return bad if self.all_held is None else bad & ~self.all_held
 
     def _agreed(self, found: Any, each: bool = False) -> Any:
         """The largest number, of all chunks or of each, on all devices that take the decision together."""
