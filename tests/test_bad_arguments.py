@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import jaxrnn as jr
-from tests.faces import CALLS, bad_values, functions
+from tests.bad_values import bad_values
+from tests.faces import CALLS, functions
 from tests.test_api_pages import PAGE_OF, names_of
 
 ERRORS = (TypeError, ValueError, OSError)

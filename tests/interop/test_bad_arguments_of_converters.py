@@ -11,7 +11,7 @@ for _name in ("equinox", "flax", "haiku", "keras", "onnx", "torch"):
     pytest.importorskip(_name)
 
 import jaxrnn as jr  # noqa: E402
-from tests.faces import bad_values  # noqa: E402
+from tests.bad_values import bad_values  # noqa: E402
 from tests.interop.comparing import tables  # noqa: E402
 from tests.interop.faces import BAD, BY, CALLED, CALLS, FREE, RUNS, Row, functions, parameters_of, public, write_files  # noqa: E402
 
