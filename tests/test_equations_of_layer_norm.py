@@ -186,7 +186,7 @@ def test_what_the_options_cannot_mean_is_refused():
     for make, message in (
         (
             lambda: jr.lstm(I, H, heads=4),
-            "lstm: heads must divide hidden_size=6, got 4; 1 makes the recurrent weights f",
+            "lstm: heads must divide hidden_size=6, got 4; 1 is one head of all u",
         ),
         (lambda: jr.lstm(I, H, heads=3, projection_size=4), "lstm: heads must divide projection_size=4, got 3"),
         (lambda: jr.gru(I, H, heads=12), "gru: heads must divide hidden_size=6, got 12"),

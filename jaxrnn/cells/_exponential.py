@@ -19,14 +19,6 @@ def log_forget_of(who: str, forget_gate: str) -> Callable[[jax.Array], jax.Array
     return LOG_FORGET[forget_gate]
 
 
-def check_heads(who: str, heads: int, hidden_size: int) -> None:
-    """The units are divided among the heads without a rest."""
-    if hidden_size % heads:
-        raise ValueError(
-            f"{who}: heads must divide hidden_size={hidden_size}, got {heads}; 1 is one head of all units."
-        )
-
-
 def stabilised(
     log_i: jax.Array, log_f: jax.Array, m: jax.Array, empty: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -87,11 +87,11 @@ def per_gate(init: Initializer, key: jax.Array, shape: tuple[int, ...], order: G
 
 
 def check_heads(who: str, heads: int, **sizes: int) -> None:
-    """The heads of a block-diagonal recurrence share out the units that it reads and those that it makes."""
+    """Heads share out the units, those that a block-diagonal recurrence reads and those that it makes."""
     for name, size in sizes.items():
         if size % heads:
             raise ValueError(
-                f"{who}: heads must divide {name}={size}, got {heads}; 1 makes the recurrent weights full matrices."
+                f"{who}: heads must divide {name}={size}, got {heads}; 1 is one head of all units, with full matrices."
             )
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell
 from jaxrnn._dtypes import accumulator
 from jaxrnn.cells._built_in import built_in
-from jaxrnn.cells._exponential import check_heads, log_forget_of, stabilised
-from jaxrnn.cells._options import Initializer, check_gate_bias, initializer, per_gate
+from jaxrnn.cells._exponential import log_forget_of, stabilised
+from jaxrnn.cells._options import Initializer, check_gate_bias, check_heads, initializer, per_gate
 from jaxrnn.cells._products import carry_dtype, output, plus_bias, project
 from jaxrnn.cells.fused import by_gate
 
@@ -32,7 +32,10 @@ class MLSTMCarry(NamedTuple):
     n: jax.Array  # (*B, heads, d): the normaliser, in units of exp(m)
     m: jax.Array  # (*B, heads): the stabiliser
 
-    in_units_of = "exp(m)"  # so that wrappers do not blend numbers of different units
+    @property
+    def in_units_of(self) -> str:
+        """For wrappers, which do not blend numbers of different units."""
+        return "exp(m)"
 
 
 class MLSTMGates(NamedTuple):
@@ -118,7 +121,7 @@ def mlstm(
         Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024.
     """
     H, d = hidden_size, hidden_size // heads
-    check_heads("mlstm", heads, H)
+    check_heads("mlstm", heads, hidden_size=H)
     log_forget = log_forget_of("mlstm", forget_gate)
     init_x = initializer("mlstm", "input_init", input_init, H)
     init_b = initializer("mlstm", "bias_init", bias_init, H)

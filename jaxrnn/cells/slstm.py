@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell
 from jaxrnn._dtypes import accumulator
 from jaxrnn.cells._built_in import built_in
-from jaxrnn.cells._exponential import check_heads, log_forget_of, stabilised
-from jaxrnn.cells._options import Initializer, cell_options, check_gate_bias, per_gate
-from jaxrnn.cells._products import carry_dtype, initial_state, output, plus_bias, project, project_blocks
+from jaxrnn.cells._exponential import log_forget_of, stabilised
+from jaxrnn.cells._options import Initializer, cell_options, check_gate_bias, check_heads, per_gate, per_head
+from jaxrnn.cells._products import carry_dtype, initial_state, output, plus_bias, project, project_heads
 from jaxrnn.cells.activations import Activation
 from jaxrnn.cells.fused import block, by_gate
 
@@ -31,7 +31,10 @@ class SLSTMCarry(NamedTuple):
     n: jax.Array  # the normaliser, in units of exp(m)
     m: jax.Array  # the stabiliser
 
-    in_units_of = "exp(m)"  # so that wrappers do not blend numbers of different units
+    @property
+    def in_units_of(self) -> str:
+        """For wrappers, which do not blend numbers of different units."""
+        return "exp(m)"
 
 
 class SLSTMGates(NamedTuple):
@@ -115,7 +118,7 @@ def slstm(
         Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024.
     """
     H, d = hidden_size, hidden_size // heads
-    check_heads("slstm", heads, H)
+    check_heads("slstm", heads, hidden_size=H)
     log_forget = log_forget_of("slstm", forget_gate)
     act, init_x, init_h, init_b = cell_options("slstm", H, (activation,), (input_init, recurrent_init, bias_init))
     check_gate_bias("slstm", "forget", bias, forget_bias=forget_bias)
@@ -129,11 +132,10 @@ def slstm(
 
     def init(key):
         k_xh, k_hh, k_b = jax.random.split(key, 3)
-        W_hh = [per_gate(init_h, k, (d, d), GATES, param_dtype) for k in jax.random.split(k_hh, heads)]
         b = per_gate(init_b, k_b, (H,), GATES, param_dtype) if bias else None
         return SLSTMParams(
             W_xh=per_gate(init_x, k_xh, (input_size, H), GATES, param_dtype),
-            W_hh=W_hh[0] if heads == 1 else jnp.stack(W_hh),
+            W_hh=per_head(init_h, k_hh, (H, H), GATES, heads, param_dtype),
             b=None if b is None else b.at[block(GATES, "f", H)].add(initial_forget_bias()),
         )
 
@@ -144,12 +146,10 @@ def slstm(
     def gates(params, carry, x):
         W_xh, W_hh, b = params
         h, c, n, m = carry
-        a = by_gate(GATES, plus_bias(project(x, W_xh, dtype), b))
-        # (*B, H) each, or (*B, heads, H / heads)
-        u = by_gate(GATES, (project if heads == 1 else project_blocks)(h, W_hh, dtype))
-        ã = {gate: getattr(u, gate).reshape(h.shape) + getattr(a, gate) for gate in GATES}
-        z, o = act(ã["z"]), jax.nn.sigmoid(ã["o"])
-        i, f, m = stabilised(ã["i"], log_forget(ã["f"]), m, empty=n == 0)
+        u = project_heads(h, W_hh, len(GATES), dtype)
+        a = by_gate(GATES, plus_bias(u + project(x, W_xh, dtype), b))
+        z, o = act(a.z), jax.nn.sigmoid(a.o)
+        i, f, m = stabilised(a.i, log_forget(a.f), m, empty=n == 0)
         c = f * c + i * z
         n = f * n + i
         return SLSTMGates(i, f, z, o, c, n, m, h=o * c / n)
