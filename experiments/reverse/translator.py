@@ -71,15 +71,8 @@ def translator(form: Form, symbols: int, embedding_size: int, hidden_size: int, 
 
     def answer(params, tokens, steps):
         cell, own, carry = whole(params, tokens)
-
-        def say(state, _):
-            carry, token = state
-            carry, logits = cell.step(own, carry, token)
-            token = logits.argmax(axis=-1)
-            return (carry, token), token
-
         first = jnp.full(tokens.shape[1:], data.STOP)
-        return jax.lax.scan(say, (carry, first), length=steps)[1]
+        return jr.generate(cell, own, carry, first, steps=steps).tokens
 
     def weights(params, strings):
         cell, carry = bound(params, strings.tokens)
