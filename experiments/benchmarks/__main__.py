@@ -133,10 +133,11 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     Raises:
         ValueError: a word or a shape that is not known, with those that are.
     """
+    from experiments.benchmarks.apart import SUITES
     from experiments.benchmarks.contestants import BY_NAME, names_among
     from experiments.benchmarks.problems import GATES
     from experiments.benchmarks.programs import QUANTITIES
-    from experiments.benchmarks.suites import SUITES, Settings
+    from experiments.benchmarks.suites import Settings
     from experiments.benchmarks.timing import Budget
 
     settings = Settings()
@@ -192,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="WORDS",
-        help="suites (cells, variants, ragged, small, ensemble, step, length, memory, compile), "
+        help="suites (cells, variants, ragged, small, ensemble, step, length, memory, compile, closed_loop), "
         "cells (elman, lstm, gru), quantities (forward, train), with commas; of a kind that is not named, all",
     )
     top.add_argument(

@@ -7,16 +7,30 @@ Python switches that off, for a whole process, before JAX has a device. All JAX 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import jax
 
 from experiments.benchmarks import suites
+from experiments.benchmarks.closed_loop import closed_loop
 from experiments.benchmarks.measuring import measure
 from experiments.benchmarks.suites import Group, Row, Settings
 from jaxrnn.commands.other_work import OtherWork
+
+SUITES: dict[str, Callable[[Settings], Iterator[Group]]] = {
+    "cells": suites.cells,
+    "variants": suites.variants,
+    "ragged": suites.ragged,
+    "small": suites.small,
+    "ensemble": suites.ensemble,
+    "step": suites.step,
+    "length": suites.length,
+    "memory": suites.memory,
+    "compile": suites.compile_time,
+    "closed_loop": closed_loop,
+}
 
 
 class Measured(NamedTuple):
@@ -31,7 +45,7 @@ def measurements(settings: Settings) -> Iterator[Measured]:
         if suite == "step":
             yield from _in_a_process_of_their_own(settings)
         else:
-            yield from map(_measured, suites.SUITES[suite](settings))
+            yield from map(_measured, SUITES[suite](settings))
 
 
 def _in_a_process_of_their_own(settings: Settings) -> list[Measured]:

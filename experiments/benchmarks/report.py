@@ -116,6 +116,7 @@ def tables(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, ...]]]]:
         ("Gradient by the parameters, T = 1,000, ms", by_quantity(chosen("memory"), milliseconds)),
         ("Gradient by the parameters, T = 1,000, temporaries in MB", by_quantity(chosen("memory"), megabytes)),
         ("Compile time of a training step, ms", by_shape(chosen("compile"), milliseconds)),
+        ("Closed loops, and layer normalisation in training, ms", beside(chosen("closed_loop"))),
     ]
     return [(title, lines) for title, lines in found if len(lines) > 1]
 
@@ -135,6 +136,17 @@ def ensemble(rows: Sequence[Row]) -> list[tuple[str, ...]]:
         cells = {row.devices: milliseconds(row) for row in rows if row.contestant == who}
         if set(cells.values()) != {DASH}:
             lines.append((who, cells.get(1, DASH), cells.get(2, DASH)))
+    return lines
+
+
+def beside(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Ours, and what each is measured by: a scan of as many given steps, or the plain LSTM."""
+    lines: list[tuple[str, ...]] = [("B, T, I, H", PLAN, "beside", "ms")]
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(f"{row.quantity} {name(row)}", []).append(row)
+    for line, (ours, base) in groups.items():
+        lines.append((line, milliseconds(ours), base.contestant, milliseconds(base)))
     return lines
 
 

@@ -80,6 +80,19 @@ class Group(NamedTuple):
     budget: Budget
 
 
+class Loops(NamedTuple):
+    """Of the suite closed_loop: a language model of one LSTM, and layer-normed ones."""
+
+    symbols: int = 64
+    features: int = 64  # of their embedding
+    units: int = 256
+    steps: int = 200
+    batches: tuple[int, ...] = (1, 64)
+    width: int = 8  # of the beam
+    searched: tuple[int, ...] = (1, 16)  # batches
+    layer_normed: tuple[tuple[int, int, int, int], ...] = (SHAPES[0], SHAPES[2])
+
+
 class Settings(NamedTuple):
     """What a run measures; the defaults are the whole benchmark."""
 
@@ -93,6 +106,7 @@ class Settings(NamedTuple):
         "length",
         "memory",
         "compile",
+        "closed_loop",
     )
     cells: tuple[str, ...] = tuple(GATES)
     quantities: tuple[str, ...] = tuple(QUANTITIES)
@@ -114,6 +128,7 @@ class Settings(NamedTuple):
     memory_shape: tuple[int, int, int, int] = (32, 1_000, 128, 128)
     compile_shape: tuple[int, int, int, int] = SHAPES[0]
     compile_lengths: tuple[int, ...] = (1_000, 10_000)  # of the LSTM, besides the shape's own T
+    loops: Loops = Loops()
 
     def taking_part(self, cell: str) -> list[Contestant]:
         on_gpu = jax.default_backend() == "gpu"
@@ -413,16 +428,3 @@ def compilation(contestant: Contestant, problem: Problem, placed: Placed) -> Pro
         return time.perf_counter() - start
 
     return Program(call)
-
-
-SUITES: dict[str, Callable[[Settings], Iterator[Group]]] = {
-    "cells": cells,
-    "variants": variants,
-    "ragged": ragged,
-    "small": small,
-    "ensemble": ensemble,
-    "step": step,
-    "length": length,
-    "memory": memory,
-    "compile": compile_time,
-}

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from experiments.benchmarks import closed_loop
 from experiments.benchmarks.contestants import CHECKPOINT, PACKED, PEER_NAMES, PLAIN, PLAN, STREAM, TEXTBOOK, TORCH
 from experiments.benchmarks.problems import GATES
 from experiments.benchmarks.suites import LOSSES, Row
@@ -150,6 +151,10 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     lines.append(judged("temporaries without checkpointing / plain scan's", ratio(*unsaved), 1.1))
     compiling = [figures(rows, who, 1, suite="compile", quantity="compile") for who in (PLAN, PLAIN)]
     lines.append(judged("compile time, any T / the plain scan's", ratio(*compiling), 1.3, every=True))
+    for what, limit in zip(closed_loop.WHAT, (1.1, 1.1, 1.5, 1.5), strict=True):
+        base, unit = ("lstm", "lstm training") if what == "layer norm" else (closed_loop.GIVEN, closed_loop.GIVEN)
+        pair = [figures(rows, who, 1, suite="closed_loop", quantity=what) for who in (closed_loop.OURS, base)]
+        lines.append(judged(f"{what} / {unit}", ratio(*pair), limit, every=True))
     return lines
 
 

@@ -14,7 +14,7 @@ from experiments.benchmarks.contestants import BY_NAME
 from experiments.benchmarks.measuring import measure
 from experiments.benchmarks.problems import NotOffered, Problem, check_train, check_weights, data
 from experiments.benchmarks.programs import Model, Program, compiled, forward, train
-from experiments.benchmarks.suites import Entry, Group, Row, Settings
+from experiments.benchmarks.suites import Entry, Group, Loops, Row, Settings
 from experiments.benchmarks.timing import Budget, interleaved
 from jaxrnn.commands.other_work import OtherWork
 
@@ -89,7 +89,7 @@ def test_every_suite_runs(monkeypatch):
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # those of other tests
     settings = Settings(
         cells=("lstm",),
-        suites=("ragged", "ensemble", "step", "length", "memory", "compile"),
+        suites=("ragged", "ensemble", "step", "length", "memory", "compile", "closed_loop"),
         ragged=(("lstm", SHAPE),),
         contestants=("jaxrnn", "jaxrnn packed", "jaxrnn stream"),
         budget=Budget(0.001, 1, 1, turn=0.001),
@@ -101,6 +101,7 @@ def test_every_suite_runs(monkeypatch):
         memory_shape=SHAPE,
         compile_shape=SHAPE,
         compile_lengths=(),
+        loops=Loops(9, 3, 4, steps=5, batches=(2,), width=2, searched=(1,), layer_normed=(SHAPE,)),
     )
     rows = [row for measured in measurements(settings) for row in measured.rows]
     assert {row.suite for row in rows} == set(settings.suites)
@@ -110,6 +111,16 @@ def test_every_suite_runs(monkeypatch):
     assert stepped >= {("", "jaxrnn"), ("", "jaxrnn stream"), ("readout", "jaxrnn"), ("readout", "jaxrnn stream")}
     titles = [title for title, _ in report.tables(rows)]
     assert "One step at B = 1, µs" in titles and "Compile time of a training step, ms" in titles
+    lines = dict(report.tables(rows))["Closed loops, and layer normalisation in training, ms"][1:]
+    assert [line[0] for line in lines] == [
+        *("generate greedy lstm 2,5,3,4", "generate temperature lstm 2,5,3,4", "beam search lstm 1,5,3,4"),
+        *("layer norm ba2016 lstm 4,6,3,8", "layer norm per_gate lstm 4,6,3,8"),
+    ]
+    met = {line.target: line.ratios for line in targets.verdicts(rows)}
+    by_hand = {who: row.median for row in rows if row.quantity == "beam search" for who in [row.contestant]}
+    assert met["beam search / scan of given steps"] == {
+        "lstm 1,5,3,4": by_hand["jaxrnn"] / by_hand["scan of given steps"]
+    }
     report.figure(rows)
 
 
@@ -246,7 +257,7 @@ def test_memory_compile_ensemble_and_textbook_ratios():
 
 def test_what_was_not_measured_is_neither_met_nor_missed():
     lines = targets.verdicts([row("jaxrnn", 1.0), row("torch", None, note="failed: …")])
-    assert len(lines) == 30 and all(line.value is None and line.met is None for line in lines)
+    assert len(lines) == 34 and all(line.value is None and line.met is None for line in lines)
     assert {line[-1] for line in report.targets(lines)[1:]} == {"not measured"}
 
 
