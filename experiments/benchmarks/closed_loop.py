@@ -23,7 +23,8 @@ def closed_loop(settings: Settings) -> Iterator[Group]:
     """``jr.generate`` and ``jr.beam_search`` of a small language model; training with layer normalisation."""
     if "lstm" not in settings.cells:
         return
-    loops, pairs = settings.loops, []
+    loops = settings.loops
+    pairs: list[tuple[str, int, Loop, int | None]] = []
     V, E, H, T = loops.symbols, loops.features, loops.units, loops.steps
     cell = jr.chain(jr.embedding(V, E), jr.lstm(E, H), jr.readout(H, V))
     for sample in ("greedy", "temperature"):
