@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrnn._base import Cell
 from jaxrnn.cells._built_in import built_in
@@ -73,7 +74,16 @@ def embedding(
             raise TypeError(f"embedding: expected integer tokens, got {x.dtype}; cast them with x.astype('int32').")
         last = min(vocabulary_size - 1, jnp.iinfo(x.dtype).max)  # a small dtype cannot hold every token
         inside = (x >= 0) & (x <= last)
-        y = params.table[jnp.where(inside, x, 0).astype(jnp.int32)]
+        y = _rows(params.table, jnp.where(inside, x, 0).astype(jnp.int32))
         return carry, output(jnp.where(inside[..., None], y, jnp.nan), params.table, dtype)
 
     return Cell(init, empty_carry, step, x_ndim=0, output_size=output_size)
+
+
+def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
+    """``table[index]``, sharded as the index is, where types show shardings: a gather there has to be told."""
+    sharding = jax.typeof(index).sharding
+    if not any(sharding.spec):
+        return table[index]
+    spec = PartitionSpec(*sharding.spec, *jax.typeof(table).sharding.spec[1:])
+    return table.at[index].get(out_sharding=NamedSharding(sharding.mesh, spec))

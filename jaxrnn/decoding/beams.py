@@ -162,6 +162,11 @@ def beam_search(
         check_carry_kept(who, carry, new)
         return new, as_logits(who, y)
 
+    if any(jax.typeof(first).sharding.spec):
+        raise ValueError(
+            f"{who}: the batch is sharded over Explicit axes of a mesh, where beams cannot be gathered; use Auto axes, "
+            f"or call it inside jax.shard_map."
+        )
     logits = jax.eval_shape(step, carry, first)[1]
     V = logits.shape[-1]
     if logits.shape != (*batch_shape, V):

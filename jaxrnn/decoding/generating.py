@@ -15,7 +15,7 @@ from jaxrnn._checks import check_carry_kept, check_key, check_pair
 from jaxrnn._narrowing import as_start, check_fits
 from jaxrnn.decoding._beginning import as_next_input, begin, like_first, read_prefix
 from jaxrnn.decoding.samplers import Sampler, as_sampler, draws_tokens, noise_of
-from jaxrnn.devices.placement import vary_alike
+from jaxrnn.devices.placement import shard_like_batch, vary_alike
 
 
 class Generated(NamedTuple):
@@ -177,11 +177,13 @@ def _until_all_end(one_step, carry, first, batch_shape, steps, ends, padding):
         return n + 1, select(alive, new, carry), made[0], alive & ~stopped, lengths, outputs
 
     _, (_, *log_probs) = jax.eval_shape(one_step, 0, carry, first)
-    nothing = padding, *jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), log_probs)
-    outputs = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (steps, *a.shape)), nothing)
     like = jax.tree.leaves(first)[0]
     alive = jnp.full_like(like, True, shape=batch_shape, dtype=bool)
     lengths = jnp.full_like(like, 0, shape=batch_shape, dtype=jnp.int32)
+    nothing = padding, *jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), log_probs)
+    alive, lengths, nothing = shard_like_batch((alive, lengths, nothing), like[None], len(batch_shape))
+    padding = nothing[0]
+    outputs = jax.tree.map(lambda a: jnp.broadcast_to(a[None], (steps, *a.shape)), nothing)
     alive, lengths, outputs, _ = vary_alike(alive, lengths, outputs, carry)
     state = jax.lax.while_loop(goes_on, body, (jnp.int32(0), carry, first, alive, lengths, outputs))
     _, carry, _, _, lengths, (tokens, log_probs, own) = state

@@ -36,8 +36,14 @@ def _indivisible(closed: Any) -> str | None:
         for eqn in todo.pop().eqns:
             if has(eqn.primitive.name, INDIVISIBLE):
                 return eqn.primitive.name
+            if eqn.primitive.name == "reshard" and _mesh(eqn.invars[0]) != _mesh(eqn.outvars[0]):
+                return "a part whose types show no sharding"  # a gather on Explicit axes, which has a mesh of its own
             todo += inner_programs(eqn.params)
     return None
+
+
+def _mesh(value: Any) -> Any:
+    return value.aval.sharding.mesh
 
 
 def inner_programs(params: Mapping[str, Any]) -> list[Any]:
