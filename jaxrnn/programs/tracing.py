@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import Literal
+from jax.sharding import AxisType
 
 from jaxrnn.programs.primitives import INDIVISIBLE, has
 from jaxrnn.programs.program import Op, Program
@@ -36,14 +37,15 @@ def _indivisible(closed: Any) -> str | None:
         for eqn in todo.pop().eqns:
             if has(eqn.primitive.name, INDIVISIBLE):
                 return eqn.primitive.name
-            if eqn.primitive.name == "reshard" and _mesh(eqn.invars[0]) != _mesh(eqn.outvars[0]):
-                return "a part whose types show no sharding"  # a gather on Explicit axes, which has a mesh of its own
+            if eqn.primitive.name == "reshard" and _leaves_explicit_axes(eqn):
+                return "a part on Auto axes of an Explicit mesh"  # as a gather there is, in a mesh of its own
             todo += inner_programs(eqn.params)
     return None
 
 
-def _mesh(value: Any) -> Any:
-    return value.aval.sharding.mesh
+def _leaves_explicit_axes(eqn: Any) -> bool:
+    before, after = (v.aval.sharding.mesh.axis_types or () for v in (*eqn.invars, *eqn.outvars))
+    return AxisType.Explicit in before and AxisType.Explicit not in after
 
 
 def inner_programs(params: Mapping[str, Any]) -> list[Any]:
