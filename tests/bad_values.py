@@ -169,7 +169,7 @@ BAD: dict[str, Sequence[Any]] = {
     **dict.fromkeys(("rate", "input_rate", "c_rate"), (-0.1, 1.0, 1.5)),
     **dict.fromkeys(("leaky.rate", "leaky.keep"), ()),
     **dict.fromkeys(("max_value", "max_norm", "epsilon"), (-1.0, 0.0)),
-    **dict.fromkeys(("std", "density", "scale"), (-1.0,)),
+    **dict.fromkeys(("std", "density"), (-1.0,)),
     **dict.fromkeys(("tolerance", "outliers", "learning_rate"), (-1.0, 0.0)),
     "duplicates": [-1.0],
     "recurrent_max": [-1.0, 0.0],
