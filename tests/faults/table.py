@@ -21,8 +21,8 @@ FAULTS = (
     ),
     Fault(
         "gru: the bias of the recurrent product outside the reset",
-        "2 * H, H))\n            r, z = σ(u.r + a.r), σ(u.z + a.z)\n            n = act(a.n + r * plus_bias(u.n, b_hh))",
-        "2 * H, H))\n            r, z = σ(u.r + a.r), σ(u.z + a.z)\n            n = act(plus_bias(a.n + r * u.n, b_hh))",
+        "H))\n            r, z = σ(u.r + a.r), σ(u.z + a.z)\n            n = act(a.n + r * plus_bias(u.n, b_hh))",
+        "H))\n            r, z = σ(u.r + a.r), σ(u.z + a.z)\n            n = act(plus_bias(a.n + r * u.n, b_hh))",
         tests("test_equations", "gru"),
     ),
     Fault(
