@@ -184,5 +184,15 @@ def like_first(who: str, now: PyTree, first: PyTree) -> PyTree:
     )
 
 
+def check_vocabulary(who: str, V: int, first: jax.Array) -> None:
+    """Each of V tokens fits into the dtype of the first, in which they are kept."""
+    largest = jnp.iinfo(first.dtype).max
+    if V - 1 > largest:
+        raise ValueError(
+            f"{who}: first is {first.dtype}, which holds tokens up to {largest}, but the cell puts out {V} logits; give "
+            f"first.astype('int32')."
+        )
+
+
 def _are_integers(a: Any, b: Any) -> bool:
     return all(jnp.issubdtype(jnp.result_type(c), jnp.integer) for c in (a, b))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_choice
-from jaxrnn._dtypes import accumulator
+from jaxrnn._dtypes import accumulator, promoted
 
 
 class Sampler(NamedTuple):
@@ -178,7 +178,8 @@ def top_p(p: float = 0.95, *, temperature: float = 1.0) -> Sampler:
         largest, tokens = jax.lax.top_k(logits, logits.shape[-1])
         probs = jax.nn.softmax(largest)
         before = jnp.cumsum(probs, axis=-1) - probs  # what the likelier ones have together
-        kept = (before < jnp.asarray(p, probs.dtype)).at[..., 0].set(True)
+        p_ = jnp.asarray(p, probs.dtype)
+        kept = ((before < p_) | (p_ == 1)).at[..., 0].set(True)  # sums of many round to 1 before the last of them
         return _pick_of(u, jnp.where(kept, largest, -jnp.inf), tokens)
 
     return Sampler(draw, log_prob_of_token, _uniform)
@@ -236,7 +237,7 @@ def as_logits(who: str, y: PyTree) -> jax.Array:
 def log_prob_of_token(logits: PyTree, token: PyTree) -> jax.Array:
     """log softmax(logits)[token]; NaN for a token that is none of the V."""
     logits = as_logits("log_prob", logits)
-    V = logits.shape[-1]
+    V, token = logits.shape[-1], token.astype(promoted(token.dtype, jnp.int32))  # int8 cannot be compared with 200
     inside = (token >= 0) & (token < V)
     chosen = jnp.take_along_axis(logits, jnp.where(inside, token, 0)[..., None].astype(jnp.int32), axis=-1)[..., 0]
     return jnp.where(inside, chosen - jax.nn.logsumexp(logits, axis=-1), jnp.nan)
