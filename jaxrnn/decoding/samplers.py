@@ -178,8 +178,7 @@ def top_p(p: float = 0.95, *, temperature: float = 1.0) -> Sampler:
         largest, tokens = jax.lax.top_k(logits, logits.shape[-1])
         probs = jax.nn.softmax(largest)
         before = jnp.cumsum(probs, axis=-1) - probs  # what the likelier ones have together
-        p_ = jnp.asarray(p, probs.dtype)
-        kept = ((before < p_) | (p_ == 1)).at[..., 0].set(True)  # sums of many round to 1 before the last of them
+        kept = (before < jnp.asarray(p, probs.dtype)).at[..., 0].set(True)
         return _pick_of(u, jnp.where(kept, largest, -jnp.inf), tokens)
 
     return Sampler(draw, log_prob_of_token, _uniform)
