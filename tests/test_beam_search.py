@@ -193,3 +193,22 @@ def test_what_is_not_there_has_length_0():
 def test_the_smallest_of_trees():
     one = search(width=1, steps=1)
     assert one.tokens.shape == (1, 2, 1) and (one.lengths == 1).all() and V == 4
+
+
+def test_what_cannot_go_on_is_no_hypothesis():
+    """A grammar: after 2 nothing may follow, and what is impossible is not drawn in by a penalty, nor by NaN."""
+    with np.errstate(divide="ignore"):
+        grammar = jnp.log(jnp.array([[0, 0.25, 0.75, 0], [0, 0, 0, 1.0], [0, 0, 0, 0], [0, 0, 0.25, 0.75]]))
+    cell = jr.Cell(lambda key: (), lambda params, batch_shape=(): (), lambda _, c, v: (c, grammar[v]), x_ndim=0)
+    penalty = lambda log_p, n: jnp.ones_like(log_p)
+    for option in (0.0, penalty):
+        found = search(cell, (), first=(0,), steps=3, width=4, n_best=4, length_penalty=option)
+        assert found.tokens[:, 0, :2].T.tolist() in ([[1, 3, 3], [1, 3, 2]], [[1, 3, 2], [1, 3, 3]])
+        assert found.lengths.tolist() == [[3, 3, 0, 0]]
+        assert (found.scores[0, 2:] == -jnp.inf).all()
+        np.testing.assert_allclose(jnp.sort(jnp.exp(found.log_probs[0])), [0, 0, 1 / 16, 3 / 16], **CLOSE)
+
+
+def test_nan_is_to_be_seen():
+    found = search(params=jax.tree.map(lambda a: a * jnp.nan, PARAMS), width=2, stop=STOP)
+    assert jnp.isnan(found.scores).all() and jnp.isnan(found.log_probs).all()

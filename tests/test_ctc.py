@@ -145,3 +145,19 @@ def test_impossible_symbols():
     assert np.isfinite(found.log_probs).all() and not (found.tokens == 1).any()
     loss = LOSS(logits, found.tokens, label_lengths=found.lengths)
     np.testing.assert_allclose(found.log_probs, -loss, **CLOSE)
+
+
+def test_labels_that_are_none_give_nan():
+    logits, labels = jnp.zeros((3, 4, 200)), jnp.array([[1, -1, 5, 0], [2, 2, 2, 2]], jnp.int8)
+    loss = decoding.ctc_loss(logits, labels)
+    assert jnp.isnan(loss).tolist() == [False, True, False, True]
+    np.testing.assert_array_equal(loss[:1], decoding.ctc_loss(logits[:, :1], labels[:, :1].astype(int)))
+    assert jnp.isnan(decoding.ctc_loss(logits, labels.astype(int).at[0, 2].set(200))).tolist() == [0, 1, 1, 1]
+    assert jnp.isfinite(decoding.ctc_loss(logits[:, 1], labels[:, 1], label_lengths=jnp.array(0)))
+
+
+@pytest.mark.parametrize("width", [None, 2])
+def test_no_steps_and_no_sequences(width):
+    for shape in ((0, 2, 3), (2, 0, 3)):
+        found = jr.ctc_decode(jnp.zeros(shape), width=width)
+        assert found.tokens.shape == shape[:2] and found.lengths.tolist() == found.log_probs.tolist() == [0] * shape[1]

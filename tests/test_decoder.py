@@ -221,6 +221,7 @@ CELLS = {  # the form, a cell, and the features of its output
     "lstm": ("luong", jr.lstm(I + H, H), H),
     "clockwork": ("bahdanau", clockwork(I + M, H), H),
     "fast weights": ("luong", fast_weights(I + H, H), H),
+    "every": ("bahdanau", jr.every(jr.lstm(I + M, H), period=2), H),
     "linear": ("luong", jr.min_gru(I + H, H), H),
 }
 
@@ -355,7 +356,29 @@ ERRORS = {
         ),
         "decoder: cell \\(user cell\\) must have a carry that is one array of floats .* or use form='luong'",
     ),
+    # The last field of these is no state, whatever its size: a stabiliser, the last inputs, several states.
+    **{
+        f"a carry without h, {came}": (
+            lambda cell=cell, Q=Q: _stepped(jr.decoder(cell, attention=jr.attention.general(Q, M), form="bahdanau")),
+            rf"must have a carry that is one array of floats \(\*B, H\), or has such an h, .* got {came}",
+        )
+        for cell, Q, came in (
+            (jr.mlstm(I + M, H, heads=2), 2, "MLSTMCarry"),
+            (jr.qrnn(I + M, H, window=2), I + M, "QRNNCarry"),
+            (jr.dilated(jr.gru(I + M, H), dilation=2), H, "DilatedCarry"),
+        )
+    },
+    "a state of another rank": (
+        lambda: _stepped(
+            jr.decoder(fast_weights(I + M, H)._replace(initial_carry=_square), attention=GENERAL, form="bahdanau")
+        ),
+        r"must have a carry that is one array of floats \(\*B, H\), .* got float32 of shape \(2, 4, 4\)",
+    ),
 }
+
+
+def _square(params, batch_shape=()):
+    return jnp.zeros((*batch_shape, H, H))
 
 
 def _named(params, batch_shape=()):

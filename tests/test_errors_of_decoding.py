@@ -12,6 +12,8 @@ from tests.language import CELL, PARAMS, V
 FIRST = jnp.array([0, 1])
 TOKENS = jnp.array([[1, 2], [3, 0], [1, 1]])
 OTHER = jnp.zeros((3, 5))
+WIDE = jr.chain(jr.embedding(200, 2), jr.readout(2, 200))
+PARAMS_OF_WIDE = WIDE.init(KEY)
 
 
 def generate(cell=CELL, params=PARAMS, carry=None, first=FIRST, **options):
@@ -160,6 +162,26 @@ ERRORS = {
         lambda: search(length_penalty="wu"),
         TypeError,
         ["beam_search: length_penalty must be a number or a function (log_prob, n) -> score, got 'wu'"],
+    ),
+    "a penalty of another shape": (
+        lambda: search(length_penalty=lambda log_prob, n: log_prob.sum()),
+        TypeError,
+        ["beam_search: length_penalty must return a score for each", "(2, 2), got float32 of shape ()"],
+    ),
+    **{
+        f"tokens that first does not hold, {run.__name__}": (
+            lambda run=run: run(WIDE, PARAMS_OF_WIDE, first=FIRST.astype(jnp.int8)),
+            ValueError,
+            ["first is int8, which holds tokens up to 127, but the cell puts out 200 logits", "first.astype('int32')"],
+        )
+        for run in (generate, search)
+    },
+    "scheduled, tokens that first does not hold": (
+        lambda: decoding.scheduled_sampling(
+            WIDE, PARAMS_OF_WIDE, jnp.zeros((3, 2), jnp.int8), first=FIRST.astype(jnp.int8), rate=0.5, key=KEY
+        ),
+        ValueError,
+        ["scheduled_sampling: first is int8, which holds tokens up to 127"],
     ),
     # teacher forcing
     "tokens, floats": (

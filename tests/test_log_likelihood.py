@@ -130,3 +130,13 @@ def test_scheduled_sampling_can_be_differentiated():
     expected = jax.jit(jax.grad(lambda params: loss(params, jr.scan(CELL).apply(params, read)[1])))(PARAMS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)  # float32 sums
     assert all(jnp.abs(a).max() > 1e-3 for a in jax.tree.leaves(found))
+
+
+def test_tokens_of_a_narrow_dtype():
+    """int8 holds no 200: neither the number of tokens nor, beside a first of int32, all of them."""
+    model = jr.chain(jr.embedding(200, 2), jr.readout(2, 200))
+    params = model.init(KEY)
+    tokens, first = jnp.array([[100, 5], [127, 0]]), jnp.array([0, 150])
+    expected = jr.log_likelihood(model, params, tokens, first=first)
+    np.testing.assert_array_equal(jr.log_likelihood(model, params, tokens.astype(jnp.int8), first=first), expected)
+    assert jnp.isfinite(expected).all()

@@ -114,7 +114,7 @@ def bound_cell(decoder: Attending, keys: PyTree, batch: tuple[int, ...], check_p
         return new, attentional.astype(h.dtype), (α, c, read)
 
     def by_state_before(params, carry, x, *noise):
-        state, c, α = attend(params, carry.attention, _state_in(cell, carry.cell))
+        state, c, α = attend(params, carry.attention, _state_in(cell, carry.cell, jnp.ndim(x) - cell.x_ndim))
         read = _joined(x, c) if input_feeding else x
         inner, h = _stepped(cell, params.cell, carry.cell, read, *noise)
         return DecoderCarry(inner, None, state), jnp.concatenate([h, c.astype(h.dtype)], axis=-1), (α, c, read)
@@ -189,14 +189,15 @@ def _joined(x: jax.Array, found: jax.Array) -> jax.Array:
     return jnp.concatenate([x, found.astype(x.dtype)], axis=-1)
 
 
-def _state_in(cell: Cell, carry: PyTree) -> jax.Array:
+def _state_in(cell: Cell, carry: PyTree, batch_ndim: int) -> jax.Array:
     """The state by which Bahdanau's form asks."""
     h = _last_state(carry)
-    if not hasattr(h, "shape") or not jnp.shape(h) or not is_float(h):
+    if not hasattr(h, "shape") or not is_float(h) or (cell.x_ndim <= 1 and jnp.ndim(h) != batch_ndim + 1):
+        came = f"{h.dtype} of shape {jnp.shape(h)}" if hasattr(h, "shape") else type(carry).__name__
         raise TypeError(
             f"decoder: cell ({name_of(cell)}) must have a carry that is one array of floats (*B, H), or has such an h, "
-            f"for form='bahdanau', which attends by it, got {getattr(h, 'dtype', type(carry).__name__)}; name the "
-            f"state h in a NamedTuple, or use form='luong', which attends by the output."
+            f"for form='bahdanau', which attends by it, got {came}; name the state h in a NamedTuple, or use "
+            f"form='luong', which attends by the output."
         )
     return h
 
@@ -206,6 +207,8 @@ def _last_state(carry: PyTree) -> Any:
         return carry.h
     if isinstance(carry, Mapping):
         return carry.get("h")
+    if hasattr(carry, "_fields"):  # of a wrapper, of another decoder: that of the cell inside. Else any field might do
+        return _last_state(getattr(carry, "cell", None))
     if not isinstance(carry, tuple):
         return carry
     states = [_last_state(entry) for entry in carry if jax.tree.leaves(entry)]

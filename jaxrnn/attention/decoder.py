@@ -66,7 +66,8 @@ def decoder(
         y_t = h~_t = tanh([c_t, h_t] W_c)                     y_t = [h_t, c_t]
 
     Without ``input_feeding`` the cell reads x_t alone in both. s_{t-1} is the state in the cell's carry: the carry
-    where it is one array, else its h; of a tuple, as ``jr.chain`` has it, that of the last member with a state.
+    where it is one array, else its h; of a tuple, as ``jr.chain`` has it, that of the last member with a state; of
+    ``jr.every``, that of the cell inside.
 
     Args:
         cell: a Cell that reads what is said above: x_t and H, or M, features more.

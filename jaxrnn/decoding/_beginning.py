@@ -54,7 +54,8 @@ def begin(
     first = jax.tree.map(jnp.asarray, first)
     if tokens and not _is_token(first):
         came = ", ".join(f"{a.dtype} {a.shape}" for a in jax.tree.leaves(first))
-        raise TypeError(f"{who}: first must be tokens, integers (*B), got {came}; cast it with first.astype('int32').")
+        fix = "cast it with first.astype('int32')" if hasattr(first, "dtype") else "give one array of them"
+        raise TypeError(f"{who}: first must be tokens, integers (*B), got {came}; {fix}.")
     batch_shape = batch_shape_of(who, cell, first, next_input)
     if tokens and first.shape != batch_shape:
         raise ValueError(
@@ -182,6 +183,16 @@ def like_first(who: str, now: PyTree, first: PyTree) -> PyTree:
         f"{who}: what is drawn, {came}, must be of the kind of first, {want}, for it is read at the next step; give "
         f"such a first sample, or another sample=."
     )
+
+
+def check_vocabulary(who: str, V: int, first: jax.Array) -> None:
+    """Each of V tokens fits into the dtype of the first, in which they are kept."""
+    largest = jnp.iinfo(first.dtype).max
+    if largest < V - 1:
+        raise ValueError(
+            f"{who}: first is {first.dtype}, which holds tokens up to {largest}, but the cell puts out {V} logits; "
+            f"give first.astype('int32')."
+        )
 
 
 def _are_integers(a: Any, b: Any) -> bool:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree
 from jaxrnn._checks import check_carry_kept, check_pair
-from jaxrnn.decoding._beginning import as_next_input, begin, read_prefix
+from jaxrnn.decoding._beginning import as_next_input, begin, check_vocabulary, read_prefix
 from jaxrnn.decoding.generating import check_stop
 from jaxrnn.decoding.samplers import as_logits
 from jaxrnn.devices.placement import vary_alike
@@ -149,7 +150,7 @@ def beam_search(
     place of the beam, and the search may end before it is decided.
     """
     who = "beam_search"
-    score = length_penalty if callable(length_penalty) else _power(who, length_penalty)
+    score = _checked(who, length_penalty) if callable(length_penalty) else _power(who, length_penalty)
     if n_best > width:
         raise ValueError(f"{who}: n_best={n_best} is more than the beam's width={width}; give a larger width.")
     beginning = begin(who, cell, params, carry, first, next_input, tokens=True)
@@ -171,6 +172,7 @@ def beam_search(
     V = logits.shape[-1]
     if logits.shape != (*batch_shape, V):
         raise ValueError(f"{who}: the cell must put out logits {(*batch_shape, 'V')}, got {logits.shape}.")
+    check_vocabulary(who, V, first)
     if stop is not None:
         check_stop(who, stop, V)
     if width > V**steps:
@@ -193,12 +195,12 @@ def beam_search(
         best = jnp.broadcast_to(open_.log_prob[..., :1], (*batch_shape, steps))
         length = jax.lax.broadcasted_iota(jnp.int32, best.shape, axis) + 1
         bound = jnp.where(length > n, score(best, length), -jnp.inf).max(-1)
-        return (n < steps) & (bound > ended.score[..., -1]).any()
+        return (n < steps) & ~(bound <= ended.score[..., -1]).all()  # NaN is not decided, either: it is to be seen
 
     def body(state):
         n, open_, ended, (tokens, parents) = state
         new, logits = step_of_beam(open_.carry, open_.token)
-        log_probs = open_.log_prob[..., None] + jax.nn.log_softmax(logits)
+        log_probs = _continued(open_.log_prob[..., None], logits)
         if stop is not None:
             candidates = _ended(score, log_probs[..., stop], n + 1, jnp.arange(width, dtype=jnp.int32))
             ended = _best(n_best, ended, candidates)
@@ -218,14 +220,36 @@ def beam_search(
     return _traced_back(ended, history, steps, stop)
 
 
+def _checked(who: str, length_penalty: Score) -> Score:
+    """A score of the caller's own; of what is impossible, a log-probability of -inf, it is -inf whatever it says."""
+
+    def score(log_prob, n):
+        made = length_penalty(log_prob, n)
+        shape, dtype = jnp.shape(made), jnp.result_type(made)
+        if shape != log_prob.shape or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{who}: length_penalty must return a score for each log-probability, {log_prob.dtype} of shape "
+                f"{log_prob.shape}, got {dtype} of shape {shape}."
+            )
+        return jnp.where(log_prob != -jnp.inf, made.astype(log_prob.dtype), -jnp.inf)
+
+    return score
+
+
 def _power(who: str, alpha: Any) -> Score:
-    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha)
+    is_number = isinstance(alpha, int | float | np.number) and not isinstance(alpha, bool) and math.isfinite(alpha)
     if not is_number and not (isinstance(alpha, jax.Array) and alpha.ndim == 0):
         raise TypeError(
             f"{who}: length_penalty must be a number or a function (log_prob, n) -> score, got {alpha!r:.80}; "
             f"jr.decoding.wu_2016(0.6) is such a function."
         )
     return lambda log_prob, n: log_prob / n.astype(log_prob.dtype) ** jnp.asarray(alpha, log_prob.dtype)
+
+
+def _continued(log_prob: jax.Array, logits: jax.Array) -> jax.Array:
+    """log p of each hypothesis with one more token; none follows where all logits are -inf, whose softmax is NaN."""
+    follows = (log_prob != -jnp.inf) & (logits != -jnp.inf)
+    return jnp.where(follows, log_prob + jax.nn.log_softmax(logits), -jnp.inf)
 
 
 def _ended(score: Score, log_prob: jax.Array, length: jax.Array, beam: jax.Array) -> _Ended:
@@ -252,7 +276,7 @@ def _traced_back(ended: _Ended, history: tuple[jax.Array, jax.Array], steps: int
 
     A length of steps + 1 is that of one which was cut, without a stop symbol.
     """
-    is_there = ended.score > -jnp.inf
+    is_there = ended.score != -jnp.inf
     inner = jnp.where(is_there, ended.length - 1, 0)  # tokens that stand in the history
     pad = jnp.asarray(0 if stop is None else stop, history[0].dtype)
 

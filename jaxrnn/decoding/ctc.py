@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import select
-from jaxrnn._dtypes import accumulator
+from jaxrnn._dtypes import accumulator, promoted
 from jaxrnn._narrowing import as_lengths
 from jaxrnn.running.scan import valid_steps
 
@@ -52,7 +52,8 @@ def ctc_loss(
         blank: which of the V is the blank.
 
     Returns:
-        (*B), differentiable. About 1e5 where no alignment is short enough: optax takes that for infinity.
+        (*B), differentiable. About 1e5 where no alignment is short enough: optax takes that for infinity. NaN where a
+        label is the blank, or none of the V.
 
     Raises:
         ValueError, TypeError: while tracing, for what does not fit: batches that differ, a blank that is none of the V.
@@ -84,6 +85,9 @@ def ctc_loss(
         label_lengths = as_lengths(f"{who}: label_lengths", label_lengths, batch_shape)
     labelled = valid_steps(jnp.arange(N, dtype=jnp.int32), label_lengths, None)
     labelled = jnp.ones(labels.shape, bool) if labelled is None else labelled
+    labels = labels.astype(promoted(labels.dtype, jnp.int32))  # int8 cannot be compared with 200
+    is_label = (labels >= 0) & (labels < logits.shape[-1]) & (labels != blank)  # to optax one that is none is certain
+    unknown = (labelled & ~is_label).any(0)
     # optax multiplies by one-hot labels: what is -inf in the logits would be NaN there, so it is the least number
     logits = jnp.maximum(logits, jnp.finfo(logits.dtype).min / 4)
     rows = lambda a: jnp.swapaxes(a.reshape(a.shape[0], math.prod(batch_shape), *a.shape[1 + len(batch_shape) :]), 0, 1)
@@ -92,7 +96,7 @@ def ctc_loss(
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         labels = jnp.where(labelled, labels, blank)
         loss = optax.ctc_loss(rows(logits), of_logits, rows(labels), of_labels, blank_id=blank)
-    return loss.reshape(batch_shape).astype(logits.dtype)
+    return jnp.where(unknown, jnp.nan, loss.reshape(batch_shape).astype(logits.dtype))
 
 
 @checks_arguments
@@ -136,7 +140,7 @@ def ctc_decode(
     if width is None:
         return _greedy(log_probs, on, blank)
     T, batch_shape = logits.shape[0], logits.shape[1:-1]
-    flat = lambda a: a.reshape(T, -1, *a.shape[1 + len(batch_shape) :])
+    flat = lambda a: a.reshape(T, math.prod(batch_shape), *a.shape[1 + len(batch_shape) :])  # T may be 0
     search = jax.vmap(lambda log_probs, on: _prefix_beam(log_probs, on, width, blank), in_axes=1, out_axes=(1, 0, 0))
     tokens, counts, scores = search(flat(log_probs), flat(on))
     return CTCDecoded(tokens.reshape(T, *batch_shape), counts.reshape(batch_shape), scores.reshape(batch_shape))
@@ -168,7 +172,7 @@ def _greedy(log_probs: jax.Array, on: jax.Array, blank: int) -> CTCDecoded:
     def put(places, path):
         return jnp.full_like(path, blank).at[places].set(path, mode="drop")
 
-    flat = lambda a: a.reshape(a.shape[0], -1)
+    flat = lambda a: a.reshape(a.shape[0], math.prod(a.shape[1:]))  # either may be 0
     tokens = jax.vmap(put, in_axes=1, out_axes=1)(flat(place), flat(path)).reshape(path.shape)
     of_path = jnp.where(on, log_probs.max(-1), 0)
     return CTCDecoded(tokens, kept.sum(0, dtype=jnp.int32), of_path.sum(0))

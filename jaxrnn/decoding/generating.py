@@ -13,7 +13,7 @@ from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, select
 from jaxrnn._checks import check_carry_kept, check_key, check_pair
 from jaxrnn._narrowing import as_start, check_fits
-from jaxrnn.decoding._beginning import as_next_input, begin, like_first, read_prefix
+from jaxrnn.decoding._beginning import as_next_input, begin, check_vocabulary, like_first, read_prefix
 from jaxrnn.decoding.samplers import Sampler, as_sampler, draws_tokens, noise_of
 from jaxrnn.devices.placement import shard_like_batch, vary_alike
 
@@ -130,6 +130,8 @@ def generate(
         new, y = check_pair(who, cell.step(params, carry, to_input(before), *of_cell))
         check_carry_kept(who, carry, new)
         now, own = sampler.draw(_at(drawn, n, steps), y)
+        if draws_tokens(sampler):
+            check_vocabulary(who, y.shape[-1], first)
         log_prob = None if sampler.log_prob is None else sampler.log_prob(y, now)
         if stop is not None and not callable(stop):
             _check_stop(who, stop, first, y)
@@ -218,5 +220,5 @@ def _padding(who: str, pad: Any, stop: Any, first: PyTree) -> PyTree:
     value = pad if pad is not None else 0 if stop is None or callable(stop) else stop
     if not isinstance(value, jax.core.Tracer):
         for leaf in jax.tree.leaves(first):
-            check_fits(who, "pad", value, leaf.dtype)
+            check_fits(who, "stop" if pad is None else "pad", value, leaf.dtype)
     return jax.tree.map(lambda a: jnp.full_like(a, value), first)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, Layer, PyTree, name_of
+from jaxrnn._dtypes import promoted
 from jaxrnn._narrowing import as_lengths
 from jaxrnn.decoding._beginning import as_next_input, shifted
 from jaxrnn.decoding.samplers import as_logits, log_prob_of_token
@@ -127,7 +128,8 @@ def _scores(who, layer, params, tokens, lengths, first, carry, next_input, key):
             f"{who}: first must be one token for each sequence, integers {batch_shape}, got {first.dtype} of shape "
             f"{first.shape}; give jnp.full({batch_shape}, token)."
         )
-    xs = jax.vmap(as_next_input(next_input))(shifted(first.astype(tokens.dtype), tokens))
+    dtype = promoted(first.dtype, tokens.dtype)  # that holds both
+    xs = jax.vmap(as_next_input(next_input))(shifted(first.astype(dtype), tokens.astype(dtype)))
     _, ys = layer.apply(params, xs, carry, lengths=lengths, key=key)
     logits = as_logits(who, ys)
     if logits.shape[:-1] != tokens.shape:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import PyTree
 from jaxrnn._checks import check_choice
-from jaxrnn._dtypes import accumulator
+from jaxrnn._dtypes import accumulator, promoted
 
 
 class Sampler(NamedTuple):
@@ -236,7 +236,7 @@ def as_logits(who: str, y: PyTree) -> jax.Array:
 def log_prob_of_token(logits: PyTree, token: PyTree) -> jax.Array:
     """log softmax(logits)[token]; NaN for a token that is none of the V."""
     logits = as_logits("log_prob", logits)
-    V = logits.shape[-1]
+    V, token = logits.shape[-1], token.astype(promoted(token.dtype, jnp.int32))  # int8 cannot be compared with 200
     inside = (token >= 0) & (token < V)
     chosen = jnp.take_along_axis(logits, jnp.where(inside, token, 0)[..., None].astype(jnp.int32), axis=-1)[..., 0]
     return jnp.where(inside, chosen - jax.nn.logsumexp(logits, axis=-1), jnp.nan)

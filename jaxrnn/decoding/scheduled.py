@@ -13,7 +13,7 @@ from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, select
 from jaxrnn._checks import check_key
 from jaxrnn._narrowing import as_lengths, as_start, check_held
-from jaxrnn.decoding._beginning import as_next_input, begin, check_sequence, like_first, shifted
+from jaxrnn.decoding._beginning import as_next_input, begin, check_sequence, check_vocabulary, like_first, shifted
 from jaxrnn.decoding.samplers import Sampler, as_sampler, draws_tokens, noise_of
 from jaxrnn.running.scan import scan
 
@@ -114,6 +114,8 @@ def scheduled_sampling(
         before = select(use_own, own, target)
         new, y = cell.step(params, carry, to_input(before), *(() if of_cell is None else (of_cell,)))
         now, _ = sampler.draw(drawn, y)
+        if tokens:
+            check_vocabulary(who, y.shape[-1], first)
         return (new, like_first(who, now, first)), y
 
     x_ndim = jax.tree.map(lambda a: a.ndim - len(batch_shape), first), 0
