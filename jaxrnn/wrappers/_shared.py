@@ -74,8 +74,8 @@ def check_blended(who: str, cell: Cell, carry: PyTree) -> None:
     moves = lambda part: hasattr(part, "moves_on")
     for part in filter(moves, jax.tree.leaves(carry, is_leaf=moves)):
         raise TypeError(
-            f"{who}: {part.moves_on} ({type(part).__name__}), which move on from one place to the next, so that none is "
-            f"the new state of the one before; wrap another cell, of jr.dilated the one inside: "
+            f"{who}: {part.moves_on} ({type(part).__name__}), which move on from one place to the next, so that none "
+            f"is the new state of the one before; wrap another cell, of jr.dilated the one inside: "
             f"jr.dilated(jr.{who}(cell, …), …)."
         )
 
