@@ -5,12 +5,9 @@ layer = jr.scan(cell)                               a Layer: init, initial_carry
 carry, ys = layer.apply(params, xs)                 xs (T, *B, I) -> ys (T, *B, H)
 
 Here are the cells, the wrappers and what runs them. The rest stands in a face for each subject: ``jr.cells`` and
-``jr.wrappers`` (records of parameters and gates), ``jr.attention``, ``jr.planning``, ``jr.gradients``, ``jr.devices``,
-``jr.training``, ``jr.interop``, ``jr.plotting``. ``gradients``, ``training``, ``interop`` and
+``jr.wrappers`` (records of parameters and gates), ``jr.attention``, ``jr.decoding``, ``jr.planning``, ``jr.gradients``,
+``jr.devices``, ``jr.training``, ``jr.interop``, ``jr.plotting``. ``gradients``, ``training``, ``interop`` and
 ``plotting`` are imported when they are first used.
-``jr.wrappers`` (records of parameters and gates), ``jr.planning``, ``jr.gradients``, ``jr.decoding``, ``jr.devices``,
-``jr.training``, ``jr.interop``, ``jr.plotting``. ``gradients``, ``training``, ``interop`` and ``plotting`` are imported
-when they are first used.
 """
 
 import importlib

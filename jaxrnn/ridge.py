@@ -69,7 +69,7 @@ def fit_readout(
             0 is least squares, the least W_hy of those where there are many.
         folds: how many blocks, where there are several λ.
         washout: how many valid steps of each sequence, and after each of its resets, are not fitted, while the state
-            still shows where it began.
+            still shows where it began. They are the first in time; of a run in reverse ``mask`` out its last ones.
         bias: whether there is b_y.
         carry, lengths, mask, resets, key: as for ``layer.apply``. Steps that are not valid are not fitted, whatever
             their targets hold; a key draws noise.

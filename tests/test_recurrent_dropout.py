@@ -118,6 +118,26 @@ def test_dropped_candidates_of_gated_units(keep, x64, traced):
     np.testing.assert_allclose(new, (1 - share) * h + share * n * kept / 0.5, rtol=1e-10)
 
 
+def test_dropped_candidates_beside_gates_and_states_of_their_names(x64, traced):
+    """A UGRNN's g is a gate; an sLSTM's n is a normaliser, its candidate z."""
+    kept = masks((B, H), 0.5) > 0
+
+    def of(inner):
+        params, carry, x = drawn(inner)
+        carry = carry if inner.spec.kind == "ugrnn" else carry._replace(n=jnp.abs(carry.n))
+        dropping = jr.recurrent_dropout(inner, rate=0.5, kind="semeniuta2016")
+        return carry, *traced(
+            lambda: (dropping.step(params, carry, x, (kept, None))[0], jr.gates(inner, params, carry, x))
+        )()
+
+    h, new, (g, n, _) = of(jr.ugrnn(I, H))
+    np.testing.assert_allclose(new, g * h + (1 - g) * n * kept / 0.5, rtol=1e-10)
+    carry, new, gates = of(jr.slstm(I, H))
+    np.testing.assert_allclose(new.n, gates.n, rtol=1e-10)
+    np.testing.assert_allclose(new.c, gates.f * carry.c + gates.i * gates.z * kept / 0.5, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(new.h, gates.o * new.c / new.n, rtol=1e-10, atol=1e-14)
+
+
 def test_dropped_candidates_of_a_leaky_cell(x64, traced):
     """The wrapper inside changes the state that the dropped candidate makes; a readout sees it."""
     kept, x = masks((B, H), 0.5) > 0, draw((B, H), 3)
@@ -218,6 +238,11 @@ def test_runs_of_the_other_kinds(kind, x64):
             lambda: jr.recurrent_dropout(jr.zoneout(jr.lstm(I, H), rate=0.5), rate=0.5, kind="semeniuta2016"),
             TypeError,
             "computes the new state by the gates, and those of zoneout are without its noise; wrap the cell inside",
+        ),
+        (  # its n is the normaliser
+            lambda: run_of(jr.recurrent_dropout(jr.mlstm(I, H), rate=0.5, kind="semeniuta2016")),
+            TypeError,
+            r"the candidate, g or n, which the gates of mlstm beside its state \(q, k, v, i, f, o, h\) do not hold",
         ),
         (
             lambda: run_of(jr.recurrent_dropout(jr.chain(jr.gru(I, H), jr.gru(H, H)), rate=0.5, kind="moon2015")),

@@ -99,16 +99,18 @@ def test_dilated_carries_of_any_leaves():
         functools.partial(jr.leaky, rate=0.5),
         functools.partial(jr.zoneout, rate=0.5),
         functools.partial(jr.noisy_state, std=0.5),
+        functools.partial(jr.clip_state, max_value=0.5),
     ],
-    ids=["leaky", "zoneout", "noisy_state"],
+    ids=["leaky", "zoneout", "noisy_state", "clip_state"],
 )
 def test_states_that_move_on_are_changed_inside(wrap):
-    """In a chain too. Inside is where the message says."""
+    """In a chain too. Inside is where the message says. Inputs that a carry holds are no states."""
     inner = jr.gru(I, H)
-    for cell in (jr.dilated(inner, dilation=2), jr.chain(jr.dilated(inner, dilation=2), jr.readout(H, H))):
+    dilated = jr.dilated(inner, dilation=2)
+    for cell in (dilated, jr.chain(dilated, jr.readout(H, H)), jr.qrnn(I, H, window=2)):
         layer = jr.scan(wrap(cell))
         with pytest.raises(
-            TypeError, match=r"^\w+: the carry holds .* wrap the cell inside: jr\.dilated\(jr\.\w+\(cell"
+            TypeError, match=r"^\w+: the carry of jr\..* holds .* the one inside: jr\.dilated\(jr\.\w+\(cell"
         ):
             jax.eval_shape(lambda p, a=layer: a.apply(p, jnp.ones((T, I)), key=KEY), jax.eval_shape(layer.init, KEY))
     inside = jr.scan(jr.dilated(wrap(inner), dilation=2))

@@ -47,6 +47,11 @@ class SLSTMGates(NamedTuple):
     m: jax.Array  # the new stabiliser
     h: jax.Array  # the new output
 
+    @property
+    def candidate(self) -> str:
+        """Its name, for ``recurrent_dropout``: n is another thing here."""
+        return "z"
+
 
 @built_in
 def slstm(

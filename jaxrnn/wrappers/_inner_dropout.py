@@ -34,19 +34,21 @@ def candidate_dropped(cell: Cell, rate: float) -> Cell:
         )
     own_gates: Any = cell.gates
 
-    def candidate(gates):
-        found = getattr(gates, "g", getattr(gates, "n", None))
-        if found is None:
-            fields = ", ".join(getattr(gates, "_fields", ())) or type(gates).__name__
-            raise TypeError(
-                f'{WHO}: kind="semeniuta2016" drops the candidate, g or n, which the gates of {name_of(cell)} '
-                f'({fields}) do not hold; call it so in its gates, or take kind="gal2016".'
-            )
-        return found
+    def candidate(gates, carry):
+        """n, or else g, which beside n is a gate; xLSTM's n is a normaliser, part of its state, and its candidate z."""
+        state = getattr(carry, "_fields", ("h",))
+        for name in (getattr(gates, "candidate", "n"), "g"):
+            if hasattr(gates, name) and name not in state:
+                return getattr(gates, name)
+        fields = ", ".join(name for name in getattr(gates, "_fields", ()) if name not in state) or type(gates).__name__
+        raise TypeError(
+            f'{WHO}: kind="semeniuta2016" drops the candidate, g or n, which the gates of {name_of(cell)} beside its '
+            f"state ({fields}) do not hold; call it so in its gates, or take another kind."
+        )
 
     def noise(params, key, times, x):
         carry = carry_shapes(cell, params, x)
-        shape = jax.eval_shape(lambda *of: candidate(own_gates(*of)), params, carry, x).shape
+        shape = jax.eval_shape(lambda *of: candidate(own_gates(*of), of[1]), params, carry, x).shape
         draw = functools.partial(jax.random.bernoulli, p=1 - rate, shape=shape)
         return draw_each_step(draw, jax.random.fold_in(key, 0), times), None
 
@@ -58,7 +60,7 @@ def candidate_dropped(cell: Cell, rate: float) -> Cell:
 
         def gates_and_carry(carry, x):
             gates = own_gates(params, carry, x)
-            return candidate(gates), carry_in_gates(WHO, cell, gates, carry)
+            return candidate(gates, carry), carry_in_gates(WHO, cell, gates, carry)
 
         def dropped(_, a):
             return jnp.where(placed_like(kept, a), a / (1 - rate), 0)

@@ -69,13 +69,14 @@ def batch_shape_of(cell: Cell, x: PyTree) -> tuple[int, ...]:
 
 
 def check_blended(who: str, cell: Cell, carry: PyTree) -> None:
-    """A wrapper blends states with those before them: numbers in units of their own, each in one place at all steps."""
+    """A wrapper changes a state, or blends it with the one before: numbers of one unit, in one place at all steps."""
     check_own_units(who, cell, carry)
     moves = lambda part: hasattr(part, "moves_on")
     for part in filter(moves, jax.tree.leaves(carry, is_leaf=moves)):
         raise TypeError(
-            f"{who}: {part.moves_on} ({type(part).__name__}), which move on from one place to the next, so none can be "
-            f"told from the one before; wrap what is inside, as in jr.dilated(jr.{who}(cell, …), …), or another cell."
+            f"{who}: {part.moves_on} ({type(part).__name__}), which move on from one place to the next, so that none "
+            f"is the new state of the one before; wrap another cell, of jr.dilated the one inside: "
+            f"jr.dilated(jr.{who}(cell, …), …)."
         )
 
 

@@ -8,7 +8,7 @@ from jaxrnn._base import Cell, is_inexact, name_of
 from jaxrnn._spec import specified
 from jaxrnn.instruments import step_with_leaves_changed
 from jaxrnn.wrappers._gates import carry_in_gates, with_carry_in_gates
-from jaxrnn.wrappers._shared import check_own_units, check_wrapped, held_within
+from jaxrnn.wrappers._shared import check_blended, check_wrapped, held_within
 
 
 @specified
@@ -27,7 +27,8 @@ def clip_state(cell: Cell, *, max_value: float) -> Cell:
         A Cell with the params and carry of the one given; its gates are computed from the clipped numbers, as its step.
 
     Raises:
-        ValueError, TypeError: a bound that is not positive, something that is no Cell.
+        ValueError, TypeError: a bound that is not positive, something that is no Cell; while tracing, a carry that
+            holds several steps (``dilated``: clip the cell inside).
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -51,12 +52,12 @@ def clip_state(cell: Cell, *, max_value: float) -> Cell:
         return held_within(a, max_value) if is_inexact(a) else a
 
     def step(params, carry, x, *noise):
-        check_own_units("clip_state", cell, carry)
+        check_blended("clip_state", cell, carry)
         own_step = functools.partial(cell.step, params)
         return step_with_leaves_changed(f"clip_state({name_of(cell)})", own_step, clip, carry, x, *noise)
 
     def gates(params, carry, x):
-        check_own_units("clip_state", cell, carry)
+        check_blended("clip_state", cell, carry)
 
         def own_gates(carry, x):
             own = cell.gates(params, carry, x)  # type: ignore[misc]

@@ -43,7 +43,7 @@ def recurrent_dropout(cell: Cell, *, rate: float, input_rate: float = 0.0, kind:
     Args:
         cell: a Cell. "gal2016": its carry is one array of floats (*B, H), or a record with such an ``h``; an LSTM's c
             is never dropped. Its x is one array of floats where ``input_rate`` is given. "semeniuta2016": its gates
-            have a candidate, ``g`` or ``n``, and the new state. "moon2015": its carry is one array or a record with
+            have a candidate, ``n`` or ``g``, and the new state. "moon2015": its carry is one array or a record with
             ``c`` or ``h``.
         rate: of the units of what is dropped, from 0 to below 1.
         input_rate: of the features of x, with "gal2016".

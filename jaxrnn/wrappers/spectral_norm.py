@@ -36,7 +36,7 @@ def spectral_norm(
             and columns 1 % after 20 iterations, at most 2.5 %, and up to 6 % after 10.
         names: of the parameters that are normalised: a name, or several (``"W_hh"``; ``"0.W_hh"`` in the first member
             of a chain); None means all real arrays of two axes or more. Each is one matrix (…, O), all gates of a fused
-            one together.
+            one together. So are blocks (``heads=``), one above the other: σ is then at or above that of each block.
 
     Returns:
         A Cell with the params and carry of the one given; a linear recurrence stays one. A step by hand iterates at

@@ -28,6 +28,7 @@ def weight_norm(cell: Cell, *, names: str | Sequence[str] | None = None) -> Cell
         W = g * v / ‖v‖        for each unit, that is each place of the last axis
 
     At first g = ‖v‖, so that W is what the cell's own ``init`` gives. W is computed outside the loop over time.
+    Of blocks (``heads=``) the units at one place of all blocks share g.
 
     Args:
         cell: a Cell.
