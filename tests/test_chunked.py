@@ -187,6 +187,13 @@ def test_nothing_is_asked_of_a_chunk_that_is_held():
     assert [believed(*numbers, held=jnp.arange(4) == i) for i in range(4)] == [False, False, True, False]
 
 
+def test_the_last_chunk_is_that_before_a_tail_that_is_held():
+    numbers = [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 8, 0]
+    for reverse in (False, True):
+        held = jnp.arange(4) == (0 if reverse else 3)
+        assert believed(*numbers, held=held, reverse=reverse) and not believed(*numbers, reverse=reverse)
+
+
 @pytest.mark.full
 def test_stretches_that_grow_what_is_less_than_rounding():
     """Quiet units, kicked by 1e-14 to 1, in chunks some of which hold or grow; some are masked. In float32."""

@@ -18,9 +18,9 @@ the start has moved since, nothing is known, and there is one more sweep; nor is
 finite. The first says something of every part of a carry because the guess is wrong in every part: a unit that waits at
 0, where the guess is, and grows from what is too small to be seen, would agree with it for many chunks.
 
-No start follows the last chunk, so it may grow what it is handed, but then all starts have to be at rest: what it makes
-of half the tolerance is not bounded by it. A chunk that is all held hands on what it was handed and is not asked; the
-one before it is.
+No start follows the last chunk that is not all held, so it may grow what it is handed, but then all starts of its row
+have to be at rest: what it makes of half the tolerance is not bounded by it. A chunk that is all held hands on what it
+was handed and is not asked; the one before it is.
 
 What is compared are the ends of chunks. A cell that expands early in a chunk, contracts later in it, and did not do so
 where the probe looked, may hold errors in between that are larger by that expansion. So may any two programs that
@@ -142,6 +142,8 @@ class Chunks:
         handed = self._entering(hands, self.start)
         scales = [_scale(a, b, self.way.row_axes) for a, b in zip(handed, ends, strict=True)]
         moved = self._difference(handed, state.starts, scales)
+        if self.all_held is not None:
+            moved = jnp.where(self.all_held, 0, moved)  # nobody sees it
         of_guess = self._difference(at_middle, [a[None] for a in self.guess], scales)
         d = jnp.where(state.number == 1, of_guess, state.moved)
         accepted = self._accepts(moved, d, self._difference(hands, before, scales))
@@ -334,12 +336,18 @@ class Chunks:
         found = jax.lax.cummin(jnp.where(self.all_held, self.K, numbers), axis=0, reverse=True)
         return jnp.where(found == self.K, -1, found)
 
+    def _is_last(self) -> Any:
+        """(K, *rows), or (K,): which chunk is the last of its row, as all after it is held."""
+        if self.all_held is None:
+            return self.order == self.K - 1
+        return _like(jnp.arange(self.K), self.all_held) == self._last_not_held()[0 if self.steps.reverse else -1][None]
+
     def _accepts(self, moved: Any, d: Any, out: Any) -> Any:
         """Whether starts that moved so much are believed, where the last two runs of each chunk differed by d when
         they began and by out when they ended."""
         d = jnp.where(jnp.isinf(d), 0, d)
         bad = (out > 1) | (out > d / 2) | ((moved > 0) & (d == 0))
-        bad = bad & ~(_like(self.order == self.K - 1, bad) & (moved == 0).all(0, keepdims=True))
+        bad = bad & ~(_like(self._is_last(), bad) & (moved == 0).all(0, keepdims=True))
         if self.all_held is not None:
             bad = bad & ~self.all_held
         return self._agreed(bad.astype(jnp.float32)) == 0
