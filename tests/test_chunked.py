@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
-from jaxrnn.loops import sweeping
 from jaxrnn.loops.chunked import Chunking, scan_in_chunks
+from jaxrnn.loops.steps import Steps
 from jaxrnn.loops.sweeping import Chunks, Way
 from tests.cases import draw, weigh
 from tests.side_by_side import assert_close, reported, run
@@ -155,25 +155,43 @@ def test_the_last_chunk_may_grow_what_it_is_handed(x64):
     assert error(ys, jr.scan(LINEAR).apply(PARAMS, xs)[1]) < tol and report.accepted
 
 
-def test_what_is_not_in_doubt_does_not_run_again(x64, monkeypatch):
-    """Of 64 chunks two remember: were all run a second time, or after it, there would be no number left."""
-    steps, K = 24, 64
-    holds = (np.arange(steps * K) // steps == 31) | (np.arange(steps * K) // steps == 32)  # not where the probe looks
-    xs = inputs(steps * K, [0.1, np.where(holds, 1.0, 0.1)], [(t, 1, np.cos(t)) for t in range(steps * K)], 1)
-    run_all = Chunks._run_all
+# by how much starts moved, the last two runs differed at the start, and at the end; of four chunks
+RULE = {
+    "all halve": ([0, 0.9, 0.9, 0.9], [4, 4, 4, 4], [0.9, 0.9, 0.9, 0.9], True),
+    "one does not": ([0, 0.9, 0.9, 0.9], [4, 4, 1, 4], [0.9, 0.9, 0.9, 0.9], False),
+    "one is off": ([0, 1.5, 0.9, 0.9], [4, 4, 4, 4], [1.5, 0.9, 0.9, 0.9], False),
+    "the last does not": ([0, 0.9, 0.9, 0.9], [4, 4, 4, 1], [0.9, 0.9, 0.9, 0.9], False),
+    "the last does not, and its start alone is at rest": ([0, 0.9, 0.9, 0], [4, 4, 4, 1], [0.9, 0.9, 0, 8], False),
+    "the last does not, all starts are at rest": ([0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 8], True),
+    "an integer, or what is not finite, moved": ([0, 0.9, 0.9, 0.9], [4, np.inf, 4, 4], [0.9, 0.9, 0.9, 0.9], False),
+    "it moved, and all is at rest": ([0, 0, 0, 0], [0, np.inf, 0, 0], [0, 0, 0, 0], True),
+    "nothing had moved before": ([0, 0.9, 0.9, 0.9], [4, 4, 0, 4], [0.9, 0.9, 0, 0.9], False),
+}
 
-    def run_all_once(self, state, warm_up, ran):
-        ran, at_middle = run_all(self, state, warm_up, ran)
-        return ran._replace(ends=[jnp.where(state.number > 1, jnp.nan, a) for a in ran.ends]), at_middle
 
-    monkeypatch.setattr(Chunks, "_run_all", run_all_once)
-    monkeypatch.setattr(sweeping, "SHARES", (1, 8))
-    layers = jr.parallel(LINEAR, method="chunks", chunks=K), jr.scan(LINEAR)
-    loss = lambda layer: lambda xs: weigh(layer.apply(PARAMS, xs)[1])
-    (found, reports), (want, _) = (reported(jax.value_and_grad(loss(layer)), xs) for layer in layers)
-    assert_close(found, want)
-    assert [report.accepted for report in reports] == [True, True]
-    assert [report.sweeps for report in reports] == [3, 3]
+def believed(moved, d, out, held=None, reverse=False):
+    numbers = [jnp.asarray(a[::-1] if reverse else a, jnp.float32) for a in (moved, d, out)]
+    steps = Steps(lambda h: [h], [], 1, 0, [], [], len(moved), reverse)
+    chunks = Chunks(steps, [jnp.zeros(())], [jnp.zeros(())], held, Way(chunks=len(moved), sweeps=4))
+    return bool(chunks._accepts(*numbers))
+
+
+@pytest.mark.parametrize("what", RULE)
+def test_the_rule(what):
+    *numbers, want = RULE[what]
+    assert believed(*numbers) == believed(*numbers, reverse=True) == want
+
+
+def test_nothing_is_asked_of_a_chunk_that_is_held():
+    numbers = RULE["one does not"][:3]
+    assert [believed(*numbers, held=jnp.arange(4) == i) for i in range(4)] == [False, False, True, False]
+
+
+def test_the_last_chunk_is_that_before_a_tail_that_is_held():
+    numbers = [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 8, 0]
+    for reverse in (False, True):
+        held = jnp.arange(4) == (0 if reverse else 3)
+        assert believed(*numbers, held=held, reverse=reverse) and not believed(*numbers, reverse=reverse)
 
 
 @pytest.mark.full
@@ -199,14 +217,14 @@ def test_stretches_that_grow_what_is_less_than_rounding():
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda self, moved, changed, d, out, grows: jnp.zeros_like(moved, bool),
-        lambda self, moved, changed, d, out, grows: moved > 1,
+        lambda self, moved, d, out: jnp.bool_(True),
+        lambda self, moved, d, out: self._agreed(moved) <= 1,
     ],
     ids=["always", "by what moved alone"],
 )
 def test_a_wrong_check_is_seen(wrong, monkeypatch):
     """What the test above measures is what a check that believes too much gets wrong."""
-    monkeypatch.setattr(Chunks, "_doubts", wrong)
+    monkeypatch.setattr(Chunks, "_accepts", wrong)
     off, report = leaking()
     assert off > 2 and report.accepted
 

@@ -1,31 +1,26 @@
 """Sweeps: how a scan in chunks finds the carry with which each chunk starts, and when it is believed.
 
-A sweep runs chunks at once, each from the start that it has, and hands each end on as the start of the next chunk:
+A sweep runs all chunks at once, each from the start that it has, and hands each end on as the start of the next chunk:
 
     guess      what is asked for, and of each number a little more, so that it is nowhere right by chance
     probe      a few chunks from two carries, until both runs agree: so long does the recurrence remember
     warm-up    every chunk, from the guess, for its last so many steps: a first start for the next
-    sweep 1    every chunk from its start, outputs written
-    sweeps     those that are in doubt, from what they were handed since, until none is, a few times
+    sweeps     every chunk from its start, outputs written; again where what is handed on has moved, a few times
     the rest   where that did not end, or the probe did not see it end: all steps one by one
 
 **What is believed.** By how much a start moves, r, is not yet an error: a chaotic run of the same cell may move by
-nothing and be wrong. The error is what becomes of r in the chunks that follow. So of the last two runs of each
-chunk it is measured how their difference at its start or middle, d, comes out at its end, o; of a chunk with o > d / 2
-nothing is believed. All others halve what they are handed, and the error of every start is at most twice the largest r:
-a run is accepted where every chunk halves, and r and o are within the tolerance. In the first sweep d is the difference
-of a guess to the truth; in each further one, by how much the start moved. Where d is nothing and o is something, or the
-start has moved since, nothing is known, and the chunk runs once more. The first says something of every part of a carry
-because the guess is wrong in every part: a unit that waits at 0, where the guess is, and grows from what is too small
-to be seen, would agree with it for many chunks.
+nothing and be wrong. The error is what becomes of r in the chunks that follow. So each sweep also measures how a
+difference at a chunk's start or middle, d, comes out at its own end, o; of a chunk with o > d / 2 nothing is believed.
+All others halve what they are handed, and the error of every start is at most twice the largest r: a run is accepted
+where all halve, and r and o are within the tolerance. The first sweep compares two runs whose difference was that of a
+guess to the truth; each further one, those before and after the starts moved. Where d is nothing and o is something, or
+the start has moved since, nothing is known, and there is one more sweep; nor is it where d is of integers, or not
+finite. The first says something of every part of a carry because the guess is wrong in every part: a unit that waits at
+0, where the guess is, and grows from what is too small to be seen, would agree with it for many chunks.
 
-**Chunks that do not run again** are those that halved at their last run, with r and o within the tolerance. r is how
-far what a chunk has been handed by now is from what it ran from, however many sweeps ago: small movements add up. What
-such a chunk cannot say is how it answers to the last of them; its word is of the larger one before, whose difference
-ended within the tolerance. No more is known of any chunk where the first sweep is accepted. One whose o was larger, or
-that did not halve, runs again even if its start has not moved. Then nothing moves in that run, and it says nothing of
-halving: so it, and all before it, have to be at rest to the last digit: it may grow what is less than rounding. The
-last chunk may grow what it is handed on the same condition.
+No start follows the last chunk that is not all held, so it may grow what it is handed, but then all starts of its row
+have to be at rest: what it makes of half the tolerance is not bounded by it. A chunk that is all held hands on what it
+was handed and is not asked; the one before it is.
 
 What is compared are the ends of chunks. A cell that expands early in a chunk, contracts later in it, and did not do so
 where the probe looked, may hold errors in between that are larger by that expansion. So may any two programs that
@@ -39,7 +34,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -47,38 +41,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.devices.placement import vary_alike, varying_axes
-from jaxrnn.loops.differences import difference, like, scale_of, tolerance_of
 from jaxrnn.loops.steps import Arrays, Found, Outcome, Steps, Way, run_all, run_rest
 
 LOOK = 16  # steps of the probe between two looks
+ROUNDING = 4  # times the dtype's epsilon: what is no difference
+TOLERANCE = 32  # times the dtype's epsilon: the default
 PROBES = 4  # chunks that are looked at first
 GROUPS = 8  # of chunks, each of which adds up for itself: so many devices, or fewer, do not meet at each step
-MANY = 64  # chunks from which on a sweep can be of some: of fewer, few are not much less work
-# All run again, until a smaller share pays: 1 of 8 beside it was measured (docs/parallel_over_time.md).
-SHARES = (1,)
 NEAR = 0.25  # of the tolerance: where two runs of the probe agree
 GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples, without their whole parts, fill the unit interval evenly
 ASIDE = 1 / 64  # of the largest number of a carry: by how much a guess is moved, at most
-
-
-class Ran(NamedTuple):
-    """What runs of chunks left."""
-
-    starts: Arrays  # (K, …): what each chunk ran from last
-    ends: Arrays  # (K, …)
-    sums: Arrays
-    ys: Arrays
 
 
 class Sweeping(NamedTuple):
     """Where the sweeps stand."""
 
     number: Any  # () int32: of the sweep that comes; 0 is the warm-up
-    ran: Ran
-    handed: Arrays  # (K, …): what each chunk is to start from
-    d: Any  # (K, *rows): by how much the last two runs of each chunk differed when they began,
-    out: Any  # (K, *rows): and when they ended
-    wanted: Any  # (K,) bool: which chunks run next
+    starts: Arrays  # (K, …)
+    moved: Any  # (K, *rows): by how much each start moved when it was set last
+    ends: Arrays  # (K, …)
+    sums: Arrays
+    ys: Arrays
     accepted: Any  # () bool
     residuals: Any  # (sweeps,): the largest r of each sweep
 
@@ -90,7 +73,7 @@ def run_in_chunks(steps: Steps, start: Arrays, guess: Arrays, held: Any, way: Wa
         return chunks.run_linear()
     forgets, warm_up, aside = chunks.probe()
     if linear and all(jnp.issubdtype(a.dtype, jnp.inexact) for a in start):
-        sweeps = lambda: chunks.run_in_sweeps(warm_up, chunks.grows(warm_up, aside))
+        sweeps = lambda: chunks.run_in_sweeps(warm_up, chunks.halves(warm_up, aside))
     else:
         sweeps = lambda: Chunks(steps, start, aside, held, way).run_in_sweeps(warm_up)
     return jax.lax.cond(forgets, sweeps, lambda: chunks.not_run_in_sweeps(warm_up))
@@ -105,9 +88,6 @@ class Chunks:
         K = self.K = way.chunks
         L = self.L = steps.length // K
         self.groups = math.gcd(K, GROUPS) if steps.pieces else 1
-        # What is added up is that of all chunks, and devices that share them are busy with all or none.
-        whole = steps.pieces or steps.n_added or K < MANY
-        self.sizes = (K,) if whole else tuple(K // n for n in SHARES)
         self.xs = [a.reshape(K, L, *a.shape[1:]) for a in steps.xs]
         self.order = jnp.arange(K)[::-1] if steps.reverse else jnp.arange(K)  # of each chunk, in the run
         # (K, *rows): where no step of a chunk changes the carry
@@ -117,25 +97,22 @@ class Chunks:
         """All chunks start from the guess; the first, and those before which all is held, from the start."""
         known = self._known()
         guessed = [jnp.broadcast_to(a, (self.K, *a.shape)) for a in self.guess]
-        starts = [jnp.where(like(known, a), b[None], a) for a, b in zip(guessed, self.start, strict=True)]
-        nothing = self._difference(starts, starts, [jnp.ones(()) for _ in starts])
+        starts = [jnp.where(_like(known, a), b[None], a) for a, b in zip(guessed, self.start, strict=True)]
+        moved = self._difference(starts, starts, [jnp.ones(()) for _ in starts])
         sums, ys = self.steps.nothing_yet()
         sums = [jnp.broadcast_to(a, (self.groups, *a.shape)) for a in sums]
         ys = [a.reshape(self.K, self.L, *a.shape[1:]) for a in ys]
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
-        ran = Ran(starts, starts, sums, ys)
-        all_chunks = jnp.ones(self.K, bool)
-        return Sweeping(jnp.int32(0), ran, starts, nothing, nothing, all_chunks, jnp.bool_(False), residuals)
+        return Sweeping(jnp.int32(0), starts, moved, starts, sums, ys, jnp.bool_(False), residuals)
 
-    def run_in_sweeps(self, warm_up: Any, grows: Any = None) -> Outcome:
-        """By sweeps, or where they do not end, or many chunks are known to grow (K,), step by step."""
-        few = True if grows is None else grows.sum() <= (self.sizes[-1] if len(self.sizes) > 1 else 0)
+    def run_in_sweeps(self, warm_up: Any, trusted: Any = True) -> Outcome:
+        """By sweeps, or where they do not end, or not all chunks are trusted, step by step."""
 
         def goes_on(state: Sweeping) -> Any:
-            return ~state.accepted & (state.number <= self.way.sweeps) & few
+            return ~state.accepted & (state.number <= self.way.sweeps) & trusted
 
-        state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up, grows), self.begin())
-        found = run_rest(self.steps, self.start, self.found(state.ran), ~state.accepted)
+        state = jax.lax.while_loop(goes_on, lambda state: self.sweep(state, warm_up), self.begin())
+        found = run_rest(self.steps, self.start, self.found(state), ~state.accepted)
         return Outcome(found, state.accepted, jnp.maximum(state.number - 1, 0), warm_up, state.residuals)
 
     def not_run_in_sweeps(self, warm_up: Any) -> Outcome:
@@ -144,76 +121,43 @@ class Chunks:
         found = run_all(self.steps, self.start)
         return Outcome(found, state.accepted, state.number, warm_up, state.residuals)
 
-    def found(self, ran: Ran) -> Found:
-        end = [a[0 if self.steps.reverse else -1] for a in self.handed_on(ran.ends)]
-        return end, [a.sum(0) for a in ran.sums], [a.reshape(self.steps.length, *a.shape[2:]) for a in ran.ys]
+    def found(self, state: Sweeping) -> Found:
+        end = [a[0 if self.steps.reverse else -1] for a in self.handed_on(state.ends)]
+        return end, [a.sum(0) for a in state.sums], [a.reshape(self.steps.length, *a.shape[2:]) for a in state.ys]
 
-    def sweep(self, state: Sweeping, warm_up: Any, grows: Any = None) -> Sweeping:
-        """One sweep, and whether it was the last."""
-        is_warm_up, runs_all = state.number == 0, jnp.ones((), bool)
-        if len(self.sizes) == 1:
-            ran, at_middle = self._run_all(state, warm_up, state.ran)
-        else:
-            n = state.wanted.sum()
-            smaller = [*self.sizes[1:], 0]
-            fits = [(n <= size) & (n > less) for size, less in zip(self.sizes, smaller, strict=True)]
-            runs_all = fits[0]
-            begun = (state.ran, state.handed)
-            ran, at_middle = _if(runs_all, lambda both: self._run_all(state, warm_up, both[0]), begun)
-            for size, is_it in zip(self.sizes[1:], fits[1:], strict=True):
-                ran = _if(is_it, functools.partial(self._run_some, size, state), ran)
-        hands, last = self.handed_on(ran.ends), self.handed_on(state.ran.ends)
+    def sweep(self, state: Sweeping, warm_up: Any) -> Sweeping:
+        """One sweep, and whether it was the last. It has two parts, the second as long as the warm-up."""
+        middle, is_warm_up = self.L - warm_up, state.number == 0
+        sums = jax.tree.map(jnp.zeros_like, state.sums)
+
+        def part(number, state):
+            running, _ = state
+            first = jnp.where(number == 0, jnp.where(is_warm_up, middle, 0), middle)
+            last = jnp.where(number == 0, middle, self.L)
+            return jax.lax.fori_loop(first, last, self._advance, running), running[0]
+
+        begun = (state.starts, sums, state.ys)
+        (ends, sums, ys), at_middle = jax.lax.fori_loop(0, 2, part, (begun, state.starts))
+        hands, before = self.handed_on(ends), self.handed_on(state.ends)
         handed = self._entering(hands, self.start)
-        scales = [scale_of(a, b, self.way.row_axes) for a, b in zip(handed, ran.ends, strict=True)]
-        moved = self._difference(handed, ran.starts, scales)
+        scales = [_scale(a, b, self.way.row_axes) for a, b in zip(handed, ends, strict=True)]
+        moved = self._difference(handed, state.starts, scales)
         if self.all_held is not None:
             moved = jnp.where(self.all_held, 0, moved)  # nobody sees it
-        of_guess = self._difference(at_middle, [a[None] for a in self.guess], scales, floats=True)
-        of_starts = self._difference(state.handed, state.ran.starts, scales, floats=True)
-        did = like(state.wanted | runs_all, moved)
-        d = jnp.where(did, jnp.where(state.number == 1, of_guess, of_starts), state.d)
-        out = jnp.where(did, self._difference(hands, last, scales), state.out)
-        doubts = self._doubts(moved, self._changed(handed, ran.starts), d, out, grows)
-        wanted = self._agreed(doubts.astype(jnp.float32), each=True) > 0
+        of_guess = self._difference(at_middle, [a[None] for a in self.guess], scales)
+        d = jnp.where(state.number == 1, of_guess, state.moved)
+        accepted = self._accepts(moved, d, self._difference(hands, before, scales))
         at_this = jnp.arange(self.way.sweeps) == state.number - 1
         return Sweeping(
             number=state.number + 1,
-            ran=ran,
-            handed=handed,
-            d=d,
-            out=out,
-            wanted=wanted | is_warm_up,
-            accepted=~wanted.any() & ~is_warm_up,
+            starts=handed,
+            moved=moved,
+            ends=ends,
+            sums=sums,
+            ys=ys,
+            accepted=accepted & ~is_warm_up,
             residuals=jnp.where(at_this, self._agreed(moved), state.residuals),
         )
-
-    def _run_all(self, state: Sweeping, warm_up: Any, ran: Ran) -> tuple[Ran, Arrays]:
-        """All chunks from what they were handed, and their carries where their last part, as long as the warm-up,
-        begins; the warm-up is that part alone."""
-        middle, is_warm_up = self.L - warm_up, state.number == 0
-        advance = functools.partial(self._advance, self.xs)
-
-        def part(number, both):
-            running, _ = both
-            first = jnp.where(number == 0, jnp.where(is_warm_up, middle, 0), middle)
-            last = jnp.where(number == 0, middle, self.L)
-            return jax.lax.fori_loop(first, last, advance, running), running[0]
-
-        begun = (state.handed, jax.tree.map(jnp.zeros_like, ran.sums), ran.ys)
-        (ends, sums, ys), at_middle = jax.lax.fori_loop(0, 2, part, (begun, state.handed))
-        return Ran(state.handed, ends, sums, ys), at_middle
-
-    def _run_some(self, size: int, state: Sweeping, ran: Ran) -> Ran:
-        """The chunks that are wanted, of which there are at most so many."""
-        rank = jnp.where(state.wanted, jnp.cumsum(state.wanted), 0)
-        is_next = rank == jnp.arange(1, size + 1)[:, None]
-        chosen = jnp.where(is_next, jnp.arange(self.K), self.K).min(1)  # (size,); K: none
-        take = lambda arrays: [jnp.take(a, chosen, axis=0, mode="clip") for a in arrays]
-        put = lambda arrays, some: [a.at[chosen].set(b, mode="drop") for a, b in zip(arrays, some, strict=True)]
-        starts = take(state.handed)
-        advance = functools.partial(self._advance, take(self.xs))
-        ends, _, ys = jax.lax.fori_loop(0, self.L, advance, (starts, ran.sums, [a[:size] for a in ran.ys]))
-        return Ran(put(ran.starts, starts), put(ran.ends, ends), ran.sums, put(ran.ys, ys))
 
     def run_linear(self) -> Outcome:
         """The run of a carry <- a * carry + b.
@@ -224,7 +168,7 @@ class Chunks:
         zeros = [jnp.zeros((self.K, *a.shape), a.dtype) for a in self.start]
 
         def turn(i, state):
-            run = lambda *carry: self._step_all(self.xs, i, list(carry))[0]
+            run = lambda *carry: self._step_all(i, list(carry))[0]
             return jax.jvp(run, *state)
 
         ones = [jnp.ones_like(a) for a in zeros]
@@ -236,16 +180,16 @@ class Chunks:
 
         _, starts = jax.lax.scan(link, self.start, (ends, factors), reverse=self.steps.reverse)
         wrong = functools.reduce(jnp.logical_or, ((~jnp.isfinite(a)).any() for a in starts))
-        _, _, sums, ys = self.begin().ran
-        advance = functools.partial(self._advance, self.xs)
-        ends, sums, ys = jax.lax.fori_loop(0, self.L, advance, (starts, sums, ys))
+        begun = self.begin()
+        ends, sums, ys = jax.lax.fori_loop(0, self.L, self._advance, (starts, begun.sums, begun.ys))
         accepted = self._agreed(wrong.astype(jnp.float32)) == 0
-        found = run_rest(self.steps, self.start, self.found(Ran(starts, ends, sums, ys)), ~accepted)
+        found = self.found(begun._replace(ends=ends, sums=sums, ys=ys))
+        found = run_rest(self.steps, self.start, found, ~accepted)
         residuals = jnp.full(self.way.sweeps, jnp.nan, jnp.float32)
         return Outcome(found, accepted, jnp.int32(1), jnp.int32(self.L), residuals)
 
-    def grows(self, warm_up: Any, aside: Arrays) -> Any:
-        """(K,): which chunks of a linear run make more than half of what enters where their warm-up begins.
+    def halves(self, warm_up: Any, aside: Arrays) -> Any:
+        """Whether all chunks of a linear run make less than half of what enters where their warm-up begins.
 
         What is 0 stays 0 in such a run, so that its guess is not moved aside: this run, of nothing else, is.
         """
@@ -254,19 +198,19 @@ class Chunks:
         middle = self.L - warm_up
 
         def turn(i, d):
-            return jax.jvp(lambda *carry: self._step_all(self.xs, i, list(carry))[0], zeros, d)[1]
+            return jax.jvp(lambda *carry: self._step_all(i, list(carry))[0], zeros, d)[1]
 
         begun, zeros, _ = vary_alike(begun, zeros, self.xs)
         ends = jax.lax.fori_loop(middle, self.L, turn, begun)
-        scales = [scale_of(a, a, self.way.row_axes) for a in begun]
+        scales = [_scale(a, a, self.way.row_axes) for a in begun]
         out, d = (self._difference(a, zeros, scales) for a in (ends, begun))
-        bad = (out > d / 2) & like(self.order < self.K - 1, out) & ~like(self._known(), out)
+        bad = (out > d / 2) & _like(self.order < self.K - 1, out) & ~_like(self._known(), out)
         if self.held is not None:
             held = self.held.reshape(self.K, self.L, *self.held.shape[1:])
             order = jnp.arange(self.L)[::-1] if self.steps.reverse else jnp.arange(self.L)
             before = (order < middle).reshape(1, self.L, *(1,) * (held.ndim - 2))
             bad = bad & ~(held | before).all(1)
-        return self._agreed(bad.astype(jnp.float32), each=True) > 0
+        return self._agreed(bad.astype(jnp.float32)) == 0
 
     def handed_on(self, ends: Arrays) -> Arrays:
         """(K, …): the carry after each chunk; where all of a chunk is held, that before it."""
@@ -275,8 +219,8 @@ class Chunks:
         last = self._last_not_held()
 
         def leaf(end, start):
-            from_last = jnp.take_along_axis(end, like(jnp.maximum(last, 0), end), axis=0)
-            return jnp.where(like(last, end) < 0, start[None], from_last)
+            from_last = jnp.take_along_axis(end, _like(jnp.maximum(last, 0), end), axis=0)
+            return jnp.where(_like(last, end) < 0, start[None], from_last)
 
         return list(map(leaf, ends, self.start))
 
@@ -306,19 +250,17 @@ class Chunks:
             return list(made[: len(carry)]), held if held is None else held | at(all_held)
 
         def differs(carry, held):
-            scales = [
-                jnp.maximum(scale_of(a[0], a[1], self.way.row_axes), b) for a, b in zip(carry, sizes, strict=True)
-            ]
+            scales = [jnp.maximum(_scale(a[0], a[1], self.way.row_axes), b) for a, b in zip(carry, sizes, strict=True)]
             d = self._difference([a[0] for a in carry], [a[1] for a in carry], scales)
             return self._agreed(d if held is None else jnp.where(held, 0, d))
 
         held = None if all_held is None else jnp.zeros_like(all_held[:, 0])
         carry, held = jax.lax.fori_loop(0, lag, advance, (guess, held))
         seen = [(a[0], jnp.broadcast_to(b, a[0].shape)) for a, b in zip(carry, self.start, strict=True)]
-        sizes = [scale_of(a, b, self.way.row_axes) for a, b in seen]
+        sizes = [_scale(a, b, self.way.row_axes) for a, b in seen]
         sizes = [jnp.where(size > 0, size, 1) for size in sizes]  # where there was nothing, of a carry of any size
         aside = [self._aside(i, *a) for i, a in enumerate(zip(self.guess, sizes, strict=True))]
-        carry = [jnp.where(like(is_first, a), b[None, None], a) for a, b in zip(carry, aside, strict=True)]
+        carry = [jnp.where(_like(is_first, a), b[None, None], a) for a, b in zip(carry, aside, strict=True)]
         at_first = differs(carry, held)
 
         def goes_on(state):
@@ -349,22 +291,25 @@ class Chunks:
         features = guess.shape[self.way.row_axes :]
         indices = jnp.arange(number, number + math.prod(features), dtype=jnp.float32).reshape(features)
         parts = 0.5 + (indices * GOLDEN) % 1 / 2
-        little = max(ASIDE, 4 * tolerance_of(self.way, guess.dtype)) * jax.lax.broadcast_to_rank(parts, guess.ndim)
-        return guess + like(size, guess).astype(guess.dtype) * little.astype(guess.dtype)
+        little = max(ASIDE, 4 * self._tolerance(guess.dtype)) * jax.lax.broadcast_to_rank(parts, guess.ndim)
+        return guess + _like(size, guess).astype(guess.dtype) * little.astype(guess.dtype)
 
-    def _advance(self, xs: Arrays, i: Any, running: tuple[Arrays, Arrays, Arrays]) -> tuple[Arrays, Arrays, Arrays]:
-        """Chunks, of which these are the inputs, by one step."""
+    def _tolerance(self, dtype: Any) -> float:
+        return TOLERANCE * float(jnp.finfo(dtype).eps) if self.way.tol is None else self.way.tol
+
+    def _advance(self, i: Any, running: tuple[Arrays, Arrays, Arrays]) -> tuple[Arrays, Arrays, Arrays]:
+        """All chunks by one step."""
         carry, sums, ys = running
-        carry, more, y = self._step_all(xs, i, carry)
+        carry, more, y = self._step_all(i, carry)
         of_groups = (a.reshape(self.groups, -1, *a.shape[1:]).sum(1) for a in more)
         sums = [a + b for a, b in zip(sums, of_groups, strict=True)]
         write = lambda a, y: jax.lax.dynamic_update_index_in_dim(a, y, self._at(i), 1)
         return carry, sums, list(map(write, ys, y))
 
-    def _step_all(self, xs: Arrays, i: Any, carry: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+    def _step_all(self, i: Any, carry: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         """Step i of each chunk, in the direction of the run: carries, what is added up, what is put out."""
         at = lambda a: jax.lax.dynamic_index_in_dim(a, self._at(i), 1, keepdims=False)
-        return self.steps.split(jax.vmap(self.steps.step)(*carry, *map(at, xs)))
+        return self.steps.split(jax.vmap(self.steps.step)(*carry, *map(at, self.xs)))
 
     def _at(self, i: Any) -> Any:
         return self.L - 1 - i if self.steps.reverse else i
@@ -372,7 +317,7 @@ class Chunks:
     def _entering(self, handed: Arrays, start: Arrays) -> Arrays:
         """(K, …): what each chunk starts with, given what each hands on."""
         rolled = [jnp.roll(a, -1 if self.steps.reverse else 1, axis=0) for a in handed]
-        return [jnp.where(like(self.order == 0, a), b, a) for a, b in zip(rolled, start, strict=True)]
+        return [jnp.where(_like(self.order == 0, a), b, a) for a, b in zip(rolled, start, strict=True)]
 
     def _known(self) -> Any:
         """(K, *rows), or (K,): which chunks start with what the run starts with, as all before them is held."""
@@ -385,48 +330,61 @@ class Chunks:
     def _last_not_held(self) -> Any:
         """(K, *rows): the last chunk up to each, in the order of the run, that is not all held; -1: none."""
         assert self.all_held is not None
-        numbers = like(jnp.arange(self.K), self.all_held)
+        numbers = _like(jnp.arange(self.K), self.all_held)
         if not self.steps.reverse:
             return jax.lax.cummax(jnp.where(self.all_held, -1, numbers), axis=0)
         found = jax.lax.cummin(jnp.where(self.all_held, self.K, numbers), axis=0, reverse=True)
         return jnp.where(found == self.K, -1, found)
 
-    def _changed(self, a: Arrays, b: Arrays) -> Any:
-        """(K, *rows): where anything differs, be it by rounding."""
-        made = jnp.zeros((self.K, *(1,) * self.way.row_axes), bool)
-        for x, y in zip(a, b, strict=True):
-            differs = (x != y) & ~((x != x) & (y != y))
-            made = made | differs.any(tuple(range(1 + self.way.row_axes, x.ndim)))
-        return made
+    def _is_last(self) -> Any:
+        """(K, *rows), or (K,): which chunk is the last of its row, as all after it is held."""
+        if self.all_held is None:
+            return self.order == self.K - 1
+        return _like(jnp.arange(self.K), self.all_held) == self._last_not_held()[0 if self.steps.reverse else -1][None]
 
-    def _doubts(self, moved: Any, changed: Any, d: Any, out: Any, grows: Any) -> Any:
-        """(K, *rows): the chunks that have to run again.
-
-        ``moved``: how far what each chunk was handed is from what it ran from; ``changed``: by rounding or more.
-        ``grows``: of a linear run, which may; nothing is asked of what is 0 in the others.
-        """
+    def _accepts(self, moved: Any, d: Any, out: Any) -> Any:
+        """Whether starts that moved so much are believed, where the last two runs of each chunk differed by d when
+        they began and by out when they ended."""
         d = jnp.where(jnp.isinf(d), 0, d)
-        sure = (out <= 1) & (out <= d / 2) & ((d > 0) if grows is None else ~like(grows, d))
-        still = ((d == 0) & (out == 0)) | ((moved == 0) & like(self.order == self.K - 1, moved))
+        bad = (out > 1) | (out > d / 2) | ((moved > 0) & (d == 0))
+        bad = bad & ~(_like(self._is_last(), bad) & (moved == 0).all(0, keepdims=True))
         if self.all_held is not None:
-            sure = sure | self.all_held
-        of_later = jax.lax.cummax((~sure).astype(jnp.int32), axis=0, reverse=not self.steps.reverse)
-        if len(self.sizes) == 1:  # all run again, from what they were handed, to the last digit
-            of_later = jnp.zeros_like(of_later)
-        bad = (moved > 1) | ~(sure | still) | (changed & (of_later > 0)) | ((moved > 0) & (d == 0))
-        return bad if self.all_held is None else bad & ~self.all_held
+            bad = bad & ~self.all_held
+        return self._agreed(bad.astype(jnp.float32)) == 0
 
-    def _agreed(self, found: Any, each: bool = False) -> Any:
-        """The largest number, of all chunks or of each, on all devices that take the decision together."""
-        found = found.max(tuple(range(int(each), found.ndim)), initial=0)
+    def _agreed(self, found: Any) -> Any:
+        """The largest number, on all devices that take the decision together."""
+        found = found.max(initial=0)
         axes = tuple(sorted(varying_axes(found)))
         return jax.lax.pmax(found, axes) if axes else found
 
-    def _difference(self, a: Arrays, b: Arrays, scales: Arrays, floats: bool = False) -> Any:
-        """(K, *rows), as ``difference``; of a carry that is empty (K,)."""
-        return difference(a, b, scales, self.way, floats) if a else jnp.zeros((self.K,), jnp.float32)
+    def _difference(self, a: Arrays, b: Arrays, scales: Arrays) -> Any:
+        """(K, *rows): how far apart, in units of the tolerance; 0 where it is rounding alone."""
+        if not a:
+            return jnp.zeros((self.K,), jnp.float32)
+        return functools.reduce(jnp.maximum, map(self._leaf_difference, a, b, scales))
+
+    def _leaf_difference(self, a: Any, b: Any, scale: Any) -> Any:
+        features = tuple(range(1 + self.way.row_axes, a.ndim))
+        if not jnp.issubdtype(a.dtype, jnp.inexact):
+            return jnp.where(a == b, 0, jnp.inf).astype(jnp.float32).max(features, initial=0)
+        eps = float(jnp.finfo(a.dtype).eps)
+        tol = self._tolerance(a.dtype)
+        scale = jnp.expand_dims(scale, (0, *range(1 + scale.ndim, a.ndim)))
+        gap = jnp.where((a == b) | (jnp.isnan(a) & jnp.isnan(b)), 0, jnp.abs(a - b))
+        gap = jnp.where(gap <= ROUNDING * eps * scale, 0, gap / (tol * scale))
+        return jnp.where(jnp.isnan(gap), jnp.inf, gap).astype(jnp.float32).max(features, initial=0)
 
 
-def _if(wanted: Any, function: Callable[[Any], Any], value: Any) -> Any:
-    """``function(value)``, or the value: a loop of one turn or none, for a conditional would copy what it is given."""
-    return jax.lax.fori_loop(0, wanted.astype(jnp.int32), lambda _, value: function(value), value)
+def _scale(a: Any, b: Any, row_axes: int) -> Any:
+    """(*rows): the largest number of each row over all chunks."""
+    if not jnp.issubdtype(a.dtype, jnp.inexact):
+        return jnp.ones(a.shape[1 : 1 + row_axes])
+    both = jnp.maximum(jnp.abs(a), jnp.abs(b))
+    axes = (0, *range(1 + row_axes, a.ndim))
+    return jnp.where(jnp.isfinite(both), both, 0).max(axes, initial=0)
+
+
+def _like(a: Any, b: Any) -> Any:
+    """``a`` with as many axes as ``b``."""
+    return jnp.expand_dims(a, tuple(range(a.ndim, b.ndim)))
