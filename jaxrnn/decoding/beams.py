@@ -205,7 +205,9 @@ def beam_search(
             candidates = _ended(score, log_probs[..., stop], n + 1, jnp.arange(width, dtype=jnp.int32))
             ended = _best(n_best, ended, candidates)
             log_probs = log_probs.at[..., stop].set(-jnp.inf)
-        log_prob, place = jax.lax.top_k(log_probs.reshape(*batch_shape, width * V), width)
+        log_probs = log_probs.reshape(*batch_shape, width * V)
+        place = _largest(log_probs, width)
+        log_prob = jnp.take_along_axis(log_probs, place, axis=-1)
         parent, token = place // V, (place % V).astype(first.dtype)
         gather = functools.partial(_gather, parent, axis=axis)
         put = lambda a, row: jax.lax.dynamic_update_index_in_dim(a, row.astype(a.dtype), n, 0)
@@ -261,8 +263,13 @@ def _ended(score: Score, log_prob: jax.Array, length: jax.Array, beam: jax.Array
 def _best(n_best: int, *those: _Ended) -> _Ended:
     """The best of all; of equal ones the earlier, so that no sequence's result depends on how long the others take."""
     together = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *those)
-    _, places = jax.lax.top_k(together.score, n_best)
+    places = _largest(together.score, n_best)
     return jax.tree.map(lambda a: jnp.take_along_axis(a, places, axis=-1), together)
+
+
+def _largest(values: jax.Array, k: int) -> jax.Array:
+    """The places of the k largest; NaN before all others, which a sort has first or last by its sign."""
+    return jax.lax.top_k(jnp.where(jnp.isnan(values), jnp.inf, values), k)[1]
 
 
 def _gather(parent: jax.Array, a: jax.Array, *, axis: int) -> jax.Array:
