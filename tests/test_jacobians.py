@@ -10,7 +10,7 @@ from tests.cases import CELLS, H, I, T, draw, randomised, x_shape
 from tests.evaluating import evaluated
 from tests.user_cells import autonomous, linear
 
-FLOAT_CELLS = [name for name in CELLS if name not in ("user_clockwork", "every", "lru", "s5")]  # all floats in the carry
+FLOAT_CELLS = [name for name in CELLS if name not in ("user_clockwork", "every", "lru", "s5")]  # of floats
 
 
 @pytest.mark.parametrize("name", FLOAT_CELLS)
