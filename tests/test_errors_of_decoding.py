@@ -166,7 +166,7 @@ ERRORS = {
     "a penalty of another shape": (
         lambda: search(length_penalty=lambda log_prob, n: log_prob.sum()),
         TypeError,
-        ["beam_search: length_penalty must return a score for each", "(2, 2), got float32 of shape ()"],
+        ["beam_search: length_penalty must return a score for each", "(2, 4), got float32 of shape ()"],
     ),
     **{
         f"tokens that first does not hold, {run.__name__}": (

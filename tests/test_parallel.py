@@ -63,7 +63,8 @@ def test_a_reversed_run_enters_behind_a_masked_tail_at_no_cost(x64):
     of_layer = SIX | {"reverse": True}
     of_all = assert_equals_the_scan(ELMAN, params, xs, carry, of_layer=of_layer)
     reports = assert_equals_the_scan(ELMAN, params, xs, carry, of_layer=of_layer, lengths=jnp.array([T, 40, 0]))
-    assert all(own.sweeps <= whole.sweeps <= 2 for own, whole in zip(reports, of_all, strict=True)), reports
+    # Of all steps a start still moves by a part of the tolerance in the second sweep, which the third sees at rest.
+    assert all(own.sweeps <= whole.sweeps <= 3 for own, whole in zip(reports, of_all, strict=True)), reports
 
 
 @pytest.mark.parametrize("batch_shape", [(), (2, 1)])
