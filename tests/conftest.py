@@ -42,7 +42,7 @@ def pytest_runtest_protocol(item):
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the whole product of cases, not the pairwise choice")
     parser.addoption("--product", action="store_true", help="the same, compiled as quickly as by default")
-    parser.addoption("--models", type=int, help="how many models test_random_models.py builds; 24, or 2,000 if full")
+    parser.addoption("--models", type=int, help="how many models test_random_models.py builds; 16, or 2,000 if full")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -34,7 +34,7 @@ from tests.cases import (
     x_shape,
 )
 from tests.evaluating import evaluated
-from tests.turns import case_by_flags, in_turn, is_turn, own_run, with_runs
+from tests.turns import case_by_flags, in_turn, is_turn, named_in_turn, own_run, with_runs
 
 # Both sides compute in float64 with sums in another order, over six steps: a few hundred roundings of 2e-16.
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
@@ -62,10 +62,7 @@ def once():
 
 def by_name(test):
     """The cells in turn."""
-    number = next(NUMBERS)
-    turns = [is_turn(name, index, number) for index, name in enumerate(CELLS)]
-    names = [pytest.param(n, marks=() if turn else pytest.mark.full) for n, turn in zip(CELLS, turns, strict=True)]
-    return pytest.mark.parametrize("name", names)(test)
+    return pytest.mark.parametrize("name", named_in_turn(CELLS, next(NUMBERS)))(test)
 
 
 forward_or_reverse = pytest.mark.parametrize(

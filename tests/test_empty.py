@@ -42,7 +42,7 @@ SHAPES = [(0, (B,)), (3, (0,)), (3, (2, 0)), (3, (0, 2)), (0, ()), (0, (0,))]
 
 def cases():
     """Every case with one or two of the shapes in turn, T = 0 or B = 0; the other pairs under ``--full``."""
-    of_each = [(case, 6) for case in in_turn(CASES)] + [(case, 2) for case in in_turn(MORE)]
+    of_each = [(case, 6) for case in in_turn(CASES, 2)] + [(case, 2) for case in in_turn(MORE)]
     for (n, (case, period)), (m, shape) in itertools.product(enumerate(of_each), enumerate(SHAPES)):
         marks = case.marks if (n // len(RUNS) - m) % period == 0 else pytest.mark.full
         yield pytest.param(*case.values, *shape, bool((n + m) % 2), id=f"{case.id}-{shape[0]}-{shape[1]}", marks=marks)

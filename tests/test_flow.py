@@ -7,6 +7,7 @@ import pytest
 
 import jaxrnn as jr
 from tests.cases import CASES, B, H, I, T, draw, randomised
+from tests.turns import named_in_turn
 from tests.user_cells import clockwork, linear, textbook_lstm
 
 LENGTHS = jnp.array([6, 3, 1])
@@ -71,8 +72,10 @@ def test_explicit_zeros_in_an_lstm(loss, x64):
 
 @pytest.mark.parametrize(
     ("case", "flags"),
-    [(case, "masked" if index % 2 else "plain") for index, case in enumerate(CASES)],
-    ids=[case.name for case in CASES],
+    [
+        pytest.param(case, "masked" if index % 2 else "plain", id=name.id, marks=name.marks)
+        for index, (case, name) in enumerate(zip(CASES, named_in_turn([c.name for c in CASES], 2), strict=True))
+    ],
 )
 def test_contributions_are_those_of_bptt(case, flags, x64, traced):
     """The norms of ``bptt_contributions``, for every cell, wrapper and direction; every state is reached."""

@@ -8,12 +8,13 @@ import pytest
 import jaxrnn as jr
 from tests.cases import CELLS, H, I, T, draw, randomised, x_shape
 from tests.evaluating import evaluated
+from tests.turns import named_in_turn
 from tests.user_cells import autonomous, linear
 
 FLOAT_CELLS = [name for name in CELLS if name not in ("user_clockwork", "every", "lru", "s5")]  # of floats
 
 
-@pytest.mark.parametrize("name", FLOAT_CELLS)
+@pytest.mark.parametrize("name", named_in_turn(FLOAT_CELLS, 0))
 def test_step_jacobian_is_that_of_the_step(name, x64):
     cell = CELLS[name]
     params = randomised(cell.init(jax.random.key(0)), 1)

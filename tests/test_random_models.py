@@ -203,9 +203,9 @@ def check(model, flags, cut, number):
 
 @pytest.mark.parametrize("shard", range(4))
 def test_random_models_equal_the_plain_loop(shard, x64, request):
-    """24 models in four parts, so that several processes share them; 2,000 under ``--full``."""
+    """16 models in four parts, so that several processes share them; 2,000 under ``--full``."""
     config = request.config
-    examples = (config.getoption("--models") or (2000 if config.getoption("--full") else 24)) // 4
+    examples = (config.getoption("--models") or (2000 if config.getoption("--full") else 16)) // 4
     run = given(models(), all_flags(), st.integers(0, 2 * T), st.integers(0, 2**32 - 1))(check)
     settings(
         max_examples=examples, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck)

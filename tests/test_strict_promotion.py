@@ -60,7 +60,7 @@ BITS = [pytest.param(False, marks=pytest.mark.full, id=""), pytest.param(True, i
     ("case", "flags", "strict"),
     [
         pytest.param(*row.values, bool(n % 2), id=row.id, marks=row.marks)  # with and without float64 in turn
-        for n, row in enumerate(case_by_flags(FLAGS, list(in_turn(CASES))).args[1])
+        for n, row in enumerate(case_by_flags(FLAGS, list(in_turn(CASES, 3))).args[1])
     ],
     indirect=["strict"],
 )
