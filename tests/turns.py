@@ -6,10 +6,20 @@ import pytest
 
 from tests.cases import CASES, RUNS
 
-# Cases that every test of the contract runs by default; of the others each runs a fourth, all of them under --full.
+# Cases that every test of the contract runs by default; of the others each runs a sixth, all of them under --full.
 ALWAYS = (
-    *("elman", "lstm_learned_carry", "gru_before", "gru_after", "peephole_diagonal", "user_clockwork"),
-    *("user_fast_weights", "user_textbook_lstm", "chain", "zoneout", "lru", "bidirectional_concat", "stack"),
+    *("elman", "lstm_learned_carry", "gru_after", "user_clockwork", "user_textbook_lstm", "chain", "lru"),
+    *("bidirectional_concat", "stack"),
+)
+
+# Files of many tests that compile much: in a run of all files every fourth of their tests, all of them under --full.
+LONG = (
+    *("test_attention", "test_beam_search", "test_ctc", "test_decoder", "test_generate", "test_log_likelihood"),
+    *("test_equations_of_layer_norm", "test_equations_of_xlstm", "test_rate_networks", "test_ridge"),
+    *("test_state_wrappers", "test_weight_wrappers", "test_recurrent_dropout", "test_parallel", "test_chunked"),
+    *("test_parallel_meshes", "test_newton", "test_jacobians", "test_flow", "test_complex_carries", "test_meshes"),
+    *("test_one_kernel", "test_linear_cells", "test_initial_values", "test_gradient_errors", "test_random_models"),
+    *("test_inputs_of_states", "test_invalid_steps", "test_packed"),
 )
 
 
@@ -27,8 +37,8 @@ def has_all(name):
 
 
 def is_turn(name, index, test):
-    """Whether the test of that number runs the case of that name and place: one test of four, or all."""
-    return has_all(name) or (index + test) % 4 == 0
+    """Whether the test of that number runs the case of that name and place: one test of six, or all."""
+    return has_all(name) or (index + test) % 6 == 0
 
 
 def named_in_turn(names, test):
