@@ -6,20 +6,23 @@ import pytest
 
 from tests.cases import CASES, RUNS
 
-# Cases that every test of the contract runs by default; of the others each runs a sixth, all of them under --full.
+# Cases that every test of the contract runs by default; of the others each runs a fourth, all of them under --full.
 ALWAYS = (
     *("elman", "lstm_learned_carry", "gru_after", "user_clockwork", "user_textbook_lstm", "chain", "lru"),
     *("bidirectional_concat", "stack"),
 )
 
-# Files of many tests that compile much: in a run of all files every fourth of their tests, all of them under --full.
+# Files of many tests that compile much: in a run of all files every fifth of their tests, all of them under --full.
 LONG = (
     *("test_attention", "test_beam_search", "test_ctc", "test_decoder", "test_generate", "test_log_likelihood"),
     *("test_equations_of_layer_norm", "test_equations_of_xlstm", "test_rate_networks", "test_ridge"),
     *("test_state_wrappers", "test_weight_wrappers", "test_recurrent_dropout", "test_parallel", "test_chunked"),
     *("test_parallel_meshes", "test_newton", "test_jacobians", "test_flow", "test_complex_carries", "test_meshes"),
     *("test_one_kernel", "test_linear_cells", "test_initial_values", "test_gradient_errors", "test_random_models"),
-    *("test_inputs_of_states", "test_invalid_steps", "test_packed"),
+    *("test_inputs_of_states", "test_invalid_steps", "test_packed", "test_contract", "test_checking", "test_running"),
+    *("test_inspect_any_bytes", "test_checkpoints", "test_plans", "test_predict", "test_resume", "test_long_memory"),
+    *("test_other_trainings", "test_fused_products", "test_tbptt", "test_branching", "test_exporting", "test_lowering"),
+    *("test_fixed_points", "test_segments", "test_strict_promotion", "test_empty", "test_decisions", "test_reverse"),
 )
 
 
@@ -37,8 +40,8 @@ def has_all(name):
 
 
 def is_turn(name, index, test):
-    """Whether the test of that number runs the case of that name and place: one test of six, or all."""
-    return has_all(name) or (index + test) % 6 == 0
+    """Whether the test of that number runs the case of that name and place: one test of four, or all."""
+    return has_all(name) or (index + test) % 4 == 0
 
 
 def named_in_turn(names, test):
