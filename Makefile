@@ -15,7 +15,8 @@ GPU_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
-INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet -c constraints.txt
+# Modules are compiled when they are first imported: most never are, and compiling all takes half of the install.
+INSTALL := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet --no-compile -c constraints.txt
 # Each process begins with a part of the list and takes from another's when it is done: tests of a case stay together.
 PYTEST := JAX_PLATFORMS=cpu $(PY) -m pytest -n $(WORKERS) --dist worksteal
 

@@ -1,9 +1,11 @@
 """Two CPU devices for the mesh tests, the ``--full`` switch, float64 on request; less time for the compiler."""
 
+import collections
 import gc
 import math
 import os
 import tempfile
+from pathlib import Path
 
 import jax
 import pytest
@@ -45,14 +47,33 @@ def pytest_addoption(parser):
     parser.addoption("--models", type=int, help="how many models test_random_models.py builds; 16, or 2,000 if full")
 
 
-def pytest_collection_modifyitems(config, items):
-    if not (config.getoption("--full") or config.getoption("--product")):
-        from tests.turns import LONG  # after the number of devices is set
+def everything(config):
+    return config.getoption("--full") or config.getoption("--product")
 
-        many = len({item.path for item in items}) > 2 * len(LONG)  # who asks for a file gets all of it
-        in_turn = [item for item in items if many and item.path.stem in LONG and not item.get_closest_marker("full")]
-        left_out = {item for number, item in enumerate(in_turn) if number % 5}
-        left_out |= {item for item in items if item.get_closest_marker("full")}
+
+def pytest_generate_tests(metafunc):
+    """Parameters that only ``--full`` runs make no tests otherwise: they are most of the product."""
+    if not everything(metafunc.config):
+        for mark in metafunc.definition.iter_markers("parametrize"):
+            values = mark.args[1] if len(mark.args) > 1 else None
+            if isinstance(values, list):
+                kept = [v for v in values if not any(m.name == "full" for m in getattr(v, "marks", ()))]
+                values[:] = kept or values
+
+
+def pytest_collection_modifyitems(config, items):
+    if not everything(config):
+        from tests.turns import share  # after the number of devices is set
+
+        left_out = {item for item in items if item.get_closest_marker("full")}
+        if not config.getoption("keyword"):
+            asked = {Path(argument.split("::")[0]).name for argument in config.args}
+            number = collections.Counter()
+            for item in items:
+                if item not in left_out and item.path.name not in asked:
+                    if number[item.path] % share(item.path):
+                        left_out.add(item)
+                    number[item.path] += 1
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
     first = {}  # the place of the first test of a case: the others follow it, with what it has compiled

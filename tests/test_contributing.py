@@ -63,11 +63,13 @@ def test_the_cell_and_the_wrapper_pass_the_contract(followed):
     assert passed(followed, ["tests/test_contract.py"], f"(cfn or input_gain) and ({some})") >= 4
 
 
+@pytest.mark.full
 def test_the_pass_passes_its_test_and_stands_in_the_order(followed):
     files = ["tests/test_cancel_negations.py", "tests/test_passes.py"]
     assert passed(followed, files, "double_negations or page_lists or this_step or (left_out and negations)") == 4
 
 
+@pytest.mark.full
 def test_the_experiment_runs_and_writes_its_page(followed):
     for needed in ("pydantic", "tomli_w"):
         pytest.importorskip(needed)
@@ -89,6 +91,7 @@ def test_nothing_is_missing_in_a_list(followed):
     assert passed(followed, files, "every or cfn or input_gain") >= 10
 
 
+@pytest.mark.full
 def test_the_converter_passes_its_test_and_is_in_no_list(followed):
     files = ["tests/interop/test_tensorflow1.py", "tests/interop/test_files.py"]
     assert passed(followed, files, "tensorflow1 or test_every") == 2 + 2 + 2  # its own, its rows, that none lacks

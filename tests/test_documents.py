@@ -100,6 +100,7 @@ def test_plans():
     assert names["gradients"].W_hh.shape == (4, 8, 32) and names["gradients"].W_hh.any()
 
 
+@pytest.mark.full
 def test_parallel_over_time(capsys):
     names = run("docs/parallel_over_time.md")
     said = capsys.readouterr().out.splitlines()  # as the page's comments have it
@@ -115,6 +116,7 @@ def test_parallel_over_time(capsys):
     assert names["residual"] < 1e-5 < 1.5 < names["error"]
 
 
+@pytest.mark.full
 def test_attention():
     names = run("docs/attention.md")
     assert names["context"].shape == (7, 2, 6) and not names["weights"][:, 1, 4:].any()
@@ -136,6 +138,7 @@ def test_persistent_kernels():
         np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), rtol=0, atol=2**-8)  # bfloat16
 
 
+@pytest.mark.full
 def test_reinforcement_learning():
     names = run("docs/reinforcement_learning.md")
     assert names["first"]["dones"].any() and not names["rollout"]["resets"][0].all()
@@ -146,6 +149,7 @@ def test_reinforcement_learning():
     assert np.mean(names["rewards"][:5]) < 0.6 and np.mean(names["rewards"][-5:]) > 0.95
 
 
+@pytest.mark.full
 def test_closed_loop():
     names = run("docs/closed_loop.md")
     counted = names["said"]

@@ -71,7 +71,7 @@ def test_a_crash_loses_nothing(tmp_path, whole):
     assert_same(again, tmp_path, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGTERM])
 def test_asked_to_stop_it_saves_and_leaves(tmp_path, whole, number):
     before = signal.getsignal(number)
 
@@ -95,6 +95,7 @@ def test_asked_twice_it_leaves_at_once(tmp_path):
     assert checkpoints.latest(tmp_path / "checkpoints") == 0
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:.*half a line")
 def test_lines_taken_from_the_records_are_missed(tmp_path):
     with pytest.raises(Crash):

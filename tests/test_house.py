@@ -1,6 +1,7 @@
 """The rooms of the library: who may import whom, and how long a file may be."""
 
 import ast
+import functools
 import itertools
 import pathlib
 import re
@@ -23,9 +24,13 @@ def module_of(path: pathlib.Path) -> str:
 MODULES = {module_of(path): path for path in OURS}
 
 
+parsed = functools.cache(lambda path: ast.parse(path.read_text()))
+
+
+@functools.cache
 def imports_of(path: pathlib.Path, *, at_import: bool = False) -> set[str]:
     """The project's own modules that a file imports; ``at_import``: those alone that importing it runs."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     skipped: set[ast.AST] = set()
     for node in ast.walk(tree):
         is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)

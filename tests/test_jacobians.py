@@ -221,6 +221,7 @@ def test_penalty_of_a_linear_recurrence(gain, x64):
     np.testing.assert_allclose([value, slope], [(gain - 1) ** 2, 2 * (gain - 1)], atol=1e-9)
 
 
+@pytest.mark.full
 def test_penalty_does_not_see_the_padding(x64):
     cell, lengths = jr.elman(I, H), jnp.array([T, 3])
     params, xs = randomised(cell.init(jax.random.key(0)), 1), draw((T, 2, I), 2)

@@ -30,6 +30,7 @@ def legend_of(figure):
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
+@pytest.mark.full
 def test_gradient_norms(tmp_path):
     flow = jr.gradients.gradient_flow(CELL, PARAMS, XS, lambda carry, ys: ys[-1].sum())
     seeds = np.array([[1.0, 0.1, 0.0], [4.0, 0.4, 0.0]])  # at lag 2 it has vanished: there is no logarithm

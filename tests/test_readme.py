@@ -48,7 +48,17 @@ def test_readme_stays_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
 
 
-@pytest.mark.parametrize("name", MODULES)
+# Examples that compile most.
+LONG = [
+    f"jaxrnn.{name}"
+    for name in (
+        *("decoding.ctc", "decoding.likelihood", "decoding.samplers", "gradients.flow", "gradients.fixed_points"),
+        *("parallel_over_time.convergence", "plotting", "ridge", "running.tbptt"),
+    )
+]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.full if n in LONG else ()) for n in MODULES])
 def test_docstring_examples(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 

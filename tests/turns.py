@@ -1,4 +1,4 @@
-"""Which cases of cases.py a test runs by default, and in which way: pairs in turn; all of them under ``--full``."""
+"""What runs by default: of the cases each test its turn, of long files a part; all of it under ``--full``."""
 
 import itertools
 
@@ -12,8 +12,9 @@ ALWAYS = (
     *("bidirectional_concat", "stack"),
 )
 
-# Files of many tests that compile much: in a run of all files every fifth of their tests, all of them under --full.
-LONG = (
+# Files of many tests that compile much: who runs more than these files gets every fifth or third of their tests, all of
+# them under --full. Who asks for a file, or for names by -k, gets all of it.
+FIFTH = (
     *("test_attention", "test_beam_search", "test_ctc", "test_decoder", "test_generate", "test_log_likelihood"),
     *("test_equations_of_layer_norm", "test_equations_of_xlstm", "test_rate_networks", "test_ridge"),
     *("test_state_wrappers", "test_weight_wrappers", "test_recurrent_dropout", "test_parallel", "test_chunked"),
@@ -24,6 +25,31 @@ LONG = (
     *("test_other_trainings", "test_fused_products", "test_tbptt", "test_branching", "test_exporting", "test_lowering"),
     *("test_fixed_points", "test_segments", "test_strict_promotion", "test_empty", "test_decisions", "test_reverse"),
 )
+THIRD = (
+    *("test_equations", "test_wrappers", "test_ensemble", "test_forecast", "test_parallel_linear", "test_stream"),
+    *("test_passes", "test_counted", "test_cotangent_clip", "test_sequences", "test_donated_carries"),
+    *("test_decoding_on_meshes", "test_experiments_options", "test_memory_rl", "test_digits", "test_sweep", "test_gpu"),
+    *(
+        "test_saved_files",
+        "test_floor",
+        "test_affine_scan",
+        "test_sequence_dtypes",
+        "test_saving",
+        "test_plotting",
+        "test_locks",
+    ),
+)
+
+
+def share(path):
+    """Of how many tests of a file one runs by default."""
+    if path.stem in FIFTH:
+        one_of = 5
+    elif path.stem in THIRD or path.parent.name == "interop":
+        one_of = 3
+    else:
+        one_of = 1
+    return one_of
 
 
 def own_run(index):

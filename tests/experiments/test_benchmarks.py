@@ -85,6 +85,7 @@ def test_a_page_without_markers_is_said_before_anything_is_measured(tmp_path, ca
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.full
 def test_every_suite_runs(monkeypatch):
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # those of other tests
     settings = Settings(

@@ -132,6 +132,7 @@ def test_the_variants_are_not_chosen_in_train():
         load(PATH, ["train.clip=value"], lambda name: Config)
 
 
+@pytest.mark.full
 def test_a_tiny_run_counts_what_diverged(tmp_path):
     settings = ["clip.variants=['none', 'cotangent']", "model.hidden_size=4", "task.length=5", "task.held_out=4"]
     settings += ["train.steps=6", "train.log_every=3", "train.batch_size=2", "train.seeds=[5, 3]"]

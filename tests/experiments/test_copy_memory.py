@@ -99,6 +99,7 @@ def test_training_ends_when_every_seed_is_below_a_share_of_the_baseline():
     assert [stop_when(block(0.5 * mark, other)) for other in (1.01 * mark, np.nan)] == [False] * 2
 
 
+@pytest.mark.full
 def test_a_tiny_run_leaves_files_that_agree(tmp_path):
     settings = ["model.cells=['elman', 'chrono_lstm']", "model.hidden_size=4", "task.delay=3", "task.held_out=10"]
     settings += ["train.steps=4", "train.log_every=2", "train.batch_size=4", "train.seeds=[5]"]

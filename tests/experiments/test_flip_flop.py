@@ -98,6 +98,7 @@ def test_states_are_the_carries_of_a_run_and_starts_lie_near_them():
 # ---- a run -------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_tiny_run_leaves_its_files(tmp_path):
     settings = ["model.cells=['gru']", "model.hidden_size=4", "train.steps=4", "train.log_every=2", "task.length=6"]
     settings += ["train.batch_size=4", "train.seeds=[5]", "task.held_out=8", "search.starts=8", "search.steps=20"]

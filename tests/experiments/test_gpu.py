@@ -233,6 +233,7 @@ def cut_to_tf32(array, rounded):
     return (bits & np.uint32(0xFFFFE000)).view(np.float32)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rounded", [True, False], ids=["rounded", "cut off"])
 def test_products_in_tf32_are_told_from_exact_ones_and_allowed(rounded, monkeypatch):
     """A case with its products in TF32 is too far away for "highest", near enough for "default"."""
@@ -254,6 +255,7 @@ def test_products_in_tf32_are_told_from_exact_ones_and_allowed(rounded, monkeypa
     assert max(o.gradient for o in default) > contract.ALLOWED["default"] / 100  # the limit is not far away
 
 
+@pytest.mark.full
 def test_a_fault_is_found_under_either_tolerance():
     """A run that takes no notice of its mask, of its resets: neither is within what TF32 is allowed."""
 

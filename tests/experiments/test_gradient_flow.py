@@ -48,6 +48,7 @@ def test_a_dead_network_is_told():
     assert "exactly 0" in str(gradient_flow.diagnosis(dead))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cells", [["tanh", "lstm"]])
 def test_a_tiny_run_leaves_files_that_agree(cells, tmp_path, capsys):
     path = tmp_path / "tiny.toml"

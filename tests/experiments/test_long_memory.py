@@ -62,6 +62,7 @@ def test_every_recurrence_runs_as_it_is_told(monkeypatch):
     assert told == [{"method": "newton", **limits}, {"method": "associative", **limits}, {"method": "auto"}]
 
 
+@pytest.mark.full
 def test_sweeps_are_as_many_as_there_are_chunks_where_nothing_is_forgotten():
     """And one where all is: a min_gru whose gates are shut, and open."""
     model = networks.Model(hidden_sizes={"min_gru": 2}, layers=1)

@@ -22,6 +22,7 @@ def digits(tmp_path_factory):
     return out / "digits-001"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("experiment", ["adding", "copy_memory", "flip_flop", "clipping"])
 def test_every_experiment_can_be_asked(experiment, tmp_path, capsys, monkeypatch):
     directory = trained(experiment, tmp_path)

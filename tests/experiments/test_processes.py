@@ -46,7 +46,8 @@ def metrics(directory):
 
 
 # Devices that divide each batch; with 1 the processes divide the seeds.
-@pytest.mark.parametrize("batch", [2, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("batch", [2, 1])
+@pytest.mark.full
 def test_a_dead_process_and_another_number_of_them(tmp_path, batch):
     config = ROOT / "configs/adding.toml"
     steps = 20 if batch == 1 else 160

@@ -134,6 +134,7 @@ def test_the_last_update_is_looked_at_too(tmp_path, capsys):
     assert re.match(r"none, seed [35]: the parameters are not finite at step 1", capsys.readouterr().err)
 
 
+@pytest.mark.full
 def test_an_edited_config_is_refused(tmp_path, whole, capsys):
     directory = shutil.copytree(whole[0], tmp_path / "run")
     text = (directory / "config.toml").read_text()

@@ -126,6 +126,7 @@ def test_what_is_wrong_with_a_grid_is_told(tmp_path, capsys, grid, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_member_that_diverged_is_lost_and_last(tmp_path, capsys):
     """An accuracy is a finite number even where nothing else is."""
     settings = ["model.learning_rates={}", "train.schedule=constant", "train.optimizer=sgd", "train.clip=none"]
