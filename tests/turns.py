@@ -27,17 +27,9 @@ FIFTH = (
 )
 THIRD = (
     *("test_equations", "test_wrappers", "test_ensemble", "test_forecast", "test_parallel_linear", "test_stream"),
-    *("test_passes", "test_counted", "test_cotangent_clip", "test_sequences", "test_donated_carries"),
+    *("test_passes", "test_counted", "test_cotangent_clip", "test_sequences", "test_donated_carries", "test_locks"),
     *("test_decoding_on_meshes", "test_experiments_options", "test_memory_rl", "test_digits", "test_sweep", "test_gpu"),
-    *(
-        "test_saved_files",
-        "test_floor",
-        "test_affine_scan",
-        "test_sequence_dtypes",
-        "test_saving",
-        "test_plotting",
-        "test_locks",
-    ),
+    *("test_saved_files", "test_floor", "test_affine_scan", "test_sequence_dtypes", "test_saving", "test_plotting"),
 )
 
 
