@@ -93,6 +93,7 @@ def test_a_model_is_taught_and_answers_step_by_step(form):
     np.testing.assert_allclose(loss, np.array(losses)[due].mean(), rtol=1e-5)  # float32
 
 
+@pytest.mark.full
 def test_a_tiny_run_leaves_its_files(tmp_path):
     assert tiny.run("reverse", tmp_path, "train.steps=4", "train.batch_size=4") == 0
     run = tmp_path / "reverse-001"
