@@ -1,4 +1,4 @@
-"""The command line: ``python -m experiments run``, ``sweep``, ``predict`` and ``list``."""
+"""The command line: ``python -m experiments run``, ``sweep``, ``predict``, ``report`` and ``list``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from jaxrnn.devices import join_processes, use_cpu_devices
 
 # What the experiments import beyond jaxrnn's own dependencies, and the name that pip knows it by.
 TRAIN_EXTRA = {
+    "jinja2": "jinja2",
     "matplotlib": "matplotlib",
     "orbax": "orbax-checkpoint",
     "pydantic": "pydantic",
@@ -125,6 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
         else:
             module.run(settings, directory)
         write_pages(arguments.write, settings.experiment, directory)
+        write_report([directory])
 
 
 def sweep(arguments: argparse.Namespace) -> None:
@@ -165,6 +167,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     with alone(directory):
         sweeps.run(study, configs, directory)
         write_pages(arguments.write, part, directory)
+        write_report([directory])
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -195,6 +198,21 @@ def predict(arguments: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
+def report(arguments: argparse.Namespace) -> None:
+    write_report(arguments.runs, arguments.output)
+
+
+def write_report(runs: Sequence[Path], output: Path | None = None) -> None:
+    """The page of some runs; of several processes the first writes it."""
+    from experiments.reports import page
+
+    if jax.process_index() == 0:
+        path, faults = page.write(runs, output)
+        for fault in faults:
+            print(fault, file=sys.stderr)
+        print(f"report: {path}")
+
+
 def check_pages(pages: Sequence[tuple[Path, str]], part: str) -> None:
     """Before anything is trained: each page has markers, of its own name or of this part."""
     for page, name in pages:
@@ -208,7 +226,7 @@ def write_pages(pages: Sequence[tuple[Path, str]], part: str, directory: Path) -
             write_between_markers(page, name or part, (directory / "table.md").read_text(encoding="utf-8"))
 
 
-COMMANDS = {"run": run, "sweep": sweep, "predict": predict}
+COMMANDS = {"run": run, "sweep": sweep, "predict": predict, "report": report}
 
 
 def schema_of(experiment: str) -> Any:

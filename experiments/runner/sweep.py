@@ -8,8 +8,9 @@ sweeps/digits-001/
   results.csv     a line for each model and setting, the best first
   members.csv     a line for each member: model, setting, seed
   table.md        the same as results.csv, to be read
-  scores.png      each setting's mean and confidence interval, and its seeds
-  curves.png      the score over the steps
+  scores.png      each setting's mean and confidence interval, and its seeds; also as SVG
+  curves.png      the score over the steps; also as SVG
+  report.html     all of it as a page
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
+from experiments.reports import figures
 from experiments.runner import report, terminal, training
 from experiments.runner.config import ConfigError, flat
 from experiments.runner.study import Study, made_by
@@ -206,8 +208,8 @@ def write(directory: Path, ranked: Sequence[Outcome], score: report.Column) -> N
             for seed, value in zip(o.seeds, o.scores.tolist(), strict=True):
                 table.writerow([o.model, *o.setting.values(), seed, value])
     report.write_table(directory, rows(ranked, score), notes(ranked))
-    scores(ranked, score).savefig(directory / "scores.png", dpi=150)
-    curves(ranked, score).savefig(directory / "curves.png", dpi=150)
+    figures.save(scores(ranked, score), directory / "scores.png")
+    figures.save(curves(ranked, score), directory / "curves.png")
 
 
 def rows(ranked: Sequence[Outcome], score: report.Column) -> list[tuple[str, ...]]:
