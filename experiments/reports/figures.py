@@ -16,11 +16,10 @@ from matplotlib.figure import Figure
 from jaxrnn import plotting
 
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-# What a drawing consists of. Scripts, styles (which would hold for the whole page), links and foreign HTML are left out.
-DRAWN = frozenset(
-    "svg g defs use path rect circle ellipse line polyline polygon text tspan image clipPath mask pattern marker "
-    "linearGradient radialGradient stop title desc".split()
-)
+# What a drawing consists of; scripts, styles (which would hold for the whole page), links, foreign HTML are left out.
+_SHAPES = ("path", "rect", "circle", "ellipse", "line", "polyline", "polygon", "text", "tspan", "image")
+_PAINT = ("clipPath", "mask", "pattern", "marker", "linearGradient", "radialGradient", "stop")
+DRAWN = frozenset(("svg", "g", "defs", "use", "title", "desc", *_SHAPES, *_PAINT))
 # The colours of figures, by the variables of page.css, which has others for dark screens.
 COLOURS = {
     **{colour.lower(): f"var(--c{number})" for number, colour in enumerate(plotting.COLOURS)},
@@ -34,6 +33,7 @@ COLOURS = {
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, and beside it as SVG, whose text says what is drawn."""
     figure.savefig(path, dpi=150)
+    figure.set_layout_engine("none")  # what was laid out once stays
     path.with_suffix(".svg").write_text(svg_of(figure, path.stem), encoding="utf-8")
 
 

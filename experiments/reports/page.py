@@ -20,7 +20,7 @@ from experiments.reports.folder import Curves, Picture, Run
 from experiments.reports.samples import Map, Sample, Tile
 from experiments.reports.tables import HtmlTable
 from experiments.runner import report
-from experiments.runner.config import ConfigError, flat
+from experiments.runner.config import flat
 from experiments.runner.directories import RunError
 
 HERE = Path(__file__).parent
@@ -60,6 +60,7 @@ class View(NamedTuple):
     curves: list[Picture]
     pictures: list[Picture]
     samples: list[Any]  # (kind, sample or table, drawn)
+    endings: list[str]  # which models stopped early, and why
     set_apart: list[tuple[str, str]]  # keys of the configuration that differ from the defaults
     config: list[tuple[str, str]]
     environment: list[tuple[str, str]]
@@ -126,7 +127,6 @@ def view(run: Run, identity: str) -> View:
     for sample in run.samples:
         samples.append((sample.kind, tables.of_groups(sample) if sample.kind == "groups" else sample))
     environment = run.summary.get("environment")
-    set_apart = differing(run)
     return View(
         run,
         identity,
@@ -136,7 +136,8 @@ def view(run: Run, identity: str) -> View:
         curves,
         [picture for picture in run.pictures if not picture.name.startswith("curves")],
         samples,
-        set_apart,
+        endings_of(run),
+        differing(run),
         [(key, tables.written(value)) for key, value in run.config.items()],
         [(str(key), str(value)) for key, value in environment.items()] if isinstance(environment, Mapping) else [],
         commands_of(run),
@@ -186,6 +187,15 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     return facts
 
 
+def endings_of(run: Run) -> list[str]:
+    models = run.summary.get("models")
+    return [
+        f"{model.get('model')}: {model['ended']}."
+        for model in (models if isinstance(models, list) else [])
+        if isinstance(model, Mapping) and model.get("ended")
+    ]
+
+
 def duration(seconds: float) -> str:
     """In the units that people use."""
     if seconds < 90:
@@ -202,7 +212,9 @@ def commands_of(run: Run) -> list[tuple[str, str]]:
     if not run.finished:
         commands.append(("Go on", f"python -m experiments {command} --resume {folder_}"))
     if not run.is_sweep:
-        commands.append(("The same again, in a new folder", f"python -m experiments run {quoted(run.directory / 'config.toml')}"))
+        commands.append(
+            ("The same again, in a new folder", f"python -m experiments run {quoted(run.directory / 'config.toml')}")
+        )
     if module is not None and not run.is_sweep and (run.directory / "checkpoints").exists():
         commands.append(("Ask its first model about held-out examples", f"python -m experiments predict {folder_}"))
     commands.append(("This page again", f"python -m experiments report {folder_}"))

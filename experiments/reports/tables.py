@@ -92,9 +92,7 @@ def of_models(runs: Sequence[Run], caption: str) -> HtmlTable | None:
 def of_rows(rows: Sequence[Sequence[str]], caption: str) -> HtmlTable:
     """A table that the run has written itself; columns of nothing but numbers stand to the right."""
     header, *body = rows
-    numbers = [
-        all(_is_number(row[place]) for row in body if place < len(row)) for place, _ in enumerate(header)
-    ]
+    numbers = [all(_is_number(row[place]) for row in body if place < len(row)) for place, _ in enumerate(header)]
 
     def cell(place: int, text: str, first: bool) -> Cell:
         return Cell(text, is_head=first and place == 0, is_number=place < len(numbers) and numbers[place])
@@ -167,7 +165,9 @@ def _is_of_models(summary: Mapping[str, Json]) -> bool:
         and isinstance(columns, list)
         and all(isinstance(column, dict) and {"name", "title", "form"} <= column.keys() for column in columns)
         and all(re.fullmatch(r"%|of|\.\d{1,2}[efg]", str(column["form"])) for column in columns)
-        and all(isinstance(m, dict) and {"model", "parameters", "steps", "seeds", "seconds"} <= m.keys() for m in models)
+        and all(
+            isinstance(m, dict) and {"model", "parameters", "steps", "seeds", "seconds"} <= m.keys() for m in models
+        )
     )
 
 

@@ -107,6 +107,7 @@ def task(config: Config, form: Form) -> training.Task:
         lower=False,
         shared=validation(config),
         stop_when=lambda block: bool((block.values["validation_exact"] >= config.task.stop_at).all()),
+        until=f"all seeds answer {100 * config.task.stop_at:g} % of the validation strings without a fault",
     )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     status = guarded(arguments)
     if status not in (0, 2) and getattr(arguments, "resume", None) is not None:
-        print(f"to go on: python -m experiments {arguments.command} --resume {arguments.resume}", file=sys.stderr)
+        again = f"python -m experiments {arguments.command} --resume {shlex.quote(str(arguments.resume))}"
+        keeps = getattr(arguments, "keeps_checkpoints", True)
+        print(f"{'to go on' if keeps else 'to begin again, in the same folder'}: {again}", file=sys.stderr)
     return status
 
 
@@ -59,11 +62,15 @@ def guarded(arguments: argparse.Namespace) -> int:
     """Run the command; what can go wrong without a fault in the program becomes a message and a status."""
     from experiments.runner.config import ConfigError  # here, after the check that the extra is installed
     from experiments.runner.directories import RunError
+    from experiments.runner.terminal import quiet
     from jaxrnn.training import Interrupted, NonFiniteError
     from jaxrnn.training.checkpoints import CheckpointError
 
     try:
-        COMMANDS[arguments.command](arguments)
+        with quiet(is_quiet := getattr(arguments, "quiet", False)):
+            COMMANDS[arguments.command](arguments)
+        if is_quiet and jax.process_index() == 0:
+            print(arguments.resume)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -95,7 +102,9 @@ def guarded(arguments: argparse.Namespace) -> int:
         print(f"another process has died: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
         os._exit(1)
     except KeyboardInterrupt:
-        print("stopped at once; what came after the last checkpoint has to be done again", file=sys.stderr)
+        keeps = getattr(arguments, "keeps_checkpoints", True)
+        lost = "what came after the last checkpoint has to be done again" if keeps else "it keeps no checkpoints"
+        print(f"stopped at once; {lost}", file=sys.stderr)
         return 130
     return 0
 
@@ -120,8 +129,9 @@ def run(arguments: argparse.Namespace) -> None:
         check_pages(arguments.write, settings.experiment)
     arguments.resume = directory
     module = importlib.import_module(EXPERIMENTS[settings.experiment].module)
+    arguments.keeps_checkpoints = hasattr(module, "STUDY")
     with alone(directory):
-        if hasattr(module, "STUDY"):
+        if arguments.keeps_checkpoints:
             study.run(module.STUDY, settings, directory)
         else:
             module.run(settings, directory)

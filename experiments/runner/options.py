@@ -100,8 +100,9 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="write the page of a run, or of several side by side",
-        description="Write report.html: one file that fetches nothing. Of one run into its folder, as every run does at\n"
-        "its end; of several beside their folders: what differs, all models in one table, all curves in one figure.\n"
+        description="Write report.html: one file that fetches nothing. Of one run into its folder, as every run\n"
+        "does at its end; of several beside their folders: what differs, all models in one table, all curves in one\n"
+        "figure. "
         "A run that has not finished is shown as far as it came.",
         epilog="examples:\n  python -m experiments report runs/digits-001\n"
         "  python -m experiments report runs/digits-001 runs/digits-002 --output compared.html",
@@ -155,6 +156,9 @@ def add_settings(command: argparse.ArgumentParser) -> None:
         default=Path("runs"),
         metavar="DIR",
         help="where run directories such as digits-001 are made (default: runs); none is overwritten",
+    )
+    command.add_argument(
+        "--quiet", action="store_true", help="print the run directory alone, at the end; what goes wrong is still told"
     )
     command.add_argument(
         "--write",

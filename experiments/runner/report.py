@@ -42,6 +42,7 @@ class Result(NamedTuple):
     history: list[BlockResult]  # each value (seeds,)
     seconds: float  # all of it, compilation included
     already_finished: bool = False  # read from the checkpoint of an earlier run
+    ended: str = ""  # why before its last step, in words
 
     def last(self, name: str) -> np.ndarray:
         """(seeds,): a measure after the last block."""
@@ -207,6 +208,7 @@ def _summary(result: Result, columns: Sequence[Column]) -> dict[str, Any]:
         **{name: _statistics(result.last(name)) for name in ("loss", *(column.name for column in columns))},
         "diverged": result.diverged(),
         "seconds": result.seconds,
+        **({"ended": result.ended} if result.ended else {}),
     }
 
 

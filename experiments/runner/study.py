@@ -54,12 +54,13 @@ def run(study: Study, config: Any, directory: Path) -> None:
     """Train every model, then conclude; a run that was stopped in this directory is resumed."""
     columns = study.columns(config)
     fits = {}
-    with terminal.Display(config.train.steps, columns[0]) as display:
+    with terminal.Display(config.train.steps, columns[0], block=config.train.block) as display:
         for name in study.models(config):
-            display.start(name)
+            task = study.task(config, name)
+            display.start(name, task.lower if task.score == columns[0].name else None)
             fits[name] = training.fit(
                 name,
-                study.task(config, name),
+                task,
                 study.settings(config, name),
                 mesh=config.mesh,
                 directory=directory,

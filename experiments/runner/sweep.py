@@ -156,10 +156,11 @@ def run(study: Study, configs: Sequence[tuple[Setting, Any]], directory: Path) -
     everything = groups(study, configs)
     columns = study.columns(configs[0][1])
     outcomes = []
-    with terminal.Display(configs[0][1].train.steps, columns[0]) as display:
+    train = configs[0][1].train
+    with terminal.Display(train.steps, columns[0], block=train.block) as display:
         for group in everything:
-            display.start(group.title)
             task = study.task(group.config, group.model)
+            display.start(group.title, task.lower if task.score == columns[0].name else None)
             settings = study.settings(group.config, group.model)
             fit = training.fit(
                 group.title,

@@ -1,13 +1,12 @@
 """Run folders as runs leave them, written by hand: nothing is trained."""
 
 import json
+import shutil
 
 import numpy as np
 import tomli_w
 from matplotlib.figure import Figure
 
-from experiments.environment import environment
-from experiments.reports import figures, samples
 from experiments.reports.samples import Groups, Map, Said, Tile, Tiles, Words
 from experiments.runner import report
 from jaxrnn.training import BlockResult
@@ -16,8 +15,11 @@ HOSTILE = "<script>alert('x')</script> & \"co\""
 COLUMNS = [report.Column("exact, length 2 to 3", "exact", "%"), report.Column("loss", "loss", ".3f")]
 
 
-def a_run(directory, *, finished=True, models=("luong", HOSTILE), seeds=(5, 3, 8), rate=3e-3, samples_too=True):
-    """A run of `reverse` with everything that a report shows, names that are HTML among it."""
+def a_run(directory, *, finished=True, models=("luong", HOSTILE), seeds=(5, 3, 8), rate=3e-3, like=None):
+    """A run of `reverse` with everything that a report shows, names that are HTML among it.
+
+    ``like``: another run, whose figures are copied, as drawing takes longer than all else; it has no samples.
+    """
     directory.mkdir(parents=True)
     content = {"experiment": "reverse", "train": {"steps": 40, "learning_rate": rate, "seeds": list(seeds)}}
     content["model"] = {"attention": list(models)}
@@ -34,18 +36,23 @@ def a_run(directory, *, finished=True, models=("luong", HOSTILE), seeds=(5, 3, 8
                     file.write(json.dumps({**row, **{name: of[number] for name, of in values.items()}}) + "\n")
                 blocks.append(BlockResult(step, values, {}))
             results.append(report.Result(model, tuple(seeds), 1234, blocks, 12.5))
-    if finished:
-        drawing = report.curves(results, {"loss": lambda values: values["loss"]}, title="Reversed strings")
-        other = Figure(figsize=(4, 3))
-        axes = other.subplots()
-        axes.imshow(np.arange(6).reshape(2, 3))
-        axes.set(title=HOSTILE, xlabel="column", ylabel="row")
-        shown = some_samples(models) if samples_too else ()
-        report.write(
-            directory, results, COLUMNS, [f"A note on {HOSTILE}."], {"curves.png": drawing, "rows.png": other},
-            samples=shown,
-        )
+    if finished and like is None:
+        curves = report.curves(results, {"loss": lambda values: values["loss"]}, title="Reversed strings")
+        drawn = {"curves.png": curves, "rows.png": some_rows()}
+        report.write(directory, results, COLUMNS, [f"A note on {HOSTILE}."], drawn, samples=some_samples(models))
+    elif finished:
+        report.write(directory, results, COLUMNS, [], {})
+        for file in ("curves.png", "curves.svg", "rows.png", "rows.svg"):
+            shutil.copy(like / file, directory)
     return directory
+
+
+def some_rows():
+    figure = Figure(figsize=(4, 3))
+    axes = figure.subplots()
+    axes.imshow(np.arange(6).reshape(2, 3))
+    axes.set(title=HOSTILE, xlabel="column", ylabel="row")
+    return figure
 
 
 def some_samples(models):
@@ -70,9 +77,15 @@ def some_samples(models):
             xlabel="symbol read",
             ylabel="symbol said",
         ),
-        Map(title="A roll", values=tuple(map(tuple, (rng.random((40, 200)) > 0.9).astype(float).tolist())), xlabel="step"),
-        Tiles(title="Images", tiles=tuple(Tile(values=tuple(map(tuple, ramp.tolist())), caption=f"{n}, read as {HOSTILE}") for n in range(5))),
+        Map(
+            title="A roll",
+            values=tuple(map(tuple, (rng.random((40, 200)) > 0.9).astype(float).tolist())),
+            xlabel="step",
+        ),
+        Tiles(
+            title="Images",
+            tiles=tuple(
+                Tile(values=tuple(map(tuple, ramp.tolist())), caption=f"{n}, read as {HOSTILE}") for n in range(5)
+            ),
+        ),
     ]
-
-
-__all__ = ["COLUMNS", "HOSTILE", "a_run", "environment", "figures", "samples"]
