@@ -60,12 +60,11 @@ def of_models(runs: Sequence[Run], caption: str) -> HtmlTable | None:
             columns.setdefault(column["name"], column)
     models = [(run, model) for run in runs for model in run.summary["models"]]
     beside = len(runs) > 1
-    header = [Cell("run", is_number=False)] * beside + [Cell("model", is_number=False), Cell("parameters")]
+    header = [Cell("run", is_number=False)] * beside + [Cell("model", is_number=False)]
     body = [
         [
             *([Cell(run.name, is_head=True, is_number=False)] * beside),
             Cell(str(model["model"]), is_head=True, is_number=False),
-            Cell(f"{model['parameters']:,}"),
         ]
         for run, model in models
     ]
@@ -79,9 +78,10 @@ def of_models(runs: Sequence[Run], caption: str) -> HtmlTable | None:
             row.append(_measured(of_seeds, column["form"]))
             if any(strips):
                 row.append(Cell("", strip=strip, is_number=False))
-    header += [Cell("seeds"), Cell("steps"), Cell("seconds")]
+    header += [Cell("parameters"), Cell("seeds"), Cell("steps"), Cell("seconds")]
     for row, (_, model) in zip(body, models, strict=True):
-        row += [Cell(str(len(model["seeds"]))), Cell(f"{model['steps']:,}"), Cell(f"{model['seconds']:.0f}")]
+        numbers = (model["parameters"], len(model["seeds"]), model["steps"])
+        row += [*(Cell(f"{number:,}") for number in numbers), Cell(f"{model['seconds']:.0f}")]
     note = (
         "Mean ± standard deviation of the seeds; below it, in brackets, the 95 % confidence interval of the mean "
         "(Student's t). Points: the seeds, on one scale for the whole column."

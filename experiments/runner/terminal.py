@@ -46,7 +46,7 @@ class Display:
         self.lower: dict[str, bool | None] = {}  # whether small values of the column are good
         self.best: dict[str, BestSoFar] = {}
         self.shown: dict[str, list[tuple[int, float]]] = {}  # the first two points of each model, and when
-        self.said = time.monotonic()
+        self.said = -EVERY  # when there was a line
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal
         wide = self.console.width >= WIDE
         self.bars = Progress(
@@ -59,6 +59,7 @@ class Display:
         )
 
     def __enter__(self) -> Display:
+        self.said = time.monotonic()
         self.bars.start()
         return self
 
