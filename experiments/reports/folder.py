@@ -35,7 +35,7 @@ class Run(NamedTuple):
     directory: Path
     experiment: str
     question: str
-    is_sweep: bool
+    grid: dict[str, list[Any]] | None  # of a sweep
     config: dict[str, Any]  # by dotted key
     summary: dict[str, Any]  # {} of a run that has not finished, or writes none
     rows: list[list[str]]  # of table.md, the header first
@@ -48,6 +48,10 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         return self.directory.resolve().name
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.grid is not None
 
     @property
     def finished(self) -> bool:
@@ -81,7 +85,7 @@ def read(directory: Path, prefix: str) -> Run:
         directory,
         experiment,
         described.summary if described else "",
-        (directory / "sweep.json").exists(),
+        _grid(directory),
         flat(content),
         _summary(directory),
         rows,
@@ -103,6 +107,17 @@ def _config(directory: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError both are
         raise RunError(f"{path}: not a TOML file: {error}") from None
+
+
+def _grid(directory: Path) -> dict[str, list[Any]] | None:
+    path = directory / "sweep.json"
+    if not path.exists():
+        return None
+    try:
+        grid = json.loads(path.read_text(encoding="utf-8"))["grid"]
+        return {str(key): list(values) for key, values in grid.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{path}: not readable: {type(error).__name__}: {error}") from None
 
 
 def _summary(directory: Path) -> dict[str, Any]:

@@ -211,10 +211,10 @@ def commands_of(run: Run) -> list[tuple[str, str]]:
     commands = []
     if not run.finished:
         commands.append(("Go on", f"python -m experiments {command} --resume {folder_}"))
-    if not run.is_sweep:
-        commands.append(
-            ("The same again, in a new folder", f"python -m experiments run {quoted(run.directory / 'config.toml')}")
-        )
+    grid = [f"{key}={','.join(map(tables.written, values))}" for key, values in (run.grid or {}).items()]
+    options = "".join(f" --grid {shlex.quote(one)}" for one in grid)
+    again = f"python -m experiments {command} {quoted(run.directory / 'config.toml')}{options}"
+    commands.append(("The same again, in a new folder", again))
     if module is not None and not run.is_sweep and (run.directory / "checkpoints").exists():
         commands.append(("Ask its first model about held-out examples", f"python -m experiments predict {folder_}"))
     commands.append(("This page again", f"python -m experiments report {folder_}"))

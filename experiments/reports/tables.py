@@ -219,8 +219,8 @@ def _strips(values: Sequence[np.ndarray], form: str) -> list[Strip | None]:
             continue
         said = f"{len(of)} seeds from {shown(of.min(), form)} to {shown(of.max(), form)}"
         said += " on a logarithmic scale" if logarithmic else ""
-        both = (place(end[0]), place(end[1])) if end is not None else (None, None)
-        strips.append(Strip([place(value) for value in of.tolist()], place(float(of.mean())), *both, said))
+        low_end, high_end = (None, None) if end is None else map(place, end)
+        strips.append(Strip([place(value) for value in of.tolist()], place(float(of.mean())), low_end, high_end, said))
     return strips
 
 

@@ -136,7 +136,8 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
         measures = {name: of.mean(-1, dtype="float32") for name, of in right[form].items()}
         measures["validation_exact"] = np.asarray(best.value)
         results.append(result.add(measures)._replace(seconds=result.seconds + clock.seconds()))
-    weights = {form: looks(config, form, fits[form].best.params) for form in config.model.attention if form != "none"}
+    attending: list[Form] = [form for form in config.model.attention if form != "none"]
+    weights = {form: looks(config, form, fits[form].best.params) for form in attending}
     if weights:
         figures["attention.png"] = looking(config, weights)
     figures["curves.png"] = curves(results, config.task)
@@ -219,7 +220,7 @@ def errors_by_length(config: Config, right: Mapping[Form, Mapping[str, np.ndarra
 def some_strings(config: Config, said: Mapping[Form, np.ndarray]) -> Words:
     """The first test strings, what they should become, and what the first seed of each model says."""
     drawn = tests(config)["exact"]
-    rows = []
+    rows: list[tuple[str | Said, ...]] = []
     for place in range(min(SHOWN, config.task.test)):
         read, due = (_written(np.asarray(a)[:, place]) for a in drawn)
         answers = [_written(of[:, place]) for of in said.values()]
@@ -253,7 +254,7 @@ def maps(config: Config, weights: Mapping[Form, np.ndarray]) -> list[Sample]:
         shown.append(
             Map(
                 title=f"Where it looks: {form}, seed {config.train.seeds[0]}",
-                values=tuple(map(tuple, np.where(np.isfinite(of), of, None).tolist())),
+                values=tuple(map(tuple, of.tolist())),
                 rows=tuple(rows),
                 columns=tuple(columns),
                 xlabel="symbol read",

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from experiments import digits
 from experiments.reports import samples
-from experiments.runner import config, directories, report, terminal, training
+from experiments.runner import command, config, directories, report, terminal, training
 from experiments.runner.command import main
 from jaxrnn.training import BlockResult
 from tests.experiments.tiny import left_by_a_run
@@ -220,8 +220,8 @@ def test_a_page_without_markers_is_said_before_anything_is_trained(tmp_path, cap
     page = tmp_path / "page.md"
     page.write_text("<!-- digits:begin -->\n<!-- digits:end -->\n")
     options = ["--out", str(tmp_path / "runs"), "--write", f"{page}#digits-long"]
-    for command in ("run", "sweep"):
-        assert main([command, CONFIG, *options]) == 2
+    for verb in ("run", "sweep"):
+        assert main([verb, CONFIG, *options]) == 2
         assert f"--write: {page}: expected the lines <!-- digits-long:begin -->" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
@@ -230,6 +230,34 @@ def test_run_directory_that_cannot_be_made(tmp_path, capsys):
     (tmp_path / "runs").write_text("a file")
     assert main(["run", CONFIG, "--out", str(tmp_path / "runs")]) == 1
     assert capsys.readouterr().err == f"{tmp_path / 'runs' / 'digits-001'}: Not a directory\n"
+
+
+def test_quiet_prints_the_run_directory_alone(monkeypatch, capsys):
+    def spoken(arguments):
+        print("progress")
+        print("what is wrong", file=sys.stderr)
+        arguments.resume = Path("runs/digits-001")
+
+    monkeypatch.setitem(command.COMMANDS, "run", spoken)
+    assert main(["run", CONFIG, "--quiet"]) == 0
+    assert capsys.readouterr() == ("runs/digits-001\n", "what is wrong\n")
+    assert main(["run", CONFIG]) == 0 and capsys.readouterr().out == "progress\n"
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_ctrl_c_says_whether_anything_is_kept(keeps, monkeypatch, capsys):
+    def stopped(arguments):
+        arguments.resume, arguments.keeps_checkpoints = Path("my runs/adding-001"), keeps
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(command.COMMANDS, "run", stopped)
+    assert main(["run", CONFIG]) == 130
+    again = "python -m experiments run --resume 'my runs/adding-001'"
+    assert capsys.readouterr().err.splitlines() == (
+        ["stopped at once; what came after the last checkpoint has to be done again", f"to go on: {again}"]
+        if keeps
+        else ["stopped at once; it keeps no checkpoints", f"to begin again, in the same folder: {again}"]
+    )
 
 
 def test_missing_extra_is_named(monkeypatch, capsys):
