@@ -70,7 +70,7 @@ def read(directory: Path, prefix: str) -> Run:
         ConfigError: it is no run. RunError: a file of it is damaged. checkpoints.CheckpointError: its metrics are.
     """
     content = _config(directory)
-    experiment = str(content.get("experiment", ""))
+    experiment = content["experiment"]
     described = EXPERIMENTS.get(experiment)
     faults: list[str] = []
     rows, notes = _table(directory)
@@ -104,9 +104,12 @@ def _config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{directory}: not a run directory: it has no config.toml")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError both are
         raise RunError(f"{path}: not a TOML file: {error}") from None
+    if not isinstance(content.get("experiment"), str):
+        raise ConfigError(f"{path}: expected the config of a run, with an experiment, got none")
+    return content
 
 
 def _grid(directory: Path) -> dict[str, list[Any]] | None:
@@ -153,16 +156,19 @@ def _curves(directory: Path) -> Curves:
     """The measures of metrics.jsonl, each seed a row; what a model has not (yet) measured is NaN."""
     found: dict[str, dict[str, dict[int, dict[Any, float]]]] = {}  # measure, model, step, seed
     seeds: dict[str, dict[Any, None]] = {}
-    for row in Records(directory / "metrics.jsonl", write=False).rows():
+    path = directory / "metrics.jsonl"
+    for row in Records(path, write=False).rows():
+        if not isinstance(row.get("step"), int):
+            raise RunError(f"{path}: expected rows with a whole number as their step, got {row!s:.80}")
         keys = list(row)
-        place = keys.index("step") if "step" in row else 0
+        place = keys.index("step")
         model = ", ".join(_named(key, row[key]) for key in keys[:place] if key != "seed")
-        seed = row.get("seed")
+        seed = str(row.get("seed"))
         seeds.setdefault(model, {})[seed] = None
         for measure in keys[place + 1 :]:
             value = row[measure]
             number = float(value) if isinstance(value, int | float) else np.nan
-            found.setdefault(measure, {}).setdefault(model, {}).setdefault(int(row["step"]), {})[seed] = number
+            found.setdefault(measure, {}).setdefault(model, {}).setdefault(row["step"], {})[seed] = number
     curves: Curves = {}
     for measure, by_model in found.items():
         curves[measure] = {}

@@ -42,20 +42,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         print(f"experiments need {', '.join(missing)}: pip install 'jaxrnn[train]'", file=sys.stderr)
         return 1
-    with contextlib.suppress(RuntimeError):  # where this process has used JAX before
-        if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # not said by the environment
-            use_cpu_devices(os.cpu_count() or 1)  # the seeds of a model are divided among them
-    try:
-        join_processes()
-    except (RuntimeError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    if arguments.command != "report":  # which computes nothing
+        try:
+            devices_and_processes()
+        except (RuntimeError, ValueError) as error:
+            print(error, file=sys.stderr)
+            return 1
     status = guarded(arguments)
     if status not in (0, 2) and getattr(arguments, "resume", None) is not None:
         again = f"python -m experiments {arguments.command} --resume {shlex.quote(str(arguments.resume))}"
         keeps = getattr(arguments, "keeps_checkpoints", True)
         print(f"{'to go on' if keeps else 'to begin again, in the same folder'}: {again}", file=sys.stderr)
     return status
+
+
+def devices_and_processes() -> None:
+    """All cores as devices, and of several processes one mesh."""
+    with contextlib.suppress(RuntimeError):  # where this process has used JAX before
+        if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # not said by the environment
+            use_cpu_devices(os.cpu_count() or 1)  # the seeds of a model are divided among them
+    join_processes()
 
 
 def guarded(arguments: argparse.Namespace) -> int:
@@ -136,7 +142,8 @@ def run(arguments: argparse.Namespace) -> None:
         else:
             module.run(settings, directory)
         write_pages(arguments.write, settings.experiment, directory)
-        write_report([directory])
+        if jax.process_index() == 0:
+            write_report([directory])
 
 
 def sweep(arguments: argparse.Namespace) -> None:
@@ -177,7 +184,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     with alone(directory):
         sweeps.run(study, configs, directory)
         write_pages(arguments.write, part, directory)
-        write_report([directory])
+        if jax.process_index() == 0:
+            write_report([directory])
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -213,14 +221,13 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def write_report(runs: Sequence[Path], output: Path | None = None) -> None:
-    """The page of some runs; of several processes the first writes it."""
+    """The page of some runs; what could not be shown in it is told."""
     from experiments.reports import page
 
-    if jax.process_index() == 0:
-        path, faults = page.write(runs, output)
-        for fault in faults:
-            print(fault, file=sys.stderr)
-        print(f"report: {path}")
+    path, faults = page.write(runs, output)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    print(f"report: {path}")
 
 
 def check_pages(pages: Sequence[tuple[Path, str]], part: str) -> None:

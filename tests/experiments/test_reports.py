@@ -185,6 +185,10 @@ def test_what_cannot_be_shown_is_said_in_one_line(runs, tmp_path, capsys):
     (broken / "metrics.jsonl").write_text("no row\n")
     (broken / "summary.json").write_text(summary)
     assert f"{broken / 'metrics.jsonl'}, line 1: expected a row in JSON" in said(broken, 1)
+    (broken / "metrics.jsonl").write_text('{"model": "luong", "seed": [1], "loss": 2}\n')
+    assert said(broken, 1).startswith(f"{broken / 'metrics.jsonl'}: expected rows with a whole number as their step")
+    (broken / "config.toml").write_text("steps = 3\n")
+    assert said(broken, 2) == f"{broken / 'config.toml'}: expected the config of a run, with an experiment, got none"
     assert said(runs[0] / "table.md" / "x", 2).endswith(": no such folder")
 
 
