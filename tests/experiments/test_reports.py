@@ -1,11 +1,14 @@
 """The page of a run: self-contained, accessible, escaped; several runs side by side; what cannot be shown is said."""
 
+import functools
 import html.parser
+import http.server
 import itertools
 import json
 import re
 import shutil
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -223,23 +226,46 @@ def test_a_run_of_an_experiment_without_models_is_shown_by_its_own_table(tmp_pat
     assert folder.seconds_of({"columns": [{"name": "x"}], "models": [{"seconds": 1}, {"seconds": 2.5}]}) == 3.5
 
 
-def test_a_browser_fetches_nothing_and_nothing_overflows(pages, tmp_path):
+def seen_by_a_browser(folder, files, tmp_path):
+    """Of each page, narrow and wide: its overflow, what it fetches, its sections; and all that was asked for."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium is installed")
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, form, *arguments):
+            asked.append(self.path)
+
     # A page around them, whose script may look into them: the policy of the pages themselves allows none.
-    around, sizes = tmp_path / "around.html", (320, 1400)
-    frames = [
-        f'<iframe src="{path.as_uri()}" width="{width}" height="900"></iframe>' for path in pages for width in sizes
-    ]
-    around.write_text(f"{''.join(frames)}<pre></pre><script>{MEASURE}</script>")
+    frames = [f'<iframe src="/{file}" width="{size}" height="900"></iframe>' for file in files for size in (320, 1400)]
+    (folder / "around.html").write_text(f"{''.join(frames)}<pre></pre><script>{MEASURE}</script>")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    options += ["--disable-component-update", "--disable-sync", "--allow-file-access-from-files"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
-    done = subprocess.run([chromium, *options, around.as_uri()], capture_output=True, text=True, timeout=120)
+    options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--virtual-time-budget=5000", "--dump-dom"]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            command = [chromium, *options, f"http://127.0.0.1:{server.server_port}/around.html"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        finally:
+            server.shutdown()
     (found,) = re.findall(r"<pre>(.*?)</pre>", done.stdout)
-    assert len(json.loads(found)) == len(frames)
-    for overflow, fetched, sections in json.loads(found):
+    return json.loads(found), set(asked)
+
+
+def test_a_browser_fetches_nothing_and_nothing_overflows(runs, pages, tmp_path):
+    folder = runs[0].parent
+    files = [str(path.relative_to(folder)) for path in pages]
+    text = pages[0].read_text(encoding="utf-8")  # how it would be told: a table that does not scroll, and an image
+    told = text.replace("overflow-x: auto", "").replace("img-src data:", "img-src *")
+    (folder / "told.html").write_text(told.replace('<main id="main">', '<main id="main"><img src="/seen.png" alt="">'))
+    seen, asked = seen_by_a_browser(folder, [*files, "told.html"], tmp_path)
+    *ours, (overflow, fetched, _), _ = seen
+    assert overflow > 0 and fetched == 1 and "/seen.png" in asked
+    known = {f"/{file}" for file in [*files, "around.html", "told.html", "seen.png", "favicon.ico"]}
+    assert len(ours) == 2 * len(files) and asked <= known
+    for overflow, fetched, sections in ours:
         assert overflow <= 0 and fetched == 0 and sections > 2
 
 
