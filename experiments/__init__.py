@@ -2,6 +2,7 @@
 
 adding/ … gradient_flow/   an experiment each: data, model, what is measured
 runner/                    what they share: the command line, configs, training, sweeps, reports
+reports/                   a run as a page: python -m experiments report RUN
 benchmarks/                jaxrnn beside other libraries: python -m experiments.benchmarks
 gpu/                       is a GPU right, and how fast: python -m experiments.gpu
 parity/                    the same numbers as other libraries: python -m experiments.parity
@@ -40,7 +41,7 @@ def _described(folder: Path) -> Experiment:
     return Experiment(summary.rstrip("."), takes.rstrip("."), f"configs/{name}.toml", f"{__name__}.{name}")
 
 
-_APART = ("benchmarks", "gpu", "parity", "runner")
+_APART = ("benchmarks", "gpu", "parity", "reports", "runner")
 EXPERIMENTS = {
     file.parent.name: _described(file.parent)
     for file in sorted(Path(__file__).parent.glob("*/__init__.py"))

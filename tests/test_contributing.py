@@ -71,7 +71,7 @@ def test_the_pass_passes_its_test_and_stands_in_the_order(followed):
 
 @pytest.mark.full
 def test_the_experiment_runs_and_writes_its_page(followed):
-    for needed in ("pydantic", "tomli_w"):
+    for needed in ("pydantic", "tomli_w", "jinja2"):
         pytest.importorskip(needed)
     assert "forgetting" in in_copy(followed, "-m", "experiments", "list")
     small = ["--set", "steps=20", "--set", "model.hidden_size=8", "--set", "model.cells=['elman']"]

@@ -81,6 +81,7 @@ def task(config: Config, model: str) -> training.Task:
         shared=held_out(config, model),
         batch_axis=data.Sums(1, 0),  # type: ignore[arg-type]  # axes where the arrays are
         stop_when=lambda block: bool((block.values[ERROR.name] < config.task.stop_below).all()),
+        until=f"the held-out error of all seeds is below {config.task.stop_below:g}",
     )
 
 

@@ -114,6 +114,7 @@ def task(config: Config, variant: Variant) -> training.Task:
         score=ERROR.name,
         shared=held_out(config.task),
         stop_when=lambda block: not np.isfinite(block.values["loss"]).any(),
+        until="no seed has a finite loss any more",
     )
 
 

@@ -89,6 +89,7 @@ def task(config: Config, name: Name) -> training.Task:
         score="held_out_loss",
         shared=held_out(config),
         stop_when=lambda block: bool((block.values["held_out_loss"] < below).all()),
+        until=f"the held-out loss of all seeds is below {below:.3g}",
     )
 
 

@@ -18,6 +18,7 @@ from pydantic import Field
 import jaxrnn as jr
 from experiments.decisions import data
 from experiments.flip_flop.points import Search, near, states_of
+from experiments.reports.samples import Groups
 from experiments.runner import report, study, training
 from experiments.runner.config import Many, Rate, Seed, Table, Trained
 from experiments.runner.models import compute_dtype
@@ -170,7 +171,8 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
         drawn = plotting.fixed_points(first.points, first.analysis, first.states, components=2, title=title)
         figures["fixed_points.png"] = drawn
     more = {"right": {form: curve.tolist() for form, curve in curves.items()}, "ideal": float(ideal)}
-    return study.Conclusion(results, notes(config, curves, float(ideal)), figures, more)
+    shown = [errors_by_coherence(config, curves)]
+    return study.Conclusion(results, notes(config, curves, float(ideal)), figures, more, shown)
 
 
 def search(config: Config, form: Form, params: Any, n: int, trials: data.Trials) -> Found:
@@ -205,16 +207,31 @@ def predictor(config: Config, form: Form) -> study.Predictor:
     return study.Predictor(examples, lambda params, xs: jax.nn.softmax(model.apply(params, xs)[1][-1])[:, 1], say)
 
 
+def accuracies(curve: np.ndarray) -> np.ndarray:
+    """(seeds, coherences to either side), the share of right -> (seeds, coherences), the accuracy."""
+    count = curve.shape[-1] // 2
+    return (curve[:, count:] + 1 - curve[:, :count][:, ::-1]) / 2
+
+
+def errors_by_coherence(config: Config, curves: Mapping[str, np.ndarray]) -> Groups:
+    """Wrong answers of every seed, the best observer's below."""
+    coherences = np.array(config.task.coherences)
+    by_model = {form: tuple(map(tuple, (1 - accuracies(curve)).tolist())) for form, curve in curves.items()}
+    best = 1 - data.ideal(coherences, epochs(config), config.task.noise)
+    return Groups(
+        title="Wrong answers by coherence",
+        axis="form",
+        groups=tuple(f"{c:g}" for c in coherences),
+        by_model={**by_model, "the best observer": (tuple(best.tolist()),)},
+    )
+
+
 def notes(config: Config, curves: Mapping[str, np.ndarray], ideal: float) -> tuple[str, ...]:
     task, count = config.task, len(config.task.coherences)
     best = data.ideal(np.array(task.coherences), epochs(config), task.noise)
 
     def listed(shares):
         return " | ".join(f"{100 * share:.1f}" for share in shares)
-
-    def accuracies(curve):
-        """(seeds, coherences), of both sides."""
-        return (curve[:, count:] + 1 - curve[:, :count][:, ::-1]) / 2
 
     return (
         f"{report.spread(config.train.seeds).capitalize()}; {2 * count * task.held_out:,} held-out trials, the units' "

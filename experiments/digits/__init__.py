@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import jax
+import numpy as np
 from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
 from experiments.digits import data
 from experiments.digits.model import RECURRENCES, Name
+from experiments.reports.samples import Groups, Sample, Tile, Tiles
 from experiments.runner import report, study, training
 from experiments.runner.config import Many, Rate, Seed, Table, Trained
 from experiments.runner.models import Reader, compute_dtype, reader
@@ -90,7 +92,45 @@ def task(config: Config, name: Name) -> training.Task:
 
 def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
     results = [fit.result for fit in fits.values()]
-    return study.Conclusion(results, notes(config), {"curves.png": curves(results, config.data.held_out)}, {})
+    figures = {"curves.png": curves(results, config.data.held_out)}
+    return study.Conclusion(results, notes(config), figures, {}, samples(config, fits))
+
+
+def samples(config: Config, fits: Mapping[str, training.Fit]) -> list[Sample]:
+    """The error of every digit, and some images that the first seed of the best model misreads."""
+    held_out = examples(config)[1]
+    logits = {}
+    for name in config.model.cells:
+        model = network(config, name)
+        logits[name] = np.asarray(jax.jit(jax.vmap(model.apply, in_axes=(0, None)))(fits[name].params, held_out.pixels))
+    wrong = {name: misread(of, held_out.labels) for name, of in logits.items()}  # (seeds, N)
+    errors = Groups(
+        title=f"{config.data.held_out.capitalize()} error of each digit",
+        axis="model",
+        groups=tuple(map(str, range(data.CLASSES))),
+        by_model={
+            name: tuple(tuple(float(seed[held_out.labels == d].mean()) for d in range(data.CLASSES)) for seed in of)
+            for name, of in wrong.items()
+        },
+    )
+    best = min(wrong, key=lambda name: wrong[name].mean())
+    shown = np.flatnonzero(wrong[best][0])[:12]
+    if not len(shown):
+        return [errors]
+    probabilities = np.asarray(jax.nn.softmax(logits[best][0, shown]))
+    tiles = tuple(
+        Tile(
+            values=tuple(map(tuple, held_out.pixels[:, n, 0].reshape(8, 8).tolist())),
+            caption=f"{held_out.labels[n]}, read as {p.argmax()} ({100 * p.max():.0f} %)",
+        )
+        for n, p in zip(shown, probabilities, strict=True)
+    )
+    return [errors, Tiles(title=f"Misread by {best}, seed {config.train.seeds[0]}", tiles=tiles)]
+
+
+def misread(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(…, N): whether the largest logit (…, N, C) is not the label's; logits that are not finite are wrong."""
+    return (logits.argmax(-1) != labels) | ~np.isfinite(logits).all(-1)
 
 
 def predictor(config: Config, name: Name) -> study.Predictor:

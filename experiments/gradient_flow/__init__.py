@@ -18,6 +18,7 @@ from rich.console import Console
 
 import jaxrnn as jr
 from experiments.environment import environment
+from experiments.reports import figures as drawings
 from experiments.runner import report
 from experiments.runner.config import Many, Rate, Seed, Table
 from jaxrnn import plotting
@@ -75,7 +76,7 @@ def run(config: Config, directory: Path) -> None:
     summary = {"measured": [summarized(m) for m in everything], "environment": environment(report.PACKAGES)}
     (directory / "summary.json").write_text(report.to_json(summary, indent=2) + "\n", encoding="utf-8")
     for file, figure in figures(config, everything).items():
-        figure.savefig(directory / file, dpi=150)
+        drawings.save(figure, directory / file)
     console.print(f"{note(config)}\nwritten to {directory}", highlight=False, soft_wrap=True)
 
 

@@ -19,6 +19,7 @@ from experiments.environment import environment
 from experiments.long_memory import learning, networks
 from experiments.long_memory.learning import Run, Task, Train, Trained
 from experiments.long_memory.networks import Model, Name, Parallel
+from experiments.reports import figures as drawings
 from experiments.runner import report
 from experiments.runner.config import Many, Table
 
@@ -73,7 +74,7 @@ def run(config: Config, directory: Path) -> None:
     summary = {"compared": [summarized(c) for c in everything], "environment": environment(report.PACKAGES)}
     (directory / "summary.json").write_text(report.to_json(summary, indent=2) + "\n", encoding="utf-8")
     for file, figure in figures(config, everything).items():
-        figure.savefig(directory / file, dpi=150)
+        drawings.save(figure, directory / file)
     console.print("\n".join([*notes, f"written to {directory}"]), highlight=False, soft_wrap=True)
 
 

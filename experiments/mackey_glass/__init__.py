@@ -19,6 +19,7 @@ from scipy.stats import binom
 import jaxrnn as jr
 from experiments.environment import environment
 from experiments.mackey_glass import data
+from experiments.reports import figures
 from experiments.runner import report
 from experiments.runner.config import Many, Rate, Seed, Table
 from jaxrnn import plotting
@@ -73,7 +74,7 @@ def run(config: Config, directory: Path) -> None:
     measured = [{**m._asdict(), "one_step": m.one_step.tolist(), "ahead": m.ahead.tolist()} for m in everything]
     summary = {"measured": measured, "environment": environment(report.PACKAGES)}
     (directory / "summary.json").write_text(report.to_json(summary, indent=2) + "\n", encoding="utf-8")
-    figure(config, everything).savefig(directory / "errors.png", dpi=150)
+    figures.save(figure(config, everything), directory / "errors.png")
     console.print(f"written to {directory}", highlight=False, soft_wrap=True)
 
 

@@ -19,6 +19,7 @@ import jaxrnn as jr
 from experiments.environment import environment as machine
 from experiments.memory_rl import environments, ppo
 from experiments.memory_rl.ppo import PPO
+from experiments.reports import figures
 from experiments.runner import report
 from experiments.runner.config import Many, Seed, Table
 
@@ -81,7 +82,7 @@ def run(config: Config, directory: Path) -> None:
     report.write_table(directory, rows(config, everything), notes)
     summary = {"trained": [summarized(trained) for trained in everything], "environment": machine(report.PACKAGES)}
     (directory / "summary.json").write_text(report.to_json(summary, indent=2) + "\n", encoding="utf-8")
-    curves(config, everything).savefig(directory / "curves.png", dpi=150)
+    figures.save(curves(config, everything), directory / "curves.png")
     console.print("\n".join([*notes, f"written to {directory}"]), highlight=False, soft_wrap=True)
 
 

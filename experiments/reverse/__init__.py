@@ -14,12 +14,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
+from experiments.reports.samples import Groups, Map, Said, Sample, Words
 from experiments.reverse import data
 from experiments.reverse.translator import Form, Translator, translator
 from experiments.runner import report, study, training
 from experiments.runner.config import Many, Rate, Seed, Table, Trained
 from experiments.runner.models import compute_dtype
 
+SHOWN = 8  # test strings in the report
 VALIDATION = report.Column("validation, exact", "validation_exact", "%")
 
 
@@ -105,30 +107,42 @@ def task(config: Config, form: Form) -> training.Task:
         lower=False,
         shared=validation(config),
         stop_when=lambda block: bool((block.values["validation_exact"] >= config.task.stop_at).all()),
+        until=f"all seeds answer {100 * config.task.stop_at:g} % of the validation strings without a fault",
     )
 
 
 def exact(model: Translator, params: Any, strings: data.Strings) -> jax.Array:
     """The share of the strings that are answered without a fault."""
+    return answered(model, params, strings)[1].mean(dtype=jnp.float32)
+
+
+def answered(model: Translator, params: Any, strings: data.Strings) -> tuple[jax.Array, jax.Array]:
+    """The answers (S + 1, B), and (B,) whether each is without a fault."""
     answers = model.answer(params, strings.tokens, len(strings.targets))
-    return data.exact(answers, strings.targets).mean(dtype=jnp.float32)
+    return answers, data.exact(answers, strings.targets)
 
 
 def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
     """The parameters that were best on the validation strings answer the test strings, once."""
     results, figures, held_out = [], {}, tests(config)
+    said: dict[Form, np.ndarray] = {}  # (S + 1, SHOWN): of the first seed
+    right: dict[Form, dict[str, np.ndarray]] = {}  # by kind of test string (seeds, B)
     for form in config.model.attention:
         result, _, best = fits[form]
         model, clock = network(config, form), report.Clock()
-        measure = jax.jit(jax.vmap(lambda params, drawn, model=model: exact(model, params, drawn), in_axes=(0, None)))
-        measures = {name: np.asarray(measure(best.params, drawn)) for name, drawn in held_out.items()}
+        ask = jax.jit(jax.vmap(lambda params, drawn, model=model: answered(model, params, drawn), in_axes=(0, None)))
+        answers = {name: jax.device_get(ask(best.params, drawn)) for name, drawn in held_out.items()}
+        said[form], right[form] = answers["exact"][0][0, :, :SHOWN], {name: of[1] for name, of in answers.items()}
+        measures = {name: of.mean(-1, dtype="float32") for name, of in right[form].items()}
         measures["validation_exact"] = np.asarray(best.value)
         results.append(result.add(measures)._replace(seconds=result.seconds + clock.seconds()))
-    looked = [form for form in config.model.attention if form != "none"]
-    if looked:
-        figures["attention.png"] = looks(config, {form: fits[form].best.params for form in looked})
+    attending: list[Form] = [form for form in config.model.attention if form != "none"]
+    weights = {form: looks(config, form, fits[form].best.params) for form in attending}
+    if weights:
+        figures["attention.png"] = looking(config, weights)
     figures["curves.png"] = curves(results, config.task)
-    return study.Conclusion(results, notes(config), figures, {})
+    shown = [errors_by_length(config, right), some_strings(config, said), *maps(config, weights)]
+    return study.Conclusion(results, notes(config), figures, {}, shown)
 
 
 def columns(config: Config) -> tuple[report.Column, ...]:
@@ -182,18 +196,84 @@ def curves(results: Sequence[report.Result], task: Task) -> Figure:
     return report.curves(results, panels, title=f"{task.order}, strings of {task.shortest} to {task.longest}")
 
 
-def looks(config: Config, params: Mapping[Form, Any]) -> Figure:
-    """Where the first seed of each model looks as it says the first test string."""
+def errors_by_length(config: Config, right: Mapping[Form, Mapping[str, np.ndarray]]) -> Groups:
+    """The share of strings with a fault, by their length."""
+    lengths = {name: np.asarray(data.lengths_of(drawn.tokens)) for name, drawn in tests(config).items()}
+    every = sorted({int(length) for of in lengths.values() for length in of})
+
+    def of_length(of: Mapping[str, np.ndarray], length: int) -> np.ndarray:
+        """(seeds,)"""
+        return 1 - np.concatenate([of[name][:, lengths[name] == length] for name in lengths], axis=1).mean(1)
+
+    return Groups(
+        title="Strings with a fault, by length",
+        axis="attention",
+        groups=tuple(map(str, every)),
+        by_model={
+            form: tuple(zip(*(of_length(of, length).tolist() for length in every), strict=True))
+            for form, of in right.items()
+        },
+        note=f"Trained on lengths {config.task.shortest} to {config.task.longest}.",
+    )
+
+
+def some_strings(config: Config, said: Mapping[Form, np.ndarray]) -> Words:
+    """The first test strings, what they should become, and what the first seed of each model says."""
+    drawn = tests(config)["exact"]
+    rows: list[tuple[str | Said, ...]] = []
+    for place in range(min(SHOWN, config.task.test)):
+        read, due = (_written(np.asarray(a)[:, place]) for a in drawn)
+        answers = [_written(of[:, place]) for of in said.values()]
+        rows.append((read, due, *(Said(text=answer, right=answer == due) for answer in answers)))
+    return Words(
+        title=f"Test strings, answered by seed {config.train.seeds[0]}",
+        header=("read", "should be", *(f"attention: {form}" for form in said)),
+        rows=tuple(rows),
+    )
+
+
+def looks(config: Config, form: Form, params: Any) -> np.ndarray:
+    """Where the first seed looks as it is taught the first test string: (length + 1, length)."""
     drawn = jax.tree.map(lambda a: a[:, :1], tests(config)["exact"])
     length = int(data.lengths_of(drawn.tokens)[0])
-    tokens, targets = (np.asarray(a)[:, 0] for a in drawn)
-    figure = Figure(figsize=(4 * len(params) + 0.5, 4.2), layout="constrained")
-    for axes, (form, of_seeds) in zip(figure.subplots(1, len(params), squeeze=False)[0], params.items(), strict=True):
-        first = jax.tree.map(lambda a: a[0], of_seeds)
-        weights = jax.jit(network(config, form).weights)(first, drawn)[: length + 1, 0, :length]
-        image = axes.imshow(np.asarray(weights), cmap="viridis", vmin=0, vmax=1)
-        axes.set_xticks(range(length), tokens[:length])
-        axes.set_yticks(range(length + 1), [*targets[:length], "end"])
+    first = jax.tree.map(lambda a: a[0], params)
+    return np.asarray(jax.jit(network(config, form).weights)(first, drawn)[: length + 1, 0, :length], np.float32)
+
+
+def read_and_said(config: Config, length: int) -> tuple[list[str], list[str]]:
+    """The symbols of the first test string, and those of its answer."""
+    tokens, targets = (np.asarray(a)[:length, 0].tolist() for a in tests(config)["exact"])
+    return list(map(str, tokens)), [*map(str, targets), "end"]
+
+
+def maps(config: Config, weights: Mapping[Form, np.ndarray]) -> list[Sample]:
+    """The weights of attention, for the report."""
+    shown: list[Sample] = []
+    for form, of in weights.items():
+        columns, rows = read_and_said(config, of.shape[1])
+        shown.append(
+            Map(
+                title=f"Where it looks: {form}, seed {config.train.seeds[0]}",
+                values=tuple(map(tuple, of.tolist())),
+                rows=tuple(rows),
+                columns=tuple(columns),
+                xlabel="symbol read",
+                ylabel="symbol said",
+                note="The more colour, the more weight.",
+                figure="attention.png",
+            )
+        )
+    return shown
+
+
+def looking(config: Config, weights: Mapping[Form, np.ndarray]) -> Figure:
+    """The same as a figure, a panel for each model."""
+    figure = Figure(figsize=(4 * len(weights) + 0.5, 4.2), layout="constrained")
+    for axes, (form, of) in zip(figure.subplots(1, len(weights), squeeze=False)[0], weights.items(), strict=True):
+        columns, rows = read_and_said(config, of.shape[1])
+        image = axes.imshow(of, cmap="viridis", vmin=0, vmax=1)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
         axes.set(title=form, xlabel="symbol read", ylabel="symbol said")
     figure.colorbar(image, ax=figure.axes, label="weight", shrink=0.8)
     return figure

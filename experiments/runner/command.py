@@ -1,4 +1,4 @@
-"""The command line: ``python -m experiments run``, ``sweep``, ``predict`` and ``list``."""
+"""The command line: ``python -m experiments run``, ``sweep``, ``predict``, ``report`` and ``list``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from jaxrnn.devices import join_processes, use_cpu_devices
 
 # What the experiments import beyond jaxrnn's own dependencies, and the name that pip knows it by.
 TRAIN_EXTRA = {
+    "jinja2": "jinja2",
     "matplotlib": "matplotlib",
     "orbax": "orbax-checkpoint",
     "pydantic": "pydantic",
@@ -40,29 +42,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         print(f"experiments need {', '.join(missing)}: pip install 'jaxrnn[train]'", file=sys.stderr)
         return 1
+    if arguments.command != "report":  # which computes nothing
+        try:
+            devices_and_processes()
+        except (RuntimeError, ValueError) as error:
+            print(error, file=sys.stderr)
+            return 1
+    status = guarded(arguments)
+    if status not in (0, 2) and getattr(arguments, "resume", None) is not None:
+        again = f"python -m experiments {arguments.command} --resume {shlex.quote(str(arguments.resume))}"
+        keeps = getattr(arguments, "keeps_checkpoints", True)
+        print(f"{'to go on' if keeps else 'to begin again, in the same folder'}: {again}", file=sys.stderr)
+    return status
+
+
+def devices_and_processes() -> None:
+    """All cores as devices, and of several processes one mesh."""
     with contextlib.suppress(RuntimeError):  # where this process has used JAX before
         if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # not said by the environment
             use_cpu_devices(os.cpu_count() or 1)  # the seeds of a model are divided among them
-    try:
-        join_processes()
-    except (RuntimeError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    status = guarded(arguments)
-    if status not in (0, 2) and getattr(arguments, "resume", None) is not None:
-        print(f"to go on: python -m experiments {arguments.command} --resume {arguments.resume}", file=sys.stderr)
-    return status
+    join_processes()
 
 
 def guarded(arguments: argparse.Namespace) -> int:
     """Run the command; what can go wrong without a fault in the program becomes a message and a status."""
     from experiments.runner.config import ConfigError  # here, after the check that the extra is installed
     from experiments.runner.directories import RunError
+    from experiments.runner.terminal import quiet
     from jaxrnn.training import Interrupted, NonFiniteError
     from jaxrnn.training.checkpoints import CheckpointError
 
     try:
-        COMMANDS[arguments.command](arguments)
+        with quiet(is_quiet := getattr(arguments, "quiet", False)):
+            COMMANDS[arguments.command](arguments)
+        if is_quiet and jax.process_index() == 0:
+            print(arguments.resume)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -94,7 +108,9 @@ def guarded(arguments: argparse.Namespace) -> int:
         print(f"another process has died: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
         os._exit(1)
     except KeyboardInterrupt:
-        print("stopped at once; what came after the last checkpoint has to be done again", file=sys.stderr)
+        keeps = getattr(arguments, "keeps_checkpoints", True)
+        lost = "what came after the last checkpoint has to be done again" if keeps else "it keeps no checkpoints"
+        print(f"stopped at once; {lost}", file=sys.stderr)
         return 130
     return 0
 
@@ -119,12 +135,15 @@ def run(arguments: argparse.Namespace) -> None:
         check_pages(arguments.write, settings.experiment)
     arguments.resume = directory
     module = importlib.import_module(EXPERIMENTS[settings.experiment].module)
+    arguments.keeps_checkpoints = hasattr(module, "STUDY")
     with alone(directory):
-        if hasattr(module, "STUDY"):
+        if arguments.keeps_checkpoints:
             study.run(module.STUDY, settings, directory)
         else:
             module.run(settings, directory)
         write_pages(arguments.write, settings.experiment, directory)
+        if jax.process_index() == 0:
+            write_report([directory])
 
 
 def sweep(arguments: argparse.Namespace) -> None:
@@ -165,6 +184,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     with alone(directory):
         sweeps.run(study, configs, directory)
         write_pages(arguments.write, part, directory)
+        if jax.process_index() == 0:
+            write_report([directory])
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -195,6 +216,20 @@ def predict(arguments: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
+def report(arguments: argparse.Namespace) -> None:
+    write_report(arguments.runs, arguments.output)
+
+
+def write_report(runs: Sequence[Path], output: Path | None = None) -> None:
+    """The page of some runs; what could not be shown in it is told."""
+    from experiments.reports import page
+
+    path, faults = page.write(runs, output)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    print(f"report: {path}")
+
+
 def check_pages(pages: Sequence[tuple[Path, str]], part: str) -> None:
     """Before anything is trained: each page has markers, of its own name or of this part."""
     for page, name in pages:
@@ -208,7 +243,7 @@ def write_pages(pages: Sequence[tuple[Path, str]], part: str, directory: Path) -
             write_between_markers(page, name or part, (directory / "table.md").read_text(encoding="utf-8"))
 
 
-COMMANDS = {"run": run, "sweep": sweep, "predict": predict}
+COMMANDS = {"run": run, "sweep": sweep, "predict": predict, "report": report}
 
 
 def schema_of(experiment: str) -> Any:

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="experiments:\n" + listing(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="{run,sweep,predict,list}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="{run,sweep,predict,report,list}")
     run = commands.add_parser(
         "run",
         help="run the experiment that a config file describes, or go on with a run that was stopped",
@@ -97,6 +97,19 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--output", type=Path, metavar="FILE", help="with --input: a .npy file for the answers, (N, …)"
     )
+    report = commands.add_parser(
+        "report",
+        help="write the page of a run, or of several side by side",
+        description="Write report.html: one file that fetches nothing. Of one run into its folder, as every run\n"
+        "does at its end; of several beside their folders: what differs, all models in one table, all curves in one\n"
+        "figure. "
+        "A run that has not finished is shown as far as it came.",
+        epilog="examples:\n  python -m experiments report runs/digits-001\n"
+        "  python -m experiments report runs/digits-001 runs/digits-002 --output compared.html",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory, such as runs/digits-001")
+    report.add_argument("--output", type=Path, metavar="FILE", help="where to write the page")
     commands.add_parser("list", help="list the experiments, how to run them and how long they take")
     return top
 
@@ -143,6 +156,9 @@ def add_settings(command: argparse.ArgumentParser) -> None:
         default=Path("runs"),
         metavar="DIR",
         help="where run directories such as digits-001 are made (default: runs); none is overwritten",
+    )
+    command.add_argument(
+        "--quiet", action="store_true", help="print the run directory alone, at the end; what goes wrong is still told"
     )
     command.add_argument(
         "--write",

@@ -7,7 +7,9 @@ runs/digits-001/
   tensorboard/    the metrics again, where train.tensorboard asks for them
   summary.json    the final numbers, the machine and the versions
   table.md        the same as a table
-  *.png           figures
+  *.png, *.svg    figures
+  samples.json    what the models do with some examples, where the experiment shows it
+  report.html     all of it as a page (experiments/reports)
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from matplotlib.figure import Figure
 
 from experiments import markdown
 from experiments.environment import environment, sentence
+from experiments.reports import figures as drawings
+from experiments.reports import samples as shown
 from jaxrnn import plotting
 from jaxrnn.training import BlockResult
 from jaxrnn.training.records import to_json
@@ -38,6 +42,7 @@ class Result(NamedTuple):
     history: list[BlockResult]  # each value (seeds,)
     seconds: float  # all of it, compilation included
     already_finished: bool = False  # read from the checkpoint of an earlier run
+    ended: str = ""  # why before its last step, in words
 
     def last(self, name: str) -> np.ndarray:
         """(seeds,): a measure after the last block."""
@@ -92,18 +97,23 @@ def write(
     columns: Sequence[Column],
     notes: Sequence[str],
     figures: Mapping[str, Figure],
+    *,
+    samples: Sequence[shown.Sample] = (),
     **more: Any,
 ) -> None:
-    """The files that need the whole run: summary.json (with what else is given), table.md, the figures."""
+    """The files that need the whole run: summary.json (with what else is given), table.md, figures, samples."""
     summary = {
+        "columns": [column._asdict() for column in columns],
         "models": [_summary(result, columns) for result in results],
         **more,
         "environment": environment(PACKAGES),
     }
     (directory / "summary.json").write_text(to_json(summary, indent=2) + "\n", encoding="utf-8")
     write_table(directory, rows(results, columns), [*notes, *diverged(results), *skipped(results)])
+    if samples:
+        shown.write(directory, samples)
     for name, figure in figures.items():
-        figure.savefig(directory / name, dpi=150)
+        drawings.save(figure, directory / name)
 
 
 def rows(results: Sequence[Result], columns: Sequence[Column]) -> list[tuple[str, ...]]:
@@ -198,6 +208,7 @@ def _summary(result: Result, columns: Sequence[Column]) -> dict[str, Any]:
         **{name: _statistics(result.last(name)) for name in ("loss", *(column.name for column in columns))},
         "diverged": result.diverged(),
         "seconds": result.seconds,
+        **({"ended": result.ended} if result.ended else {}),
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxrnn as jr
+from experiments.reports.samples import Sample
 from experiments.runner import report, terminal, training
 from experiments.runner.config import Train, flat
 
@@ -23,6 +24,7 @@ class Conclusion(NamedTuple):
     notes: Sequence[str]
     figures: Mapping[str, Figure]  # by file name
     more: Mapping[str, Any]  # for summary.json
+    samples: Sequence[Sample] = ()  # what the models do with some examples, for the report
 
 
 class Predictor(NamedTuple):
@@ -52,12 +54,13 @@ def run(study: Study, config: Any, directory: Path) -> None:
     """Train every model, then conclude; a run that was stopped in this directory is resumed."""
     columns = study.columns(config)
     fits = {}
-    with terminal.Display(config.train.steps, columns[0]) as display:
+    with terminal.Display(config.train.steps, columns[0], block=config.train.block) as display:
         for name in study.models(config):
-            display.start(name)
+            task = study.task(config, name)
+            display.start(name, task.lower if task.score == columns[0].name else None)
             fits[name] = training.fit(
                 name,
-                study.task(config, name),
+                task,
                 study.settings(config, name),
                 mesh=config.mesh,
                 directory=directory,
@@ -66,8 +69,8 @@ def run(study: Study, config: Any, directory: Path) -> None:
             )
             display.finish(fits[name].result)
     if jax.process_index() == 0:
-        results, notes, figures, more = study.conclude(config, fits)
-        report.write(directory, results, columns, notes, figures, **more)
+        results, notes, figures, more, samples = study.conclude(config, fits)
+        report.write(directory, results, columns, notes, figures, samples=samples, **more)
         terminal.show(results, columns, notes, directory)
 
 

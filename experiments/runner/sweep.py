@@ -8,8 +8,9 @@ sweeps/digits-001/
   results.csv     a line for each model and setting, the best first
   members.csv     a line for each member: model, setting, seed
   table.md        the same as results.csv, to be read
-  scores.png      each setting's mean and confidence interval, and its seeds
-  curves.png      the score over the steps
+  scores.png      each setting's mean and confidence interval, and its seeds; also as SVG
+  curves.png      the score over the steps; also as SVG
+  report.html     all of it as a page
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
+from experiments.reports import figures
 from experiments.runner import report, terminal, training
 from experiments.runner.config import ConfigError, flat
 from experiments.runner.study import Study, made_by
@@ -154,10 +156,11 @@ def run(study: Study, configs: Sequence[tuple[Setting, Any]], directory: Path) -
     everything = groups(study, configs)
     columns = study.columns(configs[0][1])
     outcomes = []
-    with terminal.Display(configs[0][1].train.steps, columns[0]) as display:
+    train = configs[0][1].train
+    with terminal.Display(train.steps, columns[0], block=train.block) as display:
         for group in everything:
-            display.start(group.title)
             task = study.task(group.config, group.model)
+            display.start(group.title, task.lower if task.score == columns[0].name else None)
             settings = study.settings(group.config, group.model)
             fit = training.fit(
                 group.title,
@@ -206,8 +209,8 @@ def write(directory: Path, ranked: Sequence[Outcome], score: report.Column) -> N
             for seed, value in zip(o.seeds, o.scores.tolist(), strict=True):
                 table.writerow([o.model, *o.setting.values(), seed, value])
     report.write_table(directory, rows(ranked, score), notes(ranked))
-    scores(ranked, score).savefig(directory / "scores.png", dpi=150)
-    curves(ranked, score).savefig(directory / "curves.png", dpi=150)
+    figures.save(scores(ranked, score), directory / "scores.png")
+    figures.save(curves(ranked, score), directory / "curves.png")
 
 
 def rows(ranked: Sequence[Outcome], score: report.Column) -> list[tuple[str, ...]]:

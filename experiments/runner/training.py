@@ -35,6 +35,7 @@ class Task(NamedTuple):
     shared: PyTree = ()  # data, the same for all members
     batch_axis: PyTree = 1  # where a batch is divided among devices: of each array of it, as in jr.devices.shard_batch
     stop_when: Callable[[training.BlockResult], bool] = lambda block: False  # whether training may stop early
+    until: str = "it has come to its end"  # what stop_when waits for, in words
 
 
 class Member(NamedTuple):
@@ -159,8 +160,22 @@ def fit(
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(states.train.params)) // len(among)
     seeds = tuple(member.seed for member in among)
-    result = report.Result(name, seeds, parameters, fitted.history, fitted.seconds, fitted.already_finished)
+    ended = ended_early(task, settings, fitted.history)
+    result = report.Result(name, seeds, parameters, fitted.history, fitted.seconds, fitted.already_finished, ended)
     return Fit(result, training.fetch(fitted.state.train.params), training.fetch(fitted.state.best))
+
+
+def ended_early(task: Task, settings: Train, history: Sequence[training.BlockResult]) -> str:
+    """In words, why a training ended before its last step; nothing where it did not."""
+    last = history[-1]
+    if last.step >= settings.steps:
+        return ""
+    if task.stop_when(last):
+        why = task.until
+    else:
+        blocks = f"{settings.patience} blocks of {settings.block:,} steps"
+        why = f"for {blocks} no seed had a better {task.score.replace('_', ' ')}"
+    return f"stopped early, after step {last.step:,} of {settings.steps:,}: {why}"
 
 
 def stored(name: str, task: Task, settings: Train, directory: Path) -> tuple[int, PyTree, training.Best]:

@@ -48,6 +48,14 @@ def test_excitatory_units_alone_are_read_out():
     np.testing.assert_allclose(stacked, want, rtol=1e-5, atol=1e-6)
 
 
+def test_errors_by_coherence_are_of_both_sides():
+    config = decisions.Config.model_validate({"experiment": "decisions", "task": {"coherences": [0.1, 0.5]}})
+    shares = np.array([[0.1, 0.4, 0.7, 0.9], [0.0, 0.0, 1.0, 1.0]])  # of right, at -0.5, -0.1, 0.1, 0.5
+    errors = decisions.errors_by_coherence(config, {"current": shares})
+    assert errors.groups == ("0.1", "0.5") and list(errors.by_model) == ["current", "the best observer"]
+    np.testing.assert_allclose(errors.by_model["current"], [[(0.4 + 0.3) / 2, (0.1 + 0.1) / 2], [0, 0]], atol=1e-12)
+
+
 @pytest.mark.full
 def test_a_run_of_few_steps(tmp_path):
     settings = [text for setting in FEW for text in ("--set", setting)]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.runner import directories, report, terminal
+from experiments import digits
+from experiments.reports import samples
+from experiments.runner import command, config, directories, report, terminal, training
 from experiments.runner.command import main
 from jaxrnn.training import BlockResult
+from tests.experiments.tiny import left_by_a_run
 
 CONFIG = str(Path(__file__).parents[2] / "configs/digits.toml")
 
@@ -34,15 +38,8 @@ def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys):
     assert [path.name for path in older.iterdir()] == ["metrics.jsonl"]
     assert (older / "metrics.jsonl").read_text() == "mine"
     run = runs / "digits-002"
-    assert {path.name for path in run.iterdir()} == {
-        "config.toml",
-        "metrics.jsonl",
-        "summary.json",
-        "table.md",
-        "curves.png",
-        "checkpoints",
-        "lock",
-    }
+    files = left_by_a_run("curves") | {"metrics.jsonl", "checkpoints", "samples.json"}
+    assert {path.name for path in run.iterdir()} == files
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"elman", "gru"}
     resolved = tomllib.loads((run / "config.toml").read_text())
     assert resolved["train"]["seeds"] == [5, 3] and resolved["data"]["seed"] == 0
@@ -72,8 +69,14 @@ def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys):
         assert shown == pytest.approx(measured, abs=0.0501)  # one decimal, a tie rounded either way
         assert out.count(f"{name}: 4 steps in") == 1  # one line a model: no bar where there is no terminal
     assert summary["environment"]["jax"] and "\x1b" not in out
-    assert f"written to {run}" in out
+    assert f"written to {run}" in out and f"report: {run / 'report.html'}" in out
     assert (run / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    errors, images = samples.read(run)
+    shares = np.bincount(digits.examples(digits.Config.model_validate(resolved))[1].labels) / 360
+    for model in summary["models"]:
+        wrong = np.array(errors.by_model[model["model"]]) @ shares  # of all digits, of each seed
+        np.testing.assert_allclose(1 - wrong, model["test_accuracy"]["each"], atol=1e-6)
+    assert len(images.tiles) == 12 and ", read as " in images.tiles[0].caption
 
 
 ACCURACY = report.Column("test accuracy", "test_accuracy", "%")
@@ -142,6 +145,60 @@ def test_bar_tells_the_pace_and_the_time_that_is_left(monkeypatch):
     assert paces == ["", "", "  25 steps/s  2:36 left", "  15 steps/s  4:18 left", ""]
 
 
+def shown_by(is_terminal, lower, steps=40, resumed=False, **console):
+    """What a display writes of a model whose accuracies fall and rise."""
+    file = io.StringIO()
+    display = terminal.Display(
+        steps, ACCURACY, Console(file=file, force_terminal=is_terminal, width=160, **console), block=10
+    )
+    run = result([(1.0, 2.0)] * 3)
+    means = (0.5, 0.9, 0.7)
+    blocks = [
+        block._replace(values={**block.values, "test_accuracy": np.array([mean, mean])})
+        for block, mean in zip(run.history, means, strict=True)
+    ]
+    with display:
+        display.start("lstm", lower)
+        for block in blocks[resumed:]:
+            display.update("lstm", block)
+        display.finish(run._replace(history=blocks, ended="stopped early, after step 30 of 40: for its reasons"))
+    return file.getvalue()
+
+
+def test_the_best_so_far_and_an_early_stop_are_told():
+    said = shown_by(False, lower=False)
+    assert said == (
+        "lstm: 30 steps in 2.0 s, loss 1.5, test accuracy 70.0 ± 0.0 % (best 90.0 % at 20)\n"
+        "lstm: stopped early, after step 30 of 40: for its reasons\n"
+    )
+    assert "(best 50.0 % at 10)" in shown_by(False, lower=True) and "best" not in shown_by(False, lower=None)
+    assert "(best since 20 90.0 % at 20)" in shown_by(False, lower=False, resumed=True)  # of before nothing is known
+    assert "test accuracy 70.0 % (best 90.0 % at 20)" in shown_by(True, lower=False)
+
+
+def test_no_control_characters_where_there_is_no_terminal_and_no_colour_where_none_is_wanted(monkeypatch):
+    control = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+    colour = re.compile(r"\x1b\[[\d;]*\b(3\d|4\d|9\d)[\d;]*m")
+    monkeypatch.setattr(terminal, "EVERY", 0.0)  # a line a block, not one a minute
+    said = shown_by(False, lower=False)
+    assert not control.search(said) and "lstm: step 20 of 40  loss 1.5  test accuracy 90.0 %" in said
+    assert colour.search(shown_by(True, lower=False, color_system="standard"))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colour.search(shown_by(True, lower=False, color_system="standard"))
+    monkeypatch.setenv("TERM", "dumb")
+    assert not control.search(shown_by(True, lower=False))
+
+
+@pytest.mark.parametrize(("steps", "patience", "why"), [(20, 0, ""), (40, 0, "all is done"), (40, 2, "patience")])
+def test_why_a_training_ended_early(steps, patience, why):
+    task = training.Task(*[None] * 4, score="held_out_error", until="all is done")
+    task = task._replace(stop_when=lambda block: not patience and block.step == 20)
+    settings = config.Train(steps=steps, log_every=10, patience=patience)
+    told = training.ended_early(task, settings, [BlockResult(20, {}, {})])
+    why = "for 2 blocks of 10 steps no seed had a better held out error" if why == "patience" else why
+    assert told == (f"stopped early, after step 20 of {steps}: {why}" if why else "")
+
+
 def test_curves_show_every_model_and_seed():
     figure = report.curves([result([(1.0, 2.0), (0.5, 0.7)])], {"loss": lambda values: values["loss"]}, title="t")
     (line,) = figure.axes[0].lines
@@ -163,8 +220,8 @@ def test_a_page_without_markers_is_said_before_anything_is_trained(tmp_path, cap
     page = tmp_path / "page.md"
     page.write_text("<!-- digits:begin -->\n<!-- digits:end -->\n")
     options = ["--out", str(tmp_path / "runs"), "--write", f"{page}#digits-long"]
-    for command in ("run", "sweep"):
-        assert main([command, CONFIG, *options]) == 2
+    for verb in ("run", "sweep"):
+        assert main([verb, CONFIG, *options]) == 2
         assert f"--write: {page}: expected the lines <!-- digits-long:begin -->" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
@@ -173,6 +230,34 @@ def test_run_directory_that_cannot_be_made(tmp_path, capsys):
     (tmp_path / "runs").write_text("a file")
     assert main(["run", CONFIG, "--out", str(tmp_path / "runs")]) == 1
     assert capsys.readouterr().err == f"{tmp_path / 'runs' / 'digits-001'}: Not a directory\n"
+
+
+def test_quiet_prints_the_run_directory_alone(monkeypatch, capsys):
+    def spoken(arguments):
+        print("progress")
+        print("what is wrong", file=sys.stderr)
+        arguments.resume = Path("runs/digits-001")
+
+    monkeypatch.setitem(command.COMMANDS, "run", spoken)
+    assert main(["run", CONFIG, "--quiet"]) == 0
+    assert capsys.readouterr() == ("runs/digits-001\n", "what is wrong\n")
+    assert main(["run", CONFIG]) == 0 and capsys.readouterr().out == "progress\n"
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_ctrl_c_says_whether_anything_is_kept(keeps, monkeypatch, capsys):
+    def stopped(arguments):
+        arguments.resume, arguments.keeps_checkpoints = Path("my runs/adding-001"), keeps
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(command.COMMANDS, "run", stopped)
+    assert main(["run", CONFIG]) == 130
+    again = "python -m experiments run --resume 'my runs/adding-001'"
+    assert capsys.readouterr().err.splitlines() == (
+        ["stopped at once; what came after the last checkpoint has to be done again", f"to go on: {again}"]
+        if keeps
+        else ["stopped at once; it keeps no checkpoints", f"to begin again, in the same folder: {again}"]
+    )
 
 
 def test_missing_extra_is_named(monkeypatch, capsys):

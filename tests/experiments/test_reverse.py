@@ -9,6 +9,7 @@ import pytest
 
 import jaxrnn as jr
 from experiments import reverse
+from experiments.reports import samples
 from experiments.reverse import Config, data
 from experiments.reverse.translator import translator
 from experiments.runner.training import cross_entropy
@@ -103,5 +104,12 @@ def test_a_tiny_run_leaves_its_files(tmp_path):
     best = [max(line["validation_exact"] for line in lines if line["seed"] == seed) for seed in (5, 3)]
     assert model["validation_exact"]["each"] == best
     assert "| exact, length 2 to 3 | exact, length 4 |" in (run / "table.md").read_text()
+    errors, words, shown = samples.read(run)
+    assert errors.groups[-1] == "4"
+    assert [1 - seed[-1] for seed in errors.by_model["luong"]] == pytest.approx(model["exact_4"]["each"])
+    read, due, said = words.rows[0]
+    assert due.split() == read.split()[::-1] and said.right == (said.text == due)
+    assert np.allclose(np.sum(shown.values, axis=1), 1, atol=1e-5) and shown.rows[-1] == "end"
+    assert "Where it looks: luong" in (run / "report.html").read_text()
     for figure in ("attention.png", "curves.png"):
         assert (run / figure).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

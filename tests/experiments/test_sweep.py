@@ -61,6 +61,8 @@ def test_a_sweep_ranks_what_its_members_measured(swept, tmp_path):
         for row in table(directory / "members.csv")
     }
     assert {place: float(value) for place, value in members.items()} == last
+    page = (directory / "report.html").read_text()
+    assert "Adding, a sweep" in page and "--grid model.hidden_size=2,3 --grid train.learning_rate=0.001,0.03" in page
     shown = (directory / "table.md").read_text()
     titles = ["model", "hidden_size", "learning_rate", "held-out error", "95 % interval of the mean"]
     assert shown.splitlines()[0] == f"| {' | '.join([*titles, 'lost', 'parameters', 'steps'])} |"

@@ -29,6 +29,12 @@ TINY["flip_flop"] += ["search.starts=4", "search.steps=5"]
 STEPS = ["train.steps=12", "train.log_every=2", "train.seeds=[5,3]"]
 
 
+def left_by_a_run(*figures):
+    """The names of the files of every run, and of each figure."""
+    drawn = {f"{figure}.{ending}" for figure in figures for ending in ("png", "svg")}
+    return {"config.toml", "summary.json", "table.md", "report.html", "lock", *drawn}
+
+
 def options(*settings):
     return [option for setting in settings for option in ("--set", setting)]
 
