@@ -1,10 +1,9 @@
-"""The command line: ``python -m experiments run``, ``sweep``, ``predict`` and ``list``."""
+"""The command line: ``python -m experiments run``, ``sweep``, ``predict``, ``new`` and ``list``."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import importlib.util
 import os
 import sys
@@ -14,8 +13,8 @@ from typing import Any
 
 import jax
 
-from experiments import EXPERIMENTS
 from experiments.markdown import MarkerError, parts_of, write_between_markers
+from experiments.runner import own
 from experiments.runner.options import listing, parser
 from jaxrnn.devices import join_processes, use_cpu_devices
 
@@ -36,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "list":
         print(listing())
         return 0
+    if arguments.command == "new":
+        return new(arguments.name)
     missing = [pip for module, pip in TRAIN_EXTRA.items() if importlib.util.find_spec(module) is None]
     if missing:
         print(f"experiments need {', '.join(missing)}: pip install 'jaxrnn[train]'", file=sys.stderr)
@@ -52,6 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if status not in (0, 2) and getattr(arguments, "resume", None) is not None:
         print(f"to go on: python -m experiments {arguments.command} --resume {arguments.resume}", file=sys.stderr)
     return status
+
+
+def new(name: str) -> int:
+    """Write the folder of a new experiment into the current directory, and say what to do with it."""
+    try:
+        folder = own.new(name, Path.cwd()).relative_to(Path.cwd())
+    except own.OwnError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"new: {error.filename or name}: {error.strerror}", file=sys.stderr)
+        return 1
+    print(
+        f"{folder}/ has an experiment that runs:\n"
+        f"    python -m experiments run {folder}/config.toml\n"
+        f"    python -m experiments run {folder}/config.toml --set data.path=FILE    # .csv, .npz, .jsonl, .mat\n"
+        f"    python -m pytest {folder}"
+    )
+    return 0
 
 
 def guarded(arguments: argparse.Namespace) -> int:
@@ -118,7 +138,7 @@ def run(arguments: argparse.Namespace) -> None:
         settings = config.load_again(directory, arguments.config, arguments.set, schema_of)
         check_pages(arguments.write, settings.experiment)
     arguments.resume = directory
-    module = importlib.import_module(EXPERIMENTS[settings.experiment].module)
+    module = own.module_of(settings.experiment)
     with alone(directory):
         if hasattr(module, "STUDY"):
             study.run(module.STUDY, settings, directory)
@@ -147,7 +167,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     settings = sweeps.settings_of(grid)
     configs = [(setting, config.load(path, overrides, schema_of, grid=setting)) for setting in settings]
     shared = config.load(path, overrides, schema_of)
-    module = importlib.import_module(EXPERIMENTS[shared.experiment].module)
+    module = own.module_of(shared.experiment)
     if not hasattr(module, "STUDY"):
         raise config.ConfigError(f"{path}: {shared.experiment} has a run of its own, which cannot be swept")
     study: Study = module.STUDY
@@ -174,7 +194,7 @@ def predict(arguments: argparse.Namespace) -> None:
     if (arguments.run / "sweep.json").exists():
         raise config.ConfigError(f"{arguments.run}: is a sweep; run the setting that you choose, then ask that run")
     settings = config.load_again(arguments.run, None, [], schema_of)
-    module = importlib.import_module(EXPERIMENTS[settings.experiment].module)
+    module = own.module_of(settings.experiment)
     if not hasattr(module, "STUDY"):
         raise config.ConfigError(
             f"{arguments.run}: {settings.experiment} has a run of its own, which leaves no model to be asked"
@@ -212,4 +232,4 @@ COMMANDS = {"run": run, "sweep": sweep, "predict": predict}
 
 
 def schema_of(experiment: str) -> Any:
-    return importlib.import_module(EXPERIMENTS[experiment].module).Config
+    return own.module_of(experiment).Config

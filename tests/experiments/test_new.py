@@ -1,0 +1,94 @@
+"""``python -m experiments new``: a folder that runs and passes its own test, wherever it lies."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from experiments.runner import own
+from experiments.runner.command import main
+
+# The template's own tests, run here on the template.
+from experiments.runner.mytask.test_mytask import (  # noqa: F401
+    test_a_short_run_on_a_file,
+    test_a_wrong_file_leaves_nothing,
+    test_choosing_reads_no_test_split,
+)
+from tests.documents import ROOT
+
+TINY = ["model.cells=['gru']", "model.hidden_size=2", "train.steps=2", "train.log_every=1", "train.seeds=[0]"]
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in ("waves", "other_waves"):
+        own._LOADED.pop(name, None)
+        sys.modules.pop(name, None)
+
+
+def test_new_writes_a_folder_that_runs_where_it_lies(elsewhere, capsys):
+    assert main(["new", "waves"]) == 0
+    said = capsys.readouterr().out
+    assert "python -m experiments run waves/config.toml --set data.path=FILE" in said
+    files = {path.name: path.read_text() for path in (elsewhere / "waves").iterdir()}
+    assert set(files) == {"__init__.py", "config.toml", "README.md", "test_waves.py"}
+    assert not any("mytask" in text for text in files.values()) and 'experiment = "waves"' in files["config.toml"]
+    options = [option for setting in TINY for option in ("--set", setting)]
+    assert main(["run", "waves/config.toml", *options]) == 0
+    assert main(["run", "--resume", "runs/waves-001"]) == 0  # found in the current directory
+    said = capsys.readouterr()
+    assert "read from its checkpoint, not run" in said.out and not said.err
+    assert "test accuracy" in (elsewhere / "runs/waves-001/table.md").read_text()
+    assert main(["predict", "runs/waves-001", "--count", "2"]) == 0
+    assert capsys.readouterr().out.count("%") == 2
+
+
+def test_a_name_that_is_taken_or_none_is_refused_and_nothing_is_written(elsewhere, capsys):
+    for name, message in (
+        ("digits", "new: 'digits' is an experiment already, configs/digits.toml; choose another name"),
+        ("numpy", "new: Python has a module called 'numpy' already, which the folder would hide; choose another"),
+        *((name, f"of up to 40 small letters, digits and _, a letter first, got {name!r}") for name in BAD),
+    ):
+        assert main(["new", name]) == 2
+        assert message in capsys.readouterr().err
+    (elsewhere / "waves").mkdir()
+    (elsewhere / "waves" / "mine.txt").write_text("mine")
+    assert main(["new", "waves"]) == 2
+    assert "waves is there already, and stays as it is; choose another name" in capsys.readouterr().err
+    assert [path.name for path in elsewhere.rglob("*")] == ["waves", "mine.txt"]
+
+
+BAD = ("my-task", "2waves", "Waves", "class", "", "../waves", "a" * 41)
+
+
+def test_a_folder_that_is_no_experiment(elsewhere, capsys):
+    (elsewhere / "other_waves").mkdir()
+    (elsewhere / "other_waves/__init__.py").write_text("")
+    (elsewhere / "other_waves/config.toml").write_text('experiment = "other_waves"\n')
+    assert main(["run", "other_waves/config.toml"]) == 2
+    assert "expected Config, and STUDY or run(config, directory)" in capsys.readouterr().err
+    (elsewhere / "waves.toml").write_text('experiment = "waves"\n')
+    assert main(["run", "waves.toml"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(
+        "; one of your own is a folder of that name, beside the config file or in the current directory\n"
+    )
+
+
+@pytest.mark.full
+def test_the_commands_of_the_readme_work_from_another_directory(tmp_path):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+    def python(*command):
+        return subprocess.run(
+            [sys.executable, "-m", *command], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    assert python("experiments", "new", "waves").returncode == 0
+    options = [option for setting in TINY for option in ("--set", setting)]
+    assert python("experiments", "run", "waves/config.toml", *options).returncode == 0
+    tested = python("pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "waves")
+    assert tested.returncode == 0 and "3 passed" in tested.stdout, tested.stdout
