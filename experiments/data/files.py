@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.data import arrays, rolls, tables
+from experiments.data import archive, arrays, rolls, tables
 from experiments.data.records import Content, refuse
 from jaxrnn._checks import nearest
 
@@ -17,6 +17,7 @@ READERS: dict[str, Callable[[Path], Content]] = {
     ".jsonl": tables.read_jsonl,
     ".mat": arrays.read_mat,
     ".json": rolls.read_json,
+    ".ts": archive.read_ts,
 }
 
 
@@ -53,9 +54,11 @@ def check_file(path: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of what the file holds."""
+    """SHA-256 of what the file holds; of a file of the archive, and of the one that goes with it."""
+    found = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        for part in archive.parts(path).values() if path.suffix.lower() == ".ts" else (path,):
+            found.update(part.read_bytes())
+        return found.hexdigest()
     except OSError as error:
         refuse(path, what=f"cannot be read: {error.strerror or error}", fix="see to its permissions")

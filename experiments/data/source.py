@@ -23,6 +23,7 @@ class Source(Table):
     validation: Share = 0.2  # of a file that does not say its splits
     test: Share = 0.2
     seed: Seed = 0  # draws the splits, and nothing else
+    buckets: int = Field(default=2, gt=0)  # lengths to which batches are padded: each is a program to be compiled
     classes: tuple[int | str, ...] = Field(default=(), strict=False)  # which labels there may be; (): those that occur
     sha256: str = ""  # of the file, filled in when a run begins; another one is another run
 
@@ -60,13 +61,13 @@ class Source(Table):
 class WithData(Trained):
     """The configuration of an experiment that learns from sequences, its own or those of ``data.path``.
 
-    They are read while the config is checked, before a run has a directory. ``config.splits`` has them; its test split
-    is read in ``conclude``, once.
+    ``config.splits`` has them; its test split is read in ``conclude``, once.
     """
 
     data: Source = Source()
     wants: ClassVar[tuple[str, ...]] = ("label",)  # what the experiment cannot do without: "label", "target"
-    _splits: Splits = PrivateAttr()
+    brings: ClassVar[str] = "made by the experiment"  # in words, where there is no data.path
+    _splits: Splits | None = PrivateAttr(default=None)
 
     @classmethod
     def own(cls) -> Content:
@@ -75,30 +76,38 @@ class WithData(Trained):
 
     @property
     def splits(self) -> Splits:
+        """Those of this run, read at the first call."""
+        if self._splits is None:
+            self.read_data()
+        assert self._splits is not None
         return self._splits
+
+    def read_data(self) -> None:
+        """Read and check the sequences: the commands call it before a run has a directory.
+
+        Raises:
+            DataError: one line that names the key of the config, and what is wrong with the file.
+        """
+        try:
+            found = _read(type(self), self.data).again()
+        except DataError as error:
+            message = str(error)
+            raise DataError(message if message.startswith("data.") else f"data.path: {message}") from None
+        there, of = found.sizes["train"], self.train
+        if of.batch_size > there:
+            raise DataError(
+                f"train.batch_size: expected at most {there}, the number of training sequences, got {of.batch_size}"
+            )
+        self._splits = found
 
     def about_the_data(self) -> str:
         """Which sequences, and how they were split, for the notes under a table."""
-        name = (
-            f"{Path(self.data.path).name} (SHA-256 {self.data.sha256:.12})"
-            if self.data.path
-            else "made by the experiment"
-        )
+        name = f"{Path(self.data.path).name} (SHA-256 {self.data.sha256:.12})" if self.data.path else self.brings
         sizes = ", ".join(f"{number} {of}" for of, number in self.splits.sizes.items())
         return f"Sequences: {name}; {sizes}, split by {self.splits.rule}. The test split was read once, at the end."
 
     @model_validator(mode="after")
-    def the_data_can_be_read(self) -> WithData:
-        try:
-            self._splits = _read(type(self), self.data).again()
-        except DataError as error:
-            message = str(error)
-            raise DataError(message if message.startswith("data.") else f"data.path: {message}") from None
-        if self.train.batch_size > (there := self._splits.sizes["train"]):
-            raise ValueError(
-                f"train.batch_size: expected at most {there}, the number of training sequences, got "
-                f"{self.train.batch_size}"
-            )
+    def batches_differ_in_shape(self) -> WithData:
         if self.train.accumulate > 1:
             raise ValueError(
                 f"train.accumulate: expected 1, as batches by length differ in shape, got {self.train.accumulate}"

@@ -127,6 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.config is None:
             raise config.ConfigError("run: expected a CONFIG, or --resume RUN")
         settings = config.load(arguments.config, arguments.set, schema_of)
+        read_data(settings)
         if hasattr(settings, "mesh"):  # what is wrong with it is said before a directory is made
             training.device_mesh(settings.mesh, len(settings.train.seeds))
         check_pages(arguments.write, settings.experiment)
@@ -136,6 +137,7 @@ def run(arguments: argparse.Namespace) -> None:
         if (directory / "sweep.json").exists():
             raise config.ConfigError(f"{directory}: is a sweep; go on with it by sweep --resume {directory}")
         settings = config.load_again(directory, arguments.config, arguments.set, schema_of)
+        read_data(settings)
         check_pages(arguments.write, settings.experiment)
     arguments.resume = directory
     module = own.module_of(settings.experiment)
@@ -167,6 +169,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     settings = sweeps.settings_of(grid)
     configs = [(setting, config.load(path, overrides, schema_of, grid=setting)) for setting in settings]
     shared = config.load(path, overrides, schema_of)
+    for each in (shared, *(of_setting for _, of_setting in configs)):
+        read_data(each)
     module = own.module_of(shared.experiment)
     if not hasattr(module, "STUDY"):
         raise config.ConfigError(f"{path}: {shared.experiment} has a run of its own, which cannot be swept")
@@ -194,6 +198,7 @@ def predict(arguments: argparse.Namespace) -> None:
     if (arguments.run / "sweep.json").exists():
         raise config.ConfigError(f"{arguments.run}: is a sweep; run the setting that you choose, then ask that run")
     settings = config.load_again(arguments.run, None, [], schema_of)
+    read_data(settings)
     module = own.module_of(settings.experiment)
     if not hasattr(module, "STUDY"):
         raise config.ConfigError(
@@ -213,6 +218,19 @@ def predict(arguments: argparse.Namespace) -> None:
         lines = predictions.held_out(predictor, params, arguments.count)
     for line in lines:
         print(line, flush=True)
+
+
+def read_data(settings: Any) -> None:
+    """What is wrong with the data of an experiment is said before a directory is made."""
+    from experiments.data.records import DataError
+    from experiments.data.source import WithData
+    from experiments.runner.config import ConfigError
+
+    if isinstance(settings, WithData):
+        try:
+            settings.read_data()
+        except DataError as error:
+            raise ConfigError(str(error)) from None
 
 
 def check_pages(pages: Sequence[tuple[Path, str]], part: str) -> None:

@@ -99,8 +99,27 @@ def test_piano_rolls_of_the_field(tmp_path, suffix):
     assert np.flatnonzero(got.test().xs[0][0]).tolist() == [1]
 
 
+def test_files_of_the_archive_in_two_parts(tmp_path):
+    for part, places in (("TRAIN", range(6)), ("TEST", (6, 7, 8))):
+        rows = [":".join([*(",".join(map(repr, row)) for row in XS[n].T.tolist()), LABELS[n]]) for n in places]
+        (tmp_path / f"waves_{part}.ts").write_text("\n".join(["# waves", "@dimensions 2", TS, *rows]))
+    path = tmp_path / "waves_TRAIN.ts"
+    got = splits.split(path, files.read(path), splits.Rule(0.4, 0.2, 0), wants=("label",))
+    held = [*zip(got.train.ids, got.train.xs, strict=True), *zip(got.validation.ids, got.validation.xs, strict=True)]
+    assert sorted(name for name, _ in held) == [f"train{n}" for n in range(1, 7)]
+    for name, x in held:
+        np.testing.assert_array_equal(x, XS[int(name[5:]) - 1])
+    test = got.test()
+    assert test.ids == ("test1", "test2", "test3") and test.labels.tolist() == [0, 1, 0]
+    np.testing.assert_array_equal(test.xs[1], XS[7])
+    before = files.digest(path)
+    (tmp_path / "waves_TEST.ts").write_text("")
+    assert files.digest(path) != before
+
+
 MAT = ("traindata", "validdata", "testdata")
 HEADER = "sequence,f1,f2,label\n"
+TS = "@classLabel true no yes\n@data\n"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +196,7 @@ HEADER = "sequence,f1,f2,label\n"
         (
             "a.jsonl",
             '{"x":[[1,2,3],[1,2,3]],"label":1}\n{"x":[[1],[2]],"label":1}',
-            "line 2, key 'x': expected 3 features, as in line 1, got 1: all have 2 rows, as if features came first; transp",
+            "key 'x': expected 3 features, as in line 1, got 1: all have 2 rows, as if features came first; transpose",
         ),
         (
             "a.jsonl",
@@ -213,7 +232,23 @@ HEADER = "sequence,f1,f2,label\n"
         ("a.json", "{\n,}", "a.json, row 2: is not JSON"),
         ("a.npz", "no zip", "a.npz: is not a readable .npz file: "),
         ("a.mat", "no mat", "a.mat: is not a readable .mat file: "),
-        ("a.wav", "", "a.wav: ends in '.wav', which is not read; the kinds are .npz, .csv, .tsv, .jsonl, .mat, .json"),
+        (
+            "a.ts",
+            TS + "1,2:3:no",
+            "a.ts, row 3, feature 2: has 1 steps, but feature 1 has 2; give every feature the same",
+        ),
+        ("a.ts", TS + "1,?:3,4:no", "a.ts, row 3, feature 1, step 2: expected a finite number, got '?'; fill it in"),
+        (
+            "a.ts",
+            "1,2:3,4:no",
+            "a.ts, row 1: expected @data before it, got '1,2:3,4:no'; begin with the archive's header",
+        ),
+        ("a.ts", "@timestamps true\n", "a.ts, row 1: has times of its own for each step; give steps at equal times"),
+        (
+            "a.wav",
+            "",
+            "a.wav: ends in '.wav', which is not read; the kinds are .npz, .csv, .tsv, .jsonl, .mat, .json, .ts",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, name, content, message):

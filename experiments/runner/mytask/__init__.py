@@ -75,7 +75,7 @@ def task(config: Config, name: Name) -> training.Task:
         lower=False,
         shared=batches.whole(data.validation),
         batch_axis=batches.BATCH_AXIS,
-        feed=batches.by_length(data.train, config.train.batch_size),
+        feed=batches.by_length(data.train, config.train.batch_size, config.data.buckets),
     )
 
 

@@ -11,7 +11,8 @@ from experiments.runner.command import main
 from . import STUDY, Config
 
 CONFIG = str(Path(__file__).with_name("config.toml"))
-SMALL = ["model.cells=['gru']", "model.hidden_size=3", "train.steps=4", "train.log_every=2", "train.batch_size=4"]
+SMALL = ["model.cells=['elman']", "model.hidden_size=3", "data.buckets=1"]
+SMALL += ["train.steps=2", "train.log_every=1", "train.batch_size=4", "train.seeds=[0]"]
 
 
 def run(out, *settings):
@@ -35,13 +36,14 @@ def test_a_wrong_file_leaves_nothing(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_choosing_reads_no_test_split(monkeypatch):
+def test_choosing_reads_no_test_split():
     train = {"steps": 2, "log_every": 1, "seeds": [0], "batch_size": 4}
-    config = Config.model_validate({"experiment": "mytask", "model": {"hidden_size": 3}, "train": train})
+    model, data = {"cells": ["elman"], "hidden_size": 3}, {"buckets": 1}
+    config = Config.model_validate({"experiment": "mytask", "model": model, "data": data, "train": train})
     assert set(config.splits.classes) == {"slow", "middle", "fast"}
-    fit = training.fit("gru", STUDY.task(config, "gru"), config.train)
+    fit = training.fit("elman", STUDY.task(config, "elman"), config.train)
     assert config.splits.test_reads == 0
-    STUDY.conclude(config, {"gru": fit})
+    STUDY.conclude(config, {"elman": fit})
     assert config.splits.test_reads == 1
     with pytest.raises(RuntimeError, match="read already"):
-        STUDY.conclude(config, {"gru": fit})
+        STUDY.conclude(config, {"elman": fit})
