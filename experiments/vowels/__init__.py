@@ -168,8 +168,8 @@ def notes(config: Config, intervals: Mapping[str, tuple[float, float]]) -> tuple
         f"Accuracies: {report.spread(config.train.seeds)}, after the last step. 95 % intervals of the mean test "
         f"accuracy (Student's t): {spans}. {config.about_the_data()} Training is on train and validation together, "
         f"{len(part(config, None).learned.ids)} sequences: settings were chosen by cross-validation within them. "
-        f"MLSTM-FCN has {100 * PUBLISHED:.1f} % on the same split (Karim et al. 2019). Seconds: all seeds together, "
-        "compilation included.",
+        f"MLSTM-FCN is quoted with {100 * PUBLISHED:.1f} % on the same split (Karim et al. 2019). Seconds: all seeds "
+        "together, compilation included.",
     )
 
 

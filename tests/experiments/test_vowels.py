@@ -97,7 +97,7 @@ def test_a_tiny_run_reads_the_test_split_once(aeon, tmp_path):
     (model,) = summary["models"]
     assert summary["test_reads"] == 1 and 0 <= model["test_accuracy"]["each"][0] <= 1
     text = (tmp_path / "runs/vowels-001/table.md").read_text()
-    assert "9 test, split by the file" in text and "MLSTM-FCN has 97.6 %" in text
+    assert "9 test, split by the file" in text and "MLSTM-FCN is quoted with 97.6 %" in text
 
 
 @pytest.mark.full
