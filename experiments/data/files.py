@@ -37,6 +37,11 @@ def read(path: Path) -> Content:
     return content
 
 
+def path_of(text: str) -> Path:
+    """Where ``data.path`` is, from the current directory; no shell has put a home in place of its ~."""
+    return Path(text).expanduser()
+
+
 def check_file(path: Path) -> None:
     """There is such a file, of a kind that is read."""
     kinds = ", ".join(READERS)

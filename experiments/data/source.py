@@ -31,22 +31,22 @@ class Source(Table):
     @classmethod
     def the_file_is_known_by_its_digest(cls, given: Any) -> Any:
         path = given.get("path") if isinstance(given, dict) else None
-        if isinstance(path, str) and Path(path).is_file() and not given.get("sha256"):
-            return {**given, "sha256": files.digest(Path(path))}
+        if isinstance(path, str) and files.path_of(path).is_file() and not given.get("sha256"):
+            return {**given, "sha256": files.digest(files.path_of(path))}
         return given
 
     @field_validator("path")
     @classmethod
     def there_is_such_a_file(cls, path: str) -> str:
         if path:
-            files.check_file(Path(path))
+            files.check_file(files.path_of(path))
         return path
 
     @field_validator("sha256")
     @classmethod
     def the_file_is_still_the_same(cls, before: str, info: ValidationInfo) -> str:
         path = info.data.get("path")  # missing where it was wrong itself
-        if before and path and (now := files.digest(Path(path))) != before:
+        if before and path and (now := files.digest(files.path_of(path))) != before:
             raise ValueError(
                 f"{path} has changed: it was {before:.12}… when the run began, and is {now:.12}… now; put the old file "
                 f"back, or start a new run"
@@ -117,6 +117,6 @@ class WithData(Trained):
 
 @functools.lru_cache(maxsize=2)  # a sweep makes many configs of one file
 def _read(of: type[WithData], source: Source) -> Splits:
-    content = files.read(Path(source.path)) if source.path else of.own()
+    content = files.read(files.path_of(source.path)) if source.path else of.own()
     where = source.path or "the data that the experiment brings"
     return split(where, content, source.rule, wants=of.wants, classes=source.classes)

@@ -240,7 +240,7 @@ def _value(option: str, written: str) -> Any:
         return tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:
         # A word, or a path; shells swallow the quotes that TOML wants.
-        if re.fullmatch(r"[A-Za-z_][\w./-]*|[\w./~\\:@+-]*[/\\.][\w./~\\:@+-]*", written):
+        if re.fullmatch(r"[A-Za-z_][\w./-]*|[\w./~\\:@+ -]*[/\\.][\w./~\\:@+ -]*", written):
             return written
         raise ConfigError(f"{option}: {written or 'nothing'} is not a TOML value") from None
 

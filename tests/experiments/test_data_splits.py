@@ -135,6 +135,7 @@ def fed(steps, seeds, **more):
         evaluate=lambda w, shared: {"held_out": w + shared},
         score="held_out",
         shared=jax.numpy.asarray(1.0),
+        batch_axis=batches.BATCH_AXIS,
         feed=batches.by_length(SEQUENCES, 2, buckets=2),
     )
     plain = {"optimizer": "sgd", "schedule": "constant", "clip": "none", "learning_rate": 0.5, "log_every": 3}
@@ -169,3 +170,9 @@ def test_fed_batches_train_as_by_hand_and_a_stopped_run_goes_on(tmp_path):
     again = fed(9, SEEDS, directory=tmp_path)
     np.testing.assert_array_equal(again.params, params)
     np.testing.assert_array_equal(again.best.value, best.value)
+
+
+@pytest.mark.full
+def test_fed_batches_are_divided_among_devices():
+    """Of each seed the first and the second half of a batch, on a device each."""
+    np.testing.assert_allclose(fed(9, SEEDS, mesh=config.Mesh(batch=2)).params, fed(9, SEEDS).params, rtol=1e-5)
