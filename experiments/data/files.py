@@ -39,7 +39,10 @@ def read(path: Path) -> Content:
 
 def path_of(text: str) -> Path:
     """Where ``data.path`` is, from the current directory; no shell has put a home in place of its ~."""
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # of a user who is not there
+        return Path(text)
 
 
 def check_file(path: Path) -> None:

@@ -1,12 +1,13 @@
 """``python -m experiments new``: a folder that runs and passes its own test, wherever it lies."""
 
+import hashlib
 import os
 import subprocess
 import sys
 
 import pytest
 
-from experiments.runner import own
+from experiments.runner import config, mytask, own
 from experiments.runner.command import main
 
 # The template's own tests, run here on the template, but for one that the long test below runs.
@@ -58,6 +59,20 @@ def test_a_name_that_is_taken_or_none_is_refused_and_nothing_is_written(elsewher
 
 
 BAD = ("my-task", "2waves", "Waves", "class", "", "../waves", "a" * 41)
+
+
+def test_a_run_is_of_one_file_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "find", lambda name, path: True)
+    path, stored = tmp_path / "waves.csv", tmp_path / "config.toml"
+    path.write_text("sequence,f1,label\n")
+    given = {"experiment": "mytask", "data": {"path": str(path)}}
+    stored.write_text(config.dump(mytask.Config.model_validate(given)))
+    loaded = config.load(stored, [], lambda name: mytask.Config)
+    assert loaded.data.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_text("sequence,f1,label\ns,1,a\n")
+    with pytest.raises(config.ConfigError) as error:
+        config.load(stored, [], lambda name: mytask.Config)
+    assert f"data.sha256: {path} has changed: it was {loaded.data.sha256:.12}… when the run began" in str(error.value)
 
 
 def test_a_folder_that_is_no_experiment(elsewhere, capsys):
