@@ -3,6 +3,7 @@
 adding/ … gradient_flow/   an experiment each: data, model, what is measured
 runner/                    what they share: the command line, configs, training, sweeps, reports
 reports/                   a run as a page: python -m experiments report RUN
+data/                      sequences from a file, three splits, batches by length
 benchmarks/                jaxrnn beside other libraries: python -m experiments.benchmarks
 gpu/                       is a GPU right, and how fast: python -m experiments.gpu
 parity/                    the same numbers as other libraries: python -m experiments.parity
@@ -17,6 +18,9 @@ To add an experiment, add two things; ``python -m experiments list`` then shows 
    nothing is trained, or not by batches as a Study does it, ``Config`` is a ``runner.config.Table``, and
    ``run(config, directory)`` takes the place of ``STUDY``. ``adding`` is the shortest to start from.
 2. ``configs/NAME.toml``: ``experiment = "NAME"``, and whatever is to differ from the defaults.
+
+An experiment of a user's own, outside this folder, has both in a folder of its own; ``python -m experiments new NAME``
+writes one (``runner/mytask`` is what it copies).
 """
 
 import ast
@@ -41,7 +45,7 @@ def _described(folder: Path) -> Experiment:
     return Experiment(summary.rstrip("."), takes.rstrip("."), f"configs/{name}.toml", f"{__name__}.{name}")
 
 
-_APART = ("benchmarks", "gpu", "parity", "reports", "runner")
+_APART = ("benchmarks", "data", "gpu", "parity", "reports", "runner")
 EXPERIMENTS = {
     file.parent.name: _described(file.parent)
     for file in sorted(Path(__file__).parent.glob("*/__init__.py"))

@@ -26,7 +26,7 @@ def test_every_page_with_blocks_is_run():
         "CONTRIBUTING.md",  # in tests/test_contributing.py
         *("README.md", "docs/conventions.md", "docs/gradients.md", "docs/migrating.md", "docs/plans.md"),
         *("docs/parallel_over_time.md", "docs/persistent_kernels.md", "docs/reinforcement_learning.md"),
-        *("docs/attention.md", "docs/closed_loop.md", "docs/training.md"),
+        *("docs/attention.md", "docs/closed_loop.md", "docs/training.md", "docs/own_data.md"),
     }
     others = {page for page in pages() if not page.startswith("docs/api/")}  # those: tests/test_api_pages.py
     assert others == tested, "run the page in a test, with values that matter, and name it here"
@@ -163,6 +163,17 @@ def test_closed_loop():
     np.testing.assert_array_equal(names["found"].tokens[:7, :, 0], names["tokens"])
     np.testing.assert_allclose(names["by_mean"].scores[:, 0] * names["lengths"], counted.log_probs.sum(0), **CLOSE)
     assert names["ctc"].shape == (3,) and (names["beam"].log_probs >= names["greedy"].log_probs).all()
+
+
+def test_own_data():
+    names = run("docs/own_data.md")
+    data, batch = names["data"], names["batch"]
+    assert sum(data.sizes.values()) == 60 and min(data.sizes.values()) > 3 and data.classes == ("even", "odd")
+    assert batch.xs.shape[0] == 3 and batch.xs.shape[2:] == (8, 2) and batch.labels.shape == (3, 8)
+    lengths = {f"s{n}": 3 + n % 4 for n in range(60)}
+    assert names["held_out"].lengths.tolist() == [lengths[name] for name in data.validation.ids]
+    assert len(names["test"].ids) == data.sizes["test"] and data.test_reads == 1
+    assert names["said"].startswith("the test split was read already: ")
 
 
 def test_training(tmp_path):

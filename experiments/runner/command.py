@@ -1,10 +1,9 @@
-"""The command line: ``python -m experiments run``, ``sweep``, ``predict``, ``report`` and ``list``."""
+"""The command line: ``python -m experiments run``, ``sweep``, ``predict``, ``report``, ``new`` and ``list``."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import importlib.util
 import os
 import shlex
@@ -15,8 +14,8 @@ from typing import Any
 
 import jax
 
-from experiments import EXPERIMENTS
 from experiments.markdown import MarkerError, parts_of, write_between_markers
+from experiments.runner import own
 from experiments.runner.options import listing, parser
 from jaxrnn.devices import join_processes, use_cpu_devices
 
@@ -38,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "list":
         print(listing())
         return 0
+    if arguments.command == "new":
+        return new(arguments.name)
     missing = [pip for module, pip in TRAIN_EXTRA.items() if importlib.util.find_spec(module) is None]
     if missing:
         print(f"experiments need {', '.join(missing)}: pip install 'jaxrnn[train]'", file=sys.stderr)
@@ -62,6 +63,25 @@ def devices_and_processes() -> None:
         if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # not said by the environment
             use_cpu_devices(os.cpu_count() or 1)  # the seeds of a model are divided among them
     join_processes()
+
+
+def new(name: str) -> int:
+    """Write the folder of a new experiment into the current directory, and say what to do with it."""
+    try:
+        folder = own.new(name, Path.cwd()).relative_to(Path.cwd())
+    except own.OwnError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"new: {error.filename or name}: {error.strerror}", file=sys.stderr)
+        return 1
+    print(
+        f"{folder}/ has an experiment that runs:\n"
+        f"    python -m experiments run {folder}/config.toml\n"
+        f"    python -m experiments run {folder}/config.toml --set data.path=FILE    # .csv, .npz, .jsonl, .mat\n"
+        f"    python -m pytest {folder}"
+    )
+    return 0
 
 
 def guarded(arguments: argparse.Namespace) -> int:
@@ -123,6 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.config is None:
             raise config.ConfigError("run: expected a CONFIG, or --resume RUN")
         settings = config.load(arguments.config, arguments.set, schema_of)
+        read_data(settings)
         if hasattr(settings, "mesh"):  # what is wrong with it is said before a directory is made
             training.device_mesh(settings.mesh, len(settings.train.seeds))
         check_pages(arguments.write, settings.experiment)
@@ -132,9 +153,10 @@ def run(arguments: argparse.Namespace) -> None:
         if (directory / "sweep.json").exists():
             raise config.ConfigError(f"{directory}: is a sweep; go on with it by sweep --resume {directory}")
         settings = config.load_again(directory, arguments.config, arguments.set, schema_of)
+        read_data(settings)
         check_pages(arguments.write, settings.experiment)
     arguments.resume = directory
-    module = importlib.import_module(EXPERIMENTS[settings.experiment].module)
+    module = own.module_of(settings.experiment)
     arguments.keeps_checkpoints = hasattr(module, "STUDY")
     with alone(directory):
         if arguments.keeps_checkpoints:
@@ -166,7 +188,9 @@ def sweep(arguments: argparse.Namespace) -> None:
     settings = sweeps.settings_of(grid)
     configs = [(setting, config.load(path, overrides, schema_of, grid=setting)) for setting in settings]
     shared = config.load(path, overrides, schema_of)
-    module = importlib.import_module(EXPERIMENTS[shared.experiment].module)
+    for each in (shared, *(of_setting for _, of_setting in configs)):
+        read_data(each)
+    module = own.module_of(shared.experiment)
     if not hasattr(module, "STUDY"):
         raise config.ConfigError(f"{path}: {shared.experiment} has a run of its own, which cannot be swept")
     study: Study = module.STUDY
@@ -195,7 +219,8 @@ def predict(arguments: argparse.Namespace) -> None:
     if (arguments.run / "sweep.json").exists():
         raise config.ConfigError(f"{arguments.run}: is a sweep; run the setting that you choose, then ask that run")
     settings = config.load_again(arguments.run, None, [], schema_of)
-    module = importlib.import_module(EXPERIMENTS[settings.experiment].module)
+    read_data(settings)
+    module = own.module_of(settings.experiment)
     if not hasattr(module, "STUDY"):
         raise config.ConfigError(
             f"{arguments.run}: {settings.experiment} has a run of its own, which leaves no model to be asked"
@@ -230,6 +255,19 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> None:
     print(f"report: {path}")
 
 
+def read_data(settings: Any) -> None:
+    """What is wrong with the data of an experiment is said before a directory is made."""
+    from experiments.data.records import DataError
+    from experiments.data.source import WithData
+    from experiments.runner.config import ConfigError
+
+    if isinstance(settings, WithData):
+        try:
+            settings.read_data()
+        except DataError as error:
+            raise ConfigError(str(error)) from None
+
+
 def check_pages(pages: Sequence[tuple[Path, str]], part: str) -> None:
     """Before anything is trained: each page has markers, of its own name or of this part."""
     for page, name in pages:
@@ -247,4 +285,4 @@ COMMANDS = {"run": run, "sweep": sweep, "predict": predict, "report": report}
 
 
 def schema_of(experiment: str) -> Any:
-    return importlib.import_module(EXPERIMENTS[experiment].module).Config
+    return own.module_of(experiment).Config

@@ -29,8 +29,10 @@ from pydantic import (
 )
 
 from experiments import EXPERIMENTS
+from experiments.runner import own
 from jaxrnn._checks import nearest
 
+OWN = "; one of your own is a folder of that name, beside the config file or in the current directory"
 SHORT = {"train.lr": "train.learning_rate"}  # on the command line
 
 
@@ -142,9 +144,13 @@ def load(
         return f"{said_by[-1] if said_by else path}: {_dotted(loc)}: {message}"
 
     name = content.get("experiment")
-    if name not in EXPERIMENTS:
+    try:
+        found = own.find(name, path)
+    except own.OwnError as error:
+        raise ConfigError(str(error)) from None
+    if not isinstance(name, str) or not found:
         known = " or ".join(map(repr, EXPERIMENTS))
-        came = f"got {_toml(name)}{nearest(name, EXPERIMENTS, '')}" if "experiment" in content else "it is missing"
+        came = f"got {_toml(name)}{nearest(name, EXPERIMENTS, OWN)}" if "experiment" in content else "it is missing"
         raise ConfigError(located(("experiment",), f"expected {known}, {came}"))
     schema = schema_of(name)
     try:
@@ -233,7 +239,8 @@ def _value(option: str, written: str) -> Any:
     try:
         return tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:
-        if re.fullmatch(r"[A-Za-z_][\w./-]*", written):  # a word; shells swallow the quotes that TOML wants
+        # A word, or a path; shells swallow the quotes that TOML wants.
+        if re.fullmatch(r"[A-Za-z_][\w./-]*|[\w./~\\:@+ -]*[/\\.][\w./~\\:@+ -]*", written):
             return written
         raise ConfigError(f"{option}: {written or 'nothing'} is not a TOML value") from None
 

@@ -35,7 +35,7 @@ def compute_dtype(settings: Train) -> Any:
 
 class Reader(NamedTuple):
     init: Callable[[jax.Array], PyTree]
-    apply: Callable[[PyTree, jax.Array], jax.Array]  # (params, xs (T, *B, I)) -> (*B, O)
+    apply: Callable[..., jax.Array]  # (params, xs (T, *B, I), lengths=None) -> (*B, O)
 
 
 def reader(recurrence: jr.Cell | jr.Layer, output_size: int) -> Reader:
@@ -53,9 +53,9 @@ def reader(recurrence: jr.Cell | jr.Layer, output_size: int) -> Reader:
         k_layer, k_readout = jax.random.split(key)
         return layer.init(k_layer), readout.init(k_readout)
 
-    def apply(params, xs):
+    def apply(params, xs, lengths=None):
         layer_params, readout_params = params
-        carry, _ = layer.apply(layer_params, xs)
+        carry, _ = layer.apply(layer_params, xs, lengths=lengths)
         return readout.step(readout_params, (), final_state(carry))[1]
 
     return Reader(init, apply)

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="experiments:\n" + listing(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="{run,sweep,predict,report,list}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="{run,sweep,predict,report,new,list}")
     run = commands.add_parser(
         "run",
         help="run the experiment that a config file describes, or go on with a run that was stopped",
@@ -110,6 +110,15 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run directory, such as runs/digits-001")
     report.add_argument("--output", type=Path, metavar="FILE", help="where to write the page")
+    new = commands.add_parser(
+        "new",
+        help="write the folder of an experiment of your own, which runs at once",
+        description="Write a folder into the current directory: an experiment that runs at once, its config, README\n"
+        "and test. It learns from waves that it makes, or from a file of yours: --set data.path=FILE.",
+        epilog="example:\n  python -m experiments new mytask && python -m experiments run mytask/config.toml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    new.add_argument("name", metavar="NAME", help="small letters, digits and _, such as mytask")
     commands.add_parser("list", help="list the experiments, how to run them and how long they take")
     return top
 

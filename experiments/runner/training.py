@@ -16,7 +16,7 @@ import jaxrnn as jr
 from experiments.runner import config, directories, report
 from experiments.runner.config import Train
 from jaxrnn import training
-from jaxrnn.training import checkpoints
+from jaxrnn.training import TrainState, checkpoints
 
 PyTree = Any
 Measures = dict[str, jax.Array]  # scalars by name
@@ -26,7 +26,7 @@ class Task(NamedTuple):
     """What is to be learned: pure functions, which see the arrays of ``shared`` as their last argument."""
 
     init: Callable[[jax.Array], PyTree]  # key -> params
-    batch: Callable[[jax.Array, jax.Array, PyTree], PyTree]  # (key, number, shared) -> batch
+    batch: Callable[[jax.Array, jax.Array, PyTree], PyTree] | None  # (key, number, shared) -> batch; None with ``feed``
     # (params, batch, key, shared) -> (loss, what else to record); the key is for dropout and its like
     loss: Callable[[PyTree, PyTree, jax.Array | None, PyTree], tuple[jax.Array, Measures]]
     evaluate: Callable[[PyTree, PyTree], Measures]  # (params, shared) -> measures on held-out data
@@ -36,6 +36,9 @@ class Task(NamedTuple):
     batch_axis: PyTree = 1  # where a batch is divided among devices: of each array of it, as in jr.devices.shard_batch
     stop_when: Callable[[training.BlockResult], bool] = lambda block: False  # whether training may stop early
     until: str = "it has come to its end"  # what stop_when waits for, in words
+    # Batches of several shapes, made by the host: seeds -> (step -> batch, each array leading with the seeds). A
+    # function of seeds and step alone, so that a resumed run goes on with the batch that was due.
+    feed: Callable[[Sequence[int]], Callable[[int], PyTree]] | None = None
 
 
 class Member(NamedTuple):
@@ -50,7 +53,7 @@ class Member(NamedTuple):
 class State(NamedTuple):
     """Of one member."""
 
-    train: training.TrainState
+    train: TrainState
     best: training.Best
 
 
@@ -119,11 +122,22 @@ def fit(
 
     def block(member: tuple[State, Mapping[str, jax.Array]], shared: PyTree) -> tuple[State, Measures, Measures]:
         (before, best), hyper = member
+        draw = task.batch
+        assert draw is not None, "a task has batch or feed"
 
         def batch_at(key: jax.Array, number: jax.Array) -> PyTree:
-            return divided(task.batch(key, number, shared), task.batch_axis, mesh.batch)
+            return divided(draw(key, number, shared), task.batch_axis, mesh.batch)
 
         state, measures = steps_of(task, settings, hyper, shared).run(before, batch_at, settings.block)
+        return measured((State(state, best), measures), shared)
+
+    def one_step(member: tuple[TrainState, Mapping[str, jax.Array], PyTree], shared: PyTree) -> Any:
+        state, hyper, batch = member
+        return steps_of(task, settings, hyper, shared).step(state, divided(batch, task.batch_axis, mesh.batch))
+
+    def measured(member: tuple[State, Measures], shared: PyTree) -> tuple[State, Measures, Measures]:
+        """What a block comes to: its measures (steps,), and those that are held out, of the parameters after it."""
+        (state, best), measures = member
         watched = {"loss": measures["loss"], "gradient": measures["grad_norm"]}
         held_out = task.evaluate(state.params, shared)
         assert not set(held_out) & {*measures, "skipped"}, "a held-out measure has the name of another"
@@ -142,10 +156,22 @@ def fit(
         return State(state, best), {**means, **held_out}, nonfinite
 
     states = jr.devices.ensemble(functools.partial(start, task, settings), **devices)(hyper, task.shared)
-    run = jr.devices.ensemble(block, **devices)
+    run, run_step, measure = (jr.devices.ensemble(function, **devices) for function in (block, one_step, measured))
+    batch_of = None if task.feed is None else task.feed([member.seed for member in among])
+
+    def next_block(states: State) -> tuple[State, Measures, Measures]:
+        if batch_of is None:
+            return run((states, hyper), task.shared)
+        state, steps = states.train, []
+        first = int(training.fetch(state.step)[0])
+        for number in range(first, first + settings.block):  # a program for each shape of a batch
+            state, measures = run_step((state, hyper, batch_of(number)), task.shared)
+            steps.append(measures)
+        return measure((State(state, states.best), jax.tree.map(lambda *a: jnp.stack(a, axis=1), *steps)), task.shared)
+
     stop = training.patience(task.score, settings.patience, lower=task.lower) if settings.patience else None
     fitted = training.fit(
-        lambda states: run((states, hyper), task.shared),
+        next_block,
         states,
         steps=settings.steps,
         block_steps=settings.block,

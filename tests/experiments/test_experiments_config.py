@@ -143,6 +143,12 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert got.train.clip_at == config.Train().clip_at
 
 
+def test_a_path_needs_no_quotes():
+    for path in ("waves.csv", "/data/waves-2.npz", "../my waves.csv", "~/waves.mat", "2024.csv"):
+        assert config._value("--set", path) == path
+    assert config._value("--set", "0.25") == 0.25 and config._value("--set", "'waves.csv'") == "waves.csv"
+
+
 def test_fewer_steps_than_a_block_make_one_short_block():
     assert config.Train(steps=20, log_every=50).block == 20
     assert config.Train(steps=200, log_every=50).block == 50
