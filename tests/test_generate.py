@@ -286,8 +286,8 @@ def test_one_hot_inputs():
 
 def test_top_k_without_a_k_is_10_or_all(traced):
     u = jnp.asarray(np.random.default_rng(0).random(200, np.float32))
-    for V, n in ((4, 4), (12, 10)):
-        logits = jnp.zeros((200, V))
+    for size, n in ((4, 4), (12, 10)):
+        logits = jnp.zeros((200, size))
         tokens, log_probs = traced(decoding.top_k().draw)(u, logits)
         assert set(np.asarray(tokens).tolist()) == set(range(n))
         np.testing.assert_allclose(log_probs, -np.log(n), rtol=1e-5)

@@ -12,8 +12,9 @@ from tests.cases import draw, randomised, weigh
 
 T, I, H = 4, 3, 2
 KEY = jax.random.key(0)
-float64 = functools.partial(jr.slstm, I, H, param_dtype=jnp.float64), functools.partial(
-    jr.mlstm, I, H, param_dtype=jnp.float64
+float64 = (
+    functools.partial(jr.slstm, I, H, param_dtype=jnp.float64),
+    functools.partial(jr.mlstm, I, H, param_dtype=jnp.float64),
 )
 
 

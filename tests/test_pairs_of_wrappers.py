@@ -1,4 +1,4 @@
-"""Wrapper around wrapper: a run equals a Python loop of the step with what the wrappers draw, and gates are the step's."""
+"""Wrapper around wrapper: a run equals a plain loop of the step with what they draw, and gates are the step's."""
 
 import functools
 import itertools
@@ -37,7 +37,10 @@ NOISY = ("gal", "semeniuta", "moon", "zoneout", "weight_drop", "weight_noise", "
 
 # (outer, inner): what the error says.
 REFUSED = {
-    **{(outer, "dilated"): "holds the states of several" for outer in ("leaky", "clip_state", "zoneout", "noisy_state")},
+    **dict.fromkeys(
+        itertools.product(("leaky", "clip_state", "zoneout", "noisy_state"), ("dilated",)),
+        "holds the states of several steps",
+    ),
     **{
         pair: "of jr.every and jr.dilated the cell inside"
         for pair in itertools.product(("normalized", "gal", "moon"), ("dilated", "every"))
