@@ -51,7 +51,7 @@ GATED = {
     jr.ctrnn: {
         "form": st.sampled_from(["rate", "current"]),
         "method": st.sampled_from(["euler", "exponential"]),
-        "tau": st.just(2.0),
+        "tau": st.sampled_from([30.0, 100.0]),
     },
 }
 ACTIVATIONS = st.sampled_from(["tanh", "sigmoid", "softsign", ("hard_sigmoid", 0.2, 0.5)])
