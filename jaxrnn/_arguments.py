@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._checks import check_array, check_sizes
-from jaxrnn._narrowing import check_held
+from jaxrnn._narrowing import check_held, known_integer
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # whole numbers that may be 0; all others are sizes or counts
 FROM_ZERO = ("blank", "burn_in", "seed", "sequence", "stop", "washout", "x_ndim")
+TOKENS = ("blank", "stop")  # of these an array of JAX may be one, too
 CLAMPED = ("lengths", "start")  # integers of any size, which the function clamps or refuses itself
 ANY_NUMBER = ("exponent",)  # a measured number, which may be infinite
 TEXT = ("title", "ylabel", "axis", "measure")  # all other words are one of a few names, which the function knows
@@ -70,6 +71,8 @@ def checks_arguments(function: Any = None, *, who: str | None = None) -> Any:
 def check_argument(who: str, name: str, value: Any, annotation: str, known: Mapping[str, Any]) -> None:
     """One argument, by its annotation as it is written in a module that knows these names."""
     kind = annotation.removesuffix(" | None")
+    if name in TOKENS and (token := known_integer(value)) is not None:
+        value = token
     if name in ("dtype", "param_dtype"):
         if value is not None or name == "param_dtype":
             _check_dtype(who, name, value)

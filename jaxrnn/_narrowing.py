@@ -63,6 +63,14 @@ def as_start(who: str, start: Any, T: int) -> Any:
     return start
 
 
+def known_integer(value: Any) -> int | None:
+    """One integer of Python, NumPy or JAX whose value is known; None for all else: booleans, fractions, tracers."""
+    is_one = isinstance(value, jax.Array | np.ndarray | np.generic) and value.ndim == 0
+    if is_one and not isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, np.integer):
+        return int(value)
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def check_held(who: str, what: str, tree: PyTree) -> None:
     """JAX's dtype holds every value of the tree's NumPy arrays and Python ints."""
     if not any(isinstance(leaf, np.ndarray | np.generic | int) for leaf in jax.tree.leaves(tree)):
@@ -94,6 +102,8 @@ def _cut(who: str, where: str, value: Any, came: str, narrow: Any) -> NoReturn:
 
 def check_fits(who: str, what: str, value: Any, dtype: Any) -> None:
     """A number is an entry of an array of that dtype, as JAX makes it; a float may be rounded."""
+    is_one = isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and not isinstance(value, jax.core.Tracer)
+    value = value.item() if is_one and jnp.issubdtype(value.dtype, np.number) else value
     dtype, is_number = _narrowed(dtype), isinstance(value, int | float | complex | np.number | np.bool_)
     if not is_number:
         raise TypeError(f"{who}: {what} must be a number, got {type(value).__name__}; give 0, say.")

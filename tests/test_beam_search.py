@@ -212,3 +212,29 @@ def test_what_cannot_go_on_is_no_hypothesis():
 def test_nan_is_to_be_seen():
     found = search(params=jax.tree.map(lambda a: a * jnp.nan, PARAMS), width=2, stop=STOP)
     assert jnp.isnan(found.scores).all() and jnp.isnan(found.log_probs).all()
+
+
+def test_a_stop_symbol_of_an_array(traced):
+    run = lambda stop: traced(functools.partial(jr.beam_search, CELL, width=2, steps=3, stop=stop))
+    made, want = (run(stop)(PARAMS, None, jnp.array(FIRSTS)) for stop in (jnp.int32(STOP), STOP))
+    jax.tree.map(np.testing.assert_array_equal, made, want)
+    with pytest.raises(ValueError, match="beam_search: stop must be"):
+        run(jnp.int32(-1))(PARAMS, None, jnp.array(FIRSTS))
+
+
+def test_what_a_penalty_makes_nan_of_comes_last(traced):
+    """Of two symbols, one of them the stop symbol; what stops at once is the likeliest, and the penalty overflows."""
+    logits = jnp.log(jnp.array([0.3, 0.7]))
+    step = lambda p, c, x: (c, jnp.broadcast_to(logits, (*x.shape, 2)))
+    cell = jr.Cell(lambda key: (), lambda params, batch_shape=(): (), step, x_ndim=0)
+    overflows = lambda log_p, n: jnp.where(n == 1, jnp.inf - jnp.exp(1e3 * n.astype(log_p.dtype)), log_p)
+    run = functools.partial(jr.beam_search, cell, width=3, steps=3, stop=1, n_best=4 - 1, length_penalty=overflows)
+    found = traced(lambda first: run((), None, first))(jnp.int32(0))
+    assert found.lengths.tolist() == [2, 3, 3]
+    np.testing.assert_allclose(found.log_probs, np.log([0.3 * 0.7, 0.3 * 0.3 * 0.7, 0.3**3]), rtol=1e-5)
+    always = functools.partial(run, length_penalty=lambda log_p, n: jnp.full_like(log_p, jnp.nan))
+    found = traced(lambda first: always((), None, first))(jnp.int32(0))
+    assert jnp.isnan(found.scores).all() and (found.lengths > 0).all()
+    power = functools.partial(run, length_penalty=2000.0)  # n^α is infinite
+    found = traced(lambda first: power((), None, first))(jnp.int32(0))
+    assert not jnp.isnan(found.scores).any() and jnp.isfinite(found.log_probs).all()

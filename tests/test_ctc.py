@@ -161,3 +161,12 @@ def test_no_steps_and_no_sequences(width):
     for shape in ((0, 2, 3), (2, 0, 3)):
         found = jr.ctc_decode(jnp.zeros(shape), width=width)
         assert found.tokens.shape == shape[:2] and found.lengths.tolist() == found.log_probs.tolist() == [0] * shape[1]
+
+
+def test_a_blank_of_an_array(traced):
+    logits = jnp.log(jnp.array([[0.6, 0.4], [0.7, 0.3]]))
+    for blank in (0, 1):
+        made, want = (traced(functools.partial(jr.ctc_decode, blank=b))(logits) for b in (jnp.int32(blank), blank))
+        jax.tree.map(np.testing.assert_array_equal, made, want)
+    with pytest.raises(ValueError, match="ctc_decode: blank must be one of the symbols 0 to 1, got 2"):
+        jr.ctc_decode(logits, blank=jnp.int32(2))

@@ -279,3 +279,25 @@ def test_one_hot_inputs():
     params = (PARAMS[1]._replace(W_xh=table), PARAMS[2])
     made = run(cell, params, next_input=lambda token: jax.nn.one_hot(token, V), first=FIRST)
     np.testing.assert_array_equal(made.tokens, run().tokens)
+
+
+# ---- options by their values ---------------------------------------------------------------------
+
+
+def test_top_k_without_a_k_is_10_or_all(traced):
+    u = jnp.asarray(np.random.default_rng(0).random(200, np.float32))
+    for size, n in ((4, 4), (12, 10)):
+        logits = jnp.zeros((200, size))
+        tokens, log_probs = traced(decoding.top_k().draw)(u, logits)
+        assert set(np.asarray(tokens).tolist()) == set(range(n))
+        np.testing.assert_allclose(log_probs, -np.log(n), rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [np.int64, np.asarray, jnp.int32])
+def test_a_stop_symbol_may_be_any_integer_whose_value_is_known(make, traced):
+    start = carries()
+    run = lambda stop, pad: traced(functools.partial(jr.generate, CELL, steps=4, stop=stop, pad=pad))
+    made, want = (run(stop, pad)(PARAMS, start, FIRST) for stop, pad in ((make(STOP), make(2)), (STOP, 2)))
+    jax.tree.map(np.testing.assert_array_equal, made, want)
+    with pytest.raises(ValueError, match="generate: stop must be one of the tokens 0 to 3, got 4"):
+        jr.generate(CELL, PARAMS, start, FIRST, steps=4, stop=make(4))

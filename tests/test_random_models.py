@@ -44,19 +44,42 @@ GATED = {
     jr.peephole_lstm: {"peephole": st.sampled_from(["diagonal", "full"])},
     jr.cifg_lstm: {},
     jr.mgu: {"reset": st.sampled_from(["before", "after", "none"]), "keep": st.sampled_from(["candidate", "state"])},
+    jr.ugrnn: {"forget_bias": st.sampled_from([0.0, 1.0])},
+    jr.indrnn: {"recurrent_max": st.sampled_from([None, 0.5])},
+    jr.antisymmetric_rnn: {"gated": FLAGS, "epsilon": st.just(0.5)},
+    jr.lem: {"dt": st.just(0.7)},
+    jr.ctrnn: {
+        "form": st.sampled_from(["rate", "current"]),
+        "method": st.sampled_from(["euler", "exponential"]),
+        "tau": st.sampled_from([30.0, 100.0]),
+    },
 }
 ACTIVATIONS = st.sampled_from(["tanh", "sigmoid", "softsign", ("hard_sigmoid", 0.2, 0.5)])
 
 
-LINEAR = [jr.lru, jr.s5, jr.min_gru, jr.min_lstm, jr.rg_lru, jr.linear_rnn]
+LINEAR = [jr.lru, jr.s5, jr.min_gru, jr.min_lstm, jr.rg_lru, jr.linear_rnn, jr.sru, jr.qrnn]
+OTHERS = [
+    functools.partial(jr.sru, form="2018"),
+    functools.partial(jr.qrnn, window=3, pooling="ifo"),
+    functools.partial(jr.lstm, layer_norm="ba2016"),
+    functools.partial(jr.gru, layer_norm="ba2016"),
+    jr.slstm,
+    functools.partial(jr.mlstm, forget_gate="exp"),
+    functools.partial(jr.echo_state, leak=0.7, density=1.0, trainable=True),
+]
 USERS = [clockwork, fast_weights, textbook_lstm]
 WRAPPERS = [
     functools.partial(jr.leaky, rate=0.3),
     functools.partial(jr.clip_state, max_value=0.4),
     functools.partial(jr.zoneout, rate=0.2),
     functools.partial(jr.recurrent_dropout, rate=0.3),
+    functools.partial(jr.recurrent_dropout, rate=0.3, kind="moon2015"),
+    functools.partial(jr.masked_weights, density=0.7),
+    functools.partial(jr.spectral_norm, scale=0.9, iterations=2),
+    jr.weight_norm,
     jr.normalized,
 ]
+CLOCKS = [functools.partial(jr.every, period=2), functools.partial(jr.dilated, dilation=2)]  # around all others
 
 
 @functools.cache
@@ -87,17 +110,19 @@ def wrapped(draw, size, dtype):
     cell = draw(built_in(size, dtype))
     for wrap in draw(st.lists(st.sampled_from(WRAPPERS), max_size=2)):
         cell = made(wrap, cell)
-    return cell
+    return made(draw(st.sampled_from(CLOCKS)), cell) if draw(st.integers(0, 4)) == 0 else cell
 
 
 @st.composite
 def cells(draw, size, dtype):
     """Any cell: in wrappers, a user's own, several in a chain, side by side."""
-    kind = draw(st.sampled_from(["wrapped", "wrapped", "user", "linear", "chain", "branch", "residual"]))
+    kind = draw(st.sampled_from(["wrapped", "wrapped", "user", "linear", "other", "chain", "branch", "residual"]))
     if kind == "user":
         return made(draw(st.sampled_from(USERS)), size, draw(SIZES))
     if kind == "linear":
         return made(draw(st.sampled_from(LINEAR)), size, draw(SIZES), dtype=dtype)
+    if kind == "other":
+        return made(draw(st.sampled_from(OTHERS)), size, draw(SIZES))
     if kind == "chain":
         first = draw(wrapped(size, dtype))
         O = first.output_size

@@ -23,6 +23,7 @@ FIFTH = (
     *("test_inputs_of_states", "test_invalid_steps", "test_packed", "test_contract", "test_checking", "test_running"),
     *("test_inspect_any_bytes", "test_checkpoints", "test_plans", "test_predict", "test_resume", "test_long_memory"),
     *("test_other_trainings", "test_fused_products", "test_tbptt", "test_branching", "test_exporting", "test_lowering"),
+    *("test_gradients_of_xlstm", "test_pairs_of_wrappers", "test_decoding_with_memories"),
     *("test_fixed_points", "test_segments", "test_strict_promotion", "test_empty", "test_decisions", "test_reverse"),
 )
 THIRD = (

@@ -37,6 +37,11 @@ class MLSTMCarry(NamedTuple):
         """For wrappers, which do not blend numbers of different units."""
         return "exp(m)"
 
+    def in_units(self, m: float | jax.Array) -> MLSTMCarry:
+        """The same state, C and n in units of another exp(m)."""
+        unit = jnp.exp(self.m - m)
+        return MLSTMCarry(self.C * unit[..., None, None], self.n * unit[..., None], jnp.full_like(self.m, m))
+
 
 class MLSTMGates(NamedTuple):
     q: jax.Array  # (*B, heads, d): query

@@ -36,6 +36,11 @@ class SLSTMCarry(NamedTuple):
         """For wrappers, which do not blend numbers of different units."""
         return "exp(m)"
 
+    def in_units(self, m: float | jax.Array) -> SLSTMCarry:
+        """The same state, c and n in units of another exp(m)."""
+        c, n = (a * jnp.exp(self.m - m) for a in (self.c, self.n))
+        return self._replace(c=c, n=n, m=jnp.full_like(self.m, m))
+
 
 class SLSTMGates(NamedTuple):
     i: jax.Array  # (*B, H) each: input gate i', in units of exp(m_t)

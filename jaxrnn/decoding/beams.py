@@ -15,7 +15,7 @@ from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree
 from jaxrnn._checks import check_carry_kept, check_pair
 from jaxrnn.decoding._beginning import as_next_input, begin, check_vocabulary, read_prefix
-from jaxrnn.decoding.generating import check_stop
+from jaxrnn.decoding.generating import as_stop, check_stop
 from jaxrnn.decoding.samplers import as_logits
 from jaxrnn.devices.placement import vary_alike
 
@@ -122,7 +122,8 @@ def beam_search(
         steps: the most tokens of a hypothesis.
         stop: the token with which one ends; None: all have ``steps`` tokens.
         length_penalty: α; 0 scores by log p, 1 by the mean over tokens; below 0 prefers short ones. Or a function
-            ``(log_prob, n) -> score`` that does not fall as log_prob rises, such as :func:`wu_2016`.
+            ``(log_prob, n) -> score`` that does not fall as log_prob rises, such as :func:`wu_2016`. Where it makes
+            NaN of a log-probability, that hypothesis comes last, with its NaN.
         n_best: N, W at most. A larger one searches longer.
         next_input, prefix, lengths: as for ``jr.generate``.
 
@@ -149,8 +150,8 @@ def beam_search(
     Differs from: fairseq and Transformers, where a stop symbol counts only among the best 2W continuations, takes a
     place of the beam, and the search may end before it is decided.
     """
-    who = "beam_search"
-    score = _checked(who, length_penalty) if callable(length_penalty) else _power(who, length_penalty)
+    who, stop = "beam_search", as_stop(stop)
+    score = _checked(who, length_penalty if callable(length_penalty) else _power(who, length_penalty))
     if n_best > width:
         raise ValueError(f"{who}: n_best={n_best} is more than the beam's width={width}; give a larger width.")
     beginning = begin(who, cell, params, carry, first, next_input, tokens=True)
@@ -223,7 +224,7 @@ def beam_search(
 
 
 def _checked(who: str, length_penalty: Score) -> Score:
-    """A score of the caller's own; of what is impossible, a log-probability of -inf, it is -inf whatever it says."""
+    """A score; of what is impossible, a log-probability of -inf, it is -inf whatever the penalty makes of that."""
 
     def score(log_prob, n):
         made = length_penalty(log_prob, n)
@@ -263,7 +264,9 @@ def _ended(score: Score, log_prob: jax.Array, length: jax.Array, beam: jax.Array
 def _best(n_best: int, *those: _Ended) -> _Ended:
     """The best of all; of equal ones the earlier, so that no sequence's result depends on how long the others take."""
     together = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *those)
-    places = _largest(together.score, n_best)
+    score, by_penalty = together.score, ~jnp.isnan(together.log_prob)  # not the model's NaN, which is to be seen
+    lowest = jnp.finfo(score.dtype).min
+    places = _largest(jnp.where(jnp.isnan(score) & by_penalty, lowest, score), n_best)
     return jax.tree.map(lambda a: jnp.take_along_axis(a, places, axis=-1), together)
 
 

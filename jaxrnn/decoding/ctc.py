@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import select
@@ -70,7 +69,7 @@ def ctc_loss(
     """
     import optax  # here: `import jaxrnn` stays light
 
-    who = "ctc_loss"
+    who, blank = "ctc_loss", int(blank)
     logits, on = _checked(who, logits, lengths, blank)
     T, batch_shape = logits.shape[0], logits.shape[1:-1]
     labels = jnp.asarray(labels)
@@ -135,6 +134,7 @@ def ctc_decode(
         Graves et al., ICML 2006, as for :func:`ctc_loss`; Hannun et al., "First-pass large vocabulary continuous speech
         recognition using bi-directional recurrent DNNs", 2014, for the beam.
     """
+    blank = int(blank)
     logits, on = _checked("ctc_decode", logits, lengths, blank)
     log_probs = jax.nn.log_softmax(logits)
     if width is None:
@@ -151,7 +151,7 @@ def _checked(who: str, logits: Any, lengths: Any, blank: Any) -> tuple[jax.Array
     logits = jnp.asarray(logits)
     if not jnp.issubdtype(logits.dtype, jnp.floating) or logits.ndim < 2 or not logits.shape[-1]:
         raise TypeError(f"{who}: logits must be floats (T, *B, V), got {logits.dtype} of shape {logits.shape}.")
-    if not isinstance(blank, int | np.integer) or not 0 <= blank < logits.shape[-1]:
+    if not 0 <= blank < logits.shape[-1]:
         raise ValueError(f"{who}: blank must be one of the symbols 0 to {logits.shape[-1] - 1}, got {blank!r}.")
     T, batch_shape = logits.shape[0], logits.shape[1:-1]
     if lengths is not None:

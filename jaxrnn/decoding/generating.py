@@ -12,7 +12,7 @@ import numpy as np
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, select
 from jaxrnn._checks import check_carry_kept, check_key, check_pair
-from jaxrnn._narrowing import as_start, check_fits
+from jaxrnn._narrowing import as_start, check_fits, known_integer
 from jaxrnn.decoding._beginning import as_next_input, begin, check_vocabulary, like_first, read_prefix
 from jaxrnn.decoding.samplers import Sampler, as_sampler, draws_tokens, noise_of
 from jaxrnn.devices.placement import shard_like_batch, vary_alike
@@ -77,7 +77,8 @@ def generate(
             densities, points, any pytree whose leaves lead with *B (a :class:`Sampler` says log-probabilities, too).
             What it returns must be of the kind of ``first``.
         key: of the samples; the draw at time t has ``fold_in(key, t)``. A function of yours gets None where it is None.
-        stop: a token after which a sequence ends, or a function from the samples to (*B) booleans.
+        stop: a token after which a sequence ends, an int or one integer of an array; or a function from the samples to
+            (*B) booleans.
         pad: what stands in ``tokens`` after the end; None means the stop symbol, or 0 where that is a function.
         next_input: from samples to inputs (*B, …); None gives the cell the samples themselves (``jr.embedding`` reads
             tokens). ``lambda token: jax.nn.one_hot(token, V)``, say.
@@ -107,7 +108,7 @@ def generate(
     Reference:
         Graves, "Generating sequences with recurrent neural networks", 2013.
     """
-    who = "generate"
+    who, stop = "generate", as_stop(stop)
     sampler = as_sampler(who, sample, key)
     for name, given in (("key", key), ("noise_key", noise_key)):
         if given is not None:
@@ -206,11 +207,17 @@ def _check_stop(who: str, stop: Any, first: PyTree, y: PyTree) -> None:
         check_stop(who, stop, y.shape[-1])
 
 
+def as_stop(stop: Any) -> Any:
+    """A stop symbol that is known as an int; all else as it is."""
+    token = known_integer(stop)
+    return stop if token is None else token
+
+
 def check_stop(who: str, stop: Any, V: int | None = None) -> None:
     """A stop symbol is one of V tokens; None: of as many as there may be."""
     if isinstance(stop, jax.core.Tracer):
         return
-    if isinstance(stop, bool) or not isinstance(stop, int | np.integer):
+    if isinstance(stop, bool) or not isinstance(stop, int):
         raise TypeError(f"{who}: stop must be a token, an int, got {stop!r} ({type(stop).__name__}).")
     if V is not None and not 0 <= stop < V:
         raise ValueError(f"{who}: stop must be one of the tokens 0 to {V - 1}, got {stop}.")

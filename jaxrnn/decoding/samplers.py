@@ -102,13 +102,13 @@ def temperature(temperature: float = 1.0) -> Sampler:
 
 
 @checks_arguments
-def top_k(k: int = 10, *, temperature: float = 1.0) -> Sampler:
+def top_k(k: int | None = None, *, temperature: float = 1.0) -> Sampler:
     """One of the k likeliest tokens.
 
         p(v) ∝ exp(logits_v / temperature)   for the k largest logits, else 0
 
     Args:
-        k: how many; of equal logits at the end of them the first count.
+        k: how many; of equal logits at the end of them the first count. None means 10, of a smaller vocabulary all.
         temperature: as for :func:`temperature`.
 
     Returns:
@@ -132,12 +132,13 @@ def top_k(k: int = 10, *, temperature: float = 1.0) -> Sampler:
 
     def draw(u, logits):
         logits = _cooled("top_k", logits, temperature)
-        if k > logits.shape[-1]:
+        V = logits.shape[-1]
+        if k is not None and k > V:
             raise ValueError(
-                f"top_k: k={k} is more than the vocabulary of {logits.shape[-1]} tokens; give a smaller k, or "
-                f"sample='temperature', which draws from all of them."
+                f"top_k: k={k} is more than the vocabulary of {V} tokens; give a smaller k, or sample='temperature', "
+                f"which draws from all of them."
             )
-        return _pick_of(u, *jax.lax.top_k(logits, k))
+        return _pick_of(u, *jax.lax.top_k(logits, min(10, V) if k is None else k))
 
     return Sampler(draw, log_prob_of_token, _uniform)
 

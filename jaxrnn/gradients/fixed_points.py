@@ -43,7 +43,8 @@ def find_fixed_points(
 
         q(h) = ½ ‖F(h, x) - h‖²        F: one step of the cell; q = 0 is a fixed point, a small q a slow point
 
-    q is minimised from many starts at once; what is too fast, far from all starts, or found before is left out.
+    q is minimised from many starts at once; what is too fast, far from all starts, or found before is left out. The
+    memories of xLSTM (``slstm``, ``mlstm``) are looked at as they are, not in units of exp(m).
 
     Args:
         cell: a Cell whose carry holds real and complex numbers alone.
@@ -98,6 +99,9 @@ def find_fixed_points(
             f"{learning_rate}, {tolerance}, {outliers} and {duplicates}."
         )
     space = state_space(who, cell, params)
+    if scaled := any(map(_has_units, jax.tree.leaves(space.bare, is_leaf=_has_units))):
+        tree, flat = space.tree, space.flat
+        space = space._replace(step=lambda h, x: flat(_in_units(cell.step(params, tree(h), x)[0], 0.0)))
     leaves = jax.tree.leaves(starts)
     if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((params, starts, x))):
         raise TypeError(f"{who}: how many points there are depends on values, so it cannot be jitted; call it outside.")
@@ -105,7 +109,7 @@ def find_fixed_points(
     check_carry(who, starts, jax.eval_shape(lambda p: cell.initial_carry(p, (count,)), params), (count,), "starts")
     if count == 0:
         raise ValueError(f"{who}: starts holds no state; give each leaf (M0, …) with at least one.")
-    h0 = space.flat(starts)
+    h0 = space.flat(_in_units(starts, 0.0))
     if not bool(jnp.isfinite(h0).all()):
         raise FloatingPointError(f"{who}: {int((~jnp.isfinite(h0).all(1)).sum())} of {count} starts are not finite.")
     each = one_for_each(who, cell, x, (count,), "start")
@@ -130,7 +134,11 @@ def find_fixed_points(
         )
     inputs = _alike(x) if each else np.zeros(count, int)
     kept, hits = _kept(np.asarray(h0), np.asarray(h), np.asarray(speed), inputs, tolerance, duplicates, outliers)
-    return FixedPoints(space.tree(h[kept]), speed[kept], jnp.asarray(hits), jnp.asarray(kept))
+    found = space.tree(h[kept])
+    if scaled:
+        x = jax.tree.map(lambda a: jnp.asarray(a)[kept], x) if each else for_each_state(who, cell, x, (len(kept),))
+        found = _in_units_of_step(cell, params, found, x)
+    return FixedPoints(found, speed[kept], jnp.asarray(hits), jnp.asarray(kept))
 
 
 class LinearAnalysis(NamedTuple):
@@ -199,6 +207,25 @@ def linear_analysis(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> Lin
 
 def _speed(space: StateSpace, h: jax.Array, x: PyTree) -> jax.Array:
     return 0.5 * jnp.sum(jnp.square(space.step(h, x) - h))
+
+
+def _has_units(part: Any) -> bool:
+    return hasattr(part, "in_units")
+
+
+def _in_units(carry: PyTree, m: float) -> PyTree:
+    """The same state, the memories of xLSTM in units of exp(m).
+
+    In those of the step, m is a maximum: above it q does not fall with m, so that a search would stay there.
+    """
+    return jax.tree.map(lambda part: part.in_units(m) if _has_units(part) else part, carry, is_leaf=_has_units)
+
+
+def _in_units_of_step(cell: Cell, params: PyTree, carry: PyTree, x: PyTree) -> PyTree:
+    """Fixed points in the units in which the step leaves them, so that the carry is fixed, too, not the state alone."""
+    new, _ = cell.step(params, _in_units(carry, -30.0), x)  # from a lower m, which does not become the new one
+    same = lambda part, stepped: part.in_units(stepped.m) if _has_units(part) else part
+    return jax.tree.map(same, carry, new, is_leaf=_has_units)
 
 
 def _adam(space: StateSpace, steps: int, learning_rate: float) -> Any:

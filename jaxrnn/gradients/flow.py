@@ -63,7 +63,8 @@ def gradient_flow(
     Returns:
         A :class:`Flow`. ``states`` has the tree of the carry, so that a stack's second layer stands at ``states[1]``, a
         backward direction at ``.backward``, an LSTM's two at ``.h`` and ``.c``; integer leaves are None. Where a step
-        returns one value as two leaves, the first counts the paths through both. ``params`` has the tree of the
+        returns one value as two leaves, the first counts the paths through both. xLSTM's memories are those that are
+        carried, in units of exp(m): ∂L/∂c = exp(m) ∂L/∂C of the memory C = exp(m) c. ``params`` has the tree of the
         parameters. Norms of contributions are of the whole batch's (in ``shard_map``, of the device's part);
         ``jax.vmap`` this function over sequences for those of each. A learned initial carry contributes at the step
         that reads it.

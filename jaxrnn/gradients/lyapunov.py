@@ -38,7 +38,9 @@ def lyapunov_spectrum(
 
     Args:
         cell: a Cell whose carry holds real and complex numbers alone, N in all, a complex one counted as two. A map
-            without inputs takes xs (T, 0).
+            without inputs takes xs (T, 0). Of xLSTM's (``slstm``, ``mlstm``), whose memories are in units of exp(m),
+            each m adds an exponent that says nothing: -inf, or as low as rounding leaves it. What an empty memory holds
+            has a derivative of 0, so give it a ``burn_in`` of 1 at least.
         params, xs, carry: as for ``jr.scan(cell).apply``: xs (T, *B, I); None is the initial carry.
         k: how many exponents, None for all N. Each step costs one product by J_t for each, and no J_t is made.
         burn_in: steps at the start that turn the directions without being counted.
@@ -82,12 +84,14 @@ def _spectrum(
     def advance(state, x):
         h, Q = state
         h, push = space.linear(h, x)
-        Q, R = jnp.linalg.qr(push(Q))
-        stretch = jnp.abs(jnp.diagonal(R, axis1=-2, axis2=-1))
+        pushed = push(Q)
+        lost = (pushed == 0).all(-2)  # it goes on in a direction that is, as at first, along no unit
+        Q, R = jnp.linalg.qr(jnp.where(jnp.broadcast_to(lost[..., None, :], Q.shape), first, pushed))
+        stretch = jnp.where(lost, 0.0, jnp.abs(jnp.diagonal(R, axis1=-2, axis2=-1)))
         return (h, Q), (jnp.log(stretch), jnp.isfinite(h).all())
 
-    Q, _ = vary_alike(jnp.broadcast_to(_directions(space.size, k).astype(h.dtype), (*h.shape, k)), h)
-    _, (growth, finite) = jax.lax.scan(advance, (h, Q), xs)
+    first, _ = vary_alike(jnp.broadcast_to(_directions(space.size, k).astype(h.dtype), (*h.shape, k)), h)
+    _, (growth, finite) = jax.lax.scan(advance, (h, first), xs)
     check_states(who, finite)
     growth = growth[burn_in:]
     return LyapunovSpectrum(-jnp.sort(-growth.mean(0), axis=-1), growth)

@@ -40,6 +40,8 @@ def carry_in_gates(who: str, cell: Cell, gates: Any, carry: PyTree) -> PyTree:
     Raises:
         TypeError: for gates that lack a part of the state.
     """
+    if _is_around(carry, gates):
+        return carry._replace(cell=carry_in_gates(who, cell, gates, carry.cell))
     new = {}
     for name in getattr(carry, "_fields", ("h",)):
         old = getattr(carry, name) if hasattr(carry, "_fields") else carry
@@ -59,6 +61,13 @@ def carry_in_gates(who: str, cell: Cell, gates: Any, carry: PyTree) -> PyTree:
 
 def with_carry_in_gates(gates: Any, carry: PyTree) -> Any:
     """The gates with the new state of a carry, as :func:`carry_in_gates` reads it."""
+    if _is_around(carry, gates):
+        return with_carry_in_gates(gates, carry.cell)
     if not hasattr(carry, "_fields"):
         return gates._replace(h=carry)
     return gates._replace(**{name: getattr(carry, name) for name in carry._fields if hasattr(gates, name)})
+
+
+def _is_around(carry: PyTree, gates: Any) -> bool:
+    """Whether it is the carry of a wrapper, such as ``every``, whose gates are those of the cell inside."""
+    return "cell" in getattr(carry, "_fields", ()) and not hasattr(gates, "cell")

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn._base import Cell, draw_each_step, name_of
+from jaxrnn._base import Cell, draw_each_step, is_inexact, name_of
 from jaxrnn.devices.placement import placed_like
 from jaxrnn.instruments import step_with_carry_changed, step_with_leaves_changed
 from jaxrnn.wrappers._gates import carry_in_gates, with_carry_in_gates
@@ -66,7 +66,11 @@ def candidate_dropped(cell: Cell, rate: float) -> Cell:
             return jnp.where(placed_like(kept, a), a / (1 - rate), 0)
 
         _, new = step_with_leaves_changed(who, gates_and_carry, dropped, carry, x)
-        return step_with_carry_changed(who, functools.partial(cell.step, params), lambda _: new, carry, x)
+
+        def change(stepped):  # integers, as a clock, are not among the gates
+            return jax.tree.map(lambda own, made: made if is_inexact(own) else own, stepped, new)
+
+        return step_with_carry_changed(who, functools.partial(cell.step, params), change, carry, x)
 
     return cell._replace(step=step, noise=noise)
 

@@ -45,7 +45,8 @@ def masked_weights(
             chain); None means all arrays of two axes or more.
 
     Returns:
-        A Cell with MaskedParams and the carry of the one given; a linear recurrence stays one.
+        A Cell with MaskedParams and the carry of the one given; a linear recurrence stays one. ``weight_noise`` goes
+        around it: inside, it would add to weights that are out.
 
     Raises:
         ValueError, TypeError: a density out of range, or one beside a mask, something that is no Cell; in ``init`` and

@@ -40,7 +40,7 @@ def spectral_norm(
 
     Returns:
         A Cell with the params and carry of the one given; a linear recurrence stays one. A step by hand iterates at
-        each call. Weights of 0 stay 0.
+        each call. Weights of 0 stay 0. ``weight_drop`` and ``weight_noise`` go inside, where they change W'.
 
     Raises:
         ValueError, TypeError: a scale or a number of iterations that is not positive, something that is no Cell; in

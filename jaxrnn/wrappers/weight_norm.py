@@ -37,7 +37,8 @@ def weight_norm(cell: Cell, *, names: str | Sequence[str] | None = None) -> Cell
 
     Returns:
         A Cell with WeightNormParams and the carry of the one given; a linear recurrence stays one. A step by hand
-        computes W at each call. A unit whose v is 0 has weights of 0, and stays there.
+        computes W at each call. A unit whose v is 0 has weights of 0, and stays there. ``weight_drop`` and
+        ``weight_noise`` go inside, where they change W; around it they change v.
 
     Raises:
         ValueError, TypeError: something that is no Cell; in ``init`` and while tracing, a name that no such parameter
