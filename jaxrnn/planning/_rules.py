@@ -123,6 +123,11 @@ def contracts(plan: Plan, weights: int, outputs: int, *, steps: int | None) -> b
     return few or weights >= constants().contract_from * outputs
 
 
+def keeps_elementwise_in_loop() -> bool:
+    """Whether what follows a product that leaves the tangent loop stays in it, where no more enters then."""
+    return jax.default_backend() == "cpu"
+
+
 def splits_sums() -> bool:
     """Whether sums of the tangent that are split into pieces are split first: with several devices, or on accelerators.
 
