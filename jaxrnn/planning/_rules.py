@@ -7,6 +7,7 @@ Each says what was measured and where, so that it can be measured again; numbers
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import jax
 import jaxlib
@@ -121,6 +122,23 @@ def contracts(plan: Plan, weights: int, outputs: int, *, steps: int | None) -> b
         return True
     few = steps is not None and steps * outputs <= constants().stack_up_to
     return few or weights >= constants().contract_from * outputs
+
+
+def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *, steps: int | None) -> int:
+    """For how many steps at once gradients of weights are contracted, within the backward loop; 0: after it, for all.
+
+    ``contracts`` looks at each product alone. On a single CPU, where cotangents that products do not share are few
+    apart but together more than ``Constants.stack_up_to``, a part of the steps at a time, whose cotangents stay in
+    cache: as many as divide the steps, 4 to 32, and stack up to 2¹⁹ numbers. Of each cotangent the weights and the size
+    are given.
+    """
+    if plan.contract is not None or steps is None or jax.device_count() > 1 or jax.default_backend() != "cpu":
+        return 0
+    few = sum(size for weights, size in cotangents if weights < constants().contract_from * size)
+    if steps * few <= constants().stack_up_to:
+        return 0
+    most = min(32, 2**19 // sum(size for _, size in cotangents))
+    return max((size for size in range(4, max(most, 4) + 1) if steps % size == 0), default=0)
 
 
 def keeps_elementwise_in_loop() -> bool:

@@ -33,7 +33,39 @@ def hoist(step: PlannedStep) -> PlannedStep:
         return step
     pays = functools.partial(_rules.contracts, step.plan, steps=step.steps)
     tangent, contracted, added = _hoist(step.tangent, pays, products_alone=_rules.keeps_elementwise_in_loop())
+    size = _rules.steps_of_a_contraction(step.plan, _cotangents(tangent), steps=step.steps)
+    if size:
+        tangent = tangent._replace(segment=size)
+        contracted, in_parts = [], [f"{name}, {size} steps at once" for name in contracted]
+        step = step.noting(contracted_in_parts=in_parts)
     return step._replace(tangent=tangent).noting(contracted=contracted, added_in_loop=added)
+
+
+def _cotangents(loop: LoopProgram) -> list[tuple[int, int]]:
+    """The cotangents that products outside the tangent loop wait for: the most weights of one, and its own size.
+
+    Products that meet in a sum, or in sums of their pieces, share one, as large as the largest of them.
+    """
+    program = loop.program
+    of: dict[int, int] = {}  # a value that shares its cotangent, towards the one that stands for all
+
+    def first(n: int) -> int:
+        while n in of:
+            n = of[n]
+        return n
+
+    linear = reached_from(program.ops, [*loop.d_consts, *program.inputs])
+    for op in program.ops:
+        if has(op.name, SUM | VIEW) or op.name == "sum":
+            sharing = [*dict.fromkeys(first(n) for n in (*op.inputs, *op.outputs) if n in linear)]
+            of.update(dict.fromkeys(sharing[1:], sharing[0]) if sharing else {})
+    found: dict[int, tuple[int, int]] = {}
+    for op in program.ops:
+        if has(op.name, PRODUCT) and loop.outside.issuperset(op.outputs):
+            weights, size = found.get(first(op.outputs[0]), (0, 0))
+            of_op = sum(program.size(n) for n in op.inputs) - program.size(op.inputs[0])
+            found[first(op.outputs[0])] = max(weights, of_op), max(size, program.size(op.outputs[0]))
+    return [*found.values()]
 
 
 def in_blocks(step: PlannedStep) -> PlannedStep:
