@@ -1,4 +1,4 @@
-"""Plans of steps that sum over features: what is saved, what stays in the backward loop, contraction in parts."""
+"""Plans of steps that sum over features: sums as products, what stays in the backward loop, parts."""
 
 import functools
 
@@ -31,17 +31,39 @@ def explained(cell, plan="auto", steps=T):
     return scan
 
 
-# ---- what is saved -----------------------------------------------------------------------------
+# ---- sums as products --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "units, of_rows", [(3, 0), (4, 2), (16, 4)], ids=["of 12 and of 3", "of 16 and of 4", "of 64 and of 16"]
-)
-def test_sums_of_many_features_are_saved(units, of_rows):
-    """From 16 on: of both products a variance, their means are in what is saved beside; of the memory both."""
-    saved = explained(jr.lstm(I, units, layer_norm="ba2016")).saved
-    assert saved.count(str((B, 1))) == of_rows
-    assert set(saved) - {str((B, 1))} == {str((B, units)), str((B, 4 * units))}
+@pytest.mark.parametrize("backend, units, shapes", [("cpu", 9, [36] * 4), ("cpu", 8, []), ("gpu", 9, [])])
+def test_sums_of_more_than_32_features_are_products(monkeypatch, backend, units, shapes):
+    """Of the means and variances of both products; those of 9 units are summed as they stand."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    scan = explained(jr.lstm(I, units, layer_norm="ba2016"))
+    assert scan.summed == [str((B, size)) for size in shapes]
+    step = scan.programs["sum_by_product"]
+    ops = [op.name for loop in (step.primal, step.tangent) for op in loop.program.ops]
+    assert (ops.count("reduce_sum") < ops.count("dot_general")) is bool(shapes)
+
+
+@pytest.mark.usefixtures("x64")
+def test_sums_as_products_change_no_number():
+    """Of a step whose rows are matrices: a sum over the last axis and one over the middle, which stays."""
+
+    def step(W, h, x):
+        a = (h[..., None] * W).swapaxes(-1, -2) + x[..., None, :1]  # (B, 40, H)
+        h = jnp.tanh(a.swapaxes(-1, -2).sum(-1) / 40 + a.sum(-2) * h)
+        return h, h
+
+    cell = jr.Cell(lambda key: jnp.ones((H, 40)), lambda p, batch: jnp.zeros((*batch, H)), step, input_size=I)
+    W, xs = draw((H, 40), 3), draw((3, B, I), 1)
+
+    def run(plan, W, xs):
+        return jax.value_and_grad(lambda *args: (jr.scan(cell, plan=plan).apply(*args)[1] ** 2).sum(), (0, 1))(W, xs)
+
+    got, want = jax.jit(lambda: [run(plan, W, xs) for plan in ("auto", "plain")])()
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
+    (scan,) = jr.explain(jr.scan(cell), W, xs).scans
+    assert scan.summed == [str((B, H, 40))]
 
 
 # ---- what stays in the backward loop -----------------------------------------------------------

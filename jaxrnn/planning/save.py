@@ -17,10 +17,8 @@ import math
 from collections.abc import Callable, Collection
 
 from jaxrnn.planning.planned_step import PlannedStep
-from jaxrnn.programs.primitives import CHEAP, REDUCTION, has
+from jaxrnn.programs.primitives import CHEAP, has
 from jaxrnn.programs.program import Op, Program, needed_for, reached_from
-
-MANY = 16  # numbers that a reduction makes one of, from which that one is saved
 
 
 def save(step: PlannedStep) -> PlannedStep:
@@ -52,9 +50,6 @@ def save(step: PlannedStep) -> PlannedStep:
 
 
 def is_cheap(program: Program, op: Op) -> bool:
-    """Whether an operation is done again rather than its result saved: not one that makes one number of many."""
-    if has(op.name, REDUCTION) and sum(map(program.size, op.inputs)) >= MANY * sum(map(program.size, op.outputs)):
-        return False
     return has(op.name, CHEAP)
 
 

@@ -18,7 +18,6 @@ class Property(enum.Flag):
     SUM: the sum of two.
     STRETCHES: elementwise in two operands; an axis of size 1 is stretched to the other's.
     CAST: the same values, in another dtype or another buffer.
-    REDUCTION: makes one number of many.
     VIEW: slices, reshapes or transposes its one operand.
     INDIVISIBLE: a step that holds it runs as plain ``lax.scan``: the user's own backward rules, which autodiff must
         meet where they stand, and callbacks, whose number and order are the user's.
@@ -30,12 +29,11 @@ class Property(enum.Flag):
     SUM = enum.auto()
     STRETCHES = enum.auto()
     CAST = enum.auto()
-    REDUCTION = enum.auto()
     VIEW = enum.auto()
     INDIVISIBLE = enum.auto()
 
 
-CHEAP, MOVABLE, PRODUCT, SUM, STRETCHES, CAST, REDUCTION, VIEW, INDIVISIBLE = Property
+CHEAP, MOVABLE, PRODUCT, SUM, STRETCHES, CAST, VIEW, INDIVISIBLE = Property
 
 PRIMITIVES = {
     # products
@@ -126,12 +124,12 @@ PRIMITIVES = {
     "constant": CHEAP,  # ours (programs/tracing.py): a literal of the step
     "iota": CHEAP,
     # reductions
-    "reduce_sum": CHEAP | REDUCTION,
-    "reduce_max": CHEAP | REDUCTION,
-    "reduce_min": CHEAP | REDUCTION,
-    "reduce_and": CHEAP | REDUCTION,
-    "reduce_or": CHEAP | REDUCTION,
-    "reduce_prod": CHEAP | REDUCTION,
+    "reduce_sum": CHEAP,
+    "reduce_max": CHEAP,
+    "reduce_min": CHEAP,
+    "reduce_and": CHEAP,
+    "reduce_or": CHEAP,
+    "reduce_prod": CHEAP,
     "cumsum": CHEAP,
     "argmax": CHEAP,
     "argmin": CHEAP,
