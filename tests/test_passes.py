@@ -156,7 +156,7 @@ def test_without_a_derivative_the_tangent_stays_away(planned):
     for rewrite in PASSES.values():
         step = rewrite(step)
     assert step.tangent is None and step.saved == ()
-    assert step.notes.keys() == {"fused", "hoisted", "weights_on_the_left", "joined", "cut"}
+    assert step.notes.keys() == {"fused", "hoisted", "weights_on_the_left", "joined", "cut", "summed"}
     np.testing.assert_allclose(planned.values(step)[0], planned.expected()[0], rtol=1e-5, atol=1e-6)
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
-from jaxrnn.planning import _rules
 from jaxrnn.planning.constants import DEFAULT, using
 from tests.cases import draw, randomised
 from tests.programs import loops
 from tests.user_cells import textbook_lstm
+
+_rules = jr.planning._rules
 
 T, B, I, H = 8, 2, 3, 4
 NORMED = jr.lstm(I, H, layer_norm="ba2016")
@@ -121,7 +122,9 @@ def test_products_that_meet_in_a_sum_are_counted_once(monkeypatch, cell, sizes):
         ({}, [(2**16, 2**14)] * 2, 128, 16),  # LSTM of 128 units, 32 rows
         ({}, [(2**16, 2**14)] * 2, 127, 0),  # nothing from 4 on divides it
         ({}, [(2**16, 2**14)] * 2, None, 0),  # of an open number of steps
-        ({}, [(2**16, 2**14), (2**16, 2**14 - 128)], 128, 0),  # just less than twice 2²¹
+        ({}, [(2**16, 3 * 2**12), (2**16, 2**14 - 3 * 2**12)], 128, 0),  # together 2²¹, as one may be
+        ({}, [(2**15, 2**13), (2**15, 2**13)], 170, 0),  # just less than 4/3 of it
+        ({}, [(2**15, 2**13), (2**15, 2**13)], 171, 19),  # just more
         ({}, [(2**17, 2**14)] * 2, 256, 0),  # contracted for their many weights, whatever is stacked
         ({}, [(2**10, 2**10)] * 2, 2048, 32),
         ({}, [(2**10, 2**10)] * 2, 2072, 28),

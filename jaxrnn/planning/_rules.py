@@ -138,16 +138,18 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     """For how many steps at once gradients of weights are contracted, within the backward loop; 0: after it, for all.
 
     ``contracts`` looks at each product alone. On a single CPU, where cotangents that products do not share are few
-    apart but together at least twice ``Constants.stack_up_to``, a part of the steps at a time, whose cotangents stay in
+    apart but together more than 4/3 ``Constants.stack_up_to``, a part of the steps at a time, whose cotangents stay in
     cache: as many as divide the steps, 4 to 32, and stack up to 2¹⁹ numbers. Of each cotangent the weights and the size
     are given. Measured on two cores (AMD EPYC), both busy with other work, training step at (B, T, I, H) = (32, 128,
-    128, 128), in parts / all after the loop: LSTM with layer_norm="ba2016", 4.2 million, 0.75 to 0.9; but a chain of
-    an LSTM and a GRU, 3.7 million, 1.0, and an LSTM with projections, 2.4 million, 1.2.
+    128, 128), in parts / all after the loop, time, CPU time: LSTM with layer_norm="ba2016", 4.2 million, 0.89, 0.81;
+    GRU with it, 3.1 million, 0.86, 0.79; a chain of an LSTM and a GRU, 3.7 million, 1.04, 0.85; but an LSTM with
+    projections, 2.4 million, 1.23, 1.04. Above 32 MiB, which these but the last keep otherwise, the C library takes new
+    memory for each run, and its pages cost more than the products.
     """
     if plan.contract is not None or steps is None or jax.device_count() > 1 or jax.default_backend() != "cpu":
         return 0
     few = sum(size for weights, size in cotangents if weights < constants().contract_from * size)
-    if not few or steps * few < 2 * constants().stack_up_to:
+    if 3 * steps * few <= 4 * constants().stack_up_to:
         return 0
     most = min(32, 2**19 // sum(size for _, size in cotangents))
     return max((size for size in range(4, min(most, steps // 2) + 1) if steps % size == 0), default=0)
