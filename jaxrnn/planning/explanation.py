@@ -37,7 +37,10 @@ class ScanExplanation:
         weights_on_the_left: sums of products that the forward loop computes as ``(Σ Wᵀ xᵀ)ᵀ``, by shape.
         joined: sums of two products of the forward loop that are one product, by the shapes of their operands.
         cut: pieces of weights that are cut once, before the loop, by shape.
+        summed: long sums over features that the forward loop computes as products with ones, by shape.
         contracted: products whose weights' gradients are one contraction each, after the backward loop.
+        contracted_in_parts: products whose weights' gradients are one contraction for each so many steps, within the
+            backward loop.
         added_in_loop: products whose weights' gradients the backward loop adds up.
         one_kernel: the loops, "forward" and "backward", that one CPU device runs as one kernel.
         persistent: the loops, "forward" and "backward", that one GPU runs as one kernel, or that are interpreted so.
@@ -63,7 +66,9 @@ class ScanExplanation:
     weights_on_the_left: list[str] = dataclasses.field(default_factory=list)
     joined: list[str] = dataclasses.field(default_factory=list)
     cut: list[str] = dataclasses.field(default_factory=list)
+    summed: list[str] = dataclasses.field(default_factory=list)
     contracted: list[str] = dataclasses.field(default_factory=list)
+    contracted_in_parts: list[str] = dataclasses.field(default_factory=list)
     added_in_loop: list[str] = dataclasses.field(default_factory=list)
     one_kernel: list[str] = dataclasses.field(default_factory=list)
     persistent: list[str] = dataclasses.field(default_factory=list)
@@ -99,7 +104,9 @@ class ScanExplanation:
             ("sums with the weights on the left", self.weights_on_the_left),
             ("sums of two products done as one", self.joined),
             ("cut from larger weights once", self.cut),
+            ("sums as products with ones", self.summed),
             ("contracted after the backward loop", self.contracted),
+            ("contracted within the backward loop", self.contracted_in_parts),
             ("added up in the backward loop", self.added_in_loop),
             ("loops that are one kernel", self.one_kernel),
             ("loops that are one kernel of a GPU", self.persistent),

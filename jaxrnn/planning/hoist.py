@@ -17,8 +17,9 @@ from jaxrnn.instruments.norms import by_rows, norm_of_product_p
 from jaxrnn.planning import _rules
 from jaxrnn.planning.one_kernel import is_small
 from jaxrnn.planning.planned_step import LoopProgram, PlannedStep
+from jaxrnn.planning.save import smallest_to_save
 from jaxrnn.programs.primitives import CHEAP, MOVABLE, PRODUCT, SUM, VIEW, has
-from jaxrnn.programs.program import Op, Program, Rewriting, reached_from
+from jaxrnn.programs.program import Op, Program, Rewriting, needed_for, reached_from
 
 NORM = norm_of_product_p.name
 
@@ -31,8 +32,40 @@ def hoist(step: PlannedStep) -> PlannedStep:
     if step.tangent is None:
         return step
     pays = functools.partial(_rules.contracts, step.plan, steps=step.steps)
-    tangent, contracted, added = _hoist(step.tangent, pays)
+    tangent, contracted, added = _hoist(step.tangent, pays, products_alone=_rules.keeps_elementwise_in_loop())
+    size = _rules.steps_of_a_contraction(step.plan, _cotangents(tangent), steps=step.steps)
+    if size:
+        tangent = tangent._replace(segment=size)
+        contracted, in_parts = [], [f"{name}, {size} steps at once" for name in contracted]
+        step = step.noting(contracted_in_parts=in_parts)
     return step._replace(tangent=tangent).noting(contracted=contracted, added_in_loop=added)
+
+
+def _cotangents(loop: LoopProgram) -> list[tuple[int, int]]:
+    """The cotangents that products outside the tangent loop wait for: the most weights of one, and its own size.
+
+    Products that meet in a sum, or in sums of their pieces, share one, as large as the largest of them.
+    """
+    program = loop.program
+    of: dict[int, int] = {}  # a value that shares its cotangent, towards the one that stands for all
+
+    def first(n: int) -> int:
+        while n in of:
+            n = of[n]
+        return n
+
+    linear = reached_from(program.ops, [*loop.d_consts, *program.inputs])
+    for op in program.ops:
+        if has(op.name, SUM | VIEW) or op.name == "sum":
+            sharing = [*dict.fromkeys(first(n) for n in (*op.inputs, *op.outputs) if n in linear)]
+            of.update(dict.fromkeys(sharing[1:], sharing[0]) if sharing else {})
+    found: dict[int, tuple[int, int]] = {}
+    for op in program.ops:
+        if has(op.name, PRODUCT) and loop.outside.issuperset(op.outputs):
+            weights, size = found.get(first(op.outputs[0]), (0, 0))
+            of_op = sum(program.size(n) for n in op.inputs) - program.size(op.inputs[0])
+            found[first(op.outputs[0])] = max(weights, of_op), max(size, program.size(op.outputs[0]))
+    return [*found.values()]
 
 
 def in_blocks(step: PlannedStep) -> PlannedStep:
@@ -49,13 +82,18 @@ def in_blocks(step: PlannedStep) -> PlannedStep:
 
 
 def _hoist(
-    loop: LoopProgram, pays: Callable[[int, int], bool], *, in_kernel: bool = False
+    loop: LoopProgram,
+    pays: Callable[[int, int], bool],
+    *,
+    in_kernel: bool = False,
+    products_alone: bool = False,
 ) -> tuple[LoopProgram, list[str], list[str]]:
     """The loop with its sums regrouped and what leaves it told; by name, the products that leave, those that stay.
 
     A value leaves the loop where it does not depend on the carry and holds a product that pays, by ``pays(weights,
     outputs)``, both in elements. The other terms of the sum that it enters leave with it, so that one array per sum
     enters the loop; but in a kernel a sum costs nothing, while outside it is an array more and a hand-over more.
+    With ``products_alone`` what is neither product, sum nor view leaves only where less enters the loop with it.
     """
     program, narrow = loop.program, loop.narrow()
     varying = reached_from(program.ops, program.inputs)
@@ -85,6 +123,8 @@ def _hoist(
                 outside.update(op.outputs)
         if outside.intersection(needs):
             outside.update(op.outputs)
+    if products_alone and outside:
+        outside = _without_elementwise(program, outside, loop.x)
     if in_kernel:
         outside = _without_last_sums(program, outside)
         able = outside
@@ -94,6 +134,28 @@ def _hoist(
         program, sums = _regrouped(loop, able, outside)
         outside |= sums
     return loop._replace(program=program, outside=frozenset(outside)), left, stayed
+
+
+def _without_elementwise(program: Program, outside: set[int], given: Sequence[int]) -> set[int]:
+    """What leaves the loop, where operations that are cheap follow products inside it, as long as no more enters.
+
+    What enters is the smallest set from which the loop can compute what it needs, the nearest to the products; sums and
+    views of it leave as well.
+    """
+    ops = [op for op in program.ops if not outside.isdisjoint(op.outputs)]
+    used = {n for op in program.ops if outside.isdisjoint(op.outputs) for n in op.inputs}.union(program.outputs)
+    wanted = [n for op in ops for n in op.outputs if n in used]
+
+    def stays(program: Program, op: Op) -> bool:
+        return has(op.name, CHEAP) or outside.isdisjoint(op.outputs)
+
+    entering = smallest_to_save(program, (), given, wanted, cheap=stays, first=True)
+    products = [n for op in ops if not has(op.name, CHEAP) for n in op.outputs]
+    left = {n for op in needed_for(ops, [*entering, *products]) for n in op.outputs}
+    for op in ops:
+        if has(op.name, SUM | VIEW) and not left.isdisjoint(op.inputs):
+            left.update(op.outputs)
+    return left
 
 
 def _without_last_sums(program: Program, outside: set[int]) -> set[int]:

@@ -27,6 +27,7 @@ from jaxrnn.planning.save import save
 from jaxrnn.planning.scan_program import scan_program
 from jaxrnn.planning.split_sums import split_sums
 from jaxrnn.planning.spread import spread
+from jaxrnn.planning.sum_by_product import sum_by_product
 from jaxrnn.planning.transpose_weights import transpose_weights
 from jaxrnn.planning.weights_on_the_left import weights_on_the_left
 from jaxrnn.programs.program import Program, reached_from
@@ -45,6 +46,7 @@ PASSES: dict[str, Callable[[PlannedStep], PlannedStep]] = {
         weights_on_the_left,
         join_products,
         cut_weights,
+        sum_by_product,
         contract,
         one_kernel,
         persistent_kernel,

@@ -33,6 +33,7 @@ class LoopProgram(NamedTuple):
     outside: frozenset[int] = frozenset()  # values computed for all steps at once, before the loop
     one_kernel: bool = False  # the loop is to be one kernel of the CPU
     block: int = 0  # values outside are computed for so many steps at once; 0: for all
+    segment: int = 0  # the loop is a loop of loops of so many steps, each after what it needs of outside; 0: one loop
     as_it_stands: bool = False  # nothing is done once: the loop is that of ``lax.scan``
     forward_kernel: Recurrence | None = None  # the loop as one kernel of a GPU
     backward_kernel: TransposedRecurrence | None = None  # its transpose as one

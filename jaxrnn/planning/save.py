@@ -14,11 +14,11 @@ Of cuts of equal size the one nearest to the backward pass is taken: σ(z) rathe
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from jaxrnn.planning.planned_step import PlannedStep
 from jaxrnn.programs.primitives import CHEAP, has
-from jaxrnn.programs.program import Program, needed_for, reached_from
+from jaxrnn.programs.program import Op, Program, needed_for, reached_from
 
 
 def save(step: PlannedStep) -> PlannedStep:
@@ -49,13 +49,23 @@ def save(step: PlannedStep) -> PlannedStep:
     ).noting(saved=[str(program.kinds[n].shape) for n in saved])
 
 
+def is_cheap(program: Program, op: Op) -> bool:
+    return has(op.name, CHEAP)
+
+
 def smallest_to_save(
-    program: Program, carry: Collection[int], given: Collection[int], wanted: Collection[int]
+    program: Program,
+    carry: Collection[int],
+    given: Collection[int],
+    wanted: Collection[int],
+    *,
+    cheap: Callable[[Program, Op], bool] = is_cheap,
+    first: bool = False,
 ) -> list[int]:
     """The values to save, in order, so that the wanted ones follow by cheap operations from them and the given ones.
 
     Each value is an edge of a network, from where it enters to where it leaves, whose capacity is its size; what is cut
-    is saved.
+    is saved. Of cuts of equal size the one nearest to the wanted values is taken, or, with ``first``, the farthest.
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_flow
@@ -84,7 +94,7 @@ def smallest_to_save(
         for n in op.outputs:
             if n not in place:
                 continue
-            if has(op.name, CHEAP):
+            if cheap(program, op):
                 capacity |= {(leaves(ref), enters(n)): endless for ref in op.inputs if ref in place}
             else:
                 capacity[source, enters(n)] = endless
@@ -93,14 +103,17 @@ def smallest_to_save(
     rows, columns = zip(*capacity, strict=True)
     graph = csr_array((list(capacity.values()), (rows, columns)), shape=(sink + 1, sink + 1), dtype="int32")
     residual = (graph - maximum_flow(graph, source, sink).flow).tocoo()
-    into: dict[int, list[int]] = {}
+    neighbours: dict[int, list[int]] = {}  # those to which there is room, or from which
     for a, b, room in zip(residual.row, residual.col, residual.data, strict=True):
         if room > 0:
-            into.setdefault(int(b), []).append(int(a))
-    to_sink, todo = {sink}, [sink]
+            here, there = (a, b) if first else (b, a)
+            neighbours.setdefault(int(here), []).append(int(there))
+    start = source if first else sink
+    reached, todo = {start}, [start]
     while todo:
-        for a in into.get(todo.pop(), []):
-            if a not in to_sink:
-                to_sink.add(a)
-                todo.append(a)
-    return [n for n in nodes if leaves(n) in to_sink and enters(n) not in to_sink]
+        for node in neighbours.get(todo.pop(), []):
+            if node not in reached:
+                reached.add(node)
+                todo.append(node)
+    near, far = (enters, leaves) if first else (leaves, enters)
+    return [n for n in nodes if near(n) in reached and far(n) not in reached]

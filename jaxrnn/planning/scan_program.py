@@ -16,7 +16,7 @@ from jaxrnn.kernels.persistent import run_recurrence, run_transposed
 from jaxrnn.loops.chunked import Chunking, chunked_scan
 from jaxrnn.loops.counted import counted_scan, loop_in_place, map_in_blocks
 from jaxrnn.planning import _rules
-from jaxrnn.planning.planned_step import LoopProgram
+from jaxrnn.planning.planned_step import LoopProgram, Parts
 from jaxrnn.programs.calls import as_gpu_kernel, as_one_kernel, on_one_cpu
 from jaxrnn.programs.primitives import PRODUCT, has
 from jaxrnn.programs.program import Program, evaluate
@@ -70,6 +70,37 @@ def _run(
     program, parts = loop.program, loop.parts()
     of_consts = program.consts | dict(zip([*loop.consts, *loop.d_consts], consts, strict=True))
     fixed = of_consts | dict(zip(parts.fixed, evaluate(parts.once, of_consts, parts.fixed), strict=True))
+    options: dict[str, Any] = {"reverse": reverse, "unroll": unroll, "recompute": recompute, "chunking": chunking}
+    T, size = xs[0].shape[0], loop.segment
+    if not size or count is not None or chunking is not None or not isinstance(T, int) or T % size or size == T:
+        return _run_steps(loop, parts, fixed, carry, xs, count, **options)
+
+    def of_segment(carry, xs):
+        made = _run_steps(loop, parts, fixed, carry, xs, None, **options)
+        return made[: loop.n_carry], made[loop.n_carry :]
+
+    if recompute:
+        of_segment = jax.checkpoint(of_segment, prevent_cse=False)
+    cut = [a.reshape(T // size, size, *a.shape[1:]) for a in xs]
+    end, ys = jax.lax.scan(of_segment, list(carry), cut, reverse=reverse)
+    return [*end, *(a.reshape(T, *a.shape[2:]) for a in ys)]
+
+
+def _run_steps(
+    loop: LoopProgram,
+    parts: Parts,
+    fixed: dict[int, Any],
+    carry: Sequence[Any],
+    xs: Sequence[Any],
+    count: Any,
+    *,
+    reverse: bool,
+    unroll: int,
+    recompute: bool,
+    chunking: Chunking | None,
+) -> list[Any]:
+    """``_run`` of what is not done once."""
+    program = loop.program
     checkpoint = functools.partial(jax.checkpoint, prevent_cse=False) if recompute else lambda f: f
     products = {n for op in parts.all_steps if loop.one_kernel and has(op.name, PRODUCT) for n in op.outputs}
     squeezed = products.intersection(parts.ready).difference(program.outputs)  # (T, K): as (T, 1, K) XLA copies it
