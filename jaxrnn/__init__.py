@@ -59,6 +59,7 @@ from jaxrnn.decoding.beams import beam_search
 from jaxrnn.decoding.ctc import ctc_decode
 from jaxrnn.decoding.generating import generate
 from jaxrnn.decoding.likelihood import log_likelihood
+from jaxrnn.online.learner import online
 from jaxrnn.parallel_over_time.convergence import convergence
 from jaxrnn.parallel_over_time.parallel import parallel
 from jaxrnn.planning.explanation import explain
@@ -154,6 +155,7 @@ __all__ = [
     "forecast_convergence",
     "fit_readout",
     "tbptt",
+    "online",
     "stream",
     "Slots",
     "gates",
