@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.online.pattern import coloured
-from jaxrnn.online.problem import CutStep, Problem, cut_step
+from jaxrnn._base import PyTree
+from jaxrnn.online.problem import CutStep, Problem, cut_step, raise_without_forward_mode
 from jaxrnn.online.reach import TooLargeError, jacobian_pattern, product_entries
 
 FEW = 4  # passes that are written one after the other, so that the compiler sees which numbers are 0
@@ -35,40 +36,40 @@ class Patterns(NamedTuple):
     first: Any  # (S, P): that of the initial carry
 
 
-def patterns_of(problem: Problem, constants: Sequence[Any] | None) -> Patterns:
-    """By the traced step; all ones where that has too many entries."""
+def patterns_of(problem: Problem, masks: PyTree = None) -> Patterns:
+    """By the traced step; all ones where that has too many entries.
+
+    ``masks`` are params: the values of those arrays that reach nothing, masks among them, are taken for constants.
+    """
     from scipy import sparse
 
-    S, sizes = problem.carry.size, [math.prod(a.shape) for a in problem.theta]
-    P = sum(sizes)
-
-    def step(*arrays):
-        theta, h, (others, x, noise) = arrays[: len(sizes)], arrays[len(sizes)], arrays[-3:]
-        return [problem.step(theta, h, others, x, noise)[0]]
-
-    known = _flat_known(problem, constants)
+    ends = np.cumsum([0, *(math.prod(a.shape) for a in problem.theta)])
+    n, P = len(problem.theta), int(ends[-1])
     fixed, tree = jax.tree.flatten((problem.others, problem.x, problem.noise))
 
-    def flat(*arrays):
-        return step(*arrays[: len(sizes) + 1], *tree.unflatten(arrays[len(sizes) + 1 :]))
+    def step(*arrays):
+        return [problem.step(arrays[:n], arrays[n], *tree.unflatten(arrays[n + 1 :]))[0]]
 
     def initial(*arrays):
-        return [problem.initial(arrays[: len(sizes)], arrays[len(sizes) :])]
+        return [problem.initial(arrays[:n], arrays[n:])]
 
     try:
-        found = jacobian_pattern(flat, [*problem.theta, problem.h], fixed, known)
+        found = jacobian_pattern(step, [*problem.theta, problem.h], fixed)
         first = jacobian_pattern(initial, problem.theta, problem.others)
+        if masks is not None:
+            reach = found[:, :P] + first
+            with jax.ensure_compile_time_eval():
+                theta, others = problem.params.split(masks)
+            known = [None if reach[:, a:b].nnz else v for v, a, b in zip(theta, ends, ends[1:], strict=False)]
+            rest = [None] * (len(fixed) - len(others))
+            found = jacobian_pattern(step, [*problem.theta, problem.h], fixed, [*known, None, *others, *rest])
     except TooLargeError:
-        full = sparse.csr_matrix(np.ones((S, 1), bool))
-        wide = sparse.csr_matrix(np.ones((1, P + S), bool))
-        found = full @ wide
+        found = sparse.csr_matrix(np.ones((problem.carry.size, P + problem.carry.size), bool))
         first = found[:, :P]
+    except TypeError as error:
+        raise_without_forward_mode(problem.who, error)
+        raise
     return Patterns(found[:, :P], found[:, P:], first)
-
-
-def _flat_known(problem: Problem, constants: Sequence[Any] | None) -> list[Any]:
-    rest = len(jax.tree.leaves((problem.x, problem.noise)))
-    return [*([None] * len(problem.others) if constants is None else constants), *[None] * rest]
 
 
 class Entries(NamedTuple):
@@ -143,7 +144,7 @@ def _by_cuts(problem: Problem, needed: Sequence[tuple[np.ndarray, np.ndarray]]) 
 
     P = sum(math.prod(a.shape) for a in problem.theta)
     try:
-        found = jacobian_pattern(flat, moving, fixed, [None] * len(fixed))
+        found = jacobian_pattern(flat, moving, fixed)
         weights = _weights(step)
     except TooLargeError:
         return None

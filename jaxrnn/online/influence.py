@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._base import PyTree
 from jaxrnn.online.derivatives import (
     FEW,
     Differentiation,
@@ -47,9 +48,9 @@ class Influence(NamedTuple):
         return sum(s.block.entries for s in self.storages)
 
 
-def influence_of(problem: Problem, steps: int | None, constants: Sequence[Any] | None) -> Influence:
-    """Of the params that reach a carried number within so many steps; None: however many."""
-    patterns: Patterns = patterns_of(problem, constants)
+def influence_of(problem: Problem, steps: int | None, masks: PyTree = None) -> Influence:
+    """Of the params that reach a carried number within so many steps; None: however many. ``masks``: params."""
+    patterns: Patterns = patterns_of(problem, masks)
     found = reach(patterns.direct, patterns.carried, patterns.first, steps)
     blocks = blocks_of(found, [a.shape for a in problem.theta])
     way = differentiation(problem, patterns, [_pairs(b) for b in blocks])
@@ -84,7 +85,10 @@ def sparse_rule(steps: int | None, influence: Callable[[Problem], Influence]) ->
             return [jnp.zeros(_shape(s.block), dtype) for s in kept.storages]
         colours = np.arange(kept.first_colours.max() + 1)[:, None] == kept.first_colours
         pulled = [start.pull(jnp.asarray(u, dtype)) for u in colours]
-        return [s.first([of[s.block.leaf] for of in pulled]).astype(dtype) for s in kept.storages]
+        return [
+            jnp.broadcast_to(s.first([of[s.block.leaf] for of in pulled]).astype(dtype), _shape(s.block))
+            for s in kept.storages
+        ]
 
     def update(step: Step, trace: list[Any]) -> list[Any]:
         kept = influence(step.problem)

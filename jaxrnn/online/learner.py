@@ -53,7 +53,84 @@ def online(
     window: int | None = None,
     masks: PyTree = None,
 ) -> Online:
-    """TODO."""
+    """Gradients at every step of a stream, carried forward in time: nothing of the past is stored but a trace.
+
+        ∂L_t/∂θ = (∂L_t/∂h_t) J_t + ∂L_t/∂θ, directly        L_t = loss(y_t, target_t)
+        J_t = ∂h_t/∂θ = D_t J_{t-1} + I_t                    D_t = ∂h_t/∂h_{t-1},  I_t = ∂h_t/∂θ, directly
+
+    The rules differ in what they keep in place of J_t, the influence of the params on the carry. With S the numbers in
+    the carry of a sequence (an LSTM has 2 H, a complex number counts as two), P those in the params, k a window:
+
+        rule        what it keeps                           memory           time, beside that of some passes of the step
+        "rtrl"      J_t, exact                              batch × S P      batch × S² P; O(batch × P) for both where
+                                                                             the recurrence is diagonal
+        "snap1"     M ⊙ (D_t J_{t-1} + I_t), M holding      batch × P        batch × P, for an LSTM, a GRU that resets
+                    what params reach in one step                            after, and all whose params reach one unit
+        "snap2" …   the same, within n steps ("snap:n")     batch × |M|      batch × Σ r², r of each param: what it reaches
+        "uoro"      s wᵀ with E[s wᵀ] = J_t                 batch × (S + P)  batch × P
+        "tbptt"     the last k carries and inputs           batch × k S      batch × k P
+
+    "rtrl" is "snap:n" for all n: M and its size are found from the traced step, for any cell, so a diagonal recurrence
+    costs its pattern and no more, and in a chain the params of a later member are not kept for an earlier one. A dense
+    cell has all of S × P from n = 2 on; one that mixes units on the way (a GRU that resets before, full peepholes, a
+    projection, layer normalisation, several members of a chain) more than P at n = 1 too. How much is kept is the size of
+    ``state.trace``.
+
+    Args:
+        cell: a Cell; ``jr.chain`` makes one of several. Its carry holds real and complex numbers alone.
+        loss: ``loss(y, target)`` -> a scalar, of one step and the whole batch: a sum over sequences, or a mean, as you
+            write it; ``grads`` are of that. Where ``mask`` is False it sees y = 0 and target = 0.
+        rule: a name of the table, or a :class:`jr.gradients.OnlineRule` of your own.
+        window: k, of "tbptt" alone.
+        masks: params whose masks will not change, as those of ``jr.masked_weights`` while training: the values of arrays
+            that no derivative reaches. Weights that they take out are not kept, and M is that of the others.
+
+    Returns:
+        ``Online(init, step)``, pure functions that do not jit; ``step`` jits, scans and vmaps.
+
+        ``init(params, batch_shape=(), *, x=None, carry=None, key=None, start=0)`` -> state. x: an input of one step
+        (*B, I), or its ``jax.ShapeDtypeStruct``, where it cannot be told from ``cell.input_size``. carry: where to start;
+        it depends on no params. None: at the cell's initial carry, whose own params, where it is learned, get their
+        gradient. key: of the cell's noise and of rules that draw; None: evaluation. start: the absolute time.
+
+        ``step(params, state, x, target, mask=None, resets=None)`` -> (state, y, grads). x (*B, I), target any pytree
+        of arrays that lead with *B. mask, resets (*B) booleans, as in ``jr.scan``: where mask is False carry and trace
+        are held, y is 0 and grads has nothing of it; where resets is True both are those of a fresh start before x is
+        read. y is that of ``jr.scan``, noise by key and absolute time included. grads: the tree of params, what this
+        step adds; leaves that are no floats get zeros. With the params held, their sum over steps is under "rtrl" the
+        gradient of Σ_t L_t, as back-propagation through time gives it. With an update at every step, J_t is made of
+        steps with older params: the usual bias of learning online, of the order of the learning rate.
+
+    Raises:
+        TypeError, ValueError: a Layer, an unknown rule; while tracing a carry with integers, a loss that is no scalar, a
+            target that does not lead with the batch, a cell without forward mode (all rules but "tbptt"), params of
+            another tree, no key where one is needed.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr, optax
+        >>> cell = jr.chain(jr.gru(3, 5, reset="after"), jr.readout(5, 1))
+        >>> learner = jr.online(cell, lambda y, target: ((y - target) ** 2).mean(), rule="snap1")
+        >>> params = cell.init(jax.random.key(0))
+        >>> optimizer = optax.sgd(0.1)
+        >>> @jax.jit
+        ... def learn(params, state, opt_state, x, target):
+        ...     state, y, grads = learner.step(params, state, x, target)
+        ...     updates, opt_state = optimizer.update(grads, opt_state)
+        ...     return optax.apply_updates(params, updates), state, opt_state, y
+        >>> state, opt_state = learner.init(params, (2,)), optimizer.init(params)
+        >>> params, state, opt_state, y = learn(params, state, opt_state, jnp.ones((2, 3)), jnp.zeros((2, 1)))
+        >>> y.shape, sum(a.size for a in jax.tree.leaves(state.trace)) // 2  # P of the GRU, for each sequence
+        ((2, 1), 150)
+
+    References:
+        Williams & Zipser, "A learning algorithm for continually running fully recurrent neural networks", Neural
+        Computation 1, 1989 ("rtrl").
+        Menick et al., "Practical real time recurrent learning with a sparse approximation to the Jacobian", ICLR 2021.
+        Zucchet et al., "Online learning of long-range dependencies", NeurIPS 2023 (diagonal recurrences).
+        Tallec & Ollivier, "Unbiased online recurrent optimization", ICLR 2018.
+        Williams & Peng, "An efficient gradient-based algorithm for on-line training of recurrent network
+        trajectories", Neural Computation 2, 1990 ("tbptt").
+    """
     expect_cell("online", cell)
     who = f"online({name_of(cell)})"
     chosen = Chosen(who, rule, window, masks)

@@ -251,3 +251,12 @@ def shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree)
 
 
+
+
+def raise_without_forward_mode(who: str, error: TypeError) -> None:
+    """The error of a step that has no tangents, where that is what JAX says."""
+    if "forward-mode" in str(error) or "custom_vjp" in str(error):
+        raise TypeError(
+            f"{who}: this rule takes tangents through the step, and the cell's step has no forward mode: a custom_vjp "
+            f"function stands in it, as jr.cotangent_clip puts one there; give the cell without it, or rule='tbptt'."
+        ) from error

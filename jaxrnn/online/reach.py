@@ -33,7 +33,7 @@ UNKNOWN = Value(None, None)
 
 
 def jacobian_pattern(
-    function: Callable[..., Sequence[Any]], moving: Sequence[Any], fixed: Sequence[Any], constants: Sequence[Any] = ()
+    function: Callable[..., Sequence[Any]], moving: Sequence[Any], fixed: Sequence[Any], values: Sequence[Any] = ()
 ) -> Any:
     """The entries of a Jacobian that may be other than 0: a sparse boolean matrix, outputs × inputs.
 
@@ -44,7 +44,7 @@ def jacobian_pattern(
         function: ``(*moving, *fixed) -> [arrays]``, of which the derivative is taken.
         moving: the types of the inputs by which it is taken, real arrays.
         fixed: those of the others.
-        constants: the values of those of ``fixed`` that are the same in every call; None: not known.
+        values: of ``moving``, then ``fixed``: those that are the same in every call, None where they are not known.
 
     Raises:
         TooLargeError: a pattern of too many entries.
@@ -61,15 +61,15 @@ def jacobian_pattern(
     program, _, _ = flat_program(tangents, *moving, *moving, *fixed, flattens=is_call)
     sizes = [math.prod(a.shape) for a in moving]
     total, first = sum(sizes), 0
-    given = [UNKNOWN] * n
+    primals = [UNKNOWN if value is None else _known(value) for value in values or [None] * (n + len(fixed))]
+    given = primals[:n]
     for size in sizes:
         place = sparse.csr_matrix(
             (np.ones(size, bool), np.arange(first, first + size), np.arange(size + 1)), shape=(size, total)
         )
         given.append(Value(None, None, place))
         first += size
-    given += [UNKNOWN if c is None else _known(c) for c in constants] or [UNKNOWN] * len(fixed)
-    outputs = _run(program, given)
+    outputs = _run(program, [*given, *primals[n:]])
     parts = [
         sparse.csr_matrix((program.size(k), total), dtype=bool) if v.depends is None else v.depends
         for k, v in zip(program.outputs, outputs, strict=True)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import PyTree
-from jaxrnn.online.problem import Problem, Theta
+from jaxrnn.online.problem import Problem, Theta, raise_without_forward_mode
 
 
 class OnlineRule(NamedTuple):
@@ -101,7 +101,11 @@ class Step(NamedTuple):
 
     def push(self, v: jax.Array) -> jax.Array:
         """D_t v."""
-        return jax.jvp(self._of_carry, (self.h,), (v,))[1]
+        try:
+            return jax.jvp(lambda h: self._replace(h=h).run(), (self.h,), (v,))[1]
+        except TypeError as error:
+            raise_without_forward_mode(self.problem.who, error)
+            raise
 
     def pull(self, u: jax.Array) -> tuple[jax.Array, Theta]:
         """``(uᵀ D_t, uᵀ I_t)``."""
@@ -112,6 +116,3 @@ class Step(NamedTuple):
     def run(self) -> jax.Array:
         """h_t."""
         return self.problem.step(*self.arguments)[0]
-
-    def _of_carry(self, h: jax.Array) -> jax.Array:
-        return self._replace(h=h).run()
