@@ -79,6 +79,8 @@ def _operation(eqn: Any, made: dict) -> Callable:
         return _closed(next(params[key] for key in INNER if key in params), made)
     if name in LOOPS:
         return LOOPS[name](eqn, params, made)
+    if any(jax.dtypes.issubdtype(v.aval.dtype, jax.dtypes.extended) for v in eqn.invars):
+        return _compiled(eqn.primitive, tuple(params.items()))  # of keys NumPy knows nothing
     if name in PLAIN and not (name in REAL and not np.issubdtype(eqn.invars[0].aval.dtype, np.floating)):
         return PLAIN[name]
     if name in MADE and (operation := MADE[name](eqn, params)) is not None:

@@ -241,7 +241,11 @@ ERRORS = {
         ValueError,
         ["ctc_loss: label_lengths: lengths must have the batch shape (2,)"],
     ),
-    "a width of 0": (lambda: jr.decoding.ctc_decode(OTHER, width=0), ValueError, ["ctc_decode: width must be a positive int"]),
+    "a width of 0": (
+        lambda: jr.decoding.ctc_decode(OTHER, width=0),
+        ValueError,
+        ["ctc_decode: width must be a positive int"],
+    ),
 }
 
 

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import Cell, PyTree, flatten, is_float
-from jaxrnn._checks import check_choice, check_inexact_carry, check_sizes, step_batch_shape
+from jaxrnn._checks import check_choice, check_inexact_carry, check_params, check_sizes, step_batch_shape
 from jaxrnn._narrowing import check_held
 from jaxrnn.online.influence import Influence, influence_of, sparse_rule
 from jaxrnn.online.problem import Problem, carry_of, params_of, shapes
 from jaxrnn.online.rules import OnlineRule, Start
 from jaxrnn.online.uoro import uoro
 from jaxrnn.online.window import tbptt
+from jaxrnn.running.scan import shapes_of_params
 
 NAMES = ("rtrl", "snap1", "snap2", "snap:3", "uoro", "tbptt")
 SALT = 0x6F6E  # what a rule draws is not what the cell draws
@@ -100,7 +101,7 @@ class Batch:
 class Chosen:
     """A rule by its name, or a user's own."""
 
-    def __init__(self, who: str, rule: Any, window: int | None, masks: PyTree):
+    def __init__(self, who: str, cell: Cell, rule: Any, window: int | None, masks: PyTree):
         self.who, self.masks = who, masks
         self.known: dict[Any, Influence] = {}
         self.name = rule if isinstance(rule, str) else "a rule of your own"
@@ -114,6 +115,7 @@ class Chosen:
                     f"them, so call jr.online outside of the function that is traced."
                 )
             check_held(who, "masks", masks)
+            check_params(who, masks, shapes_of_params(cell), "masks")
 
     def _named(self, rule: Any, window: int | None) -> OnlineRule:
         if isinstance(rule, str) and (found := re.fullmatch(r"snap:?([1-9]\d*)", rule)):
@@ -183,4 +185,3 @@ def example(who: str, cell: Cell, params: PyTree, batch_shape: tuple[int, ...], 
         )
     floats = [a.dtype for a in map(jax.typeof, jax.tree.leaves(params)) if is_float(a)]
     return jax.ShapeDtypeStruct((*batch_shape, cell.input_size), floats[0] if floats else jnp.float32)
-

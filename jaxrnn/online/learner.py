@@ -133,7 +133,7 @@ def online(
     """
     expect_cell("online", cell)
     who = f"online({name_of(cell)})"
-    chosen = Chosen(who, rule, window, masks)
+    chosen = Chosen(who, cell, rule, window, masks)
 
     def init(params, batch_shape=(), *, x=None, carry=None, key=None, start=0):
         check_batch_shape(who, batch_shape)

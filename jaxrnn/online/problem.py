@@ -251,8 +251,6 @@ def shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree)
 
 
-
-
 def raise_without_forward_mode(who: str, error: TypeError) -> None:
     """The error of a step that has no tangents, where that is what JAX says."""
     if "forward-mode" in str(error) or "custom_vjp" in str(error):
