@@ -251,7 +251,7 @@ def test_a_window_is_back_propagation_through_so_many_steps(window, traced, x64)
     params, xs, targets = problem(cell)
 
     def by_hand(params):
-        """Each loss by the steps of its window, from a carry that depends on nothing; the first steps by all there is."""
+        """Each loss by the steps of its window, from a carry that depends on nothing; the first ones by all."""
         held = [cell.initial_carry(params, (B,))]
         for x in jnp.unstack(xs):
             held.append(cell.step(params, held[-1], x)[0])
@@ -362,10 +362,10 @@ REFUSED = {
         TypeError,
         ["online(cotangent_clip): this rule takes tangents", "no forward mode", "rule='tbptt'"],
     ),
-    "no forward mode for uoro": (
-        lambda: learner(WRAPPERS["cotangent_clip"][0](ELMAN), rule="uoro").init(PARAMS),
+    "no key": (
+        lambda: stepped(rule="uoro"),
         ValueError,
-        ["online(cotangent_clip): rule 'uoro' draws at random and has no key", "key=jax.random.key(0)"],
+        ["online(elman): rule 'uoro' draws at random and has no key", "key=jax.random.key(0)"],
     ),
     "params of another cell": (
         lambda: stepped(params=jr.gru(I, H).init(jax.random.key(0))),

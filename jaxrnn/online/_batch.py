@@ -44,8 +44,9 @@ class Batch:
             return None, []
         times = jax.ShapeDtypeStruct((1,), jnp.int32)
 
+        noise = self.cell.noise
+
         def drawn(x):
-            noise = self.cell.noise  # of one step, whatever it draws once for all
             return flatten(jax.eval_shape(lambda key, times: noise(params, key, times, x), key, times))
 
         def wider(axis):

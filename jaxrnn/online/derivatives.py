@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._base import PyTree, flatten
 from jaxrnn.online.pattern import coloured
-from jaxrnn._base import PyTree
-from jaxrnn.online.problem import CutStep, Problem, cut_step, raise_without_forward_mode
+from jaxrnn.online.problem import CutStep, Problem, check_forward_mode, cut_step
 from jaxrnn.online.reach import TooLargeError, jacobian_pattern, product_entries
 
 FEW = 4  # passes that are written one after the other, so that the compiler sees which numbers are 0
@@ -45,7 +45,7 @@ def patterns_of(problem: Problem, masks: PyTree = None) -> Patterns:
 
     ends = np.cumsum([0, *(math.prod(a.shape) for a in problem.theta)])
     n, P = len(problem.theta), int(ends[-1])
-    fixed, tree = jax.tree.flatten((problem.others, problem.x, problem.noise))
+    fixed, tree = flatten((problem.others, problem.x, problem.noise))
 
     def step(*arrays):
         return [problem.step(arrays[:n], arrays[n], *tree.unflatten(arrays[n + 1 :]))[0]]
@@ -53,6 +53,7 @@ def patterns_of(problem: Problem, masks: PyTree = None) -> Patterns:
     def initial(*arrays):
         return [problem.initial(arrays[:n], arrays[n:])]
 
+    check_forward_mode(problem)
     try:
         found = jacobian_pattern(step, [*problem.theta, problem.h], fixed)
         first = jacobian_pattern(initial, problem.theta, problem.others)
@@ -66,9 +67,6 @@ def patterns_of(problem: Problem, masks: PyTree = None) -> Patterns:
     except TooLargeError:
         found = sparse.csr_matrix(np.ones((problem.carry.size, P + problem.carry.size), bool))
         first = found[:, :P]
-    except TypeError as error:
-        raise_without_forward_mode(problem.who, error)
-        raise
     return Patterns(found[:, :P], found[:, P:], first)
 
 
@@ -135,7 +133,7 @@ def _by_cuts(problem: Problem, needed: Sequence[tuple[np.ndarray, np.ndarray]]) 
     if step is None:
         return None
     n, S = len(problem.theta), problem.carry.size
-    fixed, tree = jax.tree.flatten((problem.others, problem.x, problem.noise))
+    fixed, tree = flatten((problem.others, problem.x, problem.noise))
     moving = [*problem.theta, problem.h, *step.made]
 
     def flat(*arrays):
@@ -213,7 +211,7 @@ class Linearised(NamedTuple):
 def linearise(problem: Problem, way: Differentiation, arguments: tuple[Any, ...]) -> Linearised:
     """At ``arguments`` (theta, h, others, x, noise)."""
     theta, h, *rest = arguments
-    S, coefficients = problem.carry.size, jnp.zeros(0, problem.carry.dtype)
+    coefficients = jnp.zeros(0, problem.carry.dtype)
     rows = np.arange(_count(way.colours))[:, None] == way.colours
     if way.is_cut:
         step = cut_step(problem)

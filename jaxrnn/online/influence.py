@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -82,11 +83,14 @@ def sparse_rule(steps: int | None, influence: Callable[[Problem], Influence]) ->
         kept = influence(start.problem)
         dtype = start.problem.carry.dtype
         if not (start.fresh and kept.has_first):
-            return [jnp.zeros(_shape(s.block), dtype) for s in kept.storages]
+            return [[jnp.zeros(shape, dtype) for shape in _shapes(s.block)] for s in kept.storages]
         colours = np.arange(kept.first_colours.max() + 1)[:, None] == kept.first_colours
         pulled = [start.pull(jnp.asarray(u, dtype)) for u in colours]
         return [
-            jnp.broadcast_to(s.first([of[s.block.leaf] for of in pulled]).astype(dtype), _shape(s.block))
+            [
+                jnp.broadcast_to(part, shape).astype(dtype)
+                for part, shape in zip(s.first([of[s.block.leaf] for of in pulled]), _shapes(s.block), strict=True)
+            ]
             for s in kept.storages
         ]
 
@@ -95,10 +99,11 @@ def sparse_rule(steps: int | None, influence: Callable[[Problem], Influence]) ->
         if not kept.storages:
             return []
         at = linearise(step.problem, kept.way, step.arguments)
-        return [
-            (_times(s.block, at.entries(s.carried), J) + s.direct(at.by_theta[s.block.leaf])).astype(J.dtype)
-            for s, J in zip(kept.storages, trace, strict=True)
-        ]
+        updated = []
+        for s, J in zip(kept.storages, trace, strict=True):
+            carried, direct = _times(s.block, at.entries(s.carried), J), s.direct(at.by_theta[s.block.leaf])
+            updated.append([(a + b).astype(old.dtype) for a, b, old in zip(carried, direct, J, strict=True)])
+        return updated
 
     def gradient(step: Step, trace: list[Any], u: Any) -> list[Any]:
         sums = [jnp.zeros_like(a) for a in step.theta]
@@ -109,21 +114,27 @@ def sparse_rule(steps: int | None, influence: Callable[[Problem], Influence]) ->
     return OnlineRule(init, update, gradient)
 
 
-def _shape(block: Block | Scattered) -> tuple[int, ...]:
-    if isinstance(block, Block):
-        return (len(block.R), *block.shape)
-    return (*block.R.shape, block.at.shape[1])
+def _is_small(block: Block | Scattered) -> bool:
+    return isinstance(block, Block) and len(block.R) <= SMALL
 
 
-def _times(block: Block | Scattered, D: Any, J: Any) -> Any:
-    """D J, class by class."""
+def _shapes(block: Block | Scattered) -> list[tuple[int, ...]]:
+    """Of the arrays that hold a block: one, or where few numbers are reached, one for each of them."""
     if isinstance(block, Scattered):
-        return jnp.einsum("gkl,gln->gkn", D, J)
+        return [(*block.R.shape, block.at.shape[1])]
+    return [block.shape] * len(block.R) if _is_small(block) else [(len(block.R), *block.shape)]
+
+
+def _times(block: Block | Scattered, D: Any, arrays: list[Any]) -> list[Any]:
+    """D J, class by class."""
+    if _is_small(block):  # elementwise, which the compiler joins with what comes before and after
+        return [sum(D[k, l] * J for l, J in enumerate(arrays)) for k in range(len(arrays))]
+    (J,) = arrays
+    if isinstance(block, Scattered):
+        return [jnp.einsum("gkl,gln->gkn", D, J)]
     r = len(block.R)
-    if D.size == r * r and r > 1:
-        return jnp.tensordot(D.reshape(r, r), J, 1)
-    if r <= SMALL:
-        return jnp.stack([sum(D[k, l] * J[l] for l in range(r)) for k in range(r)])
+    if D.size == r * r:
+        return [jnp.tensordot(D.reshape(r, r), J, 1)]
     varied = [axis for axis in range(J.ndim - 1) if D.shape[axis + 2] > 1]
     same = [axis for axis in range(J.ndim - 1) if axis not in varied]
     order = (*(axis + 1 for axis in varied), 0, *(axis + 1 for axis in same))
@@ -131,11 +142,14 @@ def _times(block: Block | Scattered, D: Any, J: Any) -> Any:
     n = len(varied)
     columns = J.transpose(order).reshape(-1, r, int(np.prod(sizes[n + 1 :])))
     product = jnp.einsum("kls,sln->skn", D.reshape(r, r, -1), columns)
-    return product.reshape(sizes).transpose(np.argsort(order))
+    return [product.reshape(sizes).transpose(np.argsort(order))]
 
 
-def _pulled(block: Block | Scattered, u: Any, J: Any) -> Any:
+def _pulled(block: Block | Scattered, u: Any, arrays: list[Any]) -> Any:
     """uᵀ J, for the params of the block."""
+    if _is_small(block):
+        return sum(u[block.R[k]] * J for k, J in enumerate(arrays))
+    (J,) = arrays
     if isinstance(block, Scattered):
         return jnp.einsum("gk,gkn->gn", jnp.concatenate([u, jnp.zeros_like(u[:1])])[block.R], J)
     of = u[block.R]
@@ -151,8 +165,12 @@ def _add(whole: Any, block: Block | Scattered, part: Any) -> Any:
     if block.places is None:
         return whole + part.astype(whole.dtype)
     axis, places = block.places
-    where = (slice(None),) * axis + (_slice(places),)
-    return whole.at[where].add(part.astype(whole.dtype))
+    part, between = part.astype(whole.dtype), _slice(places)
+    if isinstance(between, slice):  # a sum of padded parts is elementwise; a scatter would stand by itself
+        around = [(0, 0, 0)] * whole.ndim
+        around[axis] = (between.start, whole.shape[axis] - between.stop, 0)
+        return whole + jax.lax.pad(part, jnp.zeros((), part.dtype), around)
+    return whole.at[(slice(None),) * axis + (between,)].add(part)
 
 
 def _slice(places: np.ndarray) -> Any:
@@ -161,42 +179,55 @@ def _slice(places: np.ndarray) -> Any:
     return slice(first, last + 1) if last - first + 1 == len(places) else places
 
 
-def _spread(block: Block | Scattered, colours: np.ndarray, present: np.ndarray) -> Callable[[Any], Any]:
-    """The entries of a Jacobian that a block holds, from cotangents in colours pulled back.
+def _spread(block: Block | Scattered, colours: np.ndarray, present: np.ndarray) -> Callable[[Any], list[Any]]:
+    """The entries of a Jacobian that a block holds, in its arrays, from cotangents in colours pulled back.
 
     Args:
         colours: (S,), of each carried number.
         present: (S + 1, U), which of them the params of each class reach.
     """
     if isinstance(block, Scattered):
-        there = present[block.R[:, :, None], block.kinds[:, None]] & (block.at < block.size)[:, None]
-        colour = np.append(colours, 0)[block.R][:, :, None]
-
-        def scattered(by_colour):
-            V = jnp.stack([a.reshape(-1) for a in by_colour])
-            return jnp.where(there, V[colour, np.minimum(block.at, V.shape[1] - 1)[:, None]], 0)
-
-        return scattered
+        return _spread_scattered(block, colours, present)
     r, colour = len(block.R), colours[block.R]
     there = present[block.R, block.kinds[None]]
     own = np.unique(np.broadcast_to(colour, there.shape)[there])
     by_slot = colour.reshape(r, -1)
-    same = (by_slot == by_slot[:, :1]).all()
+    same = bool((by_slot == by_slot[:, :1]).all())
 
-    def spread(by_colour):
-        take = lambda a: a if block.places is None else a[(slice(None),) * block.places[0] + (_slice(block.places[1]),)]
-        if len(own) == 0:
-            return jnp.zeros((), by_colour[0].dtype)
-        if same and r <= FEW:
-            whole = jnp.stack([take(by_colour[c]) for c in by_slot[:, 0]])
-            return whole if there.all() else jnp.where(there, whole, 0)
+    def take(a: Any) -> Any:
+        if block.places is None:
+            return a
+        axis, places = block.places
+        return a[(slice(None),) * axis + (_slice(places),)]
+
+    def where(flags: np.ndarray, a: Any) -> Any:
+        return a if flags.all() else jnp.where(flags, a, 0)
+
+    def spread(by_colour: Any) -> list[Any]:
+        zero = jnp.zeros((), by_colour[0].dtype)
+        if same and r <= SMALL:
+            return [where(there[k], take(by_colour[by_slot[k, 0]])) if there[k].any() else zero for k in range(r)]
         if len(own) <= FEW:
-            return sum(jnp.where(there & (colour == c), take(by_colour[c])[None], 0) for c in own)
-        V = jnp.stack([take(a) for a in by_colour]) if isinstance(by_colour, list) else by_colour
-        if not isinstance(by_colour, list) and block.places is not None:
-            V = jnp.moveaxis(take(jnp.moveaxis(V, 0, -1)), -1, 0)
-        if same:
-            return jnp.where(there, V[by_slot[:, 0]], 0)
-        return jnp.where(there, jnp.take_along_axis(V, np.broadcast_to(colour, (r, *block.shape)), 0), 0)
+            parts = [jnp.where(there & (colour == c), take(by_colour[c])[None], 0) for c in own]
+            whole = sum(parts[1:], parts[0]) if parts else zero
+        else:
+            V = jnp.stack([take(by_colour[c]) for c in range(len(by_colour))])
+            if not same:
+                V = jnp.take_along_axis(V, np.broadcast_to(colour, (r, *block.shape)), 0)
+            whole = where(there, V[by_slot[:, 0]] if same else V)
+        if r > SMALL:
+            return [whole]
+        return [jnp.broadcast_to(whole, (r, *block.shape))[k] for k in range(r)]
+
+    return spread
+
+
+def _spread_scattered(block: Scattered, colours: np.ndarray, present: np.ndarray) -> Callable[[Any], list[Any]]:
+    there = present[block.R[:, :, None], block.kinds[:, None]] & (block.at < block.size)[:, None]
+    colour, at = np.append(colours, 0)[block.R][:, :, None], np.minimum(block.at, block.size - 1)[:, None]
+
+    def spread(by_colour: Any) -> list[Any]:
+        V = jnp.stack([by_colour[c].reshape(-1) for c in range(len(by_colour))])
+        return [jnp.where(there, V[colour, at], 0)]
 
     return spread

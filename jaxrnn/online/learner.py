@@ -61,20 +61,20 @@ def online(
     The rules differ in what they keep in place of J_t, the influence of the params on the carry. With S the numbers in
     the carry of a sequence (an LSTM has 2 H, a complex number counts as two), P those in the params, k a window:
 
-        rule        what it keeps                           memory           time, beside that of some passes of the step
+        rule        what it keeps                           memory           time, beside some passes of the step
         "rtrl"      J_t, exact                              batch × S P      batch × S² P; O(batch × P) for both where
                                                                              the recurrence is diagonal
         "snap1"     M ⊙ (D_t J_{t-1} + I_t), M holding      batch × P        batch × P, for an LSTM, a GRU that resets
                     what params reach in one step                            after, and all whose params reach one unit
-        "snap2" …   the same, within n steps ("snap:n")     batch × |M|      batch × Σ r², r of each param: what it reaches
+        "snap2" …   the same, within n steps ("snap:n")     batch × |M|      batch × Σ r², r: what a param reaches
         "uoro"      s wᵀ with E[s wᵀ] = J_t                 batch × (S + P)  batch × P
         "tbptt"     the last k carries and inputs           batch × k S      batch × k P
 
     "rtrl" is "snap:n" for all n: M and its size are found from the traced step, for any cell, so a diagonal recurrence
     costs its pattern and no more, and in a chain the params of a later member are not kept for an earlier one. A dense
     cell has all of S × P from n = 2 on; one that mixes units on the way (a GRU that resets before, full peepholes, a
-    projection, layer normalisation, several members of a chain) more than P at n = 1 too. How much is kept is the size of
-    ``state.trace``.
+    projection, layer normalisation, several members of a chain) more than P at n = 1 too. How much is kept is the size
+    of ``state.trace``.
 
     Args:
         cell: a Cell; ``jr.chain`` makes one of several. Its carry holds real and complex numbers alone.
@@ -82,16 +82,16 @@ def online(
             write it; ``grads`` are of that. Where ``mask`` is False it sees y = 0 and target = 0.
         rule: a name of the table, or a :class:`jr.gradients.OnlineRule` of your own.
         window: k, of "tbptt" alone.
-        masks: params whose masks will not change, as those of ``jr.masked_weights`` while training: the values of arrays
-            that no derivative reaches. Weights that they take out are not kept, and M is that of the others.
+        masks: params whose masks will not change, as those of ``jr.masked_weights`` while training: the values of
+            arrays that no derivative reaches. Weights that they take out are not kept, and M is that of the others.
 
     Returns:
         ``Online(init, step)``, pure functions that do not jit; ``step`` jits, scans and vmaps.
 
         ``init(params, batch_shape=(), *, x=None, carry=None, key=None, start=0)`` -> state. x: an input of one step
-        (*B, I), or its ``jax.ShapeDtypeStruct``, where it cannot be told from ``cell.input_size``. carry: where to start;
-        it depends on no params. None: at the cell's initial carry, whose own params, where it is learned, get their
-        gradient. key: of the cell's noise and of rules that draw; None: evaluation. start: the absolute time.
+        (*B, I), or its ``jax.ShapeDtypeStruct``, where it cannot be told from ``cell.input_size``. carry: where to
+        start; it depends on no params. None: at the cell's initial carry, whose own params, where it is learned, get
+        their gradient. key: of the cell's noise and of rules that draw; None: evaluation. start: the absolute time.
 
         ``step(params, state, x, target, mask=None, resets=None)`` -> (state, y, grads). x (*B, I), target any pytree
         of arrays that lead with *B. mask, resets (*B) booleans, as in ``jr.scan``: where mask is False carry and trace
@@ -102,8 +102,8 @@ def online(
         steps with older params: the usual bias of learning online, of the order of the learning rate.
 
     Raises:
-        TypeError, ValueError: a Layer, an unknown rule; while tracing a carry with integers, a loss that is no scalar, a
-            target that does not lead with the batch, a cell without forward mode (all rules but "tbptt"), params of
+        TypeError, ValueError: a Layer, an unknown rule; while tracing a carry with integers, a loss that is no scalar,
+            a target that does not lead with the batch, a cell without forward mode (all rules but "tbptt"), params of
             another tree, no key where one is needed.
 
     Example:

@@ -137,6 +137,7 @@ def _thin(a: np.ndarray) -> np.ndarray:
 
 
 def _of_leaf(leaf, kinds, classes, shape, found, sizes, S) -> list[Block | Scattered]:
+    blocks: list[Block | Scattered] = []
     varied = [axis for axis in range(classes.ndim) if classes.shape[axis] > 1]
     counts = sizes[classes]
     if classes.size <= 8 * len(np.unique(classes)) or classes.size <= 64:
@@ -144,7 +145,7 @@ def _of_leaf(leaf, kinds, classes, shape, found, sizes, S) -> list[Block | Scatt
             R = np.stack([found.reached[k] for k in classes.ravel()], -1).reshape(-1, *classes.shape)
             return [Block(leaf, None, shape, R, kinds)]
         if len(varied) == 1:
-            (axis,), blocks = varied, []
+            (axis,) = varied
             along = counts.ravel()
             for r in np.unique(along[along > 0]):
                 places = np.flatnonzero(along == r)
@@ -162,7 +163,6 @@ def _of_leaf(leaf, kinds, classes, shape, found, sizes, S) -> list[Block | Scatt
         if groups[-1] and sizes[k] > 1.5 * sizes[groups[-1][0]]:
             groups.append([])
         groups[-1].append(k)
-    blocks = []
     for group in groups:
         members = [np.flatnonzero(classes == k) for k in group]
         R = np.full((len(group), max(sizes[k] for k in group)), S)

@@ -14,7 +14,7 @@ from jaxrnn._base import Cell, PyTree, flatten, is_inexact, is_narrow
 from jaxrnn._checks import check_carry_kept, check_pair
 from jaxrnn._dtypes import accumulator
 from jaxrnn.programs.program import Program, evaluate, needed_for, reached_from
-from jaxrnn.programs.tracing import flat_program, is_call
+from jaxrnn.programs.tracing import flat_program, inner_programs, is_call
 
 Theta = list[Any]  # the real arrays of the params: of a complex one its real, then its imaginary part
 
@@ -39,27 +39,27 @@ class Params(NamedTuple):
 
     def join(self, theta: Sequence[Any], others: Sequence[Any]) -> PyTree:
         """The params, their dtypes as they were."""
-        theta, rest, leaves = iter(theta), iter(others), []
+        real, rest, leaves = iter(theta), iter(others), []
         for kind in self.kinds:
             if not is_inexact(kind):
                 leaves.append(next(rest))
             elif jnp.issubdtype(kind.dtype, jnp.complexfloating):
-                leaves.append(jax.lax.complex(next(theta), next(theta)))
+                leaves.append(jax.lax.complex(next(real), next(real)))
             else:
-                leaves.append(next(theta).astype(kind.dtype))
+                leaves.append(next(real).astype(kind.dtype))
         return self.treedef.unflatten(leaves)
 
     def gradient(self, theta: Sequence[Any]) -> PyTree:
         """Derivatives by the real arrays as ``jax.grad`` gives them: by a complex one ∂L/∂re - i ∂L/∂im."""
-        theta, leaves = iter(theta), []
+        real, leaves = iter(theta), []
         for kind in self.kinds:
             if not is_inexact(kind):
                 leaves.append(jnp.zeros(kind.shape, kind.dtype))
             elif jnp.issubdtype(kind.dtype, jnp.complexfloating):
-                re, im = next(theta), next(theta)
+                re, im = next(real), next(real)
                 leaves.append(jax.lax.complex(re, -im).astype(kind.dtype))
             else:
-                leaves.append(next(theta).astype(kind.dtype))
+                leaves.append(next(real).astype(kind.dtype))
         return self.treedef.unflatten(leaves)
 
 
@@ -117,7 +117,7 @@ class Problem(NamedTuple):
     x: PyTree  # of the input of one sequence
     noise: PyTree  # of its noise; None: none
 
-    def step(self, theta: Theta, h: Any, others: Sequence[Any], x: PyTree, noise: PyTree) -> tuple[Any, PyTree]:
+    def step(self, theta: Sequence[Any], h: Any, others: Sequence[Any], x: PyTree, noise: PyTree) -> tuple[Any, PyTree]:
         """``(h_t, y_t)`` from h_{t-1}, a vector."""
         before = self.carry.tree(h)
         extra = () if noise is None else (noise,)
@@ -125,7 +125,7 @@ class Problem(NamedTuple):
         check_carry_kept(self.who, before, after)
         return self.carry.flat(after), y
 
-    def initial(self, theta: Theta, others: Sequence[Any]) -> Any:
+    def initial(self, theta: Sequence[Any], others: Sequence[Any]) -> Any:
         """h_0, a vector."""
         return self.carry.flat(self.cell.initial_carry(self.params.join(theta, others), ()))
 
@@ -180,12 +180,7 @@ class CutStep(NamedTuple):
     params: list[Any]  # of its primitive
     kinds: list[list[Any]]  # of its operands
     run: Callable[..., Any]  # (theta, h, δs, others, x, noise) -> (h_t, the operands), the other operands
-
-    @property
-    def deltas(self) -> list[Any]:
-        return self.made
-
-    made: list[Any] = []  # the types of what the products give
+    made: list[Any]  # the types of what the products give
 
 
 def cut_step(problem: Problem) -> CutStep | None:
@@ -237,7 +232,7 @@ def _cut(program: Program, tree: Any, cuts: dict[int, int]) -> CutStep:
                 operands.append(given[mine])
                 coefficients.append(given[1 - mine])
                 given[mine] = jax.lax.stop_gradient(given[mine])
-                results = [op.run(*given)[0] + next(rest)]
+                results: Sequence[Any] = [op.run(*given)[0] + next(rest)]
             else:
                 results = op.run(*given)
             values.update(zip(op.outputs, results, strict=True))
@@ -251,10 +246,27 @@ def shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree)
 
 
-def raise_without_forward_mode(who: str, error: TypeError) -> None:
-    """The error of a step that has no tangents, where that is what JAX says."""
-    if "forward-mode" in str(error) or "custom_vjp" in str(error):
+def check_forward_mode(problem: Problem) -> None:
+    """A step has tangents: no custom_vjp function stands in it, whose rule is for the way back alone."""
+
+    def pushed(theta, h, others, x, noise, tangent):
+        return jax.jvp(lambda h: problem.step(theta, h, others, x, noise)[0], (h,), (tangent,))
+
+    arguments = (problem.theta, problem.h, problem.others, problem.x, problem.noise, problem.h)
+    try:
+        todo = [jax.make_jaxpr(pushed)(*arguments).jaxpr]
+        names = set()
+        while todo:
+            for eqn in todo.pop().eqns:
+                names.add(eqn.primitive.name)
+                todo += inner_programs(eqn.params)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        names = {"custom_lin"}
+    if "custom_lin" in names:  # what JAX makes of such a function's tangent, and cannot compile
         raise TypeError(
-            f"{who}: this rule takes tangents through the step, and the cell's step has no forward mode: a custom_vjp "
-            f"function stands in it, as jr.cotangent_clip puts one there; give the cell without it, or rule='tbptt'."
-        ) from error
+            f"{problem.who}: this rule takes tangents through the step, and the cell's step has no forward mode: a "
+            f"custom_vjp function stands in it, as jr.cotangent_clip puts one there; give the cell without it, or "
+            f"rule='tbptt'."
+        )

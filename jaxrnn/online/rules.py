@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import PyTree
-from jaxrnn.online.problem import Problem, Theta, raise_without_forward_mode
+from jaxrnn.online.problem import Problem, Theta
 
 
 class OnlineRule(NamedTuple):
@@ -101,11 +101,7 @@ class Step(NamedTuple):
 
     def push(self, v: jax.Array) -> jax.Array:
         """D_t v."""
-        try:
-            return jax.jvp(lambda h: self._replace(h=h).run(), (self.h,), (v,))[1]
-        except TypeError as error:
-            raise_without_forward_mode(self.problem.who, error)
-            raise
+        return jax.jvp(lambda h: self._replace(h=h).run(), (self.h,), (v,))[1]
 
     def pull(self, u: jax.Array) -> tuple[jax.Array, Theta]:
         """``(uᵀ D_t, uᵀ I_t)``."""

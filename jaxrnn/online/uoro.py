@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrnn.online.problem import check_forward_mode
 from jaxrnn.online.rules import OnlineRule, Start, Step
 
 TINY = 1e-7  # ε of the paper's equations
@@ -25,6 +26,7 @@ def uoro() -> OnlineRule:
         return jax.random.rademacher(of.key, (of.size,), of.problem.carry.dtype)
 
     def init(start: Start) -> tuple[Any, Any]:
+        check_forward_mode(start.problem)
         ν = signs(start)
         return ν, start.pull(ν)
 

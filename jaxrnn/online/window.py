@@ -21,7 +21,7 @@ class Window(NamedTuple):
 
 
 def tbptt(window: int) -> OnlineRule:
-    """uᵀ J_t ≈ Σ uᵀ D_t … D_{i+1} I_i over the last k steps i, by as many steps backward; the first of them, h_0 too."""
+    """uᵀ J_t ≈ Σ uᵀ D_t … D_{i+1} I_i over the last k steps i, with h_0 where they reach back to the start."""
 
     def init(start: Start) -> Window:
         problem = start.problem
