@@ -56,9 +56,9 @@ from jaxrnn.cells.ugrnn import ugrnn
 from jaxrnn.checking import check_cell
 from jaxrnn.combine import BiCarry, bidirectional, chain, residual, stack
 from jaxrnn.decoding.beams import beam_search
-from jaxrnn.decoding.ctc import ctc_decode
 from jaxrnn.decoding.generating import generate
 from jaxrnn.decoding.likelihood import log_likelihood
+from jaxrnn.online.learner import online
 from jaxrnn.parallel_over_time.convergence import convergence
 from jaxrnn.parallel_over_time.parallel import parallel
 from jaxrnn.planning.explanation import explain
@@ -154,6 +154,7 @@ __all__ = [
     "forecast_convergence",
     "fit_readout",
     "tbptt",
+    "online",
     "stream",
     "Slots",
     "gates",
@@ -162,7 +163,6 @@ __all__ = [
     "generate",
     "beam_search",
     "log_likelihood",
-    "ctc_decode",
     # combining
     "stack",
     "chain",
@@ -215,6 +215,7 @@ _moved = moved_names(
             )
         },
         "BiParams": "jaxrnn.combine.BiParams",
+        "ctc_decode": "jaxrnn.decoding.ctc_decode",
         "Stream": "jaxrnn.running.stream.Stream",
         "NormalizedParams": "jaxrnn.wrappers.NormalizedParams",
         "Explanation": "jaxrnn.planning.Explanation",

@@ -135,10 +135,10 @@ def check_real(who: str, x: Any, dtype: Any, *, declared: bool) -> None:
         )
 
 
-def check_params(who: str, params: PyTree, expected: PyTree | None) -> None:
+def check_params(who: str, params: PyTree, expected: PyTree | None, name: str = "params") -> None:
     """Parameters have the structure and the shapes that the cell's own ``init`` gives (None: unknown)."""
     if expected is not None:
-        _check_tree(who, "params", params, expected, "pass the params that this cell's own init(key) returned")
+        _check_tree(who, name, params, expected, "pass the params that this cell's own init(key) returned")
 
 
 def check_carry(who: str, carry: PyTree, expected: PyTree, batch_shape: tuple[int, ...], name: str = "carry") -> None:

@@ -106,6 +106,11 @@ BAD: dict[str, Sequence[Any]] = {
     "load.path": [None, 3, "missing.safetensors"],
     "metadata": [3, "x", {3: "x"}],
     "loss": [None, 3, lambda carry, ys: ys],
+    "online.loss": [None, 3],
+    "rule": ["rtrll", "snap0", None, 3],
+    "window": [],
+    "online.window": [3],  # of "tbptt" alone
+    "masks": _TREES,
     "training.loop.loss": [None, 3],
     "norm": [None, "x", jnp.ones(())],
     "matrix": [None, "x", jnp.ones(3), jnp.ones((2, 3))],

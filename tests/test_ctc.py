@@ -21,7 +21,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # float32
 
 @functools.cache
 def decode(width=None, blank=0):
-    return jax.jit(functools.partial(jr.ctc_decode, width=width, blank=blank))
+    return jax.jit(functools.partial(jr.decoding.ctc_decode, width=width, blank=blank))
 
 
 LOSS = jax.jit(decoding.ctc_loss)
@@ -159,7 +159,7 @@ def test_labels_that_are_none_give_nan():
 @pytest.mark.parametrize("width", [None, 2])
 def test_no_steps_and_no_sequences(width):
     for shape in ((0, 2, 3), (2, 0, 3)):
-        found = jr.ctc_decode(jnp.zeros(shape), width=width)
+        found = jr.decoding.ctc_decode(jnp.zeros(shape), width=width)
         assert found.tokens.shape == shape[:2] and found.lengths.tolist() == found.log_probs.tolist() == [0] * shape[1]
 
 

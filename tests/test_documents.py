@@ -26,7 +26,13 @@ def test_every_page_with_blocks_is_run():
         "CONTRIBUTING.md",  # in tests/test_contributing.py
         *("README.md", "docs/conventions.md", "docs/gradients.md", "docs/migrating.md", "docs/plans.md"),
         *("docs/parallel_over_time.md", "docs/persistent_kernels.md", "docs/reinforcement_learning.md"),
-        *("docs/attention.md", "docs/closed_loop.md", "docs/training.md", "docs/own_data.md"),
+        *(
+            "docs/attention.md",
+            "docs/closed_loop.md",
+            "docs/training.md",
+            "docs/own_data.md",
+            "docs/learning_online.md",
+        ),
     }
     others = {page for page in pages() if not page.startswith("docs/api/")}  # those: tests/test_api_pages.py
     assert others == tested, "run the page in a test, with values that matter, and name it here"
@@ -147,6 +153,23 @@ def test_reinforcement_learning():
     np.testing.assert_allclose(names["logits"], logits[4:], **CLOSE)
     np.testing.assert_allclose(names["values"][..., 0], values[4:], **CLOSE)
     assert np.mean(names["rewards"][:5]) < 0.6 and np.mean(names["rewards"][-5:]) > 0.95
+
+
+def test_learning_online():
+    names = run("docs/learning_online.md")
+    flat = lambda grads: np.concatenate([np.ravel(a) for a in jax.tree.leaves(grads)])
+    np.testing.assert_allclose(flat(names["online"]), flat(names["whole"]), rtol=1e-4, atol=1e-4)  # float32
+    of_gru = sum(a.size for a in jax.tree.leaves(names["params"][0]))
+    assert names["kept"] == 8 * of_gru
+    of_lstm = (3 + 8 + 1) * 32
+    assert names["sizes"] == {"rtrl": 16 * of_lstm, "snap1": 7 * of_lstm // 4, "diagonal": (3 + 1) * 16}
+    assert names["sparse_size"] < names["dense_size"] == 8 * (3 + 8 + 1) * 8
+    assert not names["y"][1].any() and names["y"][0].any()
+    trace = jax.tree.leaves(names["after"].trace)
+    assert any(a[0].any() for a in trace) and not any(a[1].any() for a in trace)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), names["learned"], names["params"])
+    assert any(jax.tree.leaves(moved))
+    assert np.isfinite(flat(names["faded"])).all() and np.abs(flat(names["faded"]) - flat(names["online"])).max() > 1e-3
 
 
 @pytest.mark.full

@@ -222,12 +222,12 @@ ERRORS = {
     ),
     # CTC
     "blank": (
-        lambda: jr.ctc_decode(OTHER, blank=5),
+        lambda: jr.decoding.ctc_decode(OTHER, blank=5),
         ValueError,
         ["ctc_decode: blank must be one of the symbols 0 to 4, got 5"],
     ),
     "logits, integers": (
-        lambda: jr.ctc_decode(TOKENS),
+        lambda: jr.decoding.ctc_decode(TOKENS),
         TypeError,
         ["ctc_decode: logits must be floats (T, *B, V), got int32 of shape (3, 2)"],
     ),
@@ -241,7 +241,11 @@ ERRORS = {
         ValueError,
         ["ctc_loss: label_lengths: lengths must have the batch shape (2,)"],
     ),
-    "a width of 0": (lambda: jr.ctc_decode(OTHER, width=0), ValueError, ["ctc_decode: width must be a positive int"]),
+    "a width of 0": (
+        lambda: jr.decoding.ctc_decode(OTHER, width=0),
+        ValueError,
+        ["ctc_decode: width must be a positive int"],
+    ),
 }
 
 

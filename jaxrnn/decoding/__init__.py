@@ -5,11 +5,11 @@ Generated                                   what ``jr.generate`` returns: free r
 Beams, wu_2016                              what ``jr.beam_search`` returns, and a length penalty for it
 perplexity                                  beside ``jr.log_likelihood``: teacher forcing
 scheduled_sampling                          between teacher forcing and free running, for training
-ctc_loss, CTCDecoded                        beside ``jr.ctc_decode``: labels of a sequence without an alignment
+ctc_loss, ctc_decode, CTCDecoded            labels of a sequence without an alignment
 """
 
 from jaxrnn.decoding.beams import Beams, wu_2016
-from jaxrnn.decoding.ctc import CTCDecoded, ctc_loss
+from jaxrnn.decoding.ctc import CTCDecoded, ctc_decode, ctc_loss
 from jaxrnn.decoding.generating import Generated
 from jaxrnn.decoding.likelihood import perplexity
 from jaxrnn.decoding.samplers import Sampler, greedy, temperature, top_k, top_p
@@ -27,5 +27,6 @@ __all__ = [
     "perplexity",
     "scheduled_sampling",
     "ctc_loss",
+    "ctc_decode",
     "CTCDecoded",
 ]

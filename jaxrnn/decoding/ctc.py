@@ -126,7 +126,7 @@ def ctc_decode(
     Example:
         >>> import jax.numpy as jnp, jaxrnn as jr
         >>> logits = jnp.log(jnp.array([[0.6, 0.4], [0.6, 0.4]]))  # blank, blank has 0.36; a in any place 0.64
-        >>> greedy, beam = jr.ctc_decode(logits), jr.ctc_decode(logits, width=2)
+        >>> greedy, beam = jr.decoding.ctc_decode(logits), jr.decoding.ctc_decode(logits, width=2)
         >>> greedy.lengths.item(), beam.lengths.item(), f"{jnp.exp(beam.log_probs):.2f}"
         (0, 1, '0.64')
 

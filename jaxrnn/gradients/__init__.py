@@ -5,6 +5,7 @@ diagnose, lyapunov_spectrum, classify_exponent      whether gradients vanish or 
 step_jacobian, spectral_radius, log_singular_values the Jacobians of the steps and of their products
 find_fixed_points, linear_analysis                  where the state comes to rest, and what happens around there
 jacobian_penalty                                    a regulariser that keeps the gradient's norm
+OnlineRule                                          a rule of your own for ``jr.online``
 """
 
 from jaxrnn.gradients.bptt import bptt_contributions
@@ -13,6 +14,7 @@ from jaxrnn.gradients.flow import Flow, StateFlow, gradient_flow, norm_by_lag
 from jaxrnn.gradients.jacobians import log_singular_values, spectral_radius, step_jacobian
 from jaxrnn.gradients.lyapunov import Diagnosis, LyapunovSpectrum, classify_exponent, diagnose, lyapunov_spectrum
 from jaxrnn.gradients.penalty import jacobian_penalty
+from jaxrnn.online.rules import OnlineRule
 
 __all__ = [
     "gradient_flow",
@@ -33,4 +35,5 @@ __all__ = [
     "linear_analysis",
     "LinearAnalysis",
     "jacobian_penalty",
+    "OnlineRule",
 ]

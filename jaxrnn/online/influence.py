@@ -1,0 +1,233 @@
+"""RTRL, and SnAp-n: the influence of the params on the carry, as much of it as a pattern holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn._base import PyTree
+from jaxrnn.online.derivatives import (
+    FEW,
+    Differentiation,
+    Entries,
+    Patterns,
+    differentiation,
+    linearise,
+    patterns_of,
+)
+from jaxrnn.online.pattern import Block, Scattered, blocks_of, coloured, reach
+from jaxrnn.online.problem import Problem
+from jaxrnn.online.rules import OnlineRule, Start, Step
+
+SMALL = 4  # numbers reached up to which products of the blocks are written out
+
+
+class Storage(NamedTuple):
+    """A block of the influence with all that its update needs; static."""
+
+    block: Block | Scattered
+    direct: Callable[[Any], Any]  # its part of I_t, from the cotangents of its array by colour
+    first: Callable[[Any], Any]  # the same of the initial carry's
+    carried: Entries  # its part of D_t
+
+
+class Influence(NamedTuple):
+    """How the influence of a cell's params on its carry is kept and updated; static."""
+
+    storages: list[Storage]
+    way: Differentiation
+    first_colours: np.ndarray
+    has_first: bool  # whether the initial carry depends on params
+
+    @property
+    def entries(self) -> int:
+        """How many numbers are kept for each sequence."""
+        return sum(s.block.entries for s in self.storages)
+
+
+def influence_of(problem: Problem, steps: int | None, masks: PyTree = None) -> Influence:
+    """Of the params that reach a carried number within so many steps; None: however many. ``masks``: params."""
+    patterns: Patterns = patterns_of(problem, masks)
+    found = reach(patterns.direct, patterns.carried, patterns.first, steps)
+    blocks = blocks_of(found, [a.shape for a in problem.theta])
+    way = differentiation(problem, patterns, [_pairs(b) for b in blocks])
+    first = coloured(patterns.first)
+    storages = [
+        Storage(
+            block,
+            _spread(block, way.colours[: problem.carry.size], found.direct),
+            _spread(block, first, found.first),
+            way.at(*_pairs(block)),
+        )
+        for block in blocks
+    ]
+    return Influence(storages, way, first, bool(patterns.first.nnz))
+
+
+def _pairs(block: Block | Scattered) -> tuple[np.ndarray, np.ndarray]:
+    """The entries (a, b) of D_t by which a block is multiplied: (r, r, *axes), or (G, r, r)."""
+    R = block.R
+    pair = (R[:, None], R[None]) if isinstance(block, Block) else (R[:, :, None], R[:, None])
+    a, b = np.broadcast_arrays(*pair)
+    return a, b
+
+
+def sparse_rule(steps: int | None, influence: Callable[[Problem], Influence]) -> OnlineRule:
+    """J_t = M ⊙ (D_t J_{t-1} + I_t), of which the entries that M holds are kept."""
+
+    def init(start: Start) -> list[Any]:
+        kept = influence(start.problem)
+        dtype = start.problem.carry.dtype
+        if not (start.fresh and kept.has_first):
+            return [[jnp.zeros(shape, dtype) for shape in _shapes(s.block)] for s in kept.storages]
+        colours = np.arange(kept.first_colours.max() + 1)[:, None] == kept.first_colours
+        pulled = [start.pull(jnp.asarray(u, dtype)) for u in colours]
+        return [
+            [
+                jnp.broadcast_to(part, shape).astype(dtype)
+                for part, shape in zip(s.first([of[s.block.leaf] for of in pulled]), _shapes(s.block), strict=True)
+            ]
+            for s in kept.storages
+        ]
+
+    def update(step: Step, trace: list[Any]) -> list[Any]:
+        kept = influence(step.problem)
+        if not kept.storages:
+            return []
+        at = linearise(step.problem, kept.way, step.arguments)
+        updated = []
+        for s, J in zip(kept.storages, trace, strict=True):
+            carried, direct = _times(s.block, at.entries(s.carried), J), s.direct(at.by_theta[s.block.leaf])
+            updated.append([(a + b).astype(old.dtype) for a, b, old in zip(carried, direct, J, strict=True)])
+        return updated
+
+    def gradient(step: Step, trace: list[Any], u: Any) -> list[Any]:
+        sums = [jnp.zeros_like(a) for a in step.theta]
+        for s, J in zip(influence(step.problem).storages, trace, strict=True):
+            sums[s.block.leaf] = _add(sums[s.block.leaf], s.block, _pulled(s.block, u, J))
+        return sums
+
+    return OnlineRule(init, update, gradient)
+
+
+def _is_small(block: Block | Scattered) -> bool:
+    return isinstance(block, Block) and len(block.R) <= SMALL
+
+
+def _shapes(block: Block | Scattered) -> list[tuple[int, ...]]:
+    """Of the arrays that hold a block: one, or where few numbers are reached, one for each of them."""
+    if isinstance(block, Scattered):
+        return [(*block.R.shape, block.at.shape[1])]
+    return [block.shape] * len(block.R) if _is_small(block) else [(len(block.R), *block.shape)]
+
+
+def _times(block: Block | Scattered, D: Any, arrays: list[Any]) -> list[Any]:
+    """D J, class by class."""
+    if _is_small(block):  # elementwise, which the compiler joins with what comes before and after
+        return [sum(D[k, l] * J for l, J in enumerate(arrays)) for k in range(len(arrays))]
+    (J,) = arrays
+    if isinstance(block, Scattered):
+        return [jnp.einsum("gkl,gln->gkn", D, J)]
+    r = len(block.R)
+    if D.size == r * r:
+        return [jnp.tensordot(D.reshape(r, r), J, 1)]
+    varied = [axis for axis in range(J.ndim - 1) if D.shape[axis + 2] > 1]
+    same = [axis for axis in range(J.ndim - 1) if axis not in varied]
+    order = (*(axis + 1 for axis in varied), 0, *(axis + 1 for axis in same))
+    sizes = [J.shape[axis] for axis in order]
+    n = len(varied)
+    columns = J.transpose(order).reshape(-1, r, int(np.prod(sizes[n + 1 :])))
+    product = jnp.einsum("kls,sln->skn", D.reshape(r, r, -1), columns)
+    return [product.reshape(sizes).transpose(np.argsort(order))]
+
+
+def _pulled(block: Block | Scattered, u: Any, arrays: list[Any]) -> Any:
+    """uᵀ J, for the params of the block."""
+    if _is_small(block):
+        return sum(u[block.R[k]] * J for k, J in enumerate(arrays))
+    (J,) = arrays
+    if isinstance(block, Scattered):
+        return jnp.einsum("gk,gkn->gn", jnp.concatenate([u, jnp.zeros_like(u[:1])])[block.R], J)
+    of = u[block.R]
+    if of.size == len(block.R):
+        return jnp.tensordot(of.reshape(-1), J, 1)
+    return (of * J).sum(0)
+
+
+def _add(whole: Any, block: Block | Scattered, part: Any) -> Any:
+    """The gradient by an array, with that by the params of a block."""
+    if isinstance(block, Scattered):
+        return whole.reshape(-1).at[block.at].add(part.astype(whole.dtype), mode="drop").reshape(whole.shape)
+    if block.places is None:
+        return whole + part.astype(whole.dtype)
+    axis, places = block.places
+    part, between = part.astype(whole.dtype), _slice(places)
+    if isinstance(between, slice):  # a sum of padded parts is elementwise; a scatter would stand by itself
+        around = [(0, 0, 0)] * whole.ndim
+        around[axis] = (between.start, whole.shape[axis] - between.stop, 0)
+        return whole + jax.lax.pad(part, jnp.zeros((), part.dtype), around)
+    return whole.at[(slice(None),) * axis + (between,)].add(part)
+
+
+def _slice(places: np.ndarray) -> Any:
+    """Places in a row as a slice, which costs no gather."""
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first + 1 == len(places) else places
+
+
+def _spread(block: Block | Scattered, colours: np.ndarray, present: np.ndarray) -> Callable[[Any], list[Any]]:
+    """The entries of a Jacobian that a block holds, in its arrays, from cotangents in colours pulled back.
+
+    Args:
+        colours: (S,), of each carried number.
+        present: (S + 1, U), which of them the params of each class reach.
+    """
+    if isinstance(block, Scattered):
+        return _spread_scattered(block, colours, present)
+    r, colour = len(block.R), colours[block.R]
+    there = present[block.R, block.kinds[None]]
+    own = np.unique(np.broadcast_to(colour, there.shape)[there])
+    by_slot = colour.reshape(r, -1)
+    same = bool((by_slot == by_slot[:, :1]).all())
+
+    def take(a: Any) -> Any:
+        if block.places is None:
+            return a
+        axis, places = block.places
+        return a[(slice(None),) * axis + (_slice(places),)]
+
+    def where(flags: np.ndarray, a: Any) -> Any:
+        return a if flags.all() else jnp.where(flags, a, 0)
+
+    def spread(by_colour: Any) -> list[Any]:
+        zero = jnp.zeros((), by_colour[0].dtype)
+        if same and r <= SMALL:
+            return [where(there[k], take(by_colour[by_slot[k, 0]])) if there[k].any() else zero for k in range(r)]
+        if len(own) <= FEW:
+            parts = [jnp.where(there & (colour == c), take(by_colour[c])[None], 0) for c in own]
+            whole = sum(parts[1:], parts[0]) if parts else zero
+        else:
+            V = jnp.stack([take(by_colour[c]) for c in range(len(by_colour))])
+            if not same:
+                V = jnp.take_along_axis(V, np.broadcast_to(colour, (r, *block.shape)), 0)
+            whole = where(there, V[by_slot[:, 0]] if same else V)
+        if r > SMALL:
+            return [whole]
+        return [jnp.broadcast_to(whole, (r, *block.shape))[k] for k in range(r)]
+
+    return spread
+
+
+def _spread_scattered(block: Scattered, colours: np.ndarray, present: np.ndarray) -> Callable[[Any], list[Any]]:
+    there = present[block.R[:, :, None], block.kinds[:, None]] & (block.at < block.size)[:, None]
+    colour, at = np.append(colours, 0)[block.R][:, :, None], np.minimum(block.at, block.size - 1)[:, None]
+
+    def spread(by_colour: Any) -> list[Any]:
+        V = jnp.stack([by_colour[c].reshape(-1) for c in range(len(by_colour))])
+        return [jnp.where(there, V[colour, at], 0)]
+
+    return spread

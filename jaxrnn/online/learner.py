@@ -1,0 +1,222 @@
+"""Learning online: ``jr.online``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._arguments import checks_arguments
+from jaxrnn._base import Cell, PyTree, expect_cell, name_of, select
+from jaxrnn._checks import (
+    check_batch_shape,
+    check_carry,
+    check_features,
+    check_flags,
+    check_key,
+    check_leads_with_batch,
+    check_params,
+    check_scalar_loss,
+    step_batch_shape,
+)
+from jaxrnn._narrowing import as_start, check_held
+from jaxrnn.online._batch import Batch, Chosen, example
+from jaxrnn.online.problem import output_of, shapes
+from jaxrnn.online.rules import OnlineRule, Step
+from jaxrnn.running.scan import shapes_of_params
+
+
+class OnlineState(NamedTuple):
+    """What a learner hands from step to step: a pytree of arrays, to be saved and resumed as it is."""
+
+    carry: PyTree  # the cell's, (*B, …)
+    trace: PyTree  # the rule's, (*B, …)
+    time: jax.Array  # (): the absolute time of the next step
+    key: jax.Array | None  # of the cell's noise and of rules that draw
+
+
+class Online(NamedTuple):
+    """What ``jr.online`` makes; both functions are pure."""
+
+    init: Callable[..., OnlineState]  # (params, batch_shape=(), *, x=None, carry=None, key=None, start=0) -> state
+    step: Callable[..., tuple[OnlineState, PyTree, PyTree]]  # (params, state, x, target, …) -> (state, y, grads)
+
+
+@checks_arguments
+def online(
+    cell: Cell,
+    loss: Callable[[PyTree, PyTree], Any],
+    *,
+    rule: str | OnlineRule = "rtrl",
+    window: int | None = None,
+    masks: PyTree = None,
+) -> Online:
+    """Gradients at every step of a stream, carried forward in time: nothing of the past is stored but a trace.
+
+        ∂L_t/∂θ = (∂L_t/∂h_t) J_t + ∂L_t/∂θ, directly        L_t = loss(y_t, target_t)
+        J_t = ∂h_t/∂θ = D_t J_{t-1} + I_t                    D_t = ∂h_t/∂h_{t-1},  I_t = ∂h_t/∂θ, directly
+
+    The rules differ in what they keep in place of J_t, the influence of the params on the carry. With S the numbers in
+    the carry of a sequence (an LSTM has 2 H, a complex number counts as two), P those in the params, k a window:
+
+        rule        what it keeps                           memory           time, beside some passes of the step
+        "rtrl"      J_t, exact                              batch × S P      batch × S² P; O(batch × P) for both where
+                                                                             the recurrence is diagonal
+        "snap1"     M ⊙ (D_t J_{t-1} + I_t), M holding      batch × P        batch × P, for an LSTM, a GRU that resets
+                    what params reach in one step                            after, and all whose params reach one unit
+        "snap2" …   the same, within n steps ("snap:n")     batch × |M|      batch × Σ r², r: what a param reaches
+        "uoro"      s wᵀ with E[s wᵀ] = J_t                 batch × (S + P)  batch × P
+        "tbptt"     the last k carries and inputs           batch × k S      batch × k P
+
+    "rtrl" is "snap:n" for all n: M and its size are found from the traced step, for any cell, so a diagonal recurrence
+    costs its pattern and no more, and in a chain the params of a later member are not kept for an earlier one. A dense
+    cell has all of S × P from n = 2 on; one that mixes units on the way (a GRU that resets before, full peepholes, a
+    projection, layer normalisation, several members of a chain) more than P at n = 1 too. How much is kept is the size
+    of ``state.trace``.
+
+    Args:
+        cell: a Cell; ``jr.chain`` makes one of several. Its carry holds real and complex numbers alone.
+        loss: ``loss(y, target)`` -> a scalar, of one step and the whole batch: a sum over sequences, or a mean, as you
+            write it; ``grads`` are of that. Where ``mask`` is False it sees y = 0 and target = 0.
+        rule: a name of the table, or a :class:`jr.gradients.OnlineRule` of your own.
+        window: k, of "tbptt" alone.
+        masks: params whose masks will not change, as those of ``jr.masked_weights`` while training: the values of
+            arrays that no derivative reaches. Weights that they take out are not kept, and M is that of the others.
+
+    Returns:
+        ``Online(init, step)``, pure functions that do not jit; ``step`` jits, scans and vmaps.
+
+        ``init(params, batch_shape=(), *, x=None, carry=None, key=None, start=0)`` -> state. x: an input of one step
+        (*B, I), or its ``jax.ShapeDtypeStruct``, where it cannot be told from ``cell.input_size``. carry: where to
+        start; it depends on no params. None: at the cell's initial carry, whose own params, where it is learned, get
+        their gradient. key: of the cell's noise and of rules that draw; None: evaluation. start: the absolute time.
+
+        ``step(params, state, x, target, mask=None, resets=None)`` -> (state, y, grads). x (*B, I), target any pytree
+        of arrays that lead with *B. mask, resets (*B) booleans, as in ``jr.scan``: where mask is False carry and trace
+        are held, y is 0 and grads has nothing of it; where resets is True both are those of a fresh start before x is
+        read. y is that of ``jr.scan``, noise by key and absolute time included. grads: the tree of params, what this
+        step adds; leaves that are no floats get zeros. With the params held, their sum over steps is under "rtrl" the
+        gradient of Σ_t L_t, as back-propagation through time gives it. With an update at every step, J_t is made of
+        steps with older params: the usual bias of learning online, of the order of the learning rate.
+
+    Raises:
+        TypeError, ValueError: a Layer, an unknown rule; while tracing a carry with integers, a loss that is no scalar,
+            a target that does not lead with the batch, a cell without forward mode (all rules but "tbptt"), params of
+            another tree, no key where one is needed.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn as jr, optax
+        >>> cell = jr.chain(jr.gru(3, 5, reset="after"), jr.readout(5, 1))
+        >>> learner = jr.online(cell, lambda y, target: ((y - target) ** 2).mean(), rule="snap1")
+        >>> params = cell.init(jax.random.key(0))
+        >>> optimizer = optax.sgd(0.1)
+        >>> @jax.jit
+        ... def learn(params, state, opt_state, x, target):
+        ...     state, y, grads = learner.step(params, state, x, target)
+        ...     updates, opt_state = optimizer.update(grads, opt_state)
+        ...     return optax.apply_updates(params, updates), state, opt_state, y
+        >>> state, opt_state = learner.init(params, (2,)), optimizer.init(params)
+        >>> params, state, opt_state, y = learn(params, state, opt_state, jnp.ones((2, 3)), jnp.zeros((2, 1)))
+        >>> y.shape, sum(a.size for a in jax.tree.leaves(state.trace)) // 2  # P of the GRU, for each sequence
+        ((2, 1), 150)
+
+    References:
+        Williams & Zipser, "A learning algorithm for continually running fully recurrent neural networks", Neural
+        Computation 1, 1989 ("rtrl").
+        Menick et al., "Practical real time recurrent learning with a sparse approximation to the Jacobian", ICLR 2021.
+        Zucchet et al., "Online learning of long-range dependencies", NeurIPS 2023 (diagonal recurrences).
+        Tallec & Ollivier, "Unbiased online recurrent optimization", ICLR 2018.
+        Williams & Peng, "An efficient gradient-based algorithm for on-line training of recurrent network
+        trajectories", Neural Computation 2, 1990 ("tbptt").
+    """
+    expect_cell("online", cell)
+    who = f"online({name_of(cell)})"
+    chosen = Chosen(who, cell, rule, window, masks)
+
+    def init(params, batch_shape=(), *, x=None, carry=None, key=None, start=0):
+        check_batch_shape(who, batch_shape)
+        batch_shape = tuple(batch_shape)
+        check_params(who, params, shapes_of_params(cell))
+        if key is not None:
+            check_key(who, key)
+        x = example(who, cell, params, batch_shape, x)
+        expected = jax.eval_shape(lambda: cell.initial_carry(params, batch_shape))
+        check_leads_with_batch(who, "initial_carry()", expected, batch_shape)
+        if carry is not None:
+            check_held(who, "carry", carry)
+            check_carry(who, carry, expected, batch_shape)
+        time = jnp.asarray(as_start(who, start, 1), jnp.int32)
+        batch = Batch(who, cell, params, batch_shape, x, key)
+        trace = chosen.start(batch, params, key, time, fresh=carry is None)
+        carry = cell.initial_carry(params, batch_shape) if carry is None else carry
+        return OnlineState(jax.tree.map(jnp.copy, carry), trace, time, key)
+
+    def step(params, state, x, target, mask=None, resets=None):
+        if not isinstance(state, OnlineState):
+            raise TypeError(f"{who}: state must be what init returned, or the last step, got {type(state).__name__}.")
+        if cell.input_size is not None and cell.x_ndim == 1:
+            check_features(who, x, cell.input_size)
+        check_held(who, "x", x)
+        batch_shape = step_batch_shape(who, x, cell.x_ndim)
+        check_params(who, params, shapes_of_params(cell))
+        check_carry(who, state.carry, jax.eval_shape(lambda: cell.initial_carry(params, batch_shape)), batch_shape)
+        for name, flags in (("mask", mask), ("resets", resets)):
+            if flags is not None:
+                meaning = "have an input" if name == "mask" else "begin anew"
+                check_flags(who, name, flags, (batch_shape,), f"True for members that {meaning}", axes="*B")
+        check_leads_with_batch(who, "target", target, batch_shape)
+        if mask is not None:
+            mask = jnp.asarray(mask)
+            x, target = (select(mask, a, jax.tree.map(jnp.zeros_like, a)) for a in (x, target))
+        batch = Batch(who, cell, params, batch_shape, shapes(x), state.key)
+        theta, others = batch.problem.params.split(params)
+        noise = batch.draw(params, state.key, state.time)
+        key = chosen.keys(state.key, state.time, 0, batch_shape)
+        old = batch.over(batch.problem.carry.flat)(state.carry)
+        trace = state.trace
+        if resets is not None:
+            resets = jnp.asarray(resets)
+            fresh = cell.initial_carry(params, batch_shape)
+            old = select(resets, batch.over(batch.problem.carry.flat)(fresh), old)
+            trace = select(resets, chosen.start(batch, params, state.key, state.time, fresh=True), trace)
+        output = output_of(batch.problem)
+
+        def stepped(h, x, noise):
+            return batch.problem.step(theta, h, others, x, noise)[0]
+
+        new = batch.over(stepped, noise)(old, x)
+
+        def lost(theta, old, new):
+            def put_out(h, h_new, x, noise):
+                return output.compute(theta, h, h_new, others, x, noise)
+
+            y = batch.over(put_out, noise)(old, new, x)
+            check_leads_with_batch(who, "the output of step", y, batch_shape)
+            if mask is not None:
+                y = select(mask, y, jax.tree.map(jnp.zeros_like, y))
+            value = loss(y, target)
+            check_scalar_loss(who, value, "loss(y, target)")
+            return value, y
+
+        (direct, by_old, by_new), y = jax.grad(lost, (0, 1, 2), has_aux=True)(theta, old, new)
+
+        def learned(h, x, key, trace, by_old, by_new, noise):
+            at = Step(batch.problem, theta, h, others, x, noise, key)
+            updated = chosen.rule.update(at, trace)
+            sums = chosen.rule.gradient(at, updated, by_new)
+            if output.reads_old:
+                sums = [a + b for a, b in zip(sums, chosen.rule.gradient(at, trace, by_old), strict=True)]
+            return updated, sums
+
+        updated, sums = batch.over(learned, noise)(old, x, key, trace, by_old, by_new)
+        if mask is not None:
+            new, updated = select(mask, new, old), select(mask, updated, trace)
+        axes = tuple(range(len(batch_shape)))
+        grads = [a + b.sum(axes) for a, b in zip(direct, sums, strict=True)]
+        carry = batch.over(batch.problem.carry.tree)(new)
+        state = OnlineState(carry, updated, state.time + 1, state.key)
+        return state, y, batch.problem.params.gradient(grads)
+
+    return Online(init, step)

@@ -1,0 +1,272 @@
+"""A cell as online rules see it: one sequence, its carry a vector of S numbers, its params a list of real arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn._base import Cell, PyTree, flatten, is_inexact, is_narrow
+from jaxrnn._checks import check_carry_kept, check_pair
+from jaxrnn._dtypes import accumulator
+from jaxrnn.programs.program import Program, evaluate, needed_for, reached_from
+from jaxrnn.programs.tracing import flat_program, inner_programs, is_call
+
+Theta = list[Any]  # the real arrays of the params: of a complex one its real, then its imaginary part
+
+
+class Params(NamedTuple):
+    """The params of a cell taken apart: real arrays by which one differentiates, and the rest."""
+
+    treedef: Any
+    kinds: list[Any]  # of each leaf, its type
+
+    def split(self, params: PyTree) -> tuple[Theta, list[Any]]:
+        """``(theta, others)``. Narrow floats are widened, so that sums over time do not stall."""
+        theta, others = [], []
+        for a in jax.tree.leaves(params):
+            if not is_inexact(a):
+                others.append(a)
+            elif jnp.iscomplexobj(a):
+                theta += [jnp.real(a), jnp.imag(a)]
+            else:
+                theta.append(jnp.asarray(a, jnp.float32) if is_narrow(a) else jnp.asarray(a))
+        return theta, others
+
+    def join(self, theta: Sequence[Any], others: Sequence[Any]) -> PyTree:
+        """The params, their dtypes as they were."""
+        real, rest, leaves = iter(theta), iter(others), []
+        for kind in self.kinds:
+            if not is_inexact(kind):
+                leaves.append(next(rest))
+            elif jnp.issubdtype(kind.dtype, jnp.complexfloating):
+                leaves.append(jax.lax.complex(next(real), next(real)))
+            else:
+                leaves.append(next(real).astype(kind.dtype))
+        return self.treedef.unflatten(leaves)
+
+    def gradient(self, theta: Sequence[Any]) -> PyTree:
+        """Derivatives by the real arrays as ``jax.grad`` gives them: by a complex one ∂L/∂re - i ∂L/∂im."""
+        real, leaves = iter(theta), []
+        for kind in self.kinds:
+            if not is_inexact(kind):
+                leaves.append(jnp.zeros(kind.shape, kind.dtype))
+            elif jnp.issubdtype(kind.dtype, jnp.complexfloating):
+                re, im = next(real), next(real)
+                leaves.append(jax.lax.complex(re, -im).astype(kind.dtype))
+            else:
+                leaves.append(next(real).astype(kind.dtype))
+        return self.treedef.unflatten(leaves)
+
+
+def params_of(params: PyTree) -> Params:
+    leaves, treedef = flatten(params)
+    return Params(treedef, [jax.typeof(a) if not isinstance(a, jax.ShapeDtypeStruct) else a for a in leaves])
+
+
+class Carry(NamedTuple):
+    """The carry of one sequence as a vector: leaf by leaf, of a complex one the real, then the imaginary parts."""
+
+    treedef: Any
+    kinds: list[Any]
+    dtype: Any  # of the vector
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [math.prod(k.shape) * (1 + jnp.issubdtype(k.dtype, jnp.complexfloating)) for k in self.kinds]
+
+    def flat(self, carry: PyTree) -> Any:
+        parts = []
+        for a in jax.tree.leaves(carry):
+            a = jnp.reshape(a, -1)
+            parts += [part.astype(self.dtype) for part in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
+        return jnp.concatenate(parts) if parts else jnp.zeros(0, self.dtype)
+
+    def tree(self, h: Any) -> PyTree:
+        parts = []
+        for part, kind in zip(jnp.split(h, np.cumsum(self.sizes)[:-1]) if self.kinds else [], self.kinds, strict=True):
+            if jnp.issubdtype(kind.dtype, jnp.complexfloating):
+                part = jax.lax.complex(*jnp.split(part.astype(jnp.finfo(kind.dtype).dtype), 2))
+            parts.append(part.reshape(kind.shape).astype(kind.dtype))
+        return self.treedef.unflatten(parts)
+
+
+def carry_of(carry: PyTree) -> Carry:
+    """Of a carry of real and complex numbers alone, of one sequence."""
+    leaves, treedef = flatten(carry)
+    return Carry(treedef, leaves, accumulator(*(jnp.finfo(a.dtype).dtype for a in leaves)) if leaves else jnp.float32)
+
+
+class Problem(NamedTuple):
+    """The step of one sequence, and where it starts."""
+
+    who: str
+    cell: Cell
+    params: Params
+    carry: Carry
+    theta: list[Any]  # types: those of the real arrays of the params
+    others: list[Any]  # of the rest of them
+    x: PyTree  # of the input of one sequence
+    noise: PyTree  # of its noise; None: none
+
+    def step(self, theta: Sequence[Any], h: Any, others: Sequence[Any], x: PyTree, noise: PyTree) -> tuple[Any, PyTree]:
+        """``(h_t, y_t)`` from h_{t-1}, a vector."""
+        before = self.carry.tree(h)
+        extra = () if noise is None else (noise,)
+        after, y = check_pair(self.who, self.cell.step(self.params.join(theta, others), before, x, *extra))
+        check_carry_kept(self.who, before, after)
+        return self.carry.flat(after), y
+
+    def initial(self, theta: Sequence[Any], others: Sequence[Any]) -> Any:
+        """h_0, a vector."""
+        return self.carry.flat(self.cell.initial_carry(self.params.join(theta, others), ()))
+
+    @property
+    def h(self) -> Any:
+        return jax.ShapeDtypeStruct((self.carry.size,), self.carry.dtype)
+
+
+class Output(NamedTuple):
+    """What a step puts out, as a function of its new carry too, as far as its program computes it from that."""
+
+    reads_old: bool  # whether it depends on the old carry otherwise than through the new one
+    compute: Callable[..., PyTree]  # (theta, h_{t-1}, h_t, others, x, noise) -> y_t
+
+
+def output_of(problem: Problem) -> Output:
+    """y_t = o(θ, h_{t-1}, h_t, x_t), from the traced step: a value that is a leaf of the new carry is read from h_t."""
+    leaves, arguments = flatten((problem.theta, problem.carry.treedef.unflatten(problem.carry.kinds), problem.others))
+    rest, rest_tree = flatten((problem.x, problem.noise))
+    out = []
+
+    def run(*arrays):
+        theta, carry, others = arguments.unflatten(arrays[: len(leaves)])
+        x, noise = rest_tree.unflatten(arrays[len(leaves) :])
+        extra = () if noise is None else (noise,)
+        new, y = problem.cell.step(problem.params.join(theta, others), carry, x, *extra)
+        ys, treedef = flatten(y)
+        out.append(treedef)
+        return [*jax.tree.leaves(new), *ys]
+
+    program, _, _ = flat_program(run, *leaves, *rest, flattens=is_call)
+    n, n_theta = len(problem.carry.kinds), len(problem.theta)
+    new, ys = program.outputs[:n], program.outputs[n:]
+    ops = needed_for(program.ops, ys, given=set(new))
+    old = [k for k in program.inputs[n_theta : n_theta + n] if k not in new]
+    reads_old = bool(reached_from(ops, old) & set(ys) - set(new))
+
+    def compute(theta, h, h_new, others, x, noise):
+        arrays = [*theta, *jax.tree.leaves(problem.carry.tree(h)), *others, *jax.tree.leaves((x, noise))]
+        known = {**program.consts, **dict(zip(program.inputs, arrays, strict=True))}
+        for number, leaf in zip(new, jax.tree.leaves(problem.carry.tree(h_new)), strict=True):
+            known[number] = leaf
+        return out[-1].unflatten(evaluate(ops, known, ys))
+
+    return Output(reads_old, compute)
+
+
+class CutStep(NamedTuple):
+    """A step whose products with the carry are cut: what they give, δ more, comes as from outside."""
+
+    operands: list[int]  # of each product that is cut, the place of the operand that depends on the carry
+    params: list[Any]  # of its primitive
+    kinds: list[list[Any]]  # of its operands
+    run: Callable[..., Any]  # (theta, h, δs, others, x, noise) -> (h_t, the operands), the other operands
+    made: list[Any]  # the types of what the products give
+
+
+def cut_step(problem: Problem) -> CutStep | None:
+    """The step with its products of the carry and something else cut; None where there are none.
+
+    Cut are products one operand of which is made of the carry and the input alone, without a product that is cut
+    itself. What is left between them is mostly elementwise, so its Jacobian has few entries, and that of the product is
+    its other operand.
+    """
+    arguments = (problem.theta, problem.h, problem.others, problem.x, problem.noise)
+    leaves, tree = flatten(arguments)
+
+    def whole(*arrays):
+        return [problem.step(*tree.unflatten(arrays))[0]]
+
+    program, _, _ = flat_program(whole, *leaves, flattens=is_call)
+    program = program._replace(ops=needed_for(program.ops, program.outputs))
+    n = len(problem.theta)
+    of_theta = reached_from(program.ops, program.inputs[:n])
+    moving = reached_from(program.ops, program.inputs[n : n + 1])
+    behind: set[int] = set()  # what depends on a product that is cut
+    cuts = {}
+    for index, op in enumerate(program.ops):
+        mine = [i for i, k in enumerate(op.inputs) if k in moving]
+        if op.name == "dot_general" and len(mine) == 1:
+            operand = op.inputs[mine[0]]
+            if operand not in of_theta and operand not in behind:
+                cuts[index] = mine[0]
+                behind.update(op.outputs)
+        if behind.intersection(op.inputs):
+            behind.update(op.outputs)
+    if not cuts:
+        return None
+    return _cut(program, tree, cuts)
+
+
+def _cut(program: Program, tree: Any, cuts: dict[int, int]) -> CutStep:
+    ops = [program.ops[index] for index in cuts]
+    kinds = [[program.kinds[k] for k in op.inputs] for op in ops]
+    made = [program.kinds[op.outputs[0]] for op in ops]
+
+    def run(theta, h, deltas, others, x, noise):
+        values = program.consts | dict(zip(program.inputs, jax.tree.leaves((theta, h, others, x, noise)), strict=True))
+        rest, operands, coefficients = iter(deltas), [], []
+        for index, op in enumerate(program.ops):
+            given = [values[k] for k in op.inputs]
+            if index in cuts:
+                mine = cuts[index]
+                operands.append(given[mine])
+                coefficients.append(given[1 - mine])
+                given[mine] = jax.lax.stop_gradient(given[mine])
+                results: Sequence[Any] = [op.run(*given)[0] + next(rest)]
+            else:
+                results = op.run(*given)
+            values.update(zip(op.outputs, results, strict=True))
+        return [values[program.outputs[0]], *operands], coefficients
+
+    return CutStep(list(cuts.values()), [op.params for op in ops], kinds, run, made)
+
+
+def shapes(tree: PyTree) -> PyTree:
+    """Arrays as their types."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree)
+
+
+def check_forward_mode(problem: Problem) -> None:
+    """A step has tangents: no custom_vjp function stands in it, whose rule is for the way back alone."""
+
+    def pushed(theta, h, others, x, noise, tangent):
+        return jax.jvp(lambda h: problem.step(theta, h, others, x, noise)[0], (h,), (tangent,))
+
+    arguments = (problem.theta, problem.h, problem.others, problem.x, problem.noise, problem.h)
+    try:
+        todo = [jax.make_jaxpr(pushed)(*arguments).jaxpr]
+        names = set()
+        while todo:
+            for eqn in todo.pop().eqns:
+                names.add(eqn.primitive.name)
+                todo += inner_programs(eqn.params)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        names = {"custom_lin"}
+    if "custom_lin" in names:  # what JAX makes of such a function's tangent, and cannot compile
+        raise TypeError(
+            f"{problem.who}: this rule takes tangents through the step, and the cell's step has no forward mode: a "
+            f"custom_vjp function stands in it, as jr.cotangent_clip puts one there; give the cell without it, or "
+            f"rule='tbptt'."
+        )
