@@ -50,6 +50,7 @@ def save(step: PlannedStep) -> PlannedStep:
 
 
 def is_cheap(program: Program, op: Op) -> bool:
+    """Whether an operation is done again rather than its result saved."""
     return has(op.name, CHEAP)
 
 
