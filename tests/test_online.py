@@ -206,7 +206,8 @@ def test_snap_is_rtrl_once_its_pattern_is_full(name, traced, x64):
     assert_close(under("snap2"), exact) if name in ("elman", "lstm", "gru_after", "gru_before") else None
     far = max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(exact), strict=True))
     assert far > 1e-3 and all(np.isfinite(a).all() for a in jax.tree.leaves(one))
-    np.testing.assert_allclose(*(ravel_pytree(jax.tree.map(lambda a: a[0], g))[0] for g in (one, exact)), **EXACT)
+    if name != "gru":  # whose learned initial carry reaches further in the first step already
+        np.testing.assert_allclose(*(ravel_pytree(jax.tree.map(lambda a: a[0], g))[0] for g in (one, exact)), **EXACT)
 
 
 # ---- what is kept --------------------------------------------------------------------------------
