@@ -155,6 +155,7 @@ def test_reinforcement_learning():
     assert np.mean(names["rewards"][:5]) < 0.6 and np.mean(names["rewards"][-5:]) > 0.95
 
 
+@pytest.mark.full
 def test_learning_online():
     names = run("docs/learning_online.md")
     flat = lambda grads: np.concatenate([np.ravel(a) for a in jax.tree.leaves(grads)])
