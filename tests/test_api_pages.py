@@ -66,7 +66,11 @@ def test_every_face_has_a_page():
         assert f"api/{page.name}" in nav, f"add {page.name} to `nav` in mkdocs.yml"
 
 
-@pytest.mark.parametrize("page", sorted(page.name for page in PAGES.glob("*.md") if BLOCK.search(page.read_text())))
+WITH_BLOCKS = sorted(page.name for page in PAGES.glob("*.md") if BLOCK.search(page.read_text()))
+LONG = "gradients.md", "records.md"  # which compile much
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.full if p in LONG else ()) for p in WITH_BLOCKS])
 def test_pages_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(f"docs/api/{page}")

@@ -58,6 +58,7 @@ def passed(copy: Path, files: list[str], chosen: str) -> int:
     return int(counts[0][0])
 
 
+@pytest.mark.full
 def test_the_cell_and_the_wrapper_pass_the_contract(followed):
     some = "equals_the_plain_loop or padding_never_leaks"
     assert passed(followed, ["tests/test_contract.py"], f"(cfn or input_gain) and ({some})") >= 4

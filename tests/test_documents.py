@@ -80,6 +80,7 @@ def test_conventions():
     np.testing.assert_allclose(jnp.concatenate([names["ys_first"], names["ys_rest"]]), whole, **CLOSE)
 
 
+@pytest.mark.full
 def test_gradients(capsys):
     pytest.importorskip("matplotlib")
     names = run("docs/gradients.md")
@@ -200,6 +201,7 @@ def test_own_data():
     assert names["said"].startswith("the test split was read already: ")
 
 
+@pytest.mark.full
 def test_training(tmp_path):
     seen = {}
     for title, _, names in sections("docs/training.md"):

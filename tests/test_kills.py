@@ -84,10 +84,6 @@ def survives(tmp_path, kills, blocks):
         np.testing.assert_array_equal(came[name], expected[name], err_msg=name)
 
 
-def test_two_kills(tmp_path):
-    survives(tmp_path, 2, 40)
-
-
 @pytest.mark.full
 def test_ten_kills(tmp_path):
     survives(tmp_path, 10, 140)

@@ -118,6 +118,7 @@ def problem_of_clockwork(cell):
     return params, draw((T, 2, I), 1), {"h": draw((2, H), 2), "clock": jnp.array([1, 2], jnp.int32)}
 
 
+@pytest.mark.full
 def test_noise_chunks_of_calls_and_start(x64):
     """A run in two calls, that hands its carry on, is the whole; noise and lengths count from the start of all."""
     cell = jr.recurrent_dropout(ELMAN, rate=0.1)

@@ -104,7 +104,9 @@ def assert_nothing_gathered(program):
     assert collectives_in_loops(program, innermost=True) == []
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(AxisType.Auto, marks=pytest.mark.full), AxisType.Explicit], ids=lambda kind: kind.name
+)
 def test_chunks_over_devices(kind):
     cell, params = gated(jr.gru)
     got, program = on_mesh(*problem(jr.parallel(cell, method="chunks", chunks=K), params, **flags()), kind)

@@ -12,9 +12,9 @@ ALWAYS = (
     *("bidirectional_concat", "stack"),
 )
 
-# Files of many tests that compile much: who runs more than these files gets every fifth or third of their tests, all of
-# them under --full. Who asks for a file, or for names by -k, gets all of it.
-FIFTH = (
+# Files of many tests that compile much: who runs more than these files gets every eighth or fourth of their tests, all
+# of them under --full. Who asks for a file, or for names by -k, gets all of it.
+EIGHTH = (
     *("test_attention", "test_beam_search", "test_ctc", "test_decoder", "test_generate", "test_log_likelihood"),
     *("test_equations_of_layer_norm", "test_equations_of_xlstm", "test_rate_networks", "test_ridge"),
     *("test_state_wrappers", "test_weight_wrappers", "test_recurrent_dropout", "test_parallel", "test_chunked"),
@@ -26,7 +26,7 @@ FIFTH = (
     *("test_gradients_of_xlstm", "test_pairs_of_wrappers", "test_decoding_with_memories"),
     *("test_fixed_points", "test_segments", "test_strict_promotion", "test_empty", "test_decisions", "test_reverse"),
 )
-THIRD = (
+FOURTH = (
     *("test_equations", "test_wrappers", "test_ensemble", "test_forecast", "test_parallel_linear", "test_stream"),
     *("test_passes", "test_counted", "test_cotangent_clip", "test_sequences", "test_donated_carries", "test_locks"),
     *("test_decoding_on_meshes", "test_experiments_options", "test_memory_rl", "test_digits", "test_sweep", "test_gpu"),
@@ -37,10 +37,10 @@ THIRD = (
 
 def share(path):
     """Of how many tests of a file one runs by default."""
-    if path.stem in FIFTH:
-        one_of = 5
-    elif path.stem in THIRD or path.parent.name == "interop":
-        one_of = 3
+    if path.stem in EIGHTH:
+        one_of = 8
+    elif path.stem in FOURTH or path.parent.name == "interop":
+        one_of = 4
     else:
         one_of = 1
     return one_of

@@ -138,6 +138,7 @@ def test_solved_is_the_first_block_below_the_mark():
     assert solved_at(report.Result("lstm", (7, 3), 1, points, 1.0), 0.01) == {7: 100, 3: None}
 
 
+@pytest.mark.full
 def test_a_tiny_run_leaves_files_that_agree(tmp_path):
     settings = ["model.cells=['elman']", "model.hidden_size=4", "task.lengths=[6, 4]", "task.held_out=8"]
     settings += [

@@ -87,6 +87,7 @@ def tokens_out_of_range(directory, inputs, capsys, monkeypatch):
         assert f"expected tokens from 0 to 9, got {token} at step 4 of sequence 1" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_digits_of_a_file(digits, tmp_path, capsys):
     directory = str(digits)
     pixels = np.random.default_rng(0).uniform(size=(64, 3, 1)).astype(np.float32)

@@ -24,6 +24,7 @@ def whole(tmp_path_factory):
     return out / "digits-001", killed
 
 
+@pytest.mark.full
 def test_a_run_that_was_killed_goes_on(whole, capsys):
     finished, killed = whole
     capsys.readouterr()

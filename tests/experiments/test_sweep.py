@@ -32,6 +32,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.full
 def test_a_sweep_ranks_what_its_members_measured(swept, tmp_path):
     directory = swept[0]
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
