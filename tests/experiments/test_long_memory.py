@@ -152,7 +152,7 @@ def test_a_nudge_is_a_unit_in_the_last_place():
     assert nudged.tolist() == [1 + 2**-23, -1 + 2**-24]
 
 
-@pytest.mark.parametrize("runs", [["scan"], ["scan", "parallel", "nudged"]])
+@pytest.mark.parametrize("runs", [["scan"], pytest.param(["scan", "parallel", "nudged"], marks=pytest.mark.full)])
 def test_a_tiny_run_leaves_files_that_agree(runs, tmp_path, capsys):
     path = tmp_path / "tiny.toml"
     path.write_text(
