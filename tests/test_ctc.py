@@ -70,6 +70,25 @@ def test_decoding_equals_brute_force(blank):
     assert differ, "the two agree everywhere, which tests little"
 
 
+def test_the_n_best_equal_brute_force():
+    beam = jax.jit(functools.partial(decoding.ctc_decode, width=40, n_best=6))(poisoned(LOGITS), LENGTHS)
+    assert beam.tokens.shape == (T, B, 6) and beam.lengths.shape == beam.log_probs.shape == (B, 6)
+    for b, n in enumerate(LENGTHS):
+        found = every_labelling(log_softmax(LOGITS[:n, b]), 0)
+        best = sorted(found, key=found.get, reverse=True)[:6]
+        there = len(best)  # no step has one labelling, a single one as many as there are symbols
+        those = [tuple(np.asarray(beam.tokens)[: beam.lengths[b, k], b, k].tolist()) for k in range(there)]
+        assert those == best
+        np.testing.assert_allclose(beam.log_probs[b, :there], np.log([found[labels] for labels in best]), **CLOSE)
+        assert (beam.log_probs[b, there:] == -jnp.inf).all() and (beam.lengths[b, there:] == 0).all()
+    alone = decode(40)(poisoned(LOGITS), LENGTHS)
+    np.testing.assert_array_equal(alone.tokens, beam.tokens[..., 0])
+    with pytest.raises(ValueError, match=r"n_best=3: more than the beam's width=2; give a width of 3 at least"):
+        decoding.ctc_decode(LOGITS, width=2, n_best=3)
+    with pytest.raises(ValueError, match="n_best=1: greedy decoding has one; give a width of 1 at least"):
+        decoding.ctc_decode(LOGITS, n_best=1)
+
+
 def beam_by_hand(log_probs, width, blank):
     """Prefixes in a dictionary, as the papers write it: probabilities that end with the blank, and that do not."""
     beam = {(): (1.0, 0.0)}
@@ -166,7 +185,9 @@ def test_no_steps_and_no_sequences(width):
 def test_a_blank_of_an_array(traced):
     logits = jnp.log(jnp.array([[0.6, 0.4], [0.7, 0.3]]))
     for blank in (0, 1):
-        made, want = (traced(functools.partial(jr.ctc_decode, blank=b))(logits) for b in (jnp.int32(blank), blank))
+        made, want = (
+            traced(functools.partial(decoding.ctc_decode, blank=b))(logits) for b in (jnp.int32(blank), blank)
+        )
         jax.tree.map(np.testing.assert_array_equal, made, want)
     with pytest.raises(ValueError, match="ctc_decode: blank must be one of the symbols 0 to 1, got 2"):
-        jr.ctc_decode(logits, blank=jnp.int32(2))
+        decoding.ctc_decode(logits, blank=jnp.int32(2))

@@ -16,11 +16,12 @@ from jaxrnn.running.scan import valid_steps
 
 
 class CTCDecoded(NamedTuple):
-    """What :func:`ctc_decode` returns.
+    """What :func:`ctc_decode` returns; with ``n_best`` every field has an axis N more, its last, the likeliest first.
 
     Fields:
         tokens: (T, *B) integers, the labels; the blank behind them.
-        lengths: (*B) integers, the labels of each.
+        lengths: (*B) integers, the labels of each. 0 where there are fewer than N labellings of a probability above 0:
+            their log_probs are -inf.
         log_probs: (*B): greedy, of the likeliest alignment; of a beam, of the labels, all alignments together that the
             beam has kept.
     """
@@ -100,7 +101,12 @@ def ctc_loss(
 
 @checks_arguments
 def ctc_decode(
-    logits: jax.Array, lengths: jax.Array | None = None, *, width: int | None = None, blank: int = 0
+    logits: jax.Array,
+    lengths: jax.Array | None = None,
+    *,
+    width: int | None = None,
+    n_best: int | None = None,
+    blank: int = 0,
 ) -> CTCDecoded:
     """The labels that a network trained with CTC sees in a sequence.
 
@@ -115,13 +121,15 @@ def ctc_decode(
         logits: (T, *B, V), the blank among the V.
         lengths: (*B) integers, the valid steps, clamped to T. What stands behind them does not matter, NaN included.
         width: the prefixes of the beam; None: greedy.
+        n_best: N, how many labellings of the beam to return, ``width`` at most; None: the likeliest, without an axis N.
         blank: which of the V is the blank.
 
     Returns:
         :class:`CTCDecoded`.
 
     Raises:
-        ValueError, TypeError: while tracing, for what does not fit: a blank that is none of the V, integers as logits.
+        ValueError, TypeError: while tracing, for what does not fit: a blank that is none of the V, integers as logits,
+            an n_best above the width or without one.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn as jr
@@ -137,13 +145,17 @@ def ctc_decode(
     blank = int(blank)
     logits, on = _checked("ctc_decode", logits, lengths, blank)
     log_probs = jax.nn.log_softmax(logits)
+    if n_best is not None and n_best > (width or 0):
+        having = "greedy decoding has one" if width is None else f"more than the beam's width={width}"
+        raise ValueError(f"ctc_decode: n_best={n_best}: {having}; give a width of {n_best} at least.")
     if width is None:
         return _greedy(log_probs, on, blank)
     T, batch_shape = logits.shape[0], logits.shape[1:-1]
     flat = lambda a: a.reshape(T, math.prod(batch_shape), *a.shape[1 + len(batch_shape) :])  # T may be 0
-    search = jax.vmap(lambda log_probs, on: _prefix_beam(log_probs, on, width, blank), in_axes=1, out_axes=(1, 0, 0))
-    tokens, counts, scores = search(flat(log_probs), flat(on))
-    return CTCDecoded(tokens.reshape(T, *batch_shape), counts.reshape(batch_shape), scores.reshape(batch_shape))
+    of_one = lambda log_probs, on: _prefix_beam(log_probs, on, width, n_best or 1, blank)
+    tokens, counts, scores = jax.vmap(of_one, in_axes=1, out_axes=(1, 0, 0))(flat(log_probs), flat(on))
+    shape = batch_shape if n_best is None else (*batch_shape, n_best)
+    return CTCDecoded(tokens.reshape(T, *shape), counts.reshape(shape), scores.reshape(shape))
 
 
 def _checked(who: str, logits: Any, lengths: Any, blank: Any) -> tuple[jax.Array, jax.Array]:
@@ -192,8 +204,8 @@ class _Prefixes(NamedTuple):
         return jnp.where(self.length > 0, jnp.take_along_axis(self.labels, place, axis=1)[:, 0], otherwise)
 
 
-def _prefix_beam(log_probs: jax.Array, on: jax.Array, width: int, blank: int) -> tuple[jax.Array, ...]:
-    """``(labels (T,), length, log_prob)`` of one sequence, log_probs (T, V)."""
+def _prefix_beam(log_probs: jax.Array, on: jax.Array, width: int, n_best: int, blank: int) -> tuple[jax.Array, ...]:
+    """``(labels (T, N), lengths (N,), log_probs (N,))`` of one sequence, log_probs (T, V); the likeliest first."""
     T, V = log_probs.shape
     W, none = width, -jnp.inf
     symbols = jnp.arange(V, dtype=jnp.int32)
@@ -242,6 +254,5 @@ def _prefix_beam(log_probs: jax.Array, on: jax.Array, width: int, blank: int) ->
         jnp.full(W, none, log_probs.dtype),
     )
     beam, _ = jax.lax.scan(step, beam, (log_probs, on))
-    total = jnp.logaddexp(beam.blank, beam.label)
-    best = total.argmax()
-    return beam.labels[best], jnp.maximum(beam.length[best], 0), total[best]
+    scores, best = jax.lax.top_k(jnp.logaddexp(beam.blank, beam.label), n_best)
+    return beam.labels[best].T, jnp.maximum(beam.length[best], 0), scores
