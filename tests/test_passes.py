@@ -27,7 +27,7 @@ ALL = jr.Plan(hoist=True, contract=True)
 
 @pytest.fixture(autouse=True)
 def any_weight_is_large(monkeypatch):
-    monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda weights: True)
+    monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda *_, **__: True)
 
 
 def step(p, h, x):
@@ -283,7 +283,7 @@ def test_weights_on_the_left(planned, monkeypatch):
     assert products == [(2 * H, B), (2 * H, B), (H, B), (H, B)]
     assert [op.name for op in parts.once].count("transpose") == 4
     assert step.notes == {"weights_on_the_left": ("(2, 10)", "(2, 5)")}
-    monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda weights: False)
+    monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda *_, **__: False)
     assert planned.after("weights_on_the_left").primal == planned.step.primal
 
 
@@ -307,7 +307,7 @@ def test_join_products(monkeypatch, rows, devices, joins):
 @pytest.mark.parametrize("cell", [jr.lstm(I, H), textbook_lstm(I, H)], ids=["lstm", "textbook"])
 def test_joined_products_change_no_number(cell, monkeypatch, x64):
     """Of float64, but for the order of sums: outputs, last carry and gradients, with pauses and resets."""
-    monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda weights: False)
+    monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda *_, **__: False)
     params, xs = randomised(cell.init(jax.random.key(0))), draw((4, 3 * B, I), 1)
     flags = {"mask": draw((4, 3 * B), 2) > -1, "resets": draw((4, 3 * B), 3) > 1}
 

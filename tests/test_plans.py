@@ -58,35 +58,6 @@ def test_when_products_are_hoisted(monkeypatch, backend, inside):
         assert products_in_loops(functools.partial(run, plan=plan), *problem(cell)) == [products]
 
 
-@pytest.mark.parametrize("rows, transposed", [(511, []), (512, ["(2, 2048)"])])
-def test_which_weights_stand_on_the_left(rows, transposed):
-    """On a CPU those of 2²⁰ and more; here 2048 columns."""
-    cell = jr.lstm(rows, 512)
-    params = jax.eval_shape(cell.init, jax.random.key(0))
-    (scan,) = jr.explain(jr.scan(cell), params, jax.ShapeDtypeStruct((T, B, rows), jnp.float32)).scans
-    assert scan.weights_on_the_left == transposed
-
-
-@pytest.mark.parametrize(
-    "cell", [jr.lstm(I, H), jr.elman(I, H), textbook_lstm(I, H)], ids=["lstm", "elman", "textbook"]
-)
-def test_large_weights_stand_on_the_left(monkeypatch, cell, x64):
-    """Here of any number of weights, so that the form is reached."""
-    monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda weights: True)
-    params, xs = randomised(cell.init(jax.random.key(0))), draw((T, B, I), 1)
-
-    def everything(plan):
-        run = lambda params, xs: jr.scan(cell, plan=plan).apply(params, xs)
-        return run(params, xs), gradient(cell, plan)(params, xs)
-
-    got, want = jax.jit(lambda: [everything(plan) for plan in ("auto", "plain")])()
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
-    loop, _ = loops(gradient(cell, "auto"), params, xs)
-    width = H if "elman" in str(cell.spec) else 4 * H
-    assert [eqn.outvars[0].aval.shape for eqn in equations(loop, "dot_general")] == [(width, B)] * 2
-    assert jr.explain(jr.scan(cell), params, xs).scans[0].weights_on_the_left == [str((B, width))]
-
-
 @pytest.mark.parametrize(
     "cell, stacks",
     [

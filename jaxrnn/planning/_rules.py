@@ -6,6 +6,7 @@ Each says what was measured and where, so that it can be measured again; numbers
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -81,12 +82,19 @@ def makes_step_one_kernel(weights: int) -> bool:
     return weights <= constants().step_kernel_up_to and _kernels_are_known()
 
 
-def puts_weights_on_the_left(weights: int) -> bool:
-    """Whether the forward loop computes sums of products with large weights as ``(Σ Wᵀ xᵀ)ᵀ``.
+def puts_weights_on_the_left(weights: int, outputs: int, inputs: int, *, steps: int | None, gradient: bool) -> bool:
+    """Whether the forward loop computes sums of products ``x @ W`` with large weights as ``(Σ Wᵀ xᵀ)ᵀ``.
 
-    On a CPU from a size on, ``Constants.left_from``; elsewhere never.
+    On a CPU from a size on, ``Constants.left_from``, for up to 64 rows; elsewhere never. The transposed weights are
+    copies: a run without a gradient, which holds little else, takes them where they are fewer than the outputs of all
+    steps, and from 4 rows on. The rows are those of one device of all that there are.
     """
-    return jax.default_backend() == "cpu" and weights >= constants().left_from
+    if jax.default_backend() != "cpu" or weights < constants().left_from:
+        return False
+    rows = math.isqrt(outputs * inputs // weights) // jax.device_count()  # of inputs (rows, n), weights (n, m)
+    if rows > 64:
+        return False
+    return gradient or (rows >= 4 and steps is not None and weights <= steps * outputs)
 
 
 def joins_products(rows: int, inner: int, outputs: int) -> bool:

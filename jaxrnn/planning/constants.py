@@ -31,7 +31,9 @@ class Constants(NamedTuple):
             product packs its right operand anew at every call, which costs their size; the transposes cost the sizes
             of input and output, and the product runs along the shorter axis. Measured on two AVX-512 cores, LSTM
             (32, 128, 512, 512), weights 512 × 2048: forward 89 against 125 ms, training step 250 against 303; at
-            256 × 1024 nothing is gained, at 128 × 512 a fifth is lost.
+            256 × 1024 nothing is gained, at 128 × 512 a fifth is lost. On two AVX2 cores busy with other work, weights
+            512 × 2048, T = 32, left / right: B = 1, 2, 8, 32, 64, 96, 128 forward 0.97, 1.4, 0.60, 0.50, 0.99, 1.1,
+            1.1; training step 0.96, 0.84, 0.56, 0.66, 1.0, 1.05, 1.0.
         hoist_row_from: weights of a product of one row (B = 1) with the inputs, from which it is done for all steps at
             once. In the loop each step reads all weights to multiply one row. Measured on two AVX-512 cores, hoisted /
             in the loop, forward and training step: LSTM 16: 0.69, 1.0; 64: 0.85, 0.95; 256: 0.78, 0.76; 512: 0.44,

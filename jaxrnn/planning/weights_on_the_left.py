@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -12,14 +15,10 @@ from jaxrnn.programs.program import Op, Rewriting
 
 
 def weights_on_the_left(step: PlannedStep) -> PlannedStep:
-    """The primal with sums of products ``x @ W`` of large weights as ``(Σ Wᵀ xᵀ)ᵀ``.
-
-    Where there is a gradient: the transposed weights are copies, and a run without one holds little else.
-    """
+    """The primal with sums of products ``x @ W`` of large weights as ``(Σ Wᵀ xᵀ)ᵀ``."""
     if step.plan.persistent_kernel:
         return step
-    if step.active is None:
-        return step.noting(weights_on_the_left=())
+    pays = functools.partial(_rules.puts_weights_on_the_left, steps=step.steps, gradient=step.active is not None)
     loop = step.primal
     program, fixed = loop.program, loop.program.fixed()
     rewriting = Rewriting(program)
@@ -36,12 +35,12 @@ def weights_on_the_left(step: PlannedStep) -> PlannedStep:
             sums.append(str(kind.shape))
             continue
         rewriting.ops.append(op)
-        if _has_large_weight(loop, op, fixed):
+        if _has_large_weight(loop, op, fixed, pays):
             transposes[op.outputs[0]] = _transpose_of_product(rewriting, op)
     return step._replace(primal=loop._replace(program=rewriting.done())).noting(weights_on_the_left=sums)
 
 
-def _has_large_weight(loop: LoopProgram, op: Op, fixed: set[int]) -> bool:
+def _has_large_weight(loop: LoopProgram, op: Op, fixed: set[int], pays: Callable[..., bool]) -> bool:
     """Whether the operation is ``x @ W`` of matrices, x not hoisted, W a constant that it pays to put on the left."""
     if op.name != "dot_general" or op.inputs[0] in loop.outside or op.inputs[1] not in fixed:
         return False
@@ -53,7 +52,7 @@ def _has_large_weight(loop: LoopProgram, op: Op, fixed: set[int]) -> bool:
         and tuple(contracting[0]) == (1,)
         and not any(batch)
         and op.params["precision"] is None
-        and _rules.puts_weights_on_the_left(program.size(op.inputs[1]))
+        and pays(*map(program.size, (op.inputs[1], op.outputs[0], op.inputs[0])))
         and not any(any(kind.sharding.spec) for kind in kinds)
     )
 
