@@ -337,7 +337,7 @@ FAULTS = (
         "large weights on the left lose their transpose",
         'rewriting.ops.append(Op("transpose", lambda a: [a.T], (total,), op.outputs))',
         'rewriting.ops.append(Op("transpose", lambda a: [a.reshape(a.shape[::-1])], (total,), op.outputs))',
-        tests("test_plans", "large_weights"),
+        tests("test_weights_on_the_left", "large_weights"),
     ),
     Fault(
         "narrow constants leave the loop",
