@@ -83,7 +83,8 @@ def online(
     of ``state.trace``.
 
     "layerwise", "eprop" and "rflo" take a chain member by member: what one carries is differentiated by its own params
-    alone, and the error of a step goes back through the members of that step. Of a single cell "layerwise" is "rtrl".
+    alone, and the error of a step goes back through the members of that step, all that members without a carry get.
+    Of a single cell "layerwise" is "rtrl".
     "eprop" holds in D_t what products with weights read of h_{t-1} (Bellec's eligibility vectors, for any cell: of an
     LSTM f_t is left, of a GRU 1 - z_t); "rflo" also what enters any function, so that factors alone are left, a leak or
     a gate (Murray's 1 - 1/τ). Of a leaky network they are one; of diagonal peepholes, say, "eprop" sees more. What is

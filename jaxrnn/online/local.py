@@ -12,7 +12,7 @@ from jaxrnn.online.influence import Influence, influence_of, sparse_rule
 from jaxrnn.online.parts import Member, TracedStep, members_of, traced_step
 from jaxrnn.online.problem import Problem
 from jaxrnn.online.rules import OnlineRule, Start, Step
-from jaxrnn.programs.program import Op, evaluate, needed_for, reached_from
+from jaxrnn.programs.program import Op, needed_for, reached_from
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 SUMS_AND_FACTORS = (  # linear in each of their operands
@@ -78,7 +78,7 @@ def local_problem(problem: Problem, rule: str) -> Problem:
         given = traced.values(theta, carry, others, x, noise[0] if noise else None)
         stopped = {k: jax.lax.stop_gradient(given[k]) for k in (*traced.theta, *traced.old)}
         still = {**given, **stopped}
-        new = dict(zip(traced.new, evaluate(needed_for(traced.ops, traced.new), still, traced.new), strict=True))
+        new: dict[int, Any] = {}
         for member, ops, holds in ways:
             direct = _values(ops, {**still, **{k: given[k] for k in member.theta}})
             seeds = {k: given[k] for k in member.old}

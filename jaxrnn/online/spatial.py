@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._checks import check_choice
-from jaxrnn.online.parts import TracedStep, members_of, traced_step
+from jaxrnn.online.parts import Member, TracedStep, members_of, traced_step
 from jaxrnn.online.problem import Output, Problem
 from jaxrnn.programs.program import Op, evaluate, needed_for, reached_from
 
@@ -31,28 +31,34 @@ def spatial_output(problem: Problem, feedback: Any, key: Any) -> Output:
 
         u^m = ∂L_t/∂h^m_t = direct + Σ u^n ∂h^n_t/∂h^m_t        n: the members behind m, what they carried held
 
+    So do the errors of params of members that carry nothing, and of those by which a member only puts out.
+
     Args:
         feedback: None, or what stands in place of the transpose of the last product with weights: "random" or (O, H).
         key: of the random one.
     """
     step = traced_step(problem)
     members = members_of(problem, step)
-    linked, before = [], list(members[0].new) if members else []
-    for member in members[1:]:
-        linked.append((member, tuple(before), needed_for(step.ops, member.new, given=set(before))))
-        before += member.new
+    linked: list[Linked] = []
+    before: set[int] = set()
+    for member in members:
+        own = needed_for(step.ops, member.new, given=before)
+        others = {*step.theta, *step.old, *before} - {*member.theta, *member.old}
+        if reached_from(own, others) & set(member.new):
+            linked.append(Linked(member, before, own))
+        before = before.union(member.new)
     new = set(step.new)
     ops = needed_for(step.ops, step.ys, given=new)
     old = [k for k in step.old if k not in new]
     reads_old = bool(reached_from(ops, old) & set(step.ys) - new) or any(
-        reached_from(own, set(old) - set(member.old)) & set(member.new) - set(ahead) for member, ahead, own in linked
+        reached_from(m.ops, set(old) - set(m.member.old)) & set(m.member.new) - m.ahead for m in linked
     )
     replaced = None if feedback is None else _fed_back(problem, step, ops, feedback, key)
 
     def compute(theta, h, h_new, others, x, noise):
         given = step.values(theta, problem.carry.tree(h), others, x, noise)
         at = dict(zip(step.new, jax.tree.leaves(problem.carry.tree(h_new)), strict=True))
-        for member, ahead, own in linked:
+        for member, ahead, own in linked:  # in their order: each is linked to those that are linked already
             stopped = {k: jax.lax.stop_gradient(given[k]) for k in (*member.theta, *member.old)}
             made = evaluate(own, {**given, **stopped, **{k: at[k] for k in ahead}}, member.new)
             at.update({k: graft(at[k], a) for k, a in zip(member.new, made, strict=True) if k not in ahead})
@@ -60,6 +66,14 @@ def spatial_output(problem: Problem, feedback: Any, key: Any) -> Output:
         return step.output.unflatten(evaluate(run, {**given, **at}, step.ys))
 
     return Output(reads_old, compute)
+
+
+class Linked(NamedTuple):
+    """A member whose new carry depends on more than its own."""
+
+    member: Member
+    ahead: set[int]  # the new carry of members before it
+    ops: list[Op]
 
 
 class Replaced(NamedTuple):
