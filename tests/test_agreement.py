@@ -71,8 +71,8 @@ def test_rules_that_are_known(x64):
     np.testing.assert_allclose(found.by_lag.norm[2, 1:], 0, atol=1e-12)
     np.testing.assert_allclose(found.by_param.norm[:, 4:], 1)  # the readout's own are exact
     exact = by_lag_by_hand(params, xs, targets)[0]
-    readout = 3 * H * (I + H + 1) + H
-    halved = np.where(np.arange(exact.size) < readout, exact / 2, exact)
+    place, gated = np.arange(exact.size), 3 * H * (I + H + 1)
+    halved = np.where(place < gated, exact / 2, np.where(place < gated + H, 0, exact))  # h0 is of the past
     np.testing.assert_allclose(found.by_lag.norm[2, 0], np.linalg.norm(halved) / np.linalg.norm(exact))
     lines = str(found).splitlines()
     assert lines[0] == "beside back-propagation through 4 steps; random rules: 32 draws"

@@ -129,6 +129,7 @@ def agreement(
     """
     expect_cell("agreement", cell)
     who = f"agreement({name_of(cell)})"
+    cell = cell if cell.noise is None else cell._replace(noise=None)
     named = _named(who, rules)
     check_params(who, params, shapes_of_params(cell))
     T, batch_shape = sequence_shape(who, xs, cell.x_ndim)
@@ -138,11 +139,16 @@ def agreement(
     check_leads_with_batch(who, "targets", targets, (T, *batch_shape))
     if key is not None:
         check_key(who, key)
-    cell = cell if cell.noise is None else cell._replace(noise=None)
+    learners = [learner_of(who, cell, loss, **options) for options in named.values()]
+    randoms = [name for name, options in named.items() if _draws(options)]
+    if randoms and key is None:
+        raise ValueError(f"{who}: rule {randoms[0]!r} draws at random and has no key; give key=jax.random.key(0).")
     if jax.tree.leaves(carry := jax.eval_shape(cell.initial_carry, params)):
         check_inexact_carry(who, carry)
     if loss is squared_error:
         _check_targets(who, cell, params, xs, targets)
+    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((params, xs, targets, key))):
+        raise TypeError(f"{who}: params, xs, targets and key must have values; call it outside of what is traced.")
 
     def flat(grads: PyTree) -> list[Any]:
         return _flat(grads, params)
@@ -150,12 +156,8 @@ def agreement(
     exact = [np.asarray(a, float) for a in jax.jit(lambda p: flat(_by_lag(who, cell, p, xs, targets, loss)))(params)]
     carries = jax.jit(lambda p: _carries(who, cell, p, xs))(params)
     rows = []
-    for name, options in named.items():
-        learner = learner_of(who, cell, loss, **options)
-        is_random = _draws(options)
-        if is_random and key is None:
-            raise ValueError(f"{who}: rule {name!r} draws at random and has no key; give key=jax.random.key(0).")
-        keys = jax.random.split(key, draws) if is_random and key is not None else None
+    for name, learner in zip(named, learners, strict=True):
+        keys = jax.random.split(key, draws) if name in randoms and key is not None else None
 
         def drawn(params, key, learner=learner):
             return flat(_of_rule(learner, params, xs, targets, carries, batch_shape, key))
@@ -180,8 +182,8 @@ def _check_targets(who: str, cell: Cell, params: PyTree, xs: PyTree, targets: Py
     wanted, came = ([a.shape for a in jax.tree.leaves(tree)] for tree in (ys, targets))
     if jax.tree.structure(ys) != jax.tree.structure(targets) or wanted != came:
         raise ValueError(
-            f"{who}: targets must have the shapes of the outputs, {', '.join(map(str, wanted))}, for the squared error, "
-            f"got {', '.join(map(str, came)) or 'none'}; give loss=…, a function of y and target, for others."
+            f"{who}: targets must have the shapes of the outputs, {', '.join(map(str, wanted))}, for the squared "
+            f"error, got {', '.join(map(str, came)) or 'none'}; give loss=…, a function of y and target, for others."
         )
 
 

@@ -96,7 +96,11 @@ def _summed(k: int, readers: dict[int, list[tuple[Op, int]]], step: TracedStep) 
         ((op, _),) = readers[k]
         out = op.outputs[0]
         floats = all(jnp.issubdtype(kinds[n].dtype, jnp.floating) for n in (k, out))
-        if op.name not in ("add", "add_any", "convert_element_type") or kinds[out].shape != kinds[k].shape or not floats:
+        if (
+            op.name not in ("add", "add_any", "convert_element_type")
+            or kinds[out].shape != kinds[k].shape
+            or not floats
+        ):
             break
         k = out
     return k

@@ -100,12 +100,12 @@ def online(
         window: k, of "tbptt" alone.
         masks: params whose masks will not change, as those of ``jr.masked_weights`` while training: the values of
             arrays that no derivative reaches. Weights that they take out are not kept, and M is that of the others.
-        feedback: of "eprop" and "rflo": how the error at the readout reaches the carry. The readout is the last product
-            z W of a vector and weights on the way from h_t to y_t, in ``jr.chain(cell, jr.readout(H, O))`` that of the
-            last member; ∂L/∂z = ∂L/∂(z W) B, and all else, the gradient by W too, is as it is. "symmetric": B = Wᵀ, which
-            is the derivative of ``loss``, whether the readout stands in the cell or in ``loss``. "random": B (O, H) drawn
-            from N(0, 1/O) by ``init``'s key, the same at all times. A matrix (O, H): this one. With the last two the
-            readout has to stand in the cell, so that ``loss`` sees its output.
+        feedback: of "eprop" and "rflo": how the error at the readout reaches the carry. The readout is the last
+            product z W of a vector and weights on the way from h_t to y_t, in ``jr.chain(cell, jr.readout(H, O))`` that
+            of the last member; ∂L/∂z = ∂L/∂(z W) B, and all else, the gradient by W too, is as it is. "symmetric":
+            B = Wᵀ, the derivative of ``loss``, whether the readout stands in the cell or in ``loss``. "random":
+            B (O, H) drawn from N(0, 1/O) by ``init``'s key, the same at all times. A matrix (O, H): this one. With the
+            last two the readout has to stand in the cell, so that ``loss`` sees its output.
 
     Returns:
         ``Online(init, step)``, pure functions that do not jit; ``step`` jits, scans and vmaps.

@@ -112,8 +112,8 @@ def _readout(problem: Problem, step: TracedStep, ops: list[Op]) -> tuple[Op, int
             return op, mine[0]
         break
     raise ValueError(
-        f"{problem.who}: feedback stands in place of a readout's transpose, and in this cell no product of a vector and "
-        f"a matrix of weights has all that goes from the carry to y; put the readout that loss has into the cell, "
+        f"{problem.who}: feedback stands in place of a readout's transpose, and in this cell no product of a vector "
+        f"and a matrix of weights has all that goes from the carry to y; put the readout that loss has into the cell, "
         f"jr.chain(cell, jr.readout(H, O)), or leave feedback='symmetric', the derivative of loss as it is."
     )
 
@@ -129,8 +129,8 @@ def check_feedback(who: str, rule: Any, feedback: Any) -> Any:
         raise TypeError(f"{who}: feedback must be 'symmetric', 'random' or a matrix of floats (O, H), got {came}.")
     if rule not in ("rflo", "eprop"):
         raise ValueError(
-            f"{who}: feedback is for rule='rflo' and rule='eprop' alone, got rule={rule!r}, whose errors go back by the "
-            f"readout's own transpose; leave it out."
+            f"{who}: feedback is for rule='rflo' and rule='eprop' alone, got rule={rule!r}, whose errors go back by "
+            f"the readout's own transpose; leave it out."
         )
     return feedback
 
@@ -149,5 +149,3 @@ def feedback_matrix(who: str, feedback: Any, key: Any, O: int, H: int) -> Any:
             f"{jnp.shape(feedback)}; of a readout it stands for the transpose of W_hy."
         )
     return jnp.asarray(feedback)
-
-

@@ -295,4 +295,3 @@ def lyapunov(spectra: Mapping[str, LyapunovSpectrum], *, title: str = "Lyapunov 
     left.legend(frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure
-
