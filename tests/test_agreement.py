@@ -56,6 +56,7 @@ def test_the_exact_parts_are_what_steps_contribute(x64):
     np.testing.assert_allclose(got.sum(0) @ along, (ends[0] - ends[1]) / 2e-5, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_rules_that_are_known(x64):
     """RTRL, which comes to its parts forward in time, agrees at every lag; a window of 2 at the first two alone."""
     params, xs, targets = problem()
@@ -106,6 +107,17 @@ def test_rules_that_draw(x64):
     np.testing.assert_allclose(got, want, rtol=1e-8)
     assert found.whole.deviation.min() > 1e-2 and found.whole.bias[0] < 4 * found.whole.deviation[0] / 8
     assert (found.by_param.deviation[:, 4:] < 1e-12).all()
+
+
+def test_one_rule(x64):
+    """Under a window of 1 all is lag 0, and that is exact."""
+    cell = jr.elman(I, H)
+    params = randomised(jax.eval_shape(cell.init, jax.random.key(0)), 1)
+    rules = {"window": {"rule": "tbptt", "window": 1}}
+    found = jr.gradients.agreement(cell, params, draw((3, I), 2), draw((3, H), 3), rules)
+    np.testing.assert_allclose(found.by_lag.norm, [[1, 0, 0]], atol=1e-12)
+    np.testing.assert_allclose(found.by_lag.bias, [[0, 1, 1]], atol=1e-12)
+    assert found.whole.bias[0] > 1e-3 and found.params == ("W_xh", "W_hh", "b")
 
 
 def test_the_figure_shows_the_numbers(tmp_path):

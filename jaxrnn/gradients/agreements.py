@@ -180,7 +180,7 @@ def _check_targets(who: str, cell: Cell, params: PyTree, xs: PyTree, targets: Py
 
     ys = jax.eval_shape(outputs, params, xs)
     wanted, came = ([a.shape for a in jax.tree.leaves(tree)] for tree in (ys, targets))
-    if jax.tree.structure(ys) != jax.tree.structure(targets) or wanted != came:
+    if len({jax.tree.structure(tree) for tree in (ys, targets)}) > 1 or wanted != came:
         raise ValueError(
             f"{who}: targets must have the shapes of the outputs, {', '.join(map(str, wanted))}, for the squared "
             f"error, got {', '.join(map(str, came)) or 'none'}; give loss=…, a function of y and target, for others."

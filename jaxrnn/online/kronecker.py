@@ -71,10 +71,10 @@ def structure_of(problem: Problem) -> Structure:
         if len(kinds[k].shape) < 2:
             sums.setdefault(_summed(k, readers, step), []).append(Factor(k, None, 0, 1))
             continue
-        for op, place in readers.get(k, [(None, 0)]):
-            vector = _vector_of(op, place, kinds) if op is not None else None
-            if op is None or vector is None:
-                enters = "becomes a carry" if op is None else f"enters {op.name}"
+        for op, place in readers.get(k, ()):
+            vector = _vector_of(op, place, kinds)
+            if vector is None or k in step.new:
+                enters = "becomes a carry" if k in step.new else f"enters {op.name}"
                 raise ValueError(
                     f"{problem.who}: rule 'kf_rtrl' is for weights that enter the step in products of a matrix and a "
                     f"vector, where ∂h_t/∂θ is a Kronecker product, and params{_name(problem, step, k)} {enters}; give "
