@@ -21,9 +21,9 @@ def agreement(found: Agreement, *, title: str = "Online rules beside back-propag
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
-        >>> cell, xs = jr.gru(2, 3), jnp.ones((5, 2, 2))
+        >>> cell, xs = jr.elman(2, 3), jnp.ones((5, 2, 2))
         >>> params = cell.init(jax.random.key(0))
-        >>> found = jr.gradients.agreement(cell, params, xs, jnp.zeros((5, 2, 3)), ["rtrl", "snap1"])
+        >>> found = jr.gradients.agreement(cell, params, xs, jnp.zeros((5, 2, 3)), ["snap1"])
         >>> figure = jr.plotting.agreement(found)
     """
     figure = Figure(figsize=(9.5, 4), layout="constrained")
