@@ -111,6 +111,11 @@ BAD: dict[str, Sequence[Any]] = {
     "window": [],
     "online.window": [3],  # of "tbptt" alone
     "masks": _TREES,
+    "feedback": ["randm", "random", None, 3, jnp.ones((2, 2), int)],  # of other rules none
+    "rules": [None, 3, "rtrl", (), {}, {"a": {"windo": 3}}],
+    "gradients.agreement.targets": [None, "x", 3, jnp.ones((T, B)), jnp.ones((T, B, H + 1))],
+    "gradients.agreement.loss": [None, 3, lambda y, target: y],
+    "found": [None, 3],
     "training.loop.loss": [None, 3],
     "norm": [None, "x", jnp.ones(())],
     "matrix": [None, "x", jnp.ones(3), jnp.ones((2, 3))],

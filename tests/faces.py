@@ -28,6 +28,11 @@ XS, X, YS = jnp.ones((T, B, I)), jnp.ones((B, I)), jnp.ones((T, B, H))
 LENGTHS = np.array([5, 2])
 AXES = Figure().subplots()
 POINTS = jr.gradients.FixedPoints(jnp.ones((2, H)), jnp.ones(2), jnp.ones(2, int), jnp.arange(2))
+AGREEMENT = jr.gradients.Agreement(
+    *(("rtrl",), ("W",)),
+    *(jr.gradients.Comparison(*[np.ones(shape)] * 4) for shape in (1, (1, 1), (1, T))),
+    1,
+)
 SEQUENCES = [np.ones((3, I)), np.ones((2, I))]
 
 
@@ -138,6 +143,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "gradients.find_fixed_points": {"cell": GRU, "params": PARAMS, "starts": CARRY, "x": X[0]},
     "gradients.linear_analysis": {"cell": GRU, "params": PARAMS, "carry": CARRY, "x": X},
     "gradients.jacobian_penalty": {"cell": GRU, "params": PARAMS, "xs": XS, "loss": loss},
+    "gradients.agreement": {"cell": GRU, "params": PARAMS, "xs": XS, "targets": YS, "key": KEY},
     "decoding.greedy": {},
     "decoding.temperature": {},
     "decoding.top_k": {},
@@ -189,6 +195,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "plotting.eigenvalues": {"spectra": {"gru": np.ones(3)}},
     "plotting.lyapunov": {"spectra": {}},
     "plotting.fixed_points": {"points": POINTS},
+    "plotting.agreement": {"found": AGREEMENT},
 }
 
 

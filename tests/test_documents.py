@@ -165,6 +165,13 @@ def test_learning_online():
     assert names["kept"] == 8 * of_gru
     of_lstm = (3 + 8 + 1) * 32
     assert names["sizes"] == {"rtrl": 16 * of_lstm, "snap1": 7 * of_lstm // 4, "diagonal": (3 + 1) * 16}
+    assert names["found"].rules == tuple(names["rules"]) and len(names["figure"].axes) == 2
+    norm = names["found"].by_lag.norm
+    np.testing.assert_allclose(norm[:2, 0], 1, rtol=1e-4)
+    np.testing.assert_allclose(norm[4], [1, 1, 1, 0, 0, 0], rtol=1e-4, atol=1e-4)
+    assert (names["found"].whole.deviation > 1e-2).tolist() == [False, False, True, True, False]
+    assert names["layers_size"] == 2 * 16 * (8 + 1) - 16 * 5 < names["whole_size"]
+    assert np.isfinite(flat(names["aligned"])).all() and flat(names["aligned"]).any()
     assert names["sparse_size"] < names["dense_size"] == 8 * (3 + 8 + 1) * 8
     assert not names["y"][1].any() and names["y"][0].any()
     trace = jax.tree.leaves(names["after"].trace)

@@ -5,9 +5,11 @@ diagnose, lyapunov_spectrum, classify_exponent      whether gradients vanish or 
 step_jacobian, spectral_radius, log_singular_values the Jacobians of the steps and of their products
 find_fixed_points, linear_analysis                  where the state comes to rest, and what happens around there
 jacobian_penalty                                    a regulariser that keeps the gradient's norm
+agreement                                           how wrong the rules of ``jr.online`` are, beside BPTT
 OnlineRule                                          a rule of your own for ``jr.online``
 """
 
+from jaxrnn.gradients.agreements import Agreement, Comparison, agreement
 from jaxrnn.gradients.bptt import bptt_contributions
 from jaxrnn.gradients.fixed_points import FixedPoints, LinearAnalysis, find_fixed_points, linear_analysis
 from jaxrnn.gradients.flow import Flow, StateFlow, gradient_flow, norm_by_lag
@@ -35,5 +37,8 @@ __all__ = [
     "linear_analysis",
     "LinearAnalysis",
     "jacobian_penalty",
+    "agreement",
+    "Agreement",
+    "Comparison",
     "OnlineRule",
 ]

@@ -13,13 +13,17 @@ from jaxrnn._base import Cell, PyTree, flatten, is_float
 from jaxrnn._checks import check_choice, check_inexact_carry, check_params, check_sizes, step_batch_shape
 from jaxrnn._narrowing import check_held
 from jaxrnn.online.influence import Influence, influence_of, sparse_rule
-from jaxrnn.online.problem import Problem, carry_of, params_of, shapes
+from jaxrnn.online.kronecker import kf_rtrl
+from jaxrnn.online.local import local_rule
+from jaxrnn.online.problem import Output, Problem, carry_of, output_of, params_of, shapes
 from jaxrnn.online.rules import OnlineRule, Start
+from jaxrnn.online.spatial import check_feedback, spatial_output
 from jaxrnn.online.uoro import uoro
 from jaxrnn.online.window import tbptt
 from jaxrnn.running.scan import shapes_of_params
 
-NAMES = ("rtrl", "snap1", "snap2", "snap:3", "uoro", "tbptt")
+LOCAL = ("layerwise", "eprop", "rflo")
+NAMES = ("rtrl", "snap1", "snap2", "snap:3", *LOCAL, "uoro", "kf_rtrl", "kf_rtrl:2", "tbptt")
 SALT = 0x6F6E  # what a rule draws is not what the cell draws
 
 
@@ -102,11 +106,12 @@ class Batch:
 class Chosen:
     """A rule by its name, or a user's own."""
 
-    def __init__(self, who: str, cell: Cell, rule: Any, window: int | None, masks: PyTree):
+    def __init__(self, who: str, cell: Cell, rule: Any, window: int | None, masks: PyTree, feedback: Any):
         self.who, self.masks = who, masks
         self.known: dict[Any, Influence] = {}
         self.name = rule if isinstance(rule, str) else "a rule of your own"
         self.rule = rule if isinstance(rule, OnlineRule) else self._named(rule, window)
+        self.feedback = check_feedback(who, rule, feedback)
         if window is not None and rule != "tbptt":
             raise ValueError(f"{who}: window={window} is for rule='tbptt' alone, got rule={rule!r}; leave it out.")
         if masks is not None:
@@ -121,7 +126,11 @@ class Chosen:
     def _named(self, rule: Any, window: int | None) -> OnlineRule:
         if isinstance(rule, str) and (found := re.fullmatch(r"snap:?([1-9]\d*)", rule)):
             return sparse_rule(int(found[1]), self.influence)
+        if isinstance(rule, str) and (found := re.fullmatch(r"kf_rtrl(?::([1-9]\d*))?", rule)):
+            return kf_rtrl(int(found[1]) if found[1] else None)
         check_choice(self.who, "rule", rule, NAMES)
+        if rule in LOCAL:
+            return local_rule(rule, self.masks)
         if rule == "rtrl":
             return sparse_rule(None, self.influence)
         if rule == "uoro":
@@ -140,8 +149,18 @@ class Chosen:
             self.known[key] = influence_of(problem, steps, self.masks)
         return self.known[key]
 
+    def output(self, problem: Problem, key: Any) -> Output:
+        """What a step puts out, with the derivative by the new carry that the rule's errors go back by."""
+        if self.name not in LOCAL:
+            return output_of(problem)
+        for number in (SALT, 2):
+            key = None if key is None else jax.random.fold_in(key, number)
+        return spatial_output(problem, self.feedback, key)
+
     def start(self, batch: Batch, params: PyTree, key: Any, time: Any, *, fresh: bool) -> PyTree:
         """The trace where sequences start."""
+        if self.feedback is not None:
+            self.output(batch.problem, key)  # raises where it does not fit
         theta, others = batch.problem.params.split(params)
         if self.rule.needs_key and key is None:
             raise ValueError(

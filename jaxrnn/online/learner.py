@@ -23,7 +23,7 @@ from jaxrnn._checks import (
 )
 from jaxrnn._narrowing import as_start, check_held
 from jaxrnn.online._batch import Batch, Chosen, example
-from jaxrnn.online.problem import output_of, shapes
+from jaxrnn.online.problem import shapes
 from jaxrnn.online.rules import OnlineRule, Step
 from jaxrnn.running.scan import shapes_of_params
 
@@ -52,6 +52,7 @@ def online(
     rule: str | OnlineRule = "rtrl",
     window: int | None = None,
     masks: PyTree = None,
+    feedback: Any = "symmetric",
 ) -> Online:
     """Gradients at every step of a stream, carried forward in time: nothing of the past is stored but a trace.
 
@@ -67,7 +68,12 @@ def online(
         "snap1"     M ⊙ (D_t J_{t-1} + I_t), M holding      batch × P        batch × P, for an LSTM, a GRU that resets
                     what params reach in one step                            after, and all whose params reach one unit
         "snap2" …   the same, within n steps ("snap:n")     batch × |M|      batch × Σ r², r: what a param reaches
+        "layerwise" J_t within each member of a chain       that of each     that of each
+        "eprop"     D̂_t J_{t-1} + I_t, D̂_t within units     batch × P        batch × P, as "snap1"
+        "rflo"      Λ_t J_{t-1} + I_t, Λ_t leaks and gates  batch × P        batch × P, as "snap1"
         "uoro"      s wᵀ with E[s wᵀ] = J_t                 batch × (S + P)  batch × P
+        "kf_rtrl"   u ⊗ A with E[u ⊗ A] = J_t               batch × S N      batch × S² N, N the numbers that weights
+        "kf_rtrl:r" the sum of r of them ("kf_rtrl:4" …)    batch × r S N    batch × r S² N      are multiplied into
         "tbptt"     the last k carries and inputs           batch × k S      batch × k P
 
     "rtrl" is "snap:n" for all n: M and its size are found from the traced step, for any cell, so a diagonal recurrence
@@ -75,6 +81,16 @@ def online(
     cell has all of S × P from n = 2 on; one that mixes units on the way (a GRU that resets before, full peepholes, a
     projection, layer normalisation, several members of a chain) more than P at n = 1 too. How much is kept is the size
     of ``state.trace``.
+
+    "layerwise", "eprop" and "rflo" take a chain member by member: what one carries is differentiated by its own params
+    alone, and the error of a step goes back through the members of that step, all that members without a carry get.
+    Of a single cell "layerwise" is "rtrl".
+    "eprop" holds in D_t what products with weights read of h_{t-1} (Bellec's eligibility vectors, for any cell: of an
+    LSTM f_t is left, of a GRU 1 - z_t); "rflo" also what enters any function, so that factors alone are left, a leak or
+    a gate (Murray's 1 - 1/τ). Of a leaky network they are one; of diagonal peepholes, say, "eprop" sees more. What is
+    computed from the new carry within the step, as h_t of an LSTM, is held by neither. A cell with nothing left, as
+    ``elman``, is refused. "kf_rtrl" is for weights in products of a matrix and a vector, others are refused by name;
+    vectors, biases too, that are no part of such a sum are kept exactly.
 
     Args:
         cell: a Cell; ``jr.chain`` makes one of several. Its carry holds real and complex numbers alone.
@@ -84,6 +100,12 @@ def online(
         window: k, of "tbptt" alone.
         masks: params whose masks will not change, as those of ``jr.masked_weights`` while training: the values of
             arrays that no derivative reaches. Weights that they take out are not kept, and M is that of the others.
+        feedback: of "eprop" and "rflo": how the error at the readout reaches the carry. The readout is the last
+            product z W of a vector and weights on the way from h_t to y_t, in ``jr.chain(cell, jr.readout(H, O))`` that
+            of the last member; ∂L/∂z = ∂L/∂(z W) B, and all else, the gradient by W too, is as it is. "symmetric":
+            B = Wᵀ, the derivative of ``loss``, whether the readout stands in the cell or in ``loss``. "random":
+            B (O, H) drawn from N(0, 1/O) by ``init``'s key, the same at all times. A matrix (O, H): this one. With the
+            last two the readout has to stand in the cell, so that ``loss`` sees its output.
 
     Returns:
         ``Online(init, step)``, pure functions that do not jit; ``step`` jits, scans and vmaps.
@@ -128,12 +150,31 @@ def online(
         Menick et al., "Practical real time recurrent learning with a sparse approximation to the Jacobian", ICLR 2021.
         Zucchet et al., "Online learning of long-range dependencies", NeurIPS 2023 (diagonal recurrences).
         Tallec & Ollivier, "Unbiased online recurrent optimization", ICLR 2018.
+        Mujika, Meier & Steger, "Approximating real-time recurrent learning with random Kronecker factors", NeurIPS
+        2018 ("kf_rtrl"); Benzing, Gauy, Mujika, Martinsson & Steger, "Optimal Kronecker-sum approximation of real time
+        recurrent learning", ICML 2019 ("kf_rtrl:r").
+        Murray, "Local online learning in recurrent networks with random feedback", eLife 8, 2019 ("rflo").
+        Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking neurons", Nature
+        Communications 11, 2020 ("eprop").
         Williams & Peng, "An efficient gradient-based algorithm for on-line training of recurrent network
         trajectories", Neural Computation 2, 1990 ("tbptt").
     """
     expect_cell("online", cell)
-    who = f"online({name_of(cell)})"
-    chosen = Chosen(who, cell, rule, window, masks)
+    return learner_of(f"online({name_of(cell)})", cell, loss, rule=rule, window=window, masks=masks, feedback=feedback)
+
+
+def learner_of(
+    who: str,
+    cell: Cell,
+    loss: Callable[[PyTree, PyTree], Any],
+    *,
+    rule: str | OnlineRule,
+    window: int | None = None,
+    masks: PyTree = None,
+    feedback: Any = "symmetric",
+) -> Online:
+    """``online`` under the name that its messages begin with."""
+    chosen = Chosen(who, cell, rule, window, masks, feedback)
 
     def init(params, batch_shape=(), *, x=None, carry=None, key=None, start=0):
         check_batch_shape(who, batch_shape)
@@ -181,7 +222,7 @@ def online(
             fresh = cell.initial_carry(params, batch_shape)
             old = select(resets, batch.over(batch.problem.carry.flat)(fresh), old)
             trace = select(resets, chosen.start(batch, params, state.key, state.time, fresh=True), trace)
-        output = output_of(batch.problem)
+        output = chosen.output(batch.problem, state.key)
 
         def stepped(h, x, noise):
             return batch.problem.step(theta, h, others, x, noise)[0]

@@ -1,34 +1,20 @@
-"""Figures: one call each, matplotlib's ``Figure`` returned; ``figure.savefig("a.png")`` writes it, a notebook shows it.
-
-Needs the extra ``jaxrnn[plot]``. No pyplot: no display, no global state.
-"""
+"""Figures of gradients, gates, spectra and of training."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import numbers
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.typing import ArrayLike
 
 from jaxrnn._arguments import checks_arguments
-from jaxrnn.gradients.fixed_points import FixedPoints, LinearAnalysis
 from jaxrnn.gradients.flow import Flow, StateFlow, norm_by_lag
 from jaxrnn.gradients.lyapunov import LyapunovSpectrum
-
-try:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-except ImportError as error:
-    raise ImportError("jaxrnn.plotting needs matplotlib: pip install 'jaxrnn[plot]'") from error
-
-# Okabe & Ito's colours, which people who are colour-blind can tell apart.
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
+from jaxrnn.plotting._axes import COLOURS, Axes, Figure, MaxNLocator, colours, finished, new_figure, plain, with_names
 
 GATES_FROM_0_TO_1 = ("i", "f", "o", "r", "z")
 
@@ -49,9 +35,9 @@ def gradient_norms(flows: Mapping[str, Any], *, title: str = "Gradient norm by l
         >>> flow = jr.gradients.gradient_flow(cell, cell.init(jax.random.key(0)), xs, lambda carry, ys: ys[-1].sum())
         >>> figure = jr.plotting.gradient_norms({"h": flow.states.h, "c": flow.states.c})
     """
-    figure, axes = _figure(title)
-    draw_gradient_norms(axes, _named("gradient_norms", "flows", flows))
-    return _finished(figure, axes)
+    figure, axes = new_figure(title)
+    draw_gradient_norms(axes, with_names("gradient_norms", "flows", flows))
+    return finished(figure, axes)
 
 
 @checks_arguments
@@ -68,7 +54,7 @@ def draw_gradient_norms(axes: Axes, flows: Mapping[str, Any]) -> None:
         'log'
     """
     styles = itertools.cycle(("-", "--"))  # curves that lie on each other show both
-    for colour, style, (name, flow) in zip(_colours(), styles, flows.items(), strict=False):
+    for colour, style, (name, flow) in zip(colours(), styles, flows.items(), strict=False):
         if isinstance(flow, Flow):
             raise TypeError(
                 f"draw_gradient_norms: {name!r} is a whole Flow; give one of its states, such as flow.states.h."
@@ -88,7 +74,7 @@ def draw_gradient_norms(axes: Axes, flows: Mapping[str, Any]) -> None:
             low, high, shown = np.exp(logs.min(0)), np.exp(logs.max(0)), np.isfinite(logs).all(0)
             axes.fill_between(lags, low, high, where=shown, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="lag (steps back from the end)", ylabel="‖∂L/∂h‖", yscale="log")
-    _plain(axes)
+    plain(axes)
 
 
 @checks_arguments
@@ -111,7 +97,7 @@ def singular_values(logs: ArrayLike, *, lag: int = 1, title: str | None = None) 
         raise ValueError(
             f"singular_values: expected logs (n, *B, N) from jr.gradients.log_singular_values, got shape {logs.shape}."
         )
-    figure, axes = _figure(title or f"Singular values of Jacobians over {lag} step{'s' * (lag > 1)}")
+    figure, axes = new_figure(title or f"Singular values of Jacobians over {lag} step{'s' * (lag > 1)}")
     values = np.exp(np.maximum(logs.reshape(len(logs), -1) / lag, -80))
     times = lag * (1 + np.arange(len(logs)))
     for share, alpha in ((0, 0.15), (10, 0.2), (25, 0.3)):
@@ -122,7 +108,7 @@ def singular_values(logs: ArrayLike, *, lag: int = 1, title: str | None = None) 
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
     of = "σ of ∂hₜ/∂hₜ₋₁" if lag == 1 else f"σ of ∂hₜ/∂hₜ₋ₖ, to the power 1/k, k = {lag}"
     axes.set(xlabel="step t" if lag == 1 else "step, from the first product's first", ylabel=of, yscale="log")
-    return _finished(figure, axes)
+    return finished(figure, axes)
 
 
 @checks_arguments
@@ -193,13 +179,13 @@ def learning_curves(
         >>> losses = {"lstm": np.array([[3.0, 2.0, 1.0], [3.0, 1.5, 0.9]])}  # two seeds
         >>> figure = jr.plotting.learning_curves(losses, steps=[10, 20, 30])
     """
-    figure, axes = _figure(title)
+    figure, axes = new_figure(title)
     named = {
         name: values if isinstance(values, tuple) else (steps, values)
-        for name, values in _named("learning_curves", "curves", curves).items()
+        for name, values in with_names("learning_curves", "curves", curves).items()
     }
     draw_learning_curves(axes, named, ylabel=ylabel, yscale=yscale, baselines=baselines)
-    return _finished(figure, axes)
+    return finished(figure, axes)
 
 
 @checks_arguments
@@ -226,7 +212,7 @@ def draw_learning_curves(
     for name, value in (baselines or {}).items():
         if not isinstance(value, numbers.Real):
             raise TypeError(f"draw_learning_curves: baselines[{name!r}] must be a number, got {value!r}.")
-    for colour, (name, (steps, values)) in zip(_colours(), curves.items(), strict=False):
+    for colour, (name, (steps, values)) in zip(colours(), curves.items(), strict=False):
         values = np.atleast_2d(np.asarray(values, float))
         at = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
         if at.shape != values.shape[1:]:
@@ -237,7 +223,7 @@ def draw_learning_curves(
     for (name, value), style in zip((baselines or {}).items(), itertools.cycle(("--", ":", "-.")), strict=False):
         axes.axhline(value, color="grey", linewidth=1, linestyle=style, label=name)
     axes.set(xlabel="training step", ylabel=ylabel, yscale=yscale)
-    _plain(axes)
+    plain(axes)
 
 
 @checks_arguments
@@ -254,18 +240,18 @@ def eigenvalues(spectra: ArrayLike | Mapping[str, ArrayLike], *, title: str = "E
         >>> eigenvalues = jnp.linalg.eigvals(W)
         >>> figure = jr.plotting.eigenvalues({"orthogonal": eigenvalues, "× 0.8": 0.8 * eigenvalues})
     """
-    figure, axes = _figure(title, size=(7.5, 5.5))  # the legend stands beside a square
+    figure, axes = new_figure(title, size=(7.5, 5.5))  # the legend stands beside a square
     angle = np.linspace(0, 2 * np.pi, 400)
     axes.plot(np.cos(angle), np.sin(angle), color="grey", linewidth=1, label="unit circle")
     named = spectra if isinstance(spectra, Mapping) else {"": spectra}
     if not isinstance(spectra, Mapping) and np.asarray(spectra).dtype.kind not in "fc":
         raise TypeError(f"eigenvalues: spectra must be an array of eigenvalues, or a dict of them, got {spectra!r}.")
-    for colour, (name, values) in zip(_colours(), _named("eigenvalues", "spectra", named).items(), strict=False):
+    for colour, (name, values) in zip(colours(), with_names("eigenvalues", "spectra", named).items(), strict=False):
         values = np.asarray(values).reshape(-1)
         axes.scatter(values.real, values.imag, s=14, color=colour, alpha=0.7, linewidth=0, label=name or None)
     axes.set(xlabel="Re λ", ylabel="Im λ")
     axes.set_aspect("equal", adjustable="datalim")
-    return _finished(figure, axes)
+    return finished(figure, axes)
 
 
 @checks_arguments
@@ -285,7 +271,7 @@ def lyapunov(spectra: Mapping[str, LyapunovSpectrum], *, title: str = "Lyapunov 
     """
     figure = Figure(figsize=(9.5, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for colour, (name, spectrum) in zip(_colours(), _named("lyapunov", "spectra", spectra).items(), strict=False):
+    for colour, (name, spectrum) in zip(colours(), with_names("lyapunov", "spectra", spectra).items(), strict=False):
         exponents = np.asarray(spectrum.exponents, float)
         exponents = exponents.reshape(-1, exponents.shape[-1])
         leading = np.asarray(spectrum.growth, float)[..., 0].reshape(len(spectrum.growth), -1)
@@ -305,124 +291,7 @@ def lyapunov(spectra: Mapping[str, LyapunovSpectrum], *, title: str = "Lyapunov 
     right.set(xlabel="steps averaged", ylabel="λ₁ (per step)", title="the leading one, as it settles")
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8, linestyle="--")
-        _plain(axes)
+        plain(axes)
     left.legend(frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure
-
-
-@checks_arguments
-def fixed_points(
-    points: FixedPoints,
-    analysis: LinearAnalysis | None = None,
-    states: Any = None,
-    *,
-    components: int = 3,
-    title: str = "Fixed points",
-) -> Figure:
-    """Fixed points, and the states of runs around them, in the principal components of the states.
-
-    Args:
-        points: from ``jr.gradients.find_fixed_points``.
-        analysis: from ``jr.gradients.linear_analysis`` of their carry; then stable and unstable points are told apart.
-        states: the carry along runs, each leaf (T, *B, …); their first principal components span the figure (without
-            states, those of the points).
-        components: 3 or 2 axes.
-        title: above the axes, with the share of the variance that they show.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, jaxrnn as jr
-        >>> cell = jr.gru(1, 4)
-        >>> params = cell.init(jax.random.key(0))
-        >>> ys = jr.scan(cell).apply(params, jnp.ones((30, 5, 1)))[1]
-        >>> points = jr.gradients.find_fixed_points(cell, params, ys[-1], jnp.ones(1), method="newton")
-        >>> around = jr.gradients.linear_analysis(cell, params, points.carry, jnp.ones(1))
-        >>> figure = jr.plotting.fixed_points(points, around, ys)
-    """
-    if components not in (2, 3):
-        raise ValueError(f"fixed_points: components must be 2 or 3, got {components!r}.")
-    found = _flat(points.carry, 1)
-    _check_states(states, points.carry)
-    runs = None if states is None else _flat(states, None)
-    if len(found) == 0 and runs is None:
-        raise ValueError("fixed_points: there is no point, and no states, to draw.")
-    cloud = found if runs is None else runs.reshape(-1, runs.shape[-1])
-    middle = cloud.mean(0)
-    _, scale, directions = np.linalg.svd(cloud - middle, full_matrices=False)
-    axes_kept = directions[:components]
-    share = (scale[:components] ** 2).sum() / max((scale**2).sum(), 1e-30)
-
-    def project(a):
-        return np.pad((a - middle) @ axes_kept.T, [(0, 0)] * (a.ndim - 1) + [(0, components - len(axes_kept))])
-
-    figure = Figure(figsize=(6.5, 6), layout="constrained")
-    axes: Any = figure.add_subplot(projection="3d" if components == 3 else None)
-    if runs is not None:
-        for run in np.moveaxis(project(runs).reshape(len(runs), -1, components), 1, 0)[:50]:
-            axes.plot(*run.T, color="grey", linewidth=0.5, alpha=0.4)
-    stable = np.ones(len(found), bool) if analysis is None else np.asarray(analysis.stable)
-    for kind, chosen, style in (
-        ("fixed point" if analysis is None else "stable", stable, {"s": 45, "color": COLOURS[4]}),
-        ("unstable", ~stable, {"s": 45, "facecolor": "none", "edgecolor": COLOURS[5], "linewidth": 1.2}),
-    ):
-        if chosen.any():
-            label = f"{kind} ({chosen.sum()})"
-            axes.scatter(*project(found[chosen]).T, label=label, zorder=3, **style)
-    axes.set(xlabel="PC 1", ylabel="PC 2", title=f"{title} (the axes show {share:.0%} of the variance)")
-    if components == 3:
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.labelpad = 10  # clear of the numbers
-        axes.set_zlabel("PC 3")
-        axes.set_box_aspect(None, zoom=0.85)
-    axes.legend(frameon=False)
-    return figure
-
-
-def _flat(carry: Any, lead: int | None) -> np.ndarray:
-    """All leaves side by side, (…, N); the leading axes kept are those that all leaves share, or ``lead``."""
-    leaves = [np.asarray(a, float) for a in jax.tree.leaves(carry)]
-    kept = min(a.ndim for a in leaves) - 1 if lead is None else lead
-    return np.concatenate([a.reshape(*a.shape[:kept], math.prod(a.shape[kept:])) for a in leaves], axis=-1)
-
-
-def _check_states(states: Any, carry: Any) -> None:
-    """Each leaf of the states of runs is (T, *B, …) where that of the points is (M, …)."""
-    if states is None:
-        return
-    runs, points = ([np.shape(a)[1:] for a in jax.tree.leaves(tree)] for tree in (states, carry))
-    if len(runs) != len(points) or any(r[len(r) - len(p) :] != p for r, p in zip(runs, points, strict=True)):
-        raise ValueError(
-            f"fixed_points: states must be the carry along runs, each leaf (T, *B, …) where that of the points is "
-            f"(M, …) = {[np.shape(a) for a in jax.tree.leaves(carry)]}, got "
-            f"{[np.shape(a) for a in jax.tree.leaves(states)]}."
-        )
-
-
-def _named(who: str, what: str, values: Any) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping) or not values:
-        raise TypeError(
-            f"{who}: expected {what} to be a dict with an entry for each name in the legend, got {values!r:.60}."
-        )
-    return values
-
-
-def _colours() -> Iterator[str]:
-    return itertools.cycle(COLOURS)
-
-
-def _figure(title: str, size: tuple[float, float] = (7.5, 4.2)) -> tuple[Figure, Any]:
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, fontsize=11)
-    return figure, axes
-
-
-def _finished(figure: Figure, axes: Any) -> Figure:
-    _plain(axes)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    return figure
-
-
-def _plain(axes: Any) -> None:
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
