@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, PyTree, flatten, is_float
 from jaxrnn._checks import check_choice, check_inexact_carry, check_params, check_sizes, step_batch_shape
 from jaxrnn._narrowing import check_held
-from jaxrnn.online.influence import Influence, influence_of, sparse_rule
-from jaxrnn.online.problem import Problem, carry_of, params_of, shapes
+from jaxrnn.online.influence import Influence, gradient_of_batch, influence_of, sparse_rule
+from jaxrnn.online.problem import Problem, Theta, carry_of, params_of, shapes
 from jaxrnn.online.rules import OnlineRule, Start
 from jaxrnn.online.uoro import uoro
 from jaxrnn.online.window import tbptt
@@ -139,6 +139,14 @@ class Chosen:
             steps = None if self.name == "rtrl" else int(self.name.removeprefix("snap").removeprefix(":"))
             self.known[key] = influence_of(problem, steps, self.masks)
         return self.known[key]
+
+    def gradient_of_batch(self, batch: Batch, theta: Theta, trace: PyTree, u: Any) -> Theta | None:
+        """Σ uᵀ J over the batch, without the gradient of each sequence; None where the rule has no such form."""
+        if not batch.batch_shape or not (self.name == "rtrl" or self.name.startswith("snap")):
+            return None
+        n = len(batch.batch_shape)
+        flat = lambda a: a.reshape(-1, *a.shape[n:])
+        return gradient_of_batch(self.influence(batch.problem), theta, jax.tree.map(flat, trace), flat(u))
 
     def start(self, batch: Batch, params: PyTree, key: Any, time: Any, *, fresh: bool) -> PyTree:
         """The trace where sequences start."""
