@@ -19,7 +19,7 @@ import optax
 import jaxrnn as jr
 from experiments.benchmarks import report
 from experiments.benchmarks.measuring import measure
-from experiments.benchmarks.online_steps import STEPS, lines, online, squared
+from experiments.benchmarks.online_steps import lines, online, squared
 from experiments.benchmarks.suites import Row, Settings
 from experiments.environment import environment, sentence
 from experiments.exits import said
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for group in online(Settings()):
                 rows += (measured := measure(group))
                 report.append(directory, measured)
-                times = (f"{row.contestant} {row.note or report.spread(row, 1e6 / STEPS)}" for row in measured)
+                times = (f"{row.contestant} {row.note or report.spread(row, 1e6 / row.shape[1])}" for row in measured)
                 print(group.title, *times, sep="; ", flush=True)
             parts["online-steps"] = table(lines(rows, report.spread), left=2)
         if not arguments.only or "memory" in arguments.only:

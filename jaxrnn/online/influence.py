@@ -139,7 +139,7 @@ def _sum_of_products(factors: list[Any], arrays: list[Any]) -> Any:
 
     if n == 1 or not isinstance(arrays[0], jax.core.Tracer):
         return summed(*factors, *arrays)[0]
-    rows = next(k for k in range(min(n, ROWS), 0, -1) if n % k == 0)
+    rows = next(k for k in range(max(min(n, ROWS // count), 1), 0, -1) if n % k == 0)
 
     def one_loop(*given):
         """Sequence after sequence: one loop that reads J once, where a sum over an axis reads a product's array."""

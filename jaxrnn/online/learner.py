@@ -68,7 +68,7 @@ def online(
         "rtrl"      J_t, exact                              batch × S P      batch × S² P; O(batch × P) for both where
                                                                              the recurrence is diagonal
         "snap1"     M ⊙ (D_t J_{t-1} + I_t), M holding      batch × P        batch × P, for a GRU that resets after and
-                    what params reach in one step                            all whose params reach one unit; LSTM: 1.75 P
+                    what params reach in one step                            others of one unit each; 1.75 P for an LSTM
         "snap2" …   the same, within n steps ("snap:n")     batch × |M|      batch × Σ r², r: what a param reaches
         "uoro"      s wᵀ with E[s wᵀ] = J_t                 batch × (S + P)  batch × P
         "tbptt"     the last k carries and inputs           batch × k S      batch × k P

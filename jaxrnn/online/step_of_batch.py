@@ -1,4 +1,4 @@
-"""One step of a batch: the new carries and traces, the outputs, the gradient; all members together, or each by itself."""
+"""One step of a batch: new carries and traces, outputs, the gradient; of all members together, or each by itself."""
 
 from __future__ import annotations
 
