@@ -178,6 +178,9 @@ def test_learning_online():
     assert any(a[0].any() for a in trace) and not any(a[1].any() for a in trace)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), names["learned"], names["params"])
     assert any(jax.tree.leaves(moved))
+    assert names["skipped"] == [0, 1, 0]
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), names["held"], names["resumed"])
+    assert all(jax.tree.leaves(same)) and int(names["resumed"][2].time) == 3
     assert np.isfinite(flat(names["faded"])).all() and np.abs(flat(names["faded"]) - flat(names["online"])).max() > 1e-3
 
 

@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="WORDS",
-        help="suites (cells, variants, ragged, small, ensemble, step, length, memory, compile, closed_loop), "
+        help="suites (cells, variants, ragged, small, ensemble, step, length, memory, compile, closed_loop, online), "
         "cells (elman, lstm, gru), quantities (forward, train), with commas; of a kind that is not named, all",
     )
     top.add_argument(

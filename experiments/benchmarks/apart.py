@@ -16,6 +16,7 @@ import jax
 from experiments.benchmarks import suites
 from experiments.benchmarks.closed_loop import closed_loop
 from experiments.benchmarks.measuring import measure
+from experiments.benchmarks.online_steps import online
 from experiments.benchmarks.suites import Group, Row, Settings
 from jaxrnn.commands.other_work import OtherWork
 
@@ -30,6 +31,7 @@ SUITES: dict[str, Callable[[Settings], Iterator[Group]]] = {
     "memory": suites.memory,
     "compile": suites.compile_time,
     "closed_loop": closed_loop,
+    "online": online,
 }
 
 

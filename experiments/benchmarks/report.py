@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import markdown
+from experiments.benchmarks import online_steps
 from experiments.benchmarks.contestants import BY_NAME, FLOORS, PLAN, TORCH
 from experiments.benchmarks.measuring import notes_of
 from experiments.benchmarks.problems import GATES
@@ -117,6 +118,7 @@ def tables(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, ...]]]]:
         ("Gradient by the parameters, T = 1,000, temporaries in MB", by_quantity(chosen("memory"), megabytes)),
         ("Compile time of a training step, ms", by_shape(chosen("compile"), milliseconds)),
         ("Closed loops, and layer normalisation in training, ms", beside(chosen("closed_loop"))),
+        ("A step of learning online", online_steps.lines(rows, spread)),
     ]
     return [(title, lines) for title, lines in found if len(lines) > 1]
 

@@ -107,6 +107,7 @@ class Settings(NamedTuple):
         "memory",
         "compile",
         "closed_loop",
+        "online",
     )
     cells: tuple[str, ...] = tuple(GATES)
     quantities: tuple[str, ...] = tuple(QUANTITIES)
@@ -129,6 +130,7 @@ class Settings(NamedTuple):
     compile_shape: tuple[int, int, int, int] = SHAPES[0]
     compile_lengths: tuple[int, ...] = (1_000, 10_000)  # of the LSTM, besides the shape's own T
     loops: Loops = Loops()
+    online_batches: tuple[int, ...] = (1, 16)
 
     def taking_part(self, cell: str) -> list[Contestant]:
         on_gpu = jax.default_backend() == "gpu"

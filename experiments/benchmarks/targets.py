@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from experiments.benchmarks import closed_loop
+from experiments.benchmarks import closed_loop, online_steps
 from experiments.benchmarks.contestants import CHECKPOINT, PACKED, PEER_NAMES, PLAIN, PLAN, STREAM, TEXTBOOK, TORCH
 from experiments.benchmarks.problems import GATES
 from experiments.benchmarks.suites import LOSSES, Row
@@ -155,6 +155,12 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
         base, unit = ("lstm", "lstm training") if what == "layer norm" else (closed_loop.GIVEN, closed_loop.GIVEN)
         pair = [figures(rows, who, 1, suite="closed_loop", quantity=what) for who in (closed_loop.OURS, base)]
         lines.append(judged(f"{what} / {unit}", ratio(*pair), limit, every=True))
+    for case in online_steps.CASES:
+        both = [
+            figures(rows, who, 1, suite=online_steps.SUITE, quantity=case.rule, cell=case.name)
+            for who in (online_steps.ONLINE, case.against)
+        ]
+        lines.append(judged(f"{case.name} by {case.rule} / {case.against}", ratio(*both), case.limit, every=True))
     return lines
 
 

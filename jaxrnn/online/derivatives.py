@@ -21,7 +21,8 @@ import numpy as np
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.online.pattern import coloured
-from jaxrnn.online.problem import CutStep, Problem, check_forward_mode, cut_step
+from jaxrnn.online.places import Numbers
+from jaxrnn.online.problem import CutStep, Problem, Weights, check_forward_mode, cut_step
 from jaxrnn.online.reach import TooLargeError, jacobian_pattern, product_entries
 
 FEW = 4  # passes that are written one after the other, so that the compiler sees which numbers are 0
@@ -71,10 +72,23 @@ def patterns_of(problem: Problem, masks: PyTree = None) -> Patterns:
 
 
 class Entries(NamedTuple):
-    """Entries of D_t, and where they are found."""
+    """Entries of D_t, each of them once, and where they are found."""
 
-    value: np.ndarray  # places among the numbers that were differentiated; behind the last: 0
-    paths: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # (…, L) each: B, W and S of a product of three; cut steps
+    value: np.ndarray  # (N,) places among the numbers that were differentiated; behind the last: 0
+    paths: tuple[np.ndarray, ...]  # (L, N) each: B, W and S of a product of three; of a step that is not cut none
+    of: np.ndarray  # which of them stands where
+
+
+def _distinct(value: np.ndarray, *paths: np.ndarray) -> Entries:
+    """Of entries in any shape, and paths (…, L)."""
+    table = np.concatenate([value.reshape(1, -1), *(a.reshape(value.size, -1).T for a in paths)])
+    _, first, of = np.unique(table, axis=1, return_index=True, return_inverse=True)
+    if 2 * len(first) > value.size:  # few occur twice
+        first, of = np.arange(value.size), np.arange(value.size)
+    order = np.argsort(first)  # as they come, so that their places run evenly
+    rows = table[:, first[order]]
+    parts = np.split(rows[1:], len(paths)) if paths else []
+    return Entries(rows[0], tuple(parts), np.argsort(order)[of.ravel()].reshape(value.shape))
 
 
 class Differentiation(NamedTuple):
@@ -110,14 +124,14 @@ def differentiation(
         nowhere = _count(both) * S
 
         def by_cotangents(a, b):
-            return Entries(np.where(is_there[a, b], np.append(both, 0)[a] * S + b, nowhere), None)
+            return _distinct(np.where(is_there[a, b], np.append(both, 0)[a] * S + b, nowhere))
 
         way = Differentiation(both, None, by_cotangents, False)
     else:
         nowhere = _count(columns) * S
 
         def by_tangents(a, b):
-            return Entries(np.where(is_there[a, b], np.append(columns, 0)[b] * S + a, nowhere), None)
+            return _distinct(np.where(is_there[a, b], np.append(columns, 0)[b] * S + a, nowhere))
 
         way = Differentiation(rows, columns, by_tangents, False)
     if way.passes > 2 * FEW:
@@ -130,7 +144,7 @@ def differentiation(
 def _by_cuts(problem: Problem, needed: Sequence[tuple[np.ndarray, np.ndarray]]) -> Differentiation | None:
     """With the step cut at its products; None where it has none, or more is needed than passes would cost."""
     step = cut_step(problem)
-    if step is None:
+    if not step.operands:
         return None
     n, S = len(problem.theta), problem.carry.size
     fixed, tree = flatten((problem.others, problem.x, problem.noise))
@@ -138,7 +152,7 @@ def _by_cuts(problem: Problem, needed: Sequence[tuple[np.ndarray, np.ndarray]]) 
 
     def flat(*arrays):
         theta, h, deltas = arrays[:n], arrays[n], arrays[n + 1 : len(moving)]
-        return step.run(theta, h, deltas, *tree.unflatten(arrays[len(moving) :]))[0]
+        return step.run(theta, h, deltas, None, *tree.unflatten(arrays[len(moving) :]))[0]
 
     P = sum(math.prod(a.shape) for a in problem.theta)
     try:
@@ -165,7 +179,7 @@ def _by_cuts(problem: Problem, needed: Sequence[tuple[np.ndarray, np.ndarray]]) 
         e, i, w = (np.take_along_axis(k, order, -1) for k in (e, i, w))
         B = np.where(w < 0, nowhere, np.append(colours[:S], 0)[a][..., None] * width + S + e)
         inner = np.where(w < 0, nowhere, colours[S + i] * width + np.broadcast_to(b[..., None], i.shape))
-        return Entries(value, (B, np.where(w < 0, no_weight, w), inner))
+        return _distinct(value, B, np.where(w < 0, no_weight, w), inner)
 
     count = sum(np.broadcast(a, b).size for a, b in needed)
     if count * by_delta.shape[1] * of_carry.shape[1] * 3 > S * max(P, 1):
@@ -211,55 +225,60 @@ class Linearised(NamedTuple):
 def linearise(problem: Problem, way: Differentiation, arguments: tuple[Any, ...]) -> Linearised:
     """At ``arguments`` (theta, h, others, x, noise)."""
     theta, h, *rest = arguments
-    coefficients = jnp.zeros(0, problem.carry.dtype)
+    step = cut_step(problem, of_carry=way.is_cut)
+    zeros = lambda kinds: [jnp.zeros(a.shape, a.dtype) for a in kinds]
+    deltas, of_weights = zeros(step.made), zeros([w.made for w in step.weights])
+
+    def cut(theta, h, deltas, of_weights):
+        return step.run(theta, h, deltas, of_weights, *rest)
+
+    made, pull, (coefficients, vectors) = jax.vjp(cut, theta, h, deltas, of_weights, has_aux=True)
     rows = np.arange(_count(way.colours))[:, None] == way.colours
-    if way.is_cut:
-        step = cut_step(problem)
-        assert step is not None
-        deltas = [jnp.zeros(kind.shape, kind.dtype) for kind in step.made]
-
-        def cut(theta, h, deltas):
-            return step.run(theta, h, deltas, *rest)
-
-        made, pull, others = jax.vjp(cut, theta, h, deltas, has_aux=True)
-        ends = np.cumsum([a.size for a in made])[:-1]
-        parts = np.split(rows, ends, axis=1)
-        cotangents = [p.reshape(-1, *a.shape).astype(a.dtype) for p, a in zip(parts, made, strict=True)]
-        by_theta, by_h, by_deltas = _each(pull, cotangents)
-        count = len(rows)
-        numbers = jnp.concatenate([a.reshape(count, -1).astype(h.dtype) for a in (by_h, *by_deltas)], axis=1)
-        coefficients = jnp.concatenate([a.ravel().astype(h.dtype) for a in others])
+    parts = np.split(rows, np.cumsum([a.size for a in made])[:-1], axis=1)
+    cotangents = [p.reshape(-1, *a.shape).astype(a.dtype) for p, a in zip(parts, made, strict=True)]
+    by_theta, by_h, by_deltas, by_weights = _each(pull, cotangents)
+    if way.columns is None and isinstance(by_h, list):
+        numbers = [a[c] for c in range(len(rows)) for a in (by_h, *by_deltas)]
+    elif way.columns is None:
+        numbers = [jnp.concatenate([a.reshape(len(rows), -1).astype(h.dtype) for a in (by_h, *by_deltas)], 1)]
     else:
-        stepping = lambda theta, h: problem.step(theta, h, *rest)[0]
-        _, pull = jax.vjp(stepping, theta, h)
-        by_theta, numbers = _each(pull, rows.astype(h.dtype))
-        if way.columns is not None:
-            tangents = (np.arange(_count(way.columns))[:, None] == way.columns).astype(h.dtype)
-            _, push = jax.linearize(lambda h: stepping(theta, h), h)
-            numbers = jax.vmap(push)(jnp.asarray(tangents))
-    zero = jnp.zeros(1, h.dtype)
-    flat = jnp.concatenate([numbers.reshape(-1), zero])
-    weights = jnp.concatenate([coefficients, zero])
+        tangents = (np.arange(_count(way.columns))[:, None] == way.columns).astype(h.dtype)
+        _, push = jax.linearize(lambda h: problem.step(theta, h, *rest)[0], h)
+        numbers = [jax.vmap(push)(jnp.asarray(tangents))]
+    by_place, by_weight = Numbers(numbers, h.dtype), Numbers(coefficients, h.dtype)
 
     def entries(of):
-        value = flat[of.value]
-        if of.paths is None:
-            return value
-        B, W, inner = of.paths
-        return value + (flat[B] * weights[W] * flat[inner]).sum(-1)
+        value = by_place.take(of.value)
+        for B, W, inner in zip(*of.paths, strict=True):
+            value += by_place.take(B) * by_weight.take(W) * by_place.take(inner)
+        return Numbers([value], h.dtype).take(of.of)
 
-    return Linearised(by_theta, entries)
+    return Linearised(_with_outer_products(by_theta, step.weights, vectors, by_weights), entries)
 
 
 def _each(pull: Callable[..., Any], cotangents: Any) -> tuple[Any, ...]:
-    """The cotangents pulled back, the first argument's by array and colour, the others' by colour."""
+    """The cotangents pulled back, each array by colour."""
     count = len(jax.tree.leaves(cotangents)[0])
     cotangents = jax.tree.map(jnp.asarray, cotangents)
     if count > FEW:
-        by_theta, *others = jax.vmap(pull)(cotangents)
-        return by_theta, *others
+        return jax.vmap(pull)(cotangents)
     pulled = [pull(jax.tree.map(lambda a, c=c: a[c], cotangents)) for c in range(count)]
-    by_theta, *rest = zip(*pulled, strict=True)
-    return [list(of_leaf) for of_leaf in zip(*by_theta, strict=True)], *(
-        jax.tree.map(lambda *of: jnp.stack(of), *part) for part in rest
-    )
+    return jax.tree.map(lambda *of_colour: list(of_colour), *pulled)
+
+
+def _with_outer_products(by_theta: Any, weights: Sequence[Weights], vectors: Sequence[Any], by_made: Any) -> list[Any]:
+    """With the derivatives by matrices, which the loop over their influence makes on the way: elementwise."""
+    by_theta = list(by_theta)
+    products: dict[int, list[Any]] = {}
+    for w, v, by_colour in zip(weights, vectors, by_made, strict=True):
+        dtype = by_theta[w.leaf][0].dtype
+        wide = jnp.expand_dims(v, 1 - w.axis).astype(dtype)
+
+        def outer(d, wide=wide, axis=w.axis - 2, dtype=dtype):
+            return wide * jnp.expand_dims(d.astype(dtype), axis)
+
+        of_colours = [outer(d) for d in by_colour] if isinstance(by_colour, list) else jax.vmap(outer)(by_colour)
+        products.setdefault(w.leaf, []).append(of_colours)
+    for leaf, terms in products.items():
+        by_theta[leaf] = terms[0] if len(terms) == 1 else jax.tree.map(lambda *of: sum(of[1:], of[0]), *terms)
+    return by_theta

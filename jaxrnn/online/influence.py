@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +20,12 @@ from jaxrnn.online.derivatives import (
     patterns_of,
 )
 from jaxrnn.online.pattern import Block, Scattered, blocks_of, coloured, reach
+from jaxrnn.online.places import Numbers
 from jaxrnn.online.problem import Problem
 from jaxrnn.online.rules import OnlineRule, Start, Step
+from jaxrnn.programs.calls import on_one_cpu
 
+ROWS = 16  # sequences whose sum is written out
 SMALL = 4  # numbers reached up to which products of the blocks are written out
 
 
@@ -106,12 +109,45 @@ def sparse_rule(steps: int | None, influence: Callable[[Problem], Influence]) ->
         return updated
 
     def gradient(step: Step, trace: list[Any], u: Any) -> list[Any]:
-        sums = [jnp.zeros_like(a) for a in step.theta]
-        for s, J in zip(influence(step.problem).storages, trace, strict=True):
-            sums[s.block.leaf] = _add(sums[s.block.leaf], s.block, _pulled(s.block, u, J))
-        return sums
+        storages = influence(step.problem).storages
+        parts = [_pulled(s.block, u, J) for s, J in zip(storages, trace, strict=True)]
+        return _by_leaf([s.block for s in storages], parts, step.theta)
 
     return OnlineRule(init, update, gradient)
+
+
+def gradient_of_batch(kept: Influence, theta: Sequence[Any], trace: list[Any], u: Any) -> list[Any]:
+    """Σ uᵀ J over sequences: the first axis of u and of the arrays of the trace."""
+    parts = []
+    for s, J in zip(kept.storages, trace, strict=True):
+        if _is_small(s.block):
+            numbers = jax.vmap(lambda u, R=s.block.R: Numbers([u], u.dtype).take(R))(u)
+            parts.append(_sum_of_products([numbers[:, k] for k in range(len(J))], J))
+        elif isinstance(s.block, Block) and s.block.R.size == len(s.block.R):
+            parts.append(jnp.tensordot(u[:, s.block.R.ravel()], J[0], ((0, 1), (0, 1))))
+        else:
+            parts.append(jax.vmap(lambda u, J, block=s.block: _pulled(block, u, J))(u, J).sum(0))
+    return _by_leaf([s.block for s in kept.storages], parts, theta)
+
+
+def _sum_of_products(factors: list[Any], arrays: list[Any]) -> Any:
+    """Σ w J over the first axis and the list; w has axes of size 1 where J has more."""
+    count, n = len(arrays), arrays[0].shape[0]
+
+    def summed(*given):
+        return [sum((w * J).sum(0) for w, J in zip(given[:count], given[count:], strict=True))]
+
+    if n == 1 or not isinstance(arrays[0], jax.core.Tracer):
+        return summed(*factors, *arrays)[0]
+    rows = next(k for k in range(max(min(n, ROWS // count), 1), 0, -1) if n % k == 0)
+
+    def one_loop(*given):
+        """Sequence after sequence: one loop that reads J once, where a sum over an axis reads a product's array."""
+        some = [a.reshape(n // rows, rows, *a.shape[1:]) for a in given]
+        terms = [w[:, k] * J[:, k] for w, J in zip(some[:count], some[count:], strict=True) for k in range(rows)]
+        return [sum(terms[1:], terms[0]).sum(0)]
+
+    return on_one_cpu(one_loop, summed, *factors, *arrays)[0]
 
 
 def _is_small(block: Block | Scattered) -> bool:
@@ -148,7 +184,8 @@ def _times(block: Block | Scattered, D: Any, arrays: list[Any]) -> list[Any]:
 def _pulled(block: Block | Scattered, u: Any, arrays: list[Any]) -> Any:
     """uᵀ J, for the params of the block."""
     if _is_small(block):
-        return sum(u[block.R[k]] * J for k, J in enumerate(arrays))
+        of = Numbers([u], u.dtype).take(block.R)
+        return sum(of[k] * J for k, J in enumerate(arrays))
     (J,) = arrays
     if isinstance(block, Scattered):
         return jnp.einsum("gk,gkn->gn", jnp.concatenate([u, jnp.zeros_like(u[:1])])[block.R], J)
@@ -158,14 +195,44 @@ def _pulled(block: Block | Scattered, u: Any, arrays: list[Any]) -> Any:
     return (of * J).sum(0)
 
 
+def _by_leaf(blocks: Sequence[Block | Scattered], parts: Sequence[Any], theta: Sequence[Any]) -> list[Any]:
+    """The gradient by each array of params, from those by the params of the blocks."""
+    sums = []
+    for leaf, like in enumerate(theta):
+        own = [(b, p.astype(like.dtype)) for b, p in zip(blocks, parts, strict=True) if b.leaf == leaf]
+        sums.append(_side_by_side(own, like.shape))
+        if sums[-1] is None:
+            whole = jnp.zeros_like(like)
+            for block, part in own:
+                whole = _add(whole, block, part)
+            sums[-1] = whole
+    return sums
+
+
+def _side_by_side(own: Sequence[tuple[Any, Any]], shape: tuple[int, ...]) -> Any:
+    """The parts joined, where they are all of an array, one after the other along an axis; else None."""
+    if any(isinstance(block, Scattered) for block, _ in own):
+        return None
+    if len(own) == 1 and own[0][0].places is None:
+        return own[0][1]
+    if len(own) < 2 or any(block.places is None for block, _ in own):
+        return None
+    own = sorted(own, key=lambda of: of[0].places[1][0])
+    axis = own[0][0].places[0]
+    places = np.concatenate([block.places[1] for block, _ in own])
+    if any(block.places[0] != axis for block, _ in own) or list(places) != list(range(shape[axis])):
+        return None
+    return jnp.concatenate([part for _, part in own], axis)
+
+
 def _add(whole: Any, block: Block | Scattered, part: Any) -> Any:
     """The gradient by an array, with that by the params of a block."""
     if isinstance(block, Scattered):
-        return whole.reshape(-1).at[block.at].add(part.astype(whole.dtype), mode="drop").reshape(whole.shape)
+        return whole.reshape(-1).at[block.at].add(part, mode="drop").reshape(whole.shape)
     if block.places is None:
-        return whole + part.astype(whole.dtype)
+        return whole + part
     axis, places = block.places
-    part, between = part.astype(whole.dtype), _slice(places)
+    between = _slice(places)
     if isinstance(between, slice):  # a sum of padded parts is elementwise; a scatter would stand by itself
         around = [(0, 0, 0)] * whole.ndim
         around[axis] = (between.start, whole.shape[axis] - between.stop, 0)

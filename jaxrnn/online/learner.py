@@ -13,18 +13,19 @@ from jaxrnn._base import Cell, PyTree, expect_cell, name_of, select
 from jaxrnn._checks import (
     check_batch_shape,
     check_carry,
+    check_choice,
     check_features,
     check_flags,
     check_key,
     check_leads_with_batch,
     check_params,
-    check_scalar_loss,
     step_batch_shape,
 )
 from jaxrnn._narrowing import as_start, check_held
 from jaxrnn.online._batch import Batch, Chosen, example
 from jaxrnn.online.problem import shapes
-from jaxrnn.online.rules import OnlineRule, Step
+from jaxrnn.online.rules import OnlineRule
+from jaxrnn.online.step_of_batch import Given, all_together, each_by_itself
 from jaxrnn.running.scan import shapes_of_params
 
 
@@ -35,6 +36,7 @@ class OnlineState(NamedTuple):
     trace: PyTree  # the rule's, (*B, …)
     time: jax.Array  # (): the absolute time of the next step
     key: jax.Array | None  # of the cell's noise and of rules that draw
+    skipped: jax.Array | None = None  # (*B): with nonfinite="skip", how many steps of each member were left out
 
 
 class Online(NamedTuple):
@@ -53,6 +55,7 @@ def online(
     window: int | None = None,
     masks: PyTree = None,
     feedback: Any = "symmetric",
+    nonfinite: str = "keep",
 ) -> Online:
     """Gradients at every step of a stream, carried forward in time: nothing of the past is stored but a trace.
 
@@ -65,8 +68,8 @@ def online(
         rule        what it keeps                           memory           time, beside some passes of the step
         "rtrl"      J_t, exact                              batch × S P      batch × S² P; O(batch × P) for both where
                                                                              the recurrence is diagonal
-        "snap1"     M ⊙ (D_t J_{t-1} + I_t), M holding      batch × P        batch × P, for an LSTM, a GRU that resets
-                    what params reach in one step                            after, and all whose params reach one unit
+        "snap1"     M ⊙ (D_t J_{t-1} + I_t), M holding      batch × P        batch × P, for a GRU that resets after and
+                    what params reach in one step                            others of one unit each; 1.75 P for an LSTM
         "snap2" …   the same, within n steps ("snap:n")     batch × |M|      batch × Σ r², r: what a param reaches
         "layerwise" J_t within each member of a chain       that of each     that of each
         "eprop"     D̂_t J_{t-1} + I_t, D̂_t within units     batch × P        batch × P, as "snap1"
@@ -106,6 +109,9 @@ def online(
             B = Wᵀ, the derivative of ``loss``, whether the readout stands in the cell or in ``loss``. "random":
             B (O, H) drawn from N(0, 1/O) by ``init``'s key, the same at all times. A matrix (O, H): this one. With the
             last two the readout has to stand in the cell, so that ``loss`` sees its output.
+        nonfinite: what a step does with a member of the batch whose carry, output, target, trace or gradient is not
+            finite: "keep" takes it as it is; "skip" leaves it out as if it were masked, holding its carry and trace,
+            and counts it in ``state.skipped``. The gradient of each member is then computed by itself, batch × P.
 
     Returns:
         ``Online(init, step)``, pure functions that do not jit; ``step`` jits, scans and vmaps.
@@ -160,7 +166,8 @@ def online(
         trajectories", Neural Computation 2, 1990 ("tbptt").
     """
     expect_cell("online", cell)
-    return learner_of(f"online({name_of(cell)})", cell, loss, rule=rule, window=window, masks=masks, feedback=feedback)
+    who = f"online({name_of(cell)})"
+    return learner_of(who, cell, loss, rule=rule, window=window, masks=masks, feedback=feedback, nonfinite=nonfinite)
 
 
 def learner_of(
@@ -172,9 +179,12 @@ def learner_of(
     window: int | None = None,
     masks: PyTree = None,
     feedback: Any = "symmetric",
+    nonfinite: str = "keep",
 ) -> Online:
     """``online`` under the name that its messages begin with."""
     chosen = Chosen(who, cell, rule, window, masks, feedback)
+    check_choice(who, "nonfinite", nonfinite, ("keep", "skip"))
+    skips = nonfinite == "skip"
 
     def init(params, batch_shape=(), *, x=None, carry=None, key=None, start=0):
         check_batch_shape(who, batch_shape)
@@ -192,11 +202,14 @@ def learner_of(
         batch = Batch(who, cell, params, batch_shape, x, key)
         trace = chosen.start(batch, params, key, time, fresh=carry is None)
         carry = cell.initial_carry(params, batch_shape) if carry is None else carry
-        return OnlineState(jax.tree.map(jnp.copy, carry), trace, time, key)
+        skipped = jnp.zeros(batch_shape, jnp.int32) if skips else None
+        return OnlineState(jax.tree.map(jnp.copy, carry), trace, time, key, skipped)
 
     def step(params, state, x, target, mask=None, resets=None):
         if not isinstance(state, OnlineState):
             raise TypeError(f"{who}: state must be what init returned, or the last step, got {type(state).__name__}.")
+        if skips and state.skipped is None:
+            raise ValueError(f"{who}: this state counts no skipped steps; make it by the init under nonfinite='skip'.")
         if cell.input_size is not None and cell.x_ndim == 1:
             check_features(who, x, cell.input_size)
         check_held(who, "x", x)
@@ -222,42 +235,19 @@ def learner_of(
             fresh = cell.initial_carry(params, batch_shape)
             old = select(resets, batch.over(batch.problem.carry.flat)(fresh), old)
             trace = select(resets, chosen.start(batch, params, state.key, state.time, fresh=True), trace)
-        output = chosen.output(batch.problem, state.key)
-
-        def stepped(h, x, noise):
-            return batch.problem.step(theta, h, others, x, noise)[0]
-
-        new = batch.over(stepped, noise)(old, x)
-
-        def lost(theta, old, new):
-            def put_out(h, h_new, x, noise):
-                return output.compute(theta, h, h_new, others, x, noise)
-
-            y = batch.over(put_out, noise)(old, new, x)
-            check_leads_with_batch(who, "the output of step", y, batch_shape)
-            if mask is not None:
-                y = select(mask, y, jax.tree.map(jnp.zeros_like, y))
-            value = loss(y, target)
-            check_scalar_loss(who, value, "loss(y, target)")
-            return value, y
-
-        (direct, by_old, by_new), y = jax.grad(lost, (0, 1, 2), has_aux=True)(theta, old, new)
-
-        def learned(h, x, key, trace, by_old, by_new, noise):
-            at = Step(batch.problem, theta, h, others, x, noise, key)
-            updated = chosen.rule.update(at, trace)
-            sums = chosen.rule.gradient(at, updated, by_new)
-            if output.reads_old:
-                sums = [a + b for a, b in zip(sums, chosen.rule.gradient(at, trace, by_old), strict=True)]
-            return updated, sums
-
-        updated, sums = batch.over(learned, noise)(old, x, key, trace, by_old, by_new)
-        if mask is not None:
-            new, updated = select(mask, new, old), select(mask, updated, trace)
-        axes = tuple(range(len(batch_shape)))
-        grads = [a + b.sum(axes) for a, b in zip(direct, sums, strict=True)]
+        given = Given(batch, theta, others, old, x, noise, key, target, mask)
+        put_out = chosen.output(batch.problem, state.key)
+        if skips:
+            new, updated, y, grads, kept = each_by_itself(chosen, loss, put_out, given, trace)
+            was_lost = ~kept if mask is None else mask & ~kept
+            skipped = state.skipped + was_lost.astype(jnp.int32)
+        else:
+            new, updated, y, grads = all_together(chosen, loss, put_out, given, trace)
+            kept, skipped = mask, None
+        if kept is not None:
+            new, updated = select(kept, new, old), select(kept, updated, trace)
         carry = batch.over(batch.problem.carry.tree)(new)
-        state = OnlineState(carry, updated, state.time + 1, state.key)
+        state = OnlineState(carry, updated, state.time + 1, state.key, skipped)
         return state, y, batch.problem.params.gradient(grads)
 
     return Online(init, step)

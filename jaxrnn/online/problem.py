@@ -13,7 +13,7 @@ import numpy as np
 from jaxrnn._base import Cell, PyTree, flatten, is_inexact, is_narrow
 from jaxrnn._checks import check_carry_kept, check_pair
 from jaxrnn._dtypes import accumulator
-from jaxrnn.programs.program import Program, evaluate, needed_for, reached_from
+from jaxrnn.programs.program import Op, Program, evaluate, needed_for, reached_from
 from jaxrnn.programs.tracing import flat_program, inner_programs, is_call
 
 Theta = list[Any]  # the real arrays of the params: of a complex one its real, then its imaginary part
@@ -173,20 +173,31 @@ def output_of(problem: Problem) -> Output:
     return Output(reads_old, compute)
 
 
-class CutStep(NamedTuple):
-    """A step whose products with the carry are cut: what they give, δ more, comes as from outside."""
+class Weights(NamedTuple):
+    """A product of a vector and a matrix of params: by the matrix its derivative is an outer product."""
 
-    operands: list[int]  # of each product that is cut, the place of the operand that depends on the carry
+    leaf: int  # of the params
+    place: int  # of the matrix among the operands
+    axis: int  # of the matrix, along which it is multiplied by the vector
+    made: Any  # the type of what the product gives
+
+
+class CutStep(NamedTuple):
+    """A step whose products are cut: what they give, δ more, comes as from outside."""
+
+    operands: list[int]  # of each product of the carry, the place of the operand that depends on it
     params: list[Any]  # of its primitive
     kinds: list[list[Any]]  # of its operands
-    run: Callable[..., Any]  # (theta, h, δs, others, x, noise) -> (h_t, the operands), the other operands
-    made: list[Any]  # the types of what the products give
+    made: list[Any]  # the type of what it gives
+    weights: list[Weights]  # products of params that stand in such products alone
+    run: Callable[..., Any]  # (theta, h, δs, δs of weights or None, others, x, noise) -> (h_t, the operands), and
+    # (the other operands, the vectors); None: the weights' products are not cut
 
 
-def cut_step(problem: Problem) -> CutStep | None:
-    """The step with its products of the carry and something else cut; None where there are none.
+def cut_step(problem: Problem, *, of_carry: bool = True) -> CutStep:
+    """The step with its products cut: those of the weights, and of the carry and something else.
 
-    Cut are products one operand of which is made of the carry and the input alone, without a product that is cut
+    Of the latter those one operand of which is made of the carry and the input alone, without a product that is cut
     itself. What is left between them is mostly elementwise, so its Jacobian has few entries, and that of the product is
     its other operand.
     """
@@ -203,7 +214,7 @@ def cut_step(problem: Problem) -> CutStep | None:
     moving = reached_from(program.ops, program.inputs[n : n + 1])
     behind: set[int] = set()  # what depends on a product that is cut
     cuts = {}
-    for index, op in enumerate(program.ops):
+    for index, op in enumerate(program.ops if of_carry else ()):
         mine = [i for i, k in enumerate(op.inputs) if k in moving]
         if op.name == "dot_general" and len(mine) == 1:
             operand = op.inputs[mine[0]]
@@ -212,33 +223,62 @@ def cut_step(problem: Problem) -> CutStep | None:
                 behind.update(op.outputs)
         if behind.intersection(op.inputs):
             behind.update(op.outputs)
-    if not cuts:
+    return _cut(program, tree, cuts, _weights_of(program, n))
+
+
+def _weights_of(program: Program, n: int) -> dict[int, Weights]:
+    """Of the first n inputs those matrices that are multiplied by vectors and do nothing else, by the operation."""
+    leaf_of = {number: leaf for leaf, number in enumerate(program.inputs[:n])}
+    found, elsewhere = {}, set(program.outputs)
+    for index, op in enumerate(program.ops):
+        for place, number in enumerate(op.inputs):
+            if number not in leaf_of:
+                continue
+            axis = _multiplied_axis(op, place, [program.kinds[k] for k in op.inputs])
+            if axis is None or index in found:
+                elsewhere.add(number)
+            else:
+                found[index] = Weights(leaf_of[number], place, axis, program.kinds[op.outputs[0]])
+    return {index: w for index, w in found.items() if program.inputs[w.leaf] not in elsewhere}
+
+
+def _multiplied_axis(op: Op, place: int, kinds: Sequence[Any]) -> int | None:
+    """The axis of a matrix along which it is multiplied by a vector; None: this is another operation."""
+    if op.name != "dot_general" or (len(kinds[place].shape), len(kinds[1 - place].shape)) != (2, 1):
         return None
-    return _cut(program, tree, cuts)
+    contracted, batch = op.params["dimension_numbers"]
+    return contracted[place][0] if len(contracted[place]) == 1 and not batch[0] else None
 
 
-def _cut(program: Program, tree: Any, cuts: dict[int, int]) -> CutStep:
+def _cut(program: Program, tree: Any, cuts: dict[int, int], weights: dict[int, Weights]) -> CutStep:
     ops = [program.ops[index] for index in cuts]
     kinds = [[program.kinds[k] for k in op.inputs] for op in ops]
     made = [program.kinds[op.outputs[0]] for op in ops]
 
-    def run(theta, h, deltas, others, x, noise):
+    def run(theta, h, deltas, of_weights, others, x, noise):
         values = program.consts | dict(zip(program.inputs, jax.tree.leaves((theta, h, others, x, noise)), strict=True))
-        rest, operands, coefficients = iter(deltas), [], []
+        rest, more = iter(deltas), iter(of_weights or ())
+        operands, coefficients, vectors = [], [], []
         for index, op in enumerate(program.ops):
-            given = [values[k] for k in op.inputs]
+            given, added = [values[k] for k in op.inputs], []
             if index in cuts:
                 mine = cuts[index]
                 operands.append(given[mine])
                 coefficients.append(given[1 - mine])
                 given[mine] = jax.lax.stop_gradient(given[mine])
-                results: Sequence[Any] = [op.run(*given)[0] + next(rest)]
-            else:
-                results = op.run(*given)
+                added.append(next(rest))
+            if of_weights is not None and index in weights:
+                place = weights[index].place
+                vectors.append(given[1 - place])
+                given[place] = jax.lax.stop_gradient(given[place])
+                added.append(next(more))
+            results = op.run(*given)
+            if added:
+                results = [sum(added, results[0])]
             values.update(zip(op.outputs, results, strict=True))
-        return [values[program.outputs[0]], *operands], coefficients
+        return [values[program.outputs[0]], *operands], (coefficients, vectors)
 
-    return CutStep(list(cuts.values()), [op.params for op in ops], kinds, run, made)
+    return CutStep(list(cuts.values()), [op.params for op in ops], kinds, made, list(weights.values()), run)
 
 
 def shapes(tree: PyTree) -> PyTree:
