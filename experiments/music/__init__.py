@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
 from experiments.data import batches
 from experiments.data.records import Content, refuse
@@ -46,19 +46,25 @@ class Variant(Table):
 
 
 class Model(Table):
-    variants: dict[Name, Variant] = Field(default={})
+    variants: dict[Name, Variant] = Field(default={}, validate_default=True)
     only: tuple[str, ...] = Field(default=(), strict=False)  # those that are trained; (): all
     learning_rates: dict[str, Rate] = Field(default={})  # for a variant that wants another than train.learning_rate
 
-    @model_validator(mode="after")
-    def names_are_those_of_variants(self) -> Model:
-        if not self.variants:
+    @field_validator("variants")
+    @classmethod
+    def there_are_some(cls, variants: dict[str, Variant]) -> dict[str, Variant]:
+        if not variants:
             raise ValueError("expected a table model.variants.NAME or more, as in configs/music.toml")
-        for key, names in (("only", self.only), ("learning_rates", self.learning_rates)):
-            for name in names:
-                if name not in self.variants:
-                    raise ValueError(f"{key}: {name!r} is no variant{nearest(name, self.variants, '')}")
-        return self
+        return variants
+
+    @field_validator("only", "learning_rates")
+    @classmethod
+    def names_are_those_of_variants(cls, names: Any, info: ValidationInfo) -> Any:
+        known = info.data.get("variants", names)  # missing where they were wrong themselves
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{name!r} is no variant{nearest(name, known, '')}")
+        return names
 
 
 class Task(Table):
@@ -82,7 +88,7 @@ class Config(WithData):
             refuse(
                 path,
                 what="holds no piano rolls",
-                fix="give a .mat file with traindata, validdata and testdata, or a .json file with train, valid and test",
+                fix="give a .mat file with traindata, validdata and testdata, or .json with train, valid and test",
             )
 
 
@@ -96,7 +102,7 @@ def most_notes(xs: Sequence[np.ndarray] | np.ndarray) -> int:
 
 
 def log_odds(config: Config) -> np.ndarray:
-    """(88,) of each note at any step of the training split, as if it sounded half a step more, and was silent as much."""
+    """(88,) of each note at any step of the training split, half a step with it and half a step without it added."""
     steps = np.concatenate(config.splits.train.xs)
     sounding = steps.sum(0) + 0.5
     return np.log(sounding / (len(steps) + 1 - sounding)).astype(np.float32)
@@ -158,7 +164,9 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
         results.append(result.add(measures))
     more = {"test_reads": config.splits.test_reads, "interval": intervals}
     figures = {"curves.png": curves(results), "chorales.png": composing.figure(rolls)}
-    shown = [composing.sample(f"{name} composes", roll, note=BEGINNING, file="chorales.png") for name, roll in rolls.items()]
+    shown = [
+        composing.sample(f"{name} composes", roll, note=BEGINNING, file="chorales.png") for name, roll in rolls.items()
+    ]
     return study.Conclusion(results, notes(config, intervals), figures, more, shown)
 
 
@@ -175,19 +183,17 @@ def composed(config: Config, name: str, params: Any, key: jax.Array, steps: int)
 
 
 def notes(config: Config, intervals: Mapping[str, Mapping[str, tuple[float, float] | None]]) -> tuple[str, ...]:
-    said = []
-    for name, of in intervals.items():
-        spans = [f"{measure.split('_')[0]} {low:.3f} … {high:.3f}" for measure, span in of.items() if span for low, high in [span]]
-        if spans:
-            said.append(f"{name} {', '.join(spans)}")
-    about = config.about_the_data()
-    if config.task.held_out == "validation":
-        about = about.replace("The test split was read once, at the end.", "The test split was not read.")
-    spread = f" 95 % intervals of the mean (Student's t): {'; '.join(said)}." if said else ""
+    spans = [
+        f"{name} {measure.partition('_')[0]} {span[0]:.3f} … {span[1]:.3f}"
+        for name, of in intervals.items()
+        for measure, span in of.items()
+        if span
+    ]
+    spread = f" 95 % intervals of the mean (Student's t): {'; '.join(spans)}." if spans else ""
     return (
         f"NLL: nats a step, the sum over all steps but the first of each piece, divided by their number; "
         f"{report.spread(config.train.seeds)}, with the parameters that were best on the validation pieces among those "
-        f"after every {config.train.block} steps.{spread} {about} Steps: batches of {config.train.batch_size} pieces. Seconds: "
+        f"after every {config.train.block} steps.{spread} {config.about_the_data()} Steps: batches of {config.train.batch_size} pieces. Seconds: "
         "all seeds together, compilation included.",
     )
 

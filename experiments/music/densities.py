@@ -1,7 +1,7 @@
 """How the notes of one step are distributed, given what the recurrence says: each by itself, or one after the other.
 
-    v   (*B, K) the notes of a step, 0 or 1 for each key from the lowest on
-    y   (*B, O) what the recurrence puts out
+v   (*B, K) the notes of a step, 0 or 1 for each key from the lowest on
+y   (*B, O) what the recurrence puts out
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def nade(keys: int, hidden_size: int, most: int) -> Density:
         return jnp.where(v.sum(-1) <= most, bernoulli(logits, v), jnp.nan)
 
     def sample(params, key, y):
+        y = y.astype(params.W.dtype)
         b, c = y[..., :keys], y[..., keys:]
 
         def note(a, at):
