@@ -193,8 +193,8 @@ def notes(config: Config, intervals: Mapping[str, Mapping[str, tuple[float, floa
     return (
         f"NLL: nats a step, the sum over all steps but the first of each piece, divided by their number; "
         f"{report.spread(config.train.seeds)}, with the parameters that were best on the validation pieces among those "
-        f"after every {config.train.block} steps.{spread} {config.about_the_data()} Steps: batches of {config.train.batch_size} pieces. Seconds: "
-        "all seeds together, compilation included.",
+        f"after every {config.train.block} steps.{spread} {config.about_the_data()} Steps: batches of "
+        f"{config.train.batch_size} pieces. Seconds: all seeds together, compilation included.",
     )
 
 
