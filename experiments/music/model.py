@@ -57,7 +57,7 @@ def model(
     readout = jr.readout(hidden_size, density.size, bias_init=bias_init, dtype=dtype)
     noisy = functools.partial(jr.weight_noise, std=noise)
     layer = jr.stack(noisy(cell), jr.dropout(dropout), noisy(readout))
-    log_prob = jr.scan(noisy(density.cell), plan="plain")
+    log_prob = jr.scan(noisy(density.cell) if nade_units else density.cell, plan="plain")  # weights, to be noisy
     alone = jr.chain(cell, readout)  # to be stepped: no noise
 
     def init(key):
