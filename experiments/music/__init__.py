@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from pydantic import Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from experiments.data import batches
 from experiments.data.records import Content, refuse
@@ -24,7 +24,7 @@ from experiments.music.model import Recurrence
 from experiments.music.model import model as build
 from experiments.reports.tables import interval
 from experiments.runner import report, study, training
-from experiments.runner.config import Rate, Table
+from experiments.runner.config import Rate, Table, Train
 from experiments.runner.models import compute_dtype
 from jaxrnn._checks import nearest
 
@@ -42,6 +42,7 @@ class Variant(Table):
     hidden_size: int = Field(default=100, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)  # of what the readout reads
     noise: float = Field(default=0.0, ge=0)  # the sd of what is added to all weights in training, drawn for each batch
+    steps: int = Field(default=0, ge=0)  # 0: train.steps
     nade: int = Field(default=0, ge=0)  # hidden units of the joint model of a step's notes; 0: each note by itself
 
 
@@ -78,6 +79,14 @@ class Config(WithData):
     model: Model = Field(default={}, validate_default=True)  # type: ignore[assignment]
     task: Task = Task()
 
+    @model_validator(mode="after")
+    def steps_make_whole_blocks(self) -> Config:
+        for name, of in self.model.variants.items():
+            if of.steps > self.train.log_every and of.steps % self.train.log_every:
+                every = f"train.log_every ({self.train.log_every})"
+                raise ValueError(f"model.variants.{name}.steps: expected a multiple of {every}, got {of.steps}")
+        return self
+
     @classmethod
     def own(cls) -> Content:
         return data.chorales()
@@ -94,6 +103,11 @@ class Config(WithData):
 
 def models(config: Config) -> Sequence[str]:
     return config.model.only or tuple(config.model.variants)
+
+
+def settings(config: Config, name: str) -> Train:
+    of = study.own_rate(config, name)
+    return of.model_copy(update={"steps": config.model.variants[name].steps or of.steps})
 
 
 def most_notes(xs: Sequence[np.ndarray] | np.ndarray) -> int:
@@ -237,4 +251,4 @@ def predictor(config: Config, name: str) -> study.Predictor:
     return study.Predictor(examples, answer, say, compose=compose)
 
 
-STUDY = study.Study(models, task, study.own_rate, columns, conclude, predictor)
+STUDY = study.Study(models, task, settings, columns, conclude, predictor)

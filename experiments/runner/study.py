@@ -59,11 +59,12 @@ def run(study: Study, config: Any, directory: Path) -> None:
     with terminal.Display(config.train.steps, columns[0], block=config.train.block) as display:
         for name in study.models(config):
             task = study.task(config, name)
-            display.start(name, task.lower if task.score == columns[0].name else None)
+            settings = study.settings(config, name)
+            display.start(name, task.lower if task.score == columns[0].name else None, settings.steps)
             fits[name] = training.fit(
                 name,
                 task,
-                study.settings(config, name),
+                settings,
                 mesh=config.mesh,
                 directory=directory,
                 on_block=functools.partial(display.update, name),

@@ -19,7 +19,11 @@ from tests.documents import ROOT
 
 K, H = 4, 3
 SMALL = ["train.steps=2", "train.log_every=1", "train.seeds=[0,1]", "train.batch_size=2", "data.buckets=1"]
-SMALL += [f"model.variants.{name}.hidden_size=2" for name in ("gru-46", "lstm-36", "gru-200", "gru-nade")]
+SMALL += [
+    f"model.variants.{name}.{key}=2"
+    for name in ("gru-46", "lstm-36", "gru-200", "gru-nade")
+    for key in ("hidden_size", "steps")
+]
 SMALL += ["model.variants.gru-nade.nade=2"]
 
 
