@@ -76,7 +76,7 @@ class Config(WithData):
     wants: ClassVar[tuple[str, ...]] = ()
     brings: ClassVar[str] = "Bach's chorales in the corpus of the package music21, on a grid of quarter notes"
     experiment: Literal["music"]
-    model: Model = Field(default={}, validate_default=True)  # type: ignore[assignment]
+    model: Model = Field(default={}, validate_default=True)
     task: Task = Task()
 
     @model_validator(mode="after")

@@ -53,7 +53,7 @@ def model(
     def bias_init(key, shape, dtype):
         return jnp.zeros(shape, dtype).at[:keys].set(odds)
 
-    cell = {"gru": jr.gru, "lstm": jr.lstm}[recurrence](keys, hidden_size, dtype=dtype)
+    cell = (jr.gru if recurrence == "gru" else jr.lstm)(keys, hidden_size, dtype=dtype)
     readout = jr.readout(hidden_size, density.size, bias_init=bias_init, dtype=dtype)
     noisy = functools.partial(jr.weight_noise, std=noise)
     layer = jr.stack(noisy(cell), jr.dropout(dropout), noisy(readout))
