@@ -82,6 +82,10 @@ class WithData(Trained):
         assert self._splits is not None
         return self._splits
 
+    @classmethod
+    def check(cls, path: Path | str, content: Content) -> None:
+        """Refuse (``records.refuse``) what the experiment cannot use, of all splits, before there are any."""
+
     def read_data(self) -> None:
         """Read and check the sequences: the commands call it before a run has a directory.
 
@@ -104,7 +108,8 @@ class WithData(Trained):
         """Which sequences, and how they were split, for the notes under a table."""
         name = f"{Path(self.data.path).name} (SHA-256 {self.data.sha256:.12})" if self.data.path else self.brings
         sizes = ", ".join(f"{number} {of}" for of, number in self.splits.sizes.items())
-        return f"Sequences: {name}; {sizes}, split by {self.splits.rule}. The test split was read once, at the end."
+        read = "was read once, at the end" if self.splits.test_reads else "was not read"
+        return f"Sequences: {name}; {sizes}, split by {self.splits.rule}. The test split {read}."
 
     @model_validator(mode="after")
     def batches_differ_in_shape(self) -> WithData:
@@ -119,4 +124,5 @@ class WithData(Trained):
 def _read(of: type[WithData], source: Source) -> Splits:
     content = files.read(files.path_of(source.path)) if source.path else of.own()
     where = source.path or "the data that the experiment brings"
+    of.check(where, content)
     return split(where, content, source.rule, wants=of.wants, classes=source.classes)

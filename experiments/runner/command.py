@@ -1,4 +1,4 @@
-"""The command line: ``python -m experiments run``, ``sweep``, ``predict``, ``report``, ``new`` and ``list``."""
+"""The command line: ``python -m experiments run``, ``sweep``, ``predict``, ``compose``, ``report``, ``new`` …"""
 
 from __future__ import annotations
 
@@ -216,18 +216,7 @@ def predict(arguments: argparse.Namespace) -> None:
     from experiments.runner import config
     from experiments.runner import predict as predictions
 
-    if (arguments.run / "sweep.json").exists():
-        raise config.ConfigError(f"{arguments.run}: is a sweep; run the setting that you choose, then ask that run")
-    settings = config.load_again(arguments.run, None, [], schema_of)
-    read_data(settings)
-    module = own.module_of(settings.experiment)
-    if not hasattr(module, "STUDY"):
-        raise config.ConfigError(
-            f"{arguments.run}: {settings.experiment} has a run of its own, which leaves no model to be asked"
-        )
-    predictor, params, title = predictions.choose(
-        module.STUDY, settings, arguments.run, arguments.model, arguments.seed, arguments.best
-    )
+    predictor, params, title = asked(arguments)
     if arguments.output is not None and arguments.input is None:
         raise config.ConfigError("--output: expected with --input")
     print(title, file=sys.stderr)
@@ -239,6 +228,34 @@ def predict(arguments: argparse.Namespace) -> None:
         lines = predictions.held_out(predictor, params, arguments.count)
     for line in lines:
         print(line, flush=True)
+
+
+def compose(arguments: argparse.Namespace) -> None:
+    from experiments.runner import config
+
+    predictor, params, title = asked(arguments)
+    if predictor.compose is None:
+        raise config.ConfigError(f"{arguments.run}: the models of this experiment compose nothing; ask them by predict")
+    print(title, file=sys.stderr)
+    for line in predictor.compose(params, jax.random.key(arguments.draw), arguments.steps, arguments.output):
+        print(line)
+
+
+def asked(arguments: argparse.Namespace) -> Any:
+    """``(predictor, params, title)`` of the run, model and seed that a command asks."""
+    from experiments.runner import config
+    from experiments.runner import predict as predictions
+
+    if (arguments.run / "sweep.json").exists():
+        raise config.ConfigError(f"{arguments.run}: is a sweep; run the setting that you choose, then ask that run")
+    settings = config.load_again(arguments.run, None, [], schema_of)
+    read_data(settings)
+    module = own.module_of(settings.experiment)
+    if not hasattr(module, "STUDY"):
+        raise config.ConfigError(
+            f"{arguments.run}: {settings.experiment} has a run of its own, which leaves no model to be asked"
+        )
+    return predictions.choose(module.STUDY, settings, arguments.run, arguments.model, arguments.seed, arguments.best)
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -281,7 +298,7 @@ def write_pages(pages: Sequence[tuple[Path, str]], part: str, directory: Path) -
             write_between_markers(page, name or part, (directory / "table.md").read_text(encoding="utf-8"))
 
 
-COMMANDS = {"run": run, "sweep": sweep, "predict": predict, "report": report}
+COMMANDS = {"run": run, "sweep": sweep, "predict": predict, "compose": compose, "report": report}
 
 
 def schema_of(experiment: str) -> Any:

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import tomli_w
 from pydantic import (
@@ -299,11 +299,12 @@ def _explain(mistake: Any, schema: type[Table]) -> str:
 
 
 def _table_at(schema: type[Table], tables: Sequence[str]) -> type[Table]:
+    at: Any = schema
     for name in tables:
-        annotation = schema.model_fields[name].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, Table)
-        schema = annotation
-    return schema
+        # Of tables by names of the user's own, dict[str, Table], the name is no field.
+        at = get_args(at)[1] if get_origin(at) is dict else at.model_fields[name].annotation
+    assert isinstance(at, type) and issubclass(at, Table)
+    return at
 
 
 def _toml(value: Any) -> str:

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="experiments:\n" + listing(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="{run,sweep,predict,report,new,list}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="{run,sweep,predict,compose,report,new,list}")
     run = commands.add_parser(
         "run",
         help="run the experiment that a config file describes, or go on with a run that was stopped",
@@ -82,12 +82,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m experiments predict runs/flip_flop-001 --steps    then lines such as [1, 0, -1]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    predict.add_argument("run", type=Path, metavar="RUN", help="a run directory, such as runs/digits-001")
-    predict.add_argument("--model", metavar="NAME", help="which of its models (default: the first)")
-    predict.add_argument("--seed", type=int, metavar="N", help="which of its seeds (default: the first)")
-    predict.add_argument(
-        "--best", action="store_true", help="the parameters with the best held-out score, not the last"
-    )
+    add_choice(predict)
     asked = predict.add_mutually_exclusive_group()
     asked.add_argument(
         "--count", type=positive, default=10, metavar="N", help="how many held-out examples (default: 10)"
@@ -96,6 +91,22 @@ def parser() -> argparse.ArgumentParser:
     asked.add_argument("--steps", action="store_true", help="read a step a line, in JSON, and answer each at once")
     predict.add_argument(
         "--output", type=Path, metavar="FILE", help="with --input: a .npy file for the answers, (N, …)"
+    )
+    compose = commands.add_parser(
+        "compose",
+        help="let a trained model of music go on by itself: a MIDI file and a drawing",
+        description="Let a trained model go on by itself, reading what it has drawn. Of music: a MIDI file, and the\n"
+        "piano roll drawn beside it, as .png.",
+        epilog="example:\n  python -m experiments compose runs/music-001 --model gru-nade --best --output chorale.mid",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_choice(compose)
+    compose.add_argument("--steps", type=positive, default=64, metavar="N", help="how many (default: 64)")
+    compose.add_argument(
+        "--draw", type=natural, default=0, metavar="N", help="another number, another piece (default: 0)"
+    )
+    compose.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="where to write, such as chorale.mid"
     )
     report = commands.add_parser(
         "report",
@@ -130,6 +141,12 @@ def positive(text: str) -> int:
     return number
 
 
+def natural(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 2**32 - 1, got {text!r}")
+    return int(text)
+
+
 def amount_of(unit: str) -> Callable[[str], float]:
     """What reads a number of so many seconds, minutes …: finite, above 0."""
 
@@ -149,6 +166,16 @@ def page_and_part(text: str) -> tuple[Path, str]:
     """``docs/results/adding.md#adding-long``, or the page alone."""
     page, _, part = text.partition("#")
     return Path(page), part
+
+
+def add_choice(command: argparse.ArgumentParser) -> None:
+    """Of one trained model."""
+    command.add_argument("run", type=Path, metavar="RUN", help="a run directory, such as runs/digits-001")
+    command.add_argument("--model", metavar="NAME", help="which of its models (default: the first)")
+    command.add_argument("--seed", type=int, metavar="N", help="which of its seeds (default: the first)")
+    command.add_argument(
+        "--best", action="store_true", help="the parameters with the best held-out score, not the last"
+    )
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:

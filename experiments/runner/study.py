@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,8 @@ class Predictor(NamedTuple):
     cell: jr.Cell | None = None
     encode: Callable[[jax.Array], jax.Array] = lambda x: x  # a step of the inputs -> what the cell reads
     tokens: int | None = None  # how many there are, where the inputs are integers
+    # (params, key, steps, file) -> lines: what the model goes on with by itself, written to the file
+    compose: Callable[[Any, jax.Array, int, Path], Iterable[str]] | None = None
 
 
 class Study(NamedTuple):
@@ -57,11 +59,12 @@ def run(study: Study, config: Any, directory: Path) -> None:
     with terminal.Display(config.train.steps, columns[0], block=config.train.block) as display:
         for name in study.models(config):
             task = study.task(config, name)
-            display.start(name, task.lower if task.score == columns[0].name else None)
+            settings = study.settings(config, name)
+            display.start(name, task.lower if task.score == columns[0].name else None, settings.steps)
             fits[name] = training.fit(
                 name,
                 task,
-                study.settings(config, name),
+                settings,
                 mesh=config.mesh,
                 directory=directory,
                 on_block=functools.partial(display.update, name),

@@ -40,6 +40,7 @@ class Display:
     def __init__(self, steps: int, column: Column, console: Console | None = None, *, block: int = 0) -> None:
         self.console = console or Console(quiet=jax.process_index() > 0)
         self.steps = steps
+        self.own: dict[str, int] = {}  # the steps of each model
         self.block = block or steps  # the steps of one
         self.column = column  # shown beside the loss
         self.tasks: dict[str, TaskID] = {}
@@ -66,10 +67,16 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
-    def start(self, model: str, lower: bool | None = None) -> None:
-        """``lower``: whether small values of the column are good; None where it says nothing of good and bad."""
-        self.lower[model] = lower
-        self.tasks[model] = self.bars.add_task(model, total=self.steps, measured="compiling")
+    def start(self, model: str, lower: bool | None = None, steps: int | None = None) -> None:
+        """A model begins.
+
+        Args:
+            model: its name.
+            lower: whether small values of the column are good; None where it says nothing of good and bad.
+            steps: how many it takes; None means as many as all.
+        """
+        self.lower[model], self.own[model] = lower, steps or self.steps
+        self.tasks[model] = self.bars.add_task(model, total=self.own[model], measured="compiling")
 
     def update(self, model: str, block: BlockResult) -> None:
         mean = block.values[self.column.name].mean(keepdims=True)
@@ -79,7 +86,7 @@ class Display:
         self.bars.update(self.tasks[model], completed=block.step, measured=measured)
         if not self.is_live and time.monotonic() - self.said >= EVERY:
             self.said = time.monotonic()
-            _say(self.console, f"{model}: step {block.step:,} of {self.steps:,}  {measured}")
+            _say(self.console, f"{model}: step {block.step:,} of {self.own[model]:,}  {measured}")
 
     def keep_best(self, model: str, step: int, value: float) -> None:
         lower, best = self.lower[model], self.best.get(model)
@@ -104,10 +111,11 @@ class Display:
         if len(shown) < 2:
             shown.append((step, now))
         first, then = shown[-1]
-        if step == first or step == self.steps:
+        steps = self.own.get(model, self.steps)
+        if step in (first, steps):
             return ""
         rate = (step - first) / (now - then)
-        left = round((self.steps - step) / rate)
+        left = round((steps - step) / rate)
         hours, minutes = divmod(left // 60, 60)
         clock = f"{hours}:{minutes:02d}:{left % 60:02d}" if hours else f"{minutes}:{left % 60:02d}"
         return f"  {rate:.3g} steps/s  {clock} left"
