@@ -126,9 +126,9 @@ class Config(Trained):
         sizes = self.texts.sizes
         if sizes["train"] < wanted or sizes["validation"] < self.task.prompt or not sizes["test"]:
             raise ValueError(
-                f"data.path: the text is too short: {sizes['train']} characters to learn from, {sizes['validation']} for "
-                f"validation and {sizes['test']} for the test, where {wanted}, {self.task.prompt} and 1 are needed; give "
-                f"a longer text, or a smaller train.batch_size, task.window or task.lead"
+                f"data.path: the text is too short: {sizes['train']} characters to learn from, {sizes['validation']} "
+                f"for validation and {sizes['test']} for the test, where {wanted}, {self.task.prompt} and 1 are "
+                f"needed; give a longer text, or a smaller train.batch_size, task.window or task.lead"
             )
         return self
 
@@ -137,7 +137,7 @@ def network(config: Config, name: Name) -> jr.Cell:
     """Characters (*B) -> the logits of the next one (*B, V), as one Cell, to be run over time and to write."""
     of, V, dtype = config.model, len(config.alphabet.characters), compute_dtype(config.train)
     return jr.chain(
-        jr.embedding(V, of.embedding_size, dtype=dtype),
+        jr.embedding(V, of.embedding_size, table_init=jax.random.normal, dtype=dtype),
         RECURRENCES[name](of.embedding_size, of.hidden_size, config.task.window, dtype),
         jr.dropout(of.dropout),
         jr.readout(of.hidden_size, V, dtype=dtype),
@@ -227,7 +227,8 @@ def written(config: Config, params: Any, name: Name, ngram: KneserNey) -> Words:
     """What the first seed and the n-gram write after the beginning of the validation text, at each temperature."""
     task, alphabet = config.task, config.alphabet
     prompt = alphabet.plain(config.texts.validation[: task.prompt])
-    tokens, cell, first_seed = alphabet.encode(prompt), network(config, name), member(params, 0)
+    tokens, cell = alphabet.encode(prompt), network(config, name)
+    first_seed = jax.tree.map(jnp.asarray, member(params, 0))
 
     @jax.jit
     def write(temperature):
@@ -249,9 +250,7 @@ def written(config: Config, params: Any, name: Name, ngram: KneserNey) -> Words:
     )
 
 
-def notes(
-    config: Config, results: Sequence[report.Result], counted: report.Result, test: str
-) -> tuple[str, ...]:
+def notes(config: Config, results: Sequence[report.Result], counted: report.Result, test: str) -> tuple[str, ...]:
     """Below the table."""
     task, texts, alphabet = config.task, config.texts, config.alphabet
     name = f"{Path(config.data.path).name}" if config.data.path else data.TOPICS
@@ -265,17 +264,17 @@ def notes(
             counted.last(of).item() - result.last(of).mean() for of in ("validation_bits", "test_bits")
         )
         lines.append(
-            f"{result.model} beside the {counted.model}: {said_less(validation)} on validation, {said_less(on_test)} on "
-            f"the test{span}."
+            f"{result.model} beside the {counted.model}: {said_less(validation)} on validation, {said_less(on_test)} "
+            f"on the test{span}."
         )
     return (
         f"Bits per character: {report.spread(config.train.seeds)}, of the parameters with the fewest validation bits "
         f"among those after every {config.train.block} steps. {' '.join(lines)} Text: {name} (SHA-256 "
         f"{config.data.sha256}), {sizes} characters, cut in this order; the test text was read once, at the end. "
         f"{len(alphabet.characters) - 1} characters are told apart; all that the training text has fewer than "
-        f"{task.rarest} times are one more symbol, {other} of those in validation and test. {counted.model}: interpolated "
-        f"Kneser-Ney, counted on the training text; its parameters are its counts. Seconds: all seeds together, "
-        f"compilation and test included.",
+        f"{task.rarest} times are one more symbol, {other} of those in validation and test. {counted.model}: "
+        f"interpolated Kneser-Ney, counted on the training text; its parameters are its counts. Seconds: all seeds "
+        f"together, compilation and test included.",
     )
 
 

@@ -11,7 +11,7 @@ UNKNOWN = 0.5  # the discount where the counts of counts do not say one
 
 
 class Order(NamedTuple):
-    """The counts of k-grams: how often they occur, at the highest k; else how many different characters precede them."""
+    """The counts of k-grams: how often they occur, at the highest k; else after how many different characters."""
 
     counts: Counter[str]  # c(h w), by the k characters
     totals: Counter[str]  # c(h ·) = Σ_w c(h w), by the context h of k - 1 characters

@@ -5,6 +5,7 @@ About 4 minutes on 2 CPU cores.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -107,7 +108,7 @@ def settings(config: Config, model: str) -> Any:
 
 
 def network(config: Config, model: str) -> jr.Layer:
-    """Features (T, B, I) -> the mean and the logarithm of the sd of each of the next H steps (T, B, 2H), in units of z."""
+    """Features (T, B, I) -> mean and logarithm of the sd of each of the next H steps (T, B, 2H), in z."""
     name, cell = models(config)[model]
     kind, of, dtype = data.KINDS[name], config.model, compute_dtype(config.train)
     features = config.reading(name).lags + 2 * (kind.per_year > 1)
@@ -304,7 +305,8 @@ def columns(config: Config) -> tuple[report.Column, ...]:
 
 def notes(config: Config, everything: Sequence[Tested], pairs: Pairs) -> tuple[str, ...]:
     """Below the table."""
-    lines, periods = [], []
+    lines: list[str] = []
+    periods: list[str] = []
     for of in everything:
         series, kind = of.series, of.series.kind
         first, last = (series.year(step) for step in (series.ends[1], series.ends[2] - 1))
@@ -315,12 +317,14 @@ def notes(config: Config, everything: Sequence[Tested], pairs: Pairs) -> tuple[s
             f"{kind.season} {kind.step}s" + (f"; {missing} of {len(of.values):,} values are missing" if missing else "")
         )
     for model, beside in pairs.items():
-        said = "; ".join(f"{other.partition(', ')[2]} {d:+.3f} ({a:+.3f} … {b:+.3f})" for other, (d, a, b) in beside.items())
-        lines.append(f"{model}, less {said}.")
+        each = "; ".join(
+            f"{other.partition(', ')[2]} {d:+.3f} ({a:+.3f} … {b:+.3f})" for other, (d, a, b) in beside.items()
+        )
+        lines.append(f"{model}, less {each}.")
     return (
-        f"Networks: {report.spread(config.train.seeds)}, the parameters with the lowest validation MASE among those after "
-        f"every {config.train.block} steps, learned from the training period. The others are fitted to all before the "
-        f"test period, ARIMA's orders and ETS' form chosen on the validation period too. MASE: the mean absolute error "
+        f"Networks: {report.spread(config.train.seeds)}, the parameters with the lowest validation MASE among those "
+        f"after every {config.train.block} steps, learned from the training period. The others are fitted to all before "
+        f"the test period, ARIMA's orders and ETS' form chosen on the validation period too. MASE: the mean absolute error "
         f"over the mean |y_t - y_(t-m)| of all before the period, m the seasonal period; widths in the same unit. "
         f"{'. '.join(periods)}. Each test period was read once, at the end. Seconds: all seeds or all candidates "
         "together, compilation and test included.",
@@ -336,12 +340,12 @@ def errors_by_step(of: Tested) -> Groups:
 
     def parts(each: Forecasts) -> tuple[float, ...]:
         steps = scores.by_step(each, of.period.actual, of.period.scale)
-        return tuple(float(steps[a:b].mean()) for a, b in zip(ends[:-1], ends[1:], strict=True))
+        return tuple(float(steps[a:b].mean()) for a, b in itertools.pairwise(ends))
 
     return Groups(
         title=f"{of.series.name}: MASE by {of.series.kind.step}s ahead",
         axis="model",
-        groups=tuple(f"{a + 1} to {b}" for a, b in zip(ends[:-1], ends[1:], strict=True)),
+        groups=tuple(f"{a + 1} to {b}" for a, b in itertools.pairwise(ends)),
         by_model={model.partition(", ")[2]: tuple(map(parts, each)) for model, each in of.forecasts.items()},
         form=".3f",
     )

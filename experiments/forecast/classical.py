@@ -24,7 +24,6 @@ class Arima(NamedTuple):
     trend: str = "n"
 
 
-
 class Ets(NamedTuple):
     """Additive errors; trend, damping and season of ETSModel."""
 

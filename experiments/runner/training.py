@@ -40,7 +40,7 @@ class Task(NamedTuple):
     # function of seeds and step alone, so that a resumed run goes on with the batch that was due.
     feed: Callable[[Sequence[int]], Callable[[int], PyTree]] | None = None
     # Truncated BPTT over batches that follow each other: params -> what the first step is handed beside its batch. The
-    # loss then gets (batch, carry) in place of the batch, and its measures have as "carry" what the next step is handed.
+    # loss then gets (batch, carry) in place of the batch, and "carry" of its measures is what the next step is handed.
     initial_carry: Callable[[PyTree], PyTree] | None = None
 
 

@@ -155,7 +155,7 @@ def test_every_held_out_character_is_scored_once_after_what_stands_before_it(cou
 
 
 def test_a_kept_carry_is_truncated_bptt(text):
-    """Batches that follow each other, the parameters held still: the values and the gradient of jr.tbptt on them all."""
+    """Batches that follow each other, the parameters held still: values and gradient of jr.tbptt on them all."""
     of = config(text)
     task, T, K = charlm.task(of, "lstm"), 4, 3
     params = randomised(task.init(jax.random.key(0)), 1)
@@ -223,7 +223,7 @@ def test_a_folder_and_a_text_that_has_changed_are_refused(text, tmp_path):
     begun = config(text).model_dump()
     text.write_text(TEXT + "more", encoding="utf-8")
     charlm.read.cache_clear()
-    with pytest.raises(ValueError, match="is not that of the run: it was .* put the old one back"):
+    with pytest.raises(ValueError, match=r"is not that of the run: it was .* put the old one back"):
         charlm.Config.model_validate(begun)
 
 

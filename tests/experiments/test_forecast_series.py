@@ -30,7 +30,10 @@ def statsmodels_with_data_alone(folder):
     lines = {
         "sunspots": ['"YEAR","SUNACTIVITY"', *(f"{1700 + n},{abs(rng.normal()):.2f}" for n in range(150))],
         "co2": ["date,co2", *(f"{n},{'' if n % 41 == 7 else f'{300 + 0.03 * n:.2f}'}" for n in range(600))],
-        "elnino": ["YEAR,JAN", *(f"{1950 + n},{','.join(f'{20 + a:.2f}' for a in rng.normal(size=12))}" for n in range(20))],
+        "elnino": [
+            "YEAR,JAN",
+            *(f"{1950 + n},{','.join(f'{20 + a:.2f}' for a in rng.normal(size=12))}" for n in range(20)),
+        ],
     }
     for name, rows in lines.items():
         place = folder / "statsmodels" / "datasets" / name
@@ -184,7 +187,9 @@ def test_a_tiny_run_and_a_question(statsmodels, tmp_path, monkeypatch, capsys):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["test_reads"] == {"sunspots": 1, "co2": 1, "elnino": 1} and len(summary["models"]) == 3 * 4
     network, one, other, _ = summary["models"][4:8]
-    assert network["model"] == "co2, gru" and one["model"] == "co2, seasonal naive" and other["model"][:10] == "co2, ARIMA"
+    assert (
+        network["model"] == "co2, gru" and one["model"] == "co2, seasonal naive" and other["model"][:10] == "co2, ARIMA"
+    )
     assert one["mase"] == other["mase"] and len(network["mase"]["each"]) == 2
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     of_co2 = [line for line in lines if line["model"] == "co2, gru"]
