@@ -204,7 +204,7 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
         "characters": texts.sizes,
         "alphabet": len(config.alphabet.characters),
     }
-    figures = {"curves.png": curves(results, counted)}
+    figures = {"curves.png": curves([fits[name].result for name in config.model.cells], counted)}
     shown = [written(config, fits[name].best.params, name, ngram) for name in config.model.cells[:1]]
     return study.Conclusion([*results, counted], notes(config, results, counted, test), figures, more, shown)
 

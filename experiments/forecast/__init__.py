@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr
 
 import jaxrnn as jr
+from experiments.data.records import DataError
 from experiments.forecast import classical, data, drawing, scores
 from experiments.forecast.data import Name, Series, Steps
 from experiments.forecast.scores import Forecasts
@@ -79,16 +80,19 @@ class Config(Trained):
     def reading(self, name: Name) -> Reading:
         return getattr(self.task, name)
 
-    @model_validator(mode="after")
-    def there_are_such_series(self) -> Config:
+    def read_data(self) -> None:
+        """Read and check the series: the commands call it before a run has a directory.
+
+        Raises:
+            DataError: one line that names the key of the config.
+        """
         for name in self.task.series:
             series, reading = self.series(name), self.reading(name)
             if reading.window > len(series.train):
-                raise ValueError(
+                raise DataError(
                     f"task.{name}.window: expected at most {len(series.train)}, the steps of the training period, got "
                     f"{reading.window}"
                 )
-        return self
 
 
 class Judged(NamedTuple):
