@@ -39,6 +39,9 @@ class Task(NamedTuple):
     # Batches of several shapes, made by the host: seeds -> (step -> batch, each array leading with the seeds). A
     # function of seeds and step alone, so that a resumed run goes on with the batch that was due.
     feed: Callable[[Sequence[int]], Callable[[int], PyTree]] | None = None
+    # Truncated BPTT over batches that follow each other: params -> what the first step is handed beside its batch. The
+    # loss then gets (batch, carry) in place of the batch, and "carry" of its measures is what the next step is handed.
+    initial_carry: Callable[[PyTree], PyTree] | None = None
 
 
 class Member(NamedTuple):
@@ -55,6 +58,7 @@ class State(NamedTuple):
 
     train: TrainState
     best: training.Best
+    carry: PyTree = ()  # what the next step is handed, where the task has an initial_carry
 
 
 class Fit(NamedTuple):
@@ -121,15 +125,19 @@ def fit(
     devices = device_mesh(mesh, len(among))
 
     def block(member: tuple[State, Mapping[str, jax.Array]], shared: PyTree) -> tuple[State, Measures, Measures]:
-        (before, best), hyper = member
+        (before, best, carry), hyper = member
         draw = task.batch
         assert draw is not None, "a task has batch or feed"
 
         def batch_at(key: jax.Array, number: jax.Array) -> PyTree:
             return divided(draw(key, number, shared), task.batch_axis, mesh.batch)
 
-        state, measures = steps_of(task, settings, hyper, shared).run(before, batch_at, settings.block)
-        return measured((State(state, best), measures), shared)
+        loop = steps_of(task, settings, hyper, shared)
+        if task.initial_carry is None:
+            state, measures = loop.run(before, batch_at, settings.block)
+        else:
+            state, carry, measures = run_with_carry(loop, before, carry, batch_at, settings.block)
+        return measured((State(state, best, carry), measures), shared)
 
     def one_step(member: tuple[TrainState, Mapping[str, jax.Array], PyTree], shared: PyTree) -> Any:
         state, hyper, batch = member
@@ -137,7 +145,7 @@ def fit(
 
     def measured(member: tuple[State, Measures], shared: PyTree) -> tuple[State, Measures, Measures]:
         """What a block comes to: its measures (steps,), and those that are held out, of the parameters after it."""
-        (state, best), measures = member
+        (state, best, carry), measures = member
         watched = {"loss": measures["loss"], "gradient": measures["grad_norm"]}
         held_out = task.evaluate(state.params, shared)
         assert not set(held_out) & {*measures, "skipped"}, "a held-out measure has the name of another"
@@ -153,7 +161,7 @@ def fit(
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
         nonfinite["parameters"] = jnp.where(finite, 0, settings.block)
         best = training.update_best(best, held_out[task.score], state.step, state.params, lower=task.lower)
-        return State(state, best), {**means, **held_out}, nonfinite
+        return State(state, best, carry), {**means, **held_out}, nonfinite
 
     states = jr.devices.ensemble(functools.partial(start, task, settings), **devices)(hyper, task.shared)
     run, run_step, measure = (jr.devices.ensemble(function, **devices) for function in (block, one_step, measured))
@@ -167,7 +175,8 @@ def fit(
         for number in range(first, first + settings.block):  # a program for each shape of a batch
             state, measures = run_step((state, hyper, batch_of(number)), task.shared)
             steps.append(measures)
-        return measure((State(state, states.best), jax.tree.map(lambda *a: jnp.stack(a, axis=1), *steps)), task.shared)
+        stacked = jax.tree.map(lambda *a: jnp.stack(a, axis=1), *steps)
+        return measure((State(state, states.best), stacked), task.shared)
 
     stop = training.patience(task.score, settings.patience, lower=task.lower) if settings.patience else None
     fitted = training.fit(
@@ -242,10 +251,31 @@ def steps_of(task: Task, settings: Train, hyper: Mapping[str, jax.Array], shared
     )
 
 
+def run_with_carry(
+    loop: training.Loop,
+    state: TrainState,
+    carry: PyTree,
+    batch_at: Callable[[jax.Array, jax.Array], PyTree],
+    steps: int,
+) -> tuple[TrainState, PyTree, Measures]:
+    """As ``loop.run``, but that each step hands a carry on to the next; a step that is skipped, what it was handed."""
+
+    def one(before: tuple[TrainState, PyTree], _: None) -> tuple[tuple[TrainState, PyTree], Measures]:
+        state, carry = before
+        after, measures = loop.step(state, (batch_at(state.key, state.step), carry))
+        taken = after.skipped == state.skipped
+        carry = jax.tree.map(lambda new, old: jnp.where(taken, new, old), measures.pop("carry"), carry)
+        return (after, carry), measures
+
+    (state, carry), measures = jax.lax.scan(one, (state, carry), length=steps)
+    return state, carry, measures
+
+
 def start(task: Task, settings: Train, hyper: Mapping[str, jax.Array], shared: PyTree) -> State:
     """A member before its first step."""
     state = steps_of(task, settings, hyper, shared).init(hyper["key"])
-    return State(state, training.init_best(state.params, lower=task.lower))
+    carry = () if task.initial_carry is None else task.initial_carry(state.params)
+    return State(state, training.init_best(state.params, lower=task.lower), carry)
 
 
 def device_mesh(settings: config.Mesh, members: int) -> dict[str, Any]:
