@@ -233,6 +233,8 @@ def predict(arguments: argparse.Namespace) -> None:
     print(title, file=sys.stderr)
     if arguments.steps:
         lines = predictions.step_by_step(predictor, params, sys.stdin)
+    elif arguments.text is not None:
+        lines = predictions.of_texts(predictor, params, arguments.text)
     elif arguments.input is not None:
         lines = predictions.of_file(predictor, params, arguments.input, arguments.output)
     else:
@@ -258,10 +260,10 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> None:
 def read_data(settings: Any) -> None:
     """What is wrong with the data of an experiment is said before a directory is made."""
     from experiments.data.records import DataError
-    from experiments.data.source import WithData
+    from experiments.data.source import Reading
     from experiments.runner.config import ConfigError
 
-    if isinstance(settings, WithData):
+    if isinstance(settings, Reading):
         try:
             settings.read_data()
         except DataError as error:

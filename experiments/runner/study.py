@@ -37,6 +37,8 @@ class Predictor(NamedTuple):
     cell: jr.Cell | None = None
     encode: Callable[[jax.Array], jax.Array] = lambda x: x  # a step of the inputs -> what the cell reads
     tokens: int | None = None  # how many there are, where the inputs are integers
+    # Where inputs can be written as texts: some of them -> (T, N); ConfigError says which of them it cannot read.
+    read: Callable[[Sequence[str]], np.ndarray] | None = None
 
 
 class Study(NamedTuple):
