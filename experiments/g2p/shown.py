@@ -59,7 +59,9 @@ def by_length(test: Words, right: Mapping[str, np.ndarray]) -> Groups:
         axis="letters",
         groups=tuple(there),
         by_model={
-            model: tuple(tuple(float(1 - of[seed, those].mean()) for those in there.values()) for seed in range(len(of)))
+            model: tuple(
+                tuple(float(1 - of[seed, those].mean()) for those in there.values()) for seed in range(len(of))
+            )
             for model, of in right.items()
         },
         note=", ".join(f"{name}: {of.sum():,} words" for name, of in there.items()) + ".",

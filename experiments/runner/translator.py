@@ -28,7 +28,9 @@ class Translator(NamedTuple):
     # (params, strings, valid=None, key=None): teacher forcing, cross entropy in nats a symbol; ``valid`` (B,) leaves
     # rows out, a key drops units
     loss: Callable[..., jax.Array]
-    cell: Callable[[Params, jax.Array], tuple[jr.Cell, Any, Any]]  # tokens -> from tokens to logits, params, first carry
+    cell: Callable[
+        [Params, jax.Array], tuple[jr.Cell, Any, Any]
+    ]  # tokens -> from tokens to logits, params, first carry
     answer: Callable[[Params, jax.Array, int], jax.Array]  # tokens (S, B) -> greedy answers (steps, B)
     weights: Callable[[Params, Strings], jax.Array]  # where it looks as it is taught, (N, B, S)
 

@@ -156,7 +156,9 @@ def test_every_pronunciation_is_fed_once_an_epoch(cmudict):
 
 
 def test_watched_words_have_all_their_pronunciations():
-    words = data.Words(("a", "ab"), [np.array([1]), np.array([1, 2])], [(np.array([3]),), (np.array([3, 4]), np.array([5]))])
+    words = data.Words(
+        ("a", "ab"), [np.array([1]), np.array([1, 2])], [(np.array([3]),), (np.array([3, 4]), np.array([5]))]
+    )
     tokens, references = data.watched(words, 9)
     assert tokens.tolist() == [[1, 1], [0, 2]]
     assert references.tolist() == [[[3, 3], [0, 4], [0, 0]], [[3, 5], [0, 0], [0, 0]]]
@@ -184,7 +186,9 @@ def test_ctc_sums_over_the_alignments_of_each_letters_frames(strings, traced):
     for tokens, targets in zip(strings.tokens.T, strings.targets.T, strict=True):
         letters, labels = data.spoken(tokens), data.spoken(targets)
         hidden = traced(lambda p, x: jr.stack(jr.embedding(4, 2), *both).apply(p, x)[1])(tuple(deep), np.array(letters))
-        logits = np.asarray(hidden @ readout.W_hy + readout.b_y).reshape(len(letters) * F, V)  # frames of a letter adjoin
+        logits = np.asarray(hidden @ readout.W_hy + readout.b_y).reshape(
+            len(letters) * F, V
+        )  # frames of a letter adjoin
         shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         total = 0.0
         for path in itertools.product(range(V), repeat=len(shares)):
@@ -266,7 +270,10 @@ def test_a_tiny_run_reads_the_test_split_once_and_then_pronounces(cmudict, tmp_p
     table = (folder / "table.md").read_text()
     assert table.count("another split") == 2 and "1 lines of words with other signs left out" in table
     words, groups, looked = samples.read(folder)
-    assert words.header == ("word", "in the dictionary", "attention", "ctc") and set(groups.by_model) == {"attention", "ctc"}
+    assert words.header == ("word", "in the dictionary", "attention", "ctc") and set(groups.by_model) == {
+        "attention",
+        "ctc",
+    }
     assert np.allclose(np.sum(looked.values, axis=1), 1, atol=1e-5) and looked.rows[-1] == "end"
     capsys.readouterr()
     for kind in ("attention", "ctc"):
