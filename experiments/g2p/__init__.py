@@ -208,7 +208,7 @@ def pronounced(config: Config, kind: Name, params: Any, words: Words) -> np.ndar
 
 
 def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
-    """The parameters with the best greedy answers search validation and test words; the test split is read here, once."""
+    """The parameters with the best greedy answers search all held-out words; the test split is read here, once."""
     validation, test = config.words.parts.validation, config.words.parts.test()
     both = Words(validation.ids + test.ids, validation.letters + test.letters, validation.phonemes + test.phonemes)
     results: list[report.Result] = []

@@ -187,7 +187,7 @@ def watched(words: Words, count: int) -> Watched:
 
 
 def unfit(words: Words, frames: int) -> int:
-    """Pronunciations that no alignment of so many frames a letter has room for: twice the same needs a blank between."""
+    """Pronunciations that have no room in so many frames a letter: twice the same needs a blank between."""
     short = 0
     for letters, variants in zip(words.letters, words.phonemes, strict=True):
         short += sum(len(said) + int((said[1:] == said[:-1]).sum()) > frames * len(letters) for said in variants)

@@ -1,4 +1,4 @@
-"""Two ways from letters to phonemes: a decoder that attends to the letters, and frames of each letter aligned by CTC."""
+"""From letters to phonemes: a decoder that attends to the letters, or frames of each letter, aligned by CTC."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def ctc(
 
         y_{F s + f} = [h_s forward, h_s backward] W_f + b_f        f = 0 … F - 1
 
-    So a word of S letters has F S frames, as if each letter were read F times, but the recurrence runs over the letters.
+    So a word of S letters has F S frames, as if each letter were read F times; the recurrence runs over the letters.
     A pronunciation that has no room in them has no probability: it is left out of the loss.
     """
     (V_in, V_out), E, H, F = (count + 1 for count in symbols), embedding_size, hidden_size, frames
