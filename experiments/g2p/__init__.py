@@ -1,6 +1,6 @@
 """Letters to phonemes: how English words are pronounced, by a decoder with attention and by CTC.
 
-About 5 minutes on 2 CPU cores.
+About 9 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations
