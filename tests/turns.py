@@ -32,7 +32,7 @@ FOURTH = (
     *("test_decoding_on_meshes", "test_experiments_options", "test_memory_rl", "test_digits", "test_sweep", "test_gpu"),
     *("test_saved_files", "test_floor", "test_affine_scan", "test_sequence_dtypes", "test_saving", "test_plotting"),
     *("test_online", "test_online_rules", "test_online_service", "test_kf_rtrl", "test_agreement"),
-    *("test_plans_of_layer_norm", "test_reports", "test_vowels", "test_charlm", "test_forecast_series"),
+    *("test_plans_of_layer_norm", "test_reports", "test_vowels", "test_charlm", "test_forecast_series", "test_g2p"),
 )
 
 

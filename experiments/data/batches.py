@@ -25,30 +25,44 @@ class Batch(NamedTuple):
 BATCH_AXIS = Batch(1, 0, 0, 0, 1)  # where a batch is divided among devices
 
 
+def in_buckets(
+    lengths: np.ndarray, data: Any, batch_size: int, buckets: int = 2
+) -> Callable[[Sequence[int]], Callable[[int], training.Padded]]:
+    """``feed(seeds)(step)`` -> the arrays of a step, each leading with the seeds: what ``Task.feed`` takes.
+
+    Each seed sees every example once an epoch, in an order of its own (``training.bucketed``). Which length is due at
+    a step is the same for all seeds, so that they train as one program: the batches of an epoch are those of
+    ``bucketed``, the lengths in the order of the first seed's.
+
+    Args:
+        lengths: (N,) of the examples.
+        data: of all examples, or a function of their indices: what ``training.padded`` takes.
+        batch_size, buckets: as for ``training.bucketed``.
+    """
+
+    def feed(seeds: Sequence[int]) -> Callable[[int], training.Padded]:
+        plans = [training.bucketed(lengths, batch_size=batch_size, seed=seed, buckets=buckets) for seed in seeds]
+        ats = [training.padded(in_step(plan, plans[0]), data, process=(0, 1)) for plan in plans]
+        return lambda step: jax.tree.map(lambda *a: np.stack(a), *(padded(step) for padded in ats))
+
+    return feed
+
+
 def by_length(
     sequences: Sequences, batch_size: int, buckets: int = 2
 ) -> Callable[[Sequence[int]], Callable[[int], Batch]]:
-    """``feed(seeds)(step)`` -> the Batch of a step, each array leading with the seeds: what ``Task.feed`` takes.
-
-    Each seed sees every sequence once an epoch, in an order of its own (``training.bucketed``). Which length is due at
-    a step is the same for all seeds, so that they train as one program: the batches of an epoch are those of
-    ``bucketed``, the lengths in the order of the first seed's.
-    """
+    """``feed(seeds)(step)`` -> the Batch of a step, each array leading with the seeds: ``in_buckets`` of sequences."""
+    data = {"xs": sequences.xs, "labels": sequences.labels, "targets": sequences.targets}
+    fed = in_buckets(sequences.lengths, data, batch_size, buckets)
 
     def feed(seeds: Sequence[int]) -> Callable[[int], Batch]:
-        plans = [
-            training.bucketed(sequences.lengths, batch_size=batch_size, seed=seed, buckets=buckets) for seed in seeds
-        ]
-        data = {"xs": sequences.xs, "labels": sequences.labels, "targets": sequences.targets}
-        ats = [training.padded(in_step(plan, plans[0]), data, process=(0, 1)) for plan in plans]
+        at = fed(seeds)
 
-        def at(step: int) -> Batch:
-            batches = [padded(step) for padded in ats]
-            return jax.tree.map(
-                lambda *a: np.stack(a), *(Batch(lengths=b.lengths, valid=b.valid, **b.data) for b in batches)
-            )
+        def batch(step: int) -> Batch:
+            padded = at(step)
+            return Batch(lengths=padded.lengths, valid=padded.valid, **padded.data)
 
-        return at
+        return batch
 
     return feed
 

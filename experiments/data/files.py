@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.data import archive, arrays, rolls, tables
@@ -45,11 +45,11 @@ def path_of(text: str) -> Path:
         return Path(text)
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, kinds_read: Sequence[str] = tuple(READERS)) -> None:
     """There is such a file, of a kind that is read."""
-    kinds = ", ".join(READERS)
+    kinds = ", ".join(kinds_read)
     if path.is_dir():
-        inside = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in READERS)
+        inside = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in kinds_read)
         name = f"{inside[0]}, say" if inside else f"of these kinds: {kinds}"
         refuse(path, what="is a folder", fix=f"name a file in it, {name}")
     if not path.exists():
@@ -57,7 +57,7 @@ def check_file(path: Path) -> None:
         refuse(
             path, what=f"no such file{nearest(str(path), there, '')}", fix="give its path from the current directory"
         )
-    if path.suffix.lower() not in READERS:
+    if path.suffix.lower() not in kinds_read:
         refuse(path, what=f"ends in {path.suffix or 'nothing'!r}, which is not read", fix=f"the kinds are {kinds}")
 
 

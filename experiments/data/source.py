@@ -58,7 +58,27 @@ class Source(Table):
         return Rule(self.validation, self.test, self.seed)
 
 
-class WithData(Trained):
+class Reading(Trained):
+    """The configuration of an experiment that learns from what it reads, in batches by length."""
+
+    def read_data(self) -> None:
+        """Read and check the data: the commands call it before a run has a directory.
+
+        Raises:
+            DataError: one line that names the key of the config, and what is wrong with the file.
+        """
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def batches_differ_in_shape(self) -> Reading:
+        if self.train.accumulate > 1:
+            raise ValueError(
+                f"train.accumulate: expected 1, as batches by length differ in shape, got {self.train.accumulate}"
+            )
+        return self
+
+
+class WithData(Reading):
     """The configuration of an experiment that learns from sequences, its own or those of ``data.path``.
 
     ``config.splits`` has them; its test split is read in ``conclude``, once.
@@ -110,14 +130,6 @@ class WithData(Trained):
         sizes = ", ".join(f"{number} {of}" for of, number in self.splits.sizes.items())
         read = "was read once, at the end" if self.splits.test_reads else "was not read"
         return f"Sequences: {name}; {sizes}, split by {self.splits.rule}. The test split {read}."
-
-    @model_validator(mode="after")
-    def batches_differ_in_shape(self) -> WithData:
-        if self.train.accumulate > 1:
-            raise ValueError(
-                f"train.accumulate: expected 1, as batches by length differ in shape, got {self.train.accumulate}"
-            )
-        return self
 
 
 @functools.lru_cache(maxsize=2)  # a sweep makes many configs of one file

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -30,7 +31,17 @@ class Rule(NamedTuple):
     seed: int
 
 
-class Splits:
+class Part(Protocol):
+    """What belongs to one split."""
+
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+
+
+OfSplit = TypeVar("OfSplit", bound=Part)
+
+
+class Parts(Generic[OfSplit]):
     """What a model may learn from, what it is chosen by, and, once, what it is judged by.
 
     ``train`` and ``validation`` are there to be read. The test split is not: ``test()`` hands it to the final
@@ -38,33 +49,14 @@ class Splits:
     stopping) cannot have looked at it, and a second evaluation is an error, not a habit.
     """
 
-    def __init__(
-        self,
-        train: Sequences,
-        validation: Sequences,
-        test: Sequences,
-        *,
-        classes: Sequence[int | str] = (),
-        rule: str = "",
-    ) -> None:
+    def __init__(self, train: OfSplit, validation: OfSplit, test: OfSplit, *, rule: str = "") -> None:
         self.train, self.validation = train, validation
-        self.classes = tuple(classes)  # none where there are no labels
         self.rule = rule  # in words, for notes
         self.sizes = {"train": len(train.ids), "validation": len(validation.ids), "test": len(test.ids)}
         self.test_reads = 0
         self._test = test
 
-    @property
-    def features(self) -> int:
-        """I, of a step."""
-        return self.train.xs[0].shape[1]
-
-    @property
-    def outputs(self) -> int:
-        """O, the numbers of a target at one step; 0 where there are none."""
-        return self.train.targets[0].shape[1] if self.train.targets else 0
-
-    def test(self) -> Sequences:
+    def test(self) -> OfSplit:
         """The test split, for the final evaluation.
 
         Raises:
@@ -78,9 +70,37 @@ class Splits:
         self.test_reads += 1
         return self._test
 
-    def again(self) -> Splits:
-        """The same sequences for another run, which may read its test split once."""
-        return Splits(self.train, self.validation, self._test, classes=self.classes, rule=self.rule)
+    def again(self) -> Self:
+        """The same for another run, which may read its test split once."""
+        other = copy.copy(self)
+        other.test_reads = 0
+        return other
+
+
+class Splits(Parts[Sequences]):
+    """Sequences, as a file of one's own holds them."""
+
+    def __init__(
+        self,
+        train: Sequences,
+        validation: Sequences,
+        test: Sequences,
+        *,
+        classes: Sequence[int | str] = (),
+        rule: str = "",
+    ) -> None:
+        super().__init__(train, validation, test, rule=rule)
+        self.classes = tuple(classes)  # none where there are no labels
+
+    @property
+    def features(self) -> int:
+        """I, of a step."""
+        return self.train.xs[0].shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """O, the numbers of a target at one step; 0 where there are none."""
+        return self.train.targets[0].shape[1] if self.train.targets else 0
 
 
 def split(
@@ -180,7 +200,11 @@ def _places(path: Path | str, records: Sequence[Record], rule: Rule) -> tuple[di
 
 def share(record: Record, seed: int) -> float:
     """u in [0, 1), a function of the seed and of the group or id alone."""
-    name = record.id if record.group in (None, "") else str(record.group)
+    return share_of(record.id if record.group in (None, "") else str(record.group), seed)
+
+
+def share_of(name: str, seed: int) -> float:
+    """u = SHA-256("seed:name") / 2**256."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()) / 2**256
 
 

@@ -16,10 +16,12 @@ from pydantic import Field, model_validator
 
 from experiments.reports.samples import Groups, Map, Said, Sample, Words
 from experiments.reverse import data
-from experiments.reverse.translator import Form, Translator, translator
 from experiments.runner import report, study, training
 from experiments.runner.config import Many, Rate, Seed, Table, Trained
 from experiments.runner.models import compute_dtype
+from experiments.runner.strings import STOP, Strings, lengths_of
+from experiments.runner.strings import exact as without_a_fault
+from experiments.runner.translator import Form, Translator, translator
 
 SHOWN = 8  # test strings in the report
 VALIDATION = report.Column("validation, exact", "validation_exact", "%")
@@ -60,15 +62,16 @@ class Config(Trained):
 
 
 def network(config: Config, form: Form) -> Translator:
-    model = config.model
-    return translator(form, config.task.symbols, model.embedding_size, model.hidden_size, compute_dtype(config.train))
+    model, symbols = config.model, config.task.symbols
+    sizes = model.embedding_size, model.hidden_size
+    return translator(form, (symbols, symbols), *sizes, dtype=compute_dtype(config.train))
 
 
-def validation(config: Config) -> data.Strings:
+def validation(config: Config) -> Strings:
     return strings(config.task, jax.random.key(config.task.validation_seed), config.task.validation)
 
 
-def tests(config: Config) -> dict[str, data.Strings]:
+def tests(config: Config) -> dict[str, Strings]:
     """By the name of the measure: strings of the lengths trained on, then of each longer one."""
     task, key = config.task, jax.random.key(config.task.test_seed)
     longer = {
@@ -80,7 +83,7 @@ def tests(config: Config) -> dict[str, data.Strings]:
     return {"exact": strings(task, key, task.test), **longer}
 
 
-def strings(task: Task, key: jax.Array, number: int) -> data.Strings:
+def strings(task: Task, key: jax.Array, number: int) -> Strings:
     """Of the lengths trained on."""
     return data.draw(key, task.symbols, task.shortest, task.longest, number, task.order)
 
@@ -111,15 +114,15 @@ def task(config: Config, form: Form) -> training.Task:
     )
 
 
-def exact(model: Translator, params: Any, strings: data.Strings) -> jax.Array:
+def exact(model: Translator, params: Any, strings: Strings) -> jax.Array:
     """The share of the strings that are answered without a fault."""
     return answered(model, params, strings)[1].mean(dtype=jnp.float32)
 
 
-def answered(model: Translator, params: Any, strings: data.Strings) -> tuple[jax.Array, jax.Array]:
+def answered(model: Translator, params: Any, strings: Strings) -> tuple[jax.Array, jax.Array]:
     """The answers (S + 1, B), and (B,) whether each is without a fault."""
     answers = model.answer(params, strings.tokens, len(strings.targets))
-    return answers, data.exact(answers, strings.targets)
+    return answers, without_a_fault(answers, strings.targets)
 
 
 def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
@@ -174,7 +177,7 @@ def predictor(config: Config, form: Form) -> study.Predictor:
 
 def _written(symbols: np.ndarray) -> str:
     """A string up to its end."""
-    ends = np.flatnonzero(symbols == data.STOP)
+    ends = np.flatnonzero(symbols == STOP)
     return " ".join(map(str, symbols[: ends[0]] if ends.size else symbols))
 
 
@@ -198,7 +201,7 @@ def curves(results: Sequence[report.Result], task: Task) -> Figure:
 
 def errors_by_length(config: Config, right: Mapping[Form, Mapping[str, np.ndarray]]) -> Groups:
     """The share of strings with a fault, by their length."""
-    lengths = {name: np.asarray(data.lengths_of(drawn.tokens)) for name, drawn in tests(config).items()}
+    lengths = {name: np.asarray(lengths_of(drawn.tokens)) for name, drawn in tests(config).items()}
     every = sorted({int(length) for of in lengths.values() for length in of})
 
     def of_length(of: Mapping[str, np.ndarray], length: int) -> np.ndarray:
@@ -235,7 +238,7 @@ def some_strings(config: Config, said: Mapping[Form, np.ndarray]) -> Words:
 def looks(config: Config, form: Form, params: Any) -> np.ndarray:
     """Where the first seed looks as it is taught the first test string: (length + 1, length)."""
     drawn = jax.tree.map(lambda a: a[:, :1], tests(config)["exact"])
-    length = int(data.lengths_of(drawn.tokens)[0])
+    length = int(lengths_of(drawn.tokens)[0])
     first = jax.tree.map(lambda a: a[0], params)
     return np.asarray(jax.jit(network(config, form).weights)(first, drawn)[: length + 1, 0, :length], np.float32)
 

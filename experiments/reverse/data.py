@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-STOP = 0  # ends every answer, begins what the decoder reads, and stands in the padding; symbols count from 1
+from experiments.runner.strings import STOP, Strings
+
 Order = Literal["reverse", "sort"]
-
-
-class Strings(NamedTuple):
-    tokens: jax.Array  # (S, B) integers: the symbols, then STOP
-    targets: jax.Array  # (S + 1, B) integers: the symbols in the order asked for, then STOP
 
 
 def draw(key: jax.Array, symbols: int, shortest: int, longest: int, batch_size: int, order: Order) -> Strings:
@@ -30,19 +26,3 @@ def draw(key: jax.Array, symbols: int, shortest: int, longest: int, batch_size: 
     else:
         ordered = jnp.take_along_axis(tokens, jnp.where(place < lengths, lengths - 1 - place, place), axis=0)
     return Strings(tokens, jnp.concatenate([ordered, jnp.full((1, batch_size), STOP)]))
-
-
-def lengths_of(tokens: jax.Array) -> jax.Array:
-    """(B,): the symbols of each string."""
-    return (tokens != STOP).sum(axis=0)
-
-
-def read(targets: jax.Array) -> jax.Array:
-    """What a decoder reads as it is taught: STOP first, then what it should have said one step before."""
-    return jnp.concatenate([jnp.full_like(targets[:1], STOP), targets[:-1]])
-
-
-def exact(answers: jax.Array, targets: jax.Array) -> jax.Array:
-    """(B,): whether every symbol is right, and the end too; answers (≥ S + 1, B), of which what follows is not read."""
-    due = jnp.arange(len(targets))[:, None] <= lengths_of(targets)
-    return ((answers[: len(targets)] == targets) | ~due).all(axis=0)

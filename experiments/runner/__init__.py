@@ -7,4 +7,5 @@ own.py       experiments in folders of their own; mytask/ is what ``new`` copies
 models.py    recurrences by name, and     predict.py      a trained model, asked
              what reads their state       report.py       results: tables, figures
 terminal.py  what the terminal shows      directories.py  where a run is on disk
+strings.py   symbols up to an end         translator.py   from strings to strings, with attention
 """

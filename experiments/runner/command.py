@@ -222,6 +222,8 @@ def predict(arguments: argparse.Namespace) -> None:
     print(title, file=sys.stderr)
     if arguments.steps:
         lines = predictions.step_by_step(predictor, params, sys.stdin)
+    elif arguments.text is not None:
+        lines = predictions.of_texts(predictor, params, arguments.text)
     elif arguments.input is not None:
         lines = predictions.of_file(predictor, params, arguments.input, arguments.output)
     else:
@@ -277,7 +279,7 @@ def read_data(settings: Any) -> None:
     from experiments.data.records import DataError
     from experiments.runner.config import ConfigError
 
-    if hasattr(settings, "read_data"):  # as in experiments.data.source.WithData
+    if hasattr(settings, "read_data"):  # as in experiments.data.source
         try:
             settings.read_data()
         except DataError as error:

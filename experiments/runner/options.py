@@ -76,14 +76,18 @@ def parser() -> argparse.ArgumentParser:
     predict = commands.add_parser(
         "predict",
         help="ask a trained model of a run",
-        description="Ask a trained model of a run: for some held-out examples, beside the truth; for the sequences of\n"
-        "a file; or step by step, where the model answers at every step.",
+        description="Ask a trained model of a run: for some held-out examples, beside the truth; for texts, where it\n"
+        "reads words; for the sequences of a file; or step by step, where the model answers at every step.",
         epilog="examples:\n  python -m experiments predict runs/digits-001 --model gru\n"
+        "  python -m experiments predict runs/g2p-001 --text hello world\n"
         "  python -m experiments predict runs/flip_flop-001 --steps    then lines such as [1, 0, -1]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_choice(predict)
     asked = predict.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--text", nargs="+", metavar="TEXT", help="what a model of words reads, such as words to be pronounced"
+    )
     asked.add_argument(
         "--count", type=positive, default=10, metavar="N", help="how many held-out examples (default: 10)"
     )

@@ -1,10 +1,10 @@
-"""Ask a trained model: held-out examples, a file of your own, or step by step from the standard input."""
+"""Ask a trained model: held-out examples, texts, a file of your own, or step by step from the standard input."""
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,19 @@ def held_out(predictor: Predictor, params: Any, count: int) -> Iterator[str]:
     answers = np.asarray(jax.jit(predictor.answer)(params, inputs))
     for place, (answer, right) in enumerate(zip(answers, truth, strict=True)):
         yield f"{place}: {predictor.say(answer, right)}"
+
+
+def of_texts(predictor: Predictor, params: Any, texts: Sequence[str]) -> Iterator[str]:
+    """A line for each text.
+
+    Raises:
+        ConfigError: the model reads numbers; a text that it cannot read.
+    """
+    if predictor.read is None:
+        raise ConfigError("--text: this model reads no texts; give --input FILE")
+    answers = np.asarray(jax.jit(predictor.answer)(params, predictor.read(texts)))
+    for text, answer in zip(texts, answers, strict=True):
+        yield f"{text}: {predictor.say(answer, None)}"
 
 
 def of_file(predictor: Predictor, params: Any, path: Path, out: Path | None) -> Iterator[str]:

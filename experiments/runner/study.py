@@ -39,6 +39,8 @@ class Predictor(NamedTuple):
     tokens: int | None = None  # how many there are, where the inputs are integers
     # (params, key, steps, file) -> lines: what the model goes on with by itself, written to the file
     compose: Callable[[Any, jax.Array, int, Path], Iterable[str]] | None = None
+    # Where inputs can be written as texts: some of them -> (T, N); ConfigError says which of them it cannot read.
+    read: Callable[[Sequence[str]], np.ndarray] | None = None
 
 
 class Study(NamedTuple):

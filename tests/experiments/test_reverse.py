@@ -11,8 +11,9 @@ import jaxrnn as jr
 from experiments import reverse
 from experiments.reports import samples
 from experiments.reverse import Config, data
-from experiments.reverse.translator import translator
+from experiments.runner import strings as of_strings
 from experiments.runner.training import cross_entropy
+from experiments.runner.translator import translator
 from tests.cases import randomised
 from tests.experiments import tiny
 
@@ -21,26 +22,26 @@ from tests.experiments import tiny
 def test_strings_are_reversed_or_sorted(order):
     tokens, targets = map(np.asarray, data.draw(jax.random.key(0), 5, 2, 4, 600, order))
     assert tokens.shape == (4, 600) and targets.shape == (5, 600)
-    lengths = np.asarray(data.lengths_of(tokens))
+    lengths = np.asarray(of_strings.lengths_of(tokens))
     # Each of three lengths has 200 of 600 strings, with a standard deviation of 12.
     assert set(lengths) == {2, 3, 4} and np.abs(np.bincount(lengths)[2:] - 200).max() < 60
     for b, length in enumerate(lengths):
         string = tokens[:length, b]
         assert string.min() >= 1 and string.max() <= 5 and not tokens[length:, b].any()
         expected = string[::-1] if order == "reverse" else np.sort(string)
-        np.testing.assert_array_equal(targets[:, b], [*expected, *[data.STOP] * (5 - length)])
-    np.testing.assert_array_equal(data.read(targets)[1:], targets[:-1])
-    assert not data.read(targets)[0].any()
+        np.testing.assert_array_equal(targets[:, b], [*expected, *[of_strings.STOP] * (5 - length)])
+    np.testing.assert_array_equal(of_strings.read(targets)[1:], targets[:-1])
+    assert not of_strings.read(targets)[0].any()
 
 
 def test_an_answer_is_exact_with_its_end():
     targets = np.array([[3, 4], [1, 2], [0, 5], [0, 0]])  # lengths 2 and 3
     right = np.array([[3, 4], [1, 2], [0, 5], [9, 0], [9, 9]])  # what follows the end does not count
-    assert data.exact(right, targets).tolist() == [True, True]
+    assert of_strings.exact(right, targets).tolist() == [True, True]
     for place, string in (((0, 0), 0), ((2, 0), 0), ((3, 1), 1)):
         wrong = right.copy()
         wrong[place] = 7
-        assert data.exact(wrong, targets).tolist() == [string != 0, string != 1]
+        assert of_strings.exact(wrong, targets).tolist() == [string != 0, string != 1]
 
 
 def test_validation_and_test_strings_are_others_than_those_trained_on():
@@ -49,7 +50,7 @@ def test_validation_and_test_strings_are_others_than_those_trained_on():
     batch = task.batch(jax.random.key(0), 3, ())
     held_out = reverse.tests(config)
     assert list(held_out) == ["exact", "exact_20"] and set(
-        np.asarray(data.lengths_of(held_out["exact_20"].tokens))
+        np.asarray(of_strings.lengths_of(held_out["exact_20"].tokens))
     ) == {20}
     drawn = np.concatenate([batch.tokens, task.shared.tokens, held_out["exact"].tokens], axis=1).T
     assert len({tuple(string) for string in drawn.tolist()}) == len(drawn)
@@ -59,10 +60,10 @@ def test_validation_and_test_strings_are_others_than_those_trained_on():
 @pytest.mark.parametrize("form", ["luong", pytest.param("none", marks=pytest.mark.full)])
 def test_a_model_is_taught_and_answers_step_by_step(form):
     """The loss, and the greedy answer, by single steps of the cells."""
-    model = translator(form, 3, 4, 5)
+    model = translator(form, (3, 3), 4, 5)
     params = randomised(model.init(jax.random.key(0)), 1)
     strings = data.draw(jax.random.key(1), 3, 1, 3, 4, "reverse")
-    lengths = data.lengths_of(strings.tokens)
+    lengths = of_strings.lengths_of(strings.tokens)
     loss, answers = jax.jit(lambda p, s: (model.loss(p, s), model.answer(p, s.tokens, 4)))(params, strings)
 
     encoder = jr.stack(jr.embedding(4, 4), jr.bidirectional(jr.gru(4, 5), jr.gru(4, 5)))
@@ -87,7 +88,7 @@ def test_a_model_is_taught_and_answers_step_by_step(form):
         said.append(token)
     np.testing.assert_array_equal(answers, said)
     losses = []
-    for read, target in zip(data.read(strings.targets), strings.targets, strict=True):
+    for read, target in zip(of_strings.read(strings.targets), strings.targets, strict=True):
         begun, logits = logits_of(begun, read)
         losses.append([cross_entropy(a[None], t[None]) for a, t in zip(logits, target, strict=True)])
     due = np.arange(4)[:, None] <= np.asarray(lengths)
