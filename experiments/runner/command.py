@@ -258,10 +258,9 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> None:
 def read_data(settings: Any) -> None:
     """What is wrong with the data of an experiment is said before a directory is made."""
     from experiments.data.records import DataError
-    from experiments.data.source import WithData
     from experiments.runner.config import ConfigError
 
-    if isinstance(settings, WithData):
+    if hasattr(settings, "read_data"):
         try:
             settings.read_data()
         except DataError as error:
