@@ -63,8 +63,9 @@ class Config(Table):
     files: Files = Files()
     sound: Sound = Sound()
     words: Many[str] = ("photograph", "knight", "through", "cough", "psychology", "activationist")  # those drawn
+    explained: int = Field(default=64, gt=0)  # of how many words gradients are taken, at least those that are drawn
     points: Points = Points()
-    repeats: int = Field(default=21, gt=0)  # of each timing
+    repeats: int = Field(default=11, gt=0)  # of each timing
     _networks: Networks | None = PrivateAttr(default=None)
 
     @field_validator("words")
@@ -115,7 +116,7 @@ def run(config: Config, directory: Path) -> None:
         "differences": {"silero-vad": found.of_vad, "g2p-en": found.of_g2p, "words": found.unlike},
         "timed": [timed._asdict() for timed in found.timed],
         "fixed_points": [point._asdict() for point in found.points],
-        "agreement": found.saliency.agreement(networks.words),
+        "agreement": found.saliency.agreement(explained_by(config)),
         "sha256": networks.digests,
         "environment": environment(PACKAGES),
     }
@@ -128,7 +129,7 @@ def run(config: Config, directory: Path) -> None:
 
 def measure(config: Config) -> Found:
     vad, g2p, package, words, _ = config.networks
-    sound = sounds.vowels(config.sound.seconds, config.sound.seed)
+    sound = sounds.syllables(config.sound.seconds, config.sound.seed)
     theirs = silero.theirs(vad, sounds.frames(sound.samples))
     of_g2p, unlike = g2p_en.differences(g2p, package, words)
     return Found(
@@ -138,9 +139,14 @@ def measure(config: Config) -> Found:
         of_g2p,
         unlike,
         speed.of_silero(vad, theirs, config.repeats) + speed.of_g2p(g2p, package, words, config.repeats),
-        explaining.saliency(g2p, words),
-        explaining.fixed_points(g2p, words, config.points),
+        explaining.saliency(g2p, explained_by(config)),
+        explaining.fixed_points(g2p, explained_by(config), config.points),
     )
+
+
+def explained_by(config: Config) -> list[str]:
+    """The words of which gradients are taken."""
+    return config.networks.words[: max(config.explained, len(config.words))]
 
 
 def rows(found: Found) -> list[tuple[str, ...]]:
@@ -164,7 +170,7 @@ def rows(found: Found) -> list[tuple[str, ...]]:
 
 def notes_of(config: Config, found: Found) -> list[str]:
     networks = config.networks
-    same, chance = found.saliency.agreement(networks.words)
+    same, chance = found.saliency.agreement(explained_by(config))
     spoken = showing.by_frame(found.sound, len(found.theirs.speech))
     voice, pause = found.theirs.speech[spoken == 1].mean(), found.theirs.speech[spoken == 0].mean()
     digests = ", ".join(f"{name} (SHA-256 {sha:.12})" for name, sha in networks.digests.items())
@@ -174,12 +180,13 @@ def notes_of(config: Config, found: Found) -> list[str]:
         f"Largest differences, silero-vad on {len(found.theirs.speech)} frames of its graph's own activations: "
         f"{listed(found.of_vad)}. g2p-en on {len(networks.words):,} words: {listed(found.of_g2p)}; "
         f"{len(found.unlike)} words are said otherwise{': ' + ', '.join(found.unlike) if found.unlike else ''}.",
-        f"The sound: synthesised vowels and pauses; the mean probability of speech is {voice:.2f} in frames that are "
-        f"all vowel and {pause:.2f} in frames without.",
+        f"The sound: synthesised syllables and pauses; the mean probability of speech is {voice:.2f} in frames of "
+        f"syllables alone and {pause:.2f} in frames without.",
         f"Gradients by letters: the letter with the largest gradient of a phoneme's log probability is the one whose "
-        f"loss makes it fall most in {100 * same:.0f} % of the phonemes of all words; chance is {100 * chance:.0f} %.",
-        f"Fixed points of the decoder that reads one phoneme for ever (Newton's method, {config.points.starts} starts "
-        f"each): {showing.in_words(config.points.inputs, found.points)}.",
+        f"loss makes it fall most in {100 * same:.0f} % of the phonemes of {len(explained_by(config))} words, by chance "
+        f"in {100 * chance:.0f} %.",
+        f"Fixed and slow points (q up to {config.points.tolerance:g}) of a decoder that reads one phoneme for ever, "
+        f"{config.points.starts} starts each: {showing.in_words(config.points.inputs, found.points)}.",
     ]
 
 

@@ -101,7 +101,11 @@ def published(path: Path) -> Any:
     names: dict[str, Any] = {"np": np, "os": os, "dirname": str(path.parent), "cmudict": empty}
     names["construct_homograph_dictionary"] = dict
     exec(compile(ast.Module([found], []), str(source), "exec"), names)
-    return names["G2p"]()
+    package = names["G2p"]()
+    for name, symbols in (("graphemes", GRAPHEMES), ("phonemes", PHONEMES)):
+        if tuple(getattr(package, name, symbols)) != symbols:
+            raise DataError(f"{KEY}: {source}: expected the {name} of g2p-en 2.1.0 in their order, got others")
+    return package
 
 
 def words(path: Path, at_least: Sequence[str]) -> list[str]:

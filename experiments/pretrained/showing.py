@@ -14,7 +14,7 @@ from experiments.reports.samples import Map, Sample, Words
 
 
 def by_frame(sound: Sound, T: int) -> np.ndarray:
-    """(T,): the share of each frame in which a vowel sounds."""
+    """(T,): the share of each frame in which someone speaks."""
     voiced = np.zeros(T * FRAME)
     voiced[: len(sound.voiced)] = sound.voiced
     return voiced.reshape(T, FRAME).mean(1)
@@ -29,7 +29,7 @@ def speech(sound: Sound, theirs: Theirs) -> Figure:
     at = (np.arange(len(theirs.speech)) + 1) * FRAME / RATE
     below.step(at, theirs.speech, where="pre", color="#0072B2", label="probability of speech")
     below.fill_between(
-        at, by_frame(sound, len(at)), step="pre", color="#E69F00", alpha=0.3, linewidth=0, label="share of vowel"
+        at, by_frame(sound, len(at)), step="pre", color="#E69F00", alpha=0.3, linewidth=0, label="syllables"
     )
     below.set(xlabel="seconds", ylim=(-0.02, 1.02))
     below.legend(loc="lower right", frameon=False, fontsize=8)
@@ -49,6 +49,8 @@ def letters(words: Sequence[str], saliency: Saliency) -> Figure:
     figure = Figure(figsize=(3.6 * columns, 3.2 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for b, (word, axes) in enumerate(zip(words, panels, strict=False)):
+        if not saliency.phonemes[b]:
+            continue
         axes.imshow(shares(saliency, b, word), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(word)), list(word))
         axes.set_yticks(range(len(saliency.phonemes[b])), saliency.phonemes[b], fontsize=8)
@@ -89,7 +91,7 @@ def samples_of(words: Sequence[str], saliency: Saliency, points: Sequence[Point]
     )
     return [
         *shown,
-        Words(title="Fixed points of the decoder that reads one phoneme for ever", header=header, rows=found),
+        Words(title="Fixed and slow points of the decoder that reads one phoneme for ever", header=header, rows=found),
     ]
 
 

@@ -5,7 +5,6 @@ The LSTM of silero-vad, which needs onnx: tests/interop/test_pretrained_onnx.py.
 
 import importlib.util
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +15,7 @@ from tests.experiments import small_g2p
 from tests.experiments.tiny import ROOT, options
 
 SMALL = ["repeats=1", "sound.seconds=1.0", "words=['cab','ab']", "points.starts=2", "points.steps=5"]
-SMALL += ["points.inputs=['S','T']"]
+SMALL += ["points.inputs=['S','T']", "points.relaxing=5"]
 WORDS = ["cab", "a", "bead"]
 
 
@@ -43,7 +42,7 @@ def test_the_source_is_executed_without_its_imports_and_agrees_with_ours(path):
 
 def test_symbols_are_in_the_order_of_the_package():
     assert len(g2p_en.PHONEMES) == 74 and len(g2p_en.GRAPHEMES) == 29
-    for place, name in ((2, "<s>"), (3, "</s>"), (4, "AA0"), (22, "B"), (37, "F"), (62, "TH"), (66, "UW"), (73, "ZH")):
+    for place, name in ((2, "<s>"), (3, "</s>"), (4, "AA0"), (22, "B"), (35, "F"), (61, "TH"), (65, "UW"), (73, "ZH")):
         assert g2p_en.PHONEMES[place] == name
     tokens, lengths = g2p_en.tokens_of(["ab", "z'x"])
     assert tokens.T.tolist() == [[3, 4, 2, 0], [28, 1, 26, 2]] and lengths.tolist() == [3, 4]
@@ -54,6 +53,7 @@ def test_words_are_those_asked_for_and_those_of_the_list(path, tmp_path):
     assert g2p_en.words(tmp_path / "alone.npz", ["ox"]) == ["ox"]
 
 
+@pytest.mark.full
 def test_saliency_is_the_gradient_of_what_is_said(tmp_path, x64):
     model = g2p_en.read(small_g2p.write(tmp_path, dtype="float64"))
     package = g2p_en.published(tmp_path / "small.npz")
@@ -94,9 +94,9 @@ def test_saliency_is_the_gradient_of_what_is_said(tmp_path, x64):
 @pytest.mark.full
 def test_the_decoder_stays_at_its_fixed_points(path):
     model, package = g2p_en.read(path), g2p_en.published(path)
-    settings = explaining.Points(inputs=("S", "T"), starts=4, steps=30)
+    settings = explaining.Points(inputs=("S", "T"), starts=4, relaxing=300)
     found = explaining.fixed_points(model, WORDS, settings)
-    assert {point.input for point in found} == {"S", "T"} and all(point.speed <= 1e-10 for point in found)
+    assert {point.input for point in found} == {"S", "T"} and all(point.speed <= 1e-7 for point in found)
     weights = [getattr(package, f"dec_{name}") for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
     for point in found:
         if point.stable:  # from anywhere near: by the package's own step
@@ -120,8 +120,8 @@ def test_frames_overlap_by_64_samples():
         np.testing.assert_array_equal(frame, np.where(there, at + 1, 0))
 
 
-def test_sounds_are_vowels_between_pauses_and_the_same_again():
-    sound, again = sounds.vowels(1.5, 3), sounds.vowels(1.5, 3)
+def test_sounds_are_syllables_between_pauses_and_the_same_again():
+    sound, again = sounds.syllables(1.5, 3), sounds.syllables(1.5, 3)
     np.testing.assert_array_equal(sound.samples, again.samples)
     assert len(sound.samples) == len(sound.voiced) == 24_000 and np.abs(sound.samples).max() < 1
     loud = [np.sqrt(np.mean(sound.samples[sound.voiced == voiced] ** 2)) for voiced in (True, False)]
@@ -171,13 +171,3 @@ def test_arrays_that_are_others_are_refused(path, tmp_path):
         g2p_en.read(tmp_path / "other.npz")
     with pytest.raises(DataError, match=r"g2p.py: expected g2p-en's source with its class G2p"):
         g2p_en.published(tmp_path / "other.npz")
-
-
-def test_the_decoder_reads_what_it_is_told(path):
-    model = g2p_en.read(path)
-    h = jnp.ones((1, 3)) / 2
-    ys, states = g2p_en.logits(model, model.params, h, jnp.array([[5]]))
-    carry, y = model.decoder.step(model.params.decoder, ((), h, ()), jnp.array([g2p_en.BEGIN]))
-    np.testing.assert_allclose(ys[0], y, rtol=1e-6)
-    np.testing.assert_allclose(states[0], carry[1], rtol=1e-6)
-    np.testing.assert_allclose(ys[1], model.decoder.step(model.params.decoder, carry, jnp.array([5]))[1], rtol=1e-5)

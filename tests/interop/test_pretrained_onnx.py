@@ -32,7 +32,8 @@ def path(tmp_path_factory):
     arrays = [stored("P", 576, I, scale=0.5), stored("W", 1, 4 * H, I), stored("R", 1, 4 * H, H), stored("B", 1, 8 * H)]
     arrays += [stored("output.weight", 1, H, 1), stored("output.bias", 1), shape("one", 1)]
     nodes = [
-        helper.make_node("MatMul", ["input", "P"], ["features"]),
+        helper.make_node("MatMul", ["input", "P"], ["products"]),
+        helper.make_node("Relu", ["products"], ["features"]),
         helper.make_node("Unsqueeze", ["features", "one"], ["X"]),
         helper.make_node(
             "LSTM", ["X", "W", "R", "B", "", "h", "c"], ["Y", "hn", "cn"], "/recurrent/LSTM", hidden_size=H
@@ -56,7 +57,7 @@ def path(tmp_path_factory):
 
 def test_both_compute_the_same_of_the_graphs_own_activations(path):
     network = silero.read(path)
-    theirs = silero.theirs(network, sounds.frames(sounds.vowels(0.5, 0).samples))
+    theirs = silero.theirs(network, sounds.frames(sounds.syllables(0.5, 0).samples))
     assert theirs.xs.shape == (16, 1, I) and theirs.ys.shape == (16, 1, H) and theirs.speech.shape == (16,)
     found = silero.differences(network, theirs)
     assert set(found) == {"outputs", "h", "c", "speech"} and max(found.values()) < 1e-5  # float32
@@ -66,7 +67,7 @@ def test_both_compute_the_same_of_the_graphs_own_activations(path):
 
 def test_the_node_alone_is_the_node_in_the_graph(path):
     network = silero.read(path)
-    theirs = silero.theirs(network, sounds.frames(sounds.vowels(0.3, 1).samples))
+    theirs = silero.theirs(network, sounds.frames(sounds.syllables(0.3, 1).samples))
     zeros = np.zeros((1, 2, H), np.float32)
     ys, h, _ = silero.alone(network).run(None, {"X": np.repeat(theirs.xs, 2, axis=1), "h": zeros, "c": zeros})
     np.testing.assert_allclose(ys[:, 0, 1:], theirs.ys, atol=1e-6)
@@ -83,7 +84,7 @@ def test_the_node_alone_is_the_node_in_the_graph(path):
 def test_what_is_no_such_graph_is_refused(path, tmp_path):
     model = onnx.load(path)
     model.graph.initializer[4].name = "elsewhere"
-    model.graph.node[6].input[1] = "elsewhere"
+    model.graph.node[7].input[1] = "elsewhere"
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(
         DataError, match=r"^files.silero: .*other.onnx: expected one LSTM, and output.weight and output.bias, "
@@ -106,4 +107,4 @@ def test_a_tiny_run(path, tmp_path):
     text = (directory / "table.md").read_text()
     assert "| silero-vad | 32 frames of 1 sound |" in text and "| g2p-en | 4 words |" in text
     page = (directory / "report.html").read_text()
-    assert "which letters each phoneme hangs on" in page and "Fixed points of the decoder" in page
+    assert "which letters each phoneme hangs on" in page and "Fixed and slow points of the decoder" in page
