@@ -183,8 +183,8 @@ def notes_of(config: Config, found: Found) -> list[str]:
         f"The sound: synthesised syllables and pauses; the mean probability of speech is {voice:.2f} in frames of "
         f"syllables alone and {pause:.2f} in frames without.",
         f"Gradients by letters: the letter with the largest gradient of a phoneme's log probability is the one whose "
-        f"loss makes it fall most in {100 * same:.0f} % of the phonemes of {len(explained_by(config))} words, by chance "
-        f"in {100 * chance:.0f} %.",
+        f"loss makes it fall most in {100 * same:.0f} % of the phonemes of {len(explained_by(config))} words, by "
+        f"chance in {100 * chance:.0f} %.",
         f"Fixed and slow points (q up to {config.points.tolerance:g}) of a decoder that reads one phoneme for ever, "
         f"{config.points.starts} starts each: {showing.in_words(config.points.inputs, found.points)}.",
     ]

@@ -131,7 +131,7 @@ def encoded(model: G2P, params: Params, letters: jax.Array, lengths: Any) -> jax
     return model.encoder.apply(params.encoder, letters, lengths=lengths)[0]
 
 
-def said(model: G2P, params: Params, tokens: jax.Array, lengths: jax.Array) -> jr.decoding.Generated:
+def said(model: G2P, params: Params, tokens: Any, lengths: Any) -> jr.decoding.Generated:
     """The likeliest phoneme at each step, up to </s>: all words in one program."""
     h = encoded(model, params, params.letters[tokens], lengths)
     first = jnp.full(h.shape[:1], BEGIN)

@@ -29,7 +29,12 @@ class Silero(NamedTuple):
     node: interop.RecurrentNode
     layer: jr.Layer
     params: PyTree
-    readout: jr.cells.ReadoutParams  # W_hy (H, 1), b_y (1,)
+    readout: Any  # jr.cells.ReadoutParams, W_hy (H, 1) and b_y (1,)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """I and H."""
+        return self.params.W_xh.shape[0], self.readout.W_hy.shape[0]
 
 
 class Theirs(NamedTuple):
@@ -85,7 +90,7 @@ def theirs(silero: Silero, frames: np.ndarray) -> Theirs:
     own = [output.name for output in model.graph.output]
     inside = [name for name in (node.inputs["X"], node.outputs[0]) if name not in own]
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inside)
-    zeros = np.zeros((1, 1, node.hidden_size), np.float32)
+    zeros = np.zeros((1, 1, silero.sizes[1]), np.float32)
     (sound,) = (value.name for value in model.graph.input if value.name not in node.inputs.values())
     given = {sound: frames, node.inputs["initial_h"]: zeros, node.inputs["initial_c"]: zeros}
     (speech,) = (name for name in own if name not in node.outputs)
@@ -100,7 +105,7 @@ def alone(silero: Silero) -> Any:
     (node,) = (one for one in silero.model.graph.node if one.op_type == "LSTM")
     stored = {tensor.name: tensor for tensor in silero.model.graph.initializer}
     of, number = onnx.helper, onnx.TensorProto.FLOAT
-    I, H = silero.node.input_size, silero.node.hidden_size
+    I, H = silero.sizes
     inputs, outputs = silero.node.inputs, silero.node.outputs
     graph = of.make_graph(
         [node],
@@ -129,7 +134,7 @@ def ours(silero: Silero) -> Callable[..., tuple[jr.LSTMCarry, jax.Array, jax.Arr
 
 
 def zeros(silero: Silero, B: int) -> jr.LSTMCarry:
-    H = silero.node.hidden_size
+    H = silero.sizes[1]
     return jr.LSTMCarry(h=jnp.zeros((B, H)), c=jnp.zeros((B, H)))
 
 

@@ -26,7 +26,7 @@ def syllables(seconds: float, seed: int) -> Sound:
     parts: list[np.ndarray] = []
     voiced: list[np.ndarray] = []
     while sum(map(len, parts)) < total:
-        said = utterance(rng.integers(4, 9), rng)
+        said = utterance(int(rng.integers(4, 9)), rng)
         parts += [said, np.zeros(RATE // 2)]
         voiced += [np.ones(len(said), bool), np.zeros(RATE // 2, bool)]
     samples = 0.4 * np.concatenate(parts)[:total] + 0.001 * rng.normal(size=total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -44,13 +45,13 @@ def of_silero(network: Silero, of: Theirs, repeats: int) -> list[Timed]:
     T, rows = len(of.xs), []
     for B in (1, BATCH):
         xs = np.repeat(of.xs, B, axis=1)
-        state = np.zeros((1, B, network.node.hidden_size), np.float32)
+        state = np.zeros((1, B, network.sizes[1]), np.float32)
         given = {inputs["X"]: xs, inputs["initial_h"]: state, inputs["initial_c"]: state}
         carry = silero.zeros(network, B)
         took = milliseconds(
             repeats,
-            lambda given=given: session.run(None, given),
-            lambda xs=xs, carry=carry: run(network.params, xs, carry)[:2],
+            functools.partial(session.run, None, given),
+            functools.partial(run, network.params, xs, carry),
         )
         rows.append(Timed("silero-vad", f"{T} frames of {B} sound{'s' * (B > 1)}", *took))
     return [*rows, frame_by_frame(network, of, session, repeats)]
@@ -59,11 +60,11 @@ def of_silero(network: Silero, of: Theirs, repeats: int) -> list[Timed]:
 def frame_by_frame(network: Silero, of: Theirs, session: Any, repeats: int) -> Timed:
     """As on live sound: a call for each frame, which hands the state on."""
     inputs, some = network.node.inputs, of.xs[:100]
-    served = jr.stream(jr.lstm(network.node.input_size or 0, network.node.hidden_size or 0))
+    served = jr.stream(jr.lstm(*network.sizes))
     step = jax.jit(served.step, donate_argnums=1)
 
     def theirs():
-        h = c = np.zeros((1, 1, network.node.hidden_size), np.float32)
+        h = c = np.zeros((1, 1, network.sizes[1]), np.float32)
         for x in some:
             y, h, c = session.run(None, {inputs["X"]: x[None], inputs["initial_h"]: h, inputs["initial_c"]: c})
         return y
@@ -86,8 +87,13 @@ def of_g2p(model: G2P, package: Any, words: list[str], repeats: int) -> list[Tim
         run = jax.jit(lambda params, tokens, lengths: g2p_en.said(model, params, tokens, lengths).tokens)
         took = milliseconds(
             repeats,
-            lambda some=some: [package.predict(word) for word in some],
-            lambda run=run, tokens=tokens, lengths=lengths: run(model.params, tokens, lengths),
+            functools.partial(one_by_one, package, some),
+            functools.partial(run, model.params, tokens, lengths),
         )
         rows.append(Timed("g2p-en", f"1 word, {some[0]}" if len(some) == 1 else f"{len(some)} words", *took))
     return rows
+
+
+def one_by_one(package: Any, words: list[str]) -> list[list[str]]:
+    """As the package does."""
+    return [package.predict(word) for word in words]
