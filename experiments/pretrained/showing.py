@@ -101,7 +101,14 @@ def in_words(inputs: Sequence[str], points: Sequence[Point]) -> str:
     for name in inputs:
         of = [point for point in points if point.input == name]
         stable = [point for point in of if point.stable]
-        says = ", ".join(f"{point.says} {point.probability:.2f}, {point.time_constant:.0f} steps" for point in stable)
+        said: dict[str, list[Point]] = {}
+        for point in stable:
+            said.setdefault(point.says, []).append(point)
+        says = "; ".join(
+            f"{phoneme} with {min(p.probability for p in some):.2f} to {max(p.probability for p in some):.2f}, slowest "
+            f"mode {min(p.time_constant for p in some):,.0f} to {max(p.time_constant for p in some):,.0f} steps"
+            for phoneme, some in said.items()
+        )
         unstable = f" and {len(of) - len(stable)} unstable" if len(of) > len(stable) else ""
         parts.append(f"{name}: {len(stable)} stable{f' ({says})' if says else ''}{unstable}")
-    return "; ".join(parts)
+    return ". ".join(parts)

@@ -60,7 +60,7 @@ def test_both_compute_the_same_of_the_graphs_own_activations(path):
     theirs = silero.theirs(network, sounds.frames(sounds.syllables(0.5, 0).samples))
     assert theirs.xs.shape == (16, 1, I) and theirs.ys.shape == (16, 1, H) and theirs.speech.shape == (16,)
     found = silero.differences(network, theirs)
-    assert set(found) == {"outputs", "h", "c", "speech"} and max(found.values()) < 1e-5  # float32
+    assert len(found) == 4 and max(found.values()) < 1e-5  # float32
     off = network._replace(readout=network.readout._replace(b_y=network.readout.b_y + 0.1))
     assert silero.differences(off, theirs)["speech"] > 1e-3
 
