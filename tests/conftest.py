@@ -44,6 +44,7 @@ def pytest_runtest_protocol(item):
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the whole product of cases, not the pairwise choice")
     parser.addoption("--product", action="store_true", help="the same, compiled as quickly as by default")
+    parser.addoption("--data", action="store_true", help="run the tests that read data packages: make test-data")
     parser.addoption("--models", type=int, help="how many models test_random_models.py builds; 16, or 2,000 if full")
 
 
@@ -62,6 +63,10 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--data"):
+        of_packages = [item for item in items if item.get_closest_marker("data")]
+        config.hook.pytest_deselected(items=of_packages)
+        items[:] = [item for item in items if not item.get_closest_marker("data")]
     if not everything(config):
         from tests.turns import share  # after the number of devices is set
 

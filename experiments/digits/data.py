@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 CLASSES = 10
+SIDE = 8  # pixels
+
+Order = Literal["pixels", "permuted", "rows"]
 
 
 class Examples(NamedTuple):
@@ -39,6 +43,24 @@ def load(test_fraction: float, seed: int, held_out: str = "test") -> tuple[Examp
     labels = labels.astype(np.int32)
     train, rest = split(labels, test_fraction, seed, held_out)
     return Examples(pixels[:, train], labels[train]), Examples(pixels[:, rest], labels[rest])
+
+
+def permutation(seed: int) -> np.ndarray:
+    """(64,): which pixel is read at each step under "permuted", the same for all images (Le et al. 2015)."""
+    return np.random.default_rng(seed).permutation(SIDE * SIDE)
+
+
+def features(order: Order) -> int:
+    return SIDE if order == "rows" else 1
+
+
+def arranged(pixels: Any, order: Order, seed: int) -> Any:
+    """Images as they are stored, (64, *B, 1), as a model reads them: (64, *B, 1), or (8, *B, 8), a row a step."""
+    if order == "permuted":
+        pixels = pixels[permutation(seed)]
+    elif order == "rows":
+        pixels = jnp.moveaxis(pixels.reshape(SIDE, SIDE, *pixels.shape[1:-1]), 1, -1)
+    return pixels
 
 
 def _cut(indices: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

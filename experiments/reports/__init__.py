@@ -4,5 +4,6 @@ folder.py    a run read from its folder: config, metrics, summary, table, figure
 samples.py   what an experiment hands over to be shown: strings, maps, images, errors by group
 figures.py   figures saved as PNG and SVG, with a text; SVG made fit for a page
 tables.py    means with their intervals, what differs between runs
+pairs.py     models beside each other on the same seeds
 page.py      the page: page.html.jinja, page.css
 """

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from experiments import EXPERIMENTS
-from experiments.reports import figures, folder, tables
+from experiments.reports import figures, folder, pairs, tables
 from experiments.reports.folder import Curves, Picture, Run
 from experiments.reports.samples import Map, Sample, Tile
 from experiments.reports.tables import HtmlTable
@@ -57,6 +57,7 @@ class View(NamedTuple):
     facts: list[tuple[str, str]]
     faults: list[str]
     table: HtmlTable | None
+    pairs: HtmlTable | None
     curves: list[Picture]
     pictures: list[Picture]
     samples: list[Any]  # (kind, sample or table, drawn)
@@ -133,6 +134,7 @@ def view(run: Run, identity: str) -> View:
         facts_of(run),
         faults(run),
         table_of([run], "All models of the run") if run.finished else None,
+        pairs.of_run(run) if run.finished else None,
         curves,
         [picture for picture in run.pictures if not picture.name.startswith("curves")],
         samples,
@@ -240,15 +242,15 @@ def differing(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def compared(runs: Sequence[Run]) -> list[tuple[str, HtmlTable | None, list[Picture]]]:
-    """Of each experiment that several runs have: its name, a table and the curves of all of them."""
+def compared(runs: Sequence[Run]) -> list[tuple[str, list[HtmlTable], list[Picture]]]:
+    """Of each experiment that several runs have: its name, tables and the curves of all of them."""
     found = []
     for number, experiment in enumerate(dict.fromkeys(run.experiment for run in runs), start=1):
         of = [run for run in runs if run.experiment == experiment]
         if len(of) < 2:
             continue
         finished = [run for run in of if run.finished]
-        table = tables.of_models(finished, f"{experiment}: all models") if finished else None
+        both = [tables.of_models(finished, f"{experiment}: all models"), pairs.of_runs(finished)] if finished else []
         together: Curves = {}
         for run in of:
             for measure, by_model in run.curves.items():
@@ -256,7 +258,7 @@ def compared(runs: Sequence[Run]) -> list[tuple[str, HtmlTable | None, list[Pict
                     together.setdefault(measure, {})[f"{run.name}: {model}"] = curve
         title = f"{experiment}: what was measured while they learned"
         drawn = [curves_of(together, f"compared{number}", title)] if together else []
-        found.append((experiment, table, drawn))
+        found.append((experiment, [table for table in both if table], drawn))
     return found
 
 

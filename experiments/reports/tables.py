@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 
+from experiments.measured import interval, shown, spread
 from experiments.reports.folder import Run
 from experiments.reports.samples import Groups
 
@@ -33,6 +33,7 @@ class Cell(NamedTuple):
     shade: int = 0  # per cent
     is_head: bool = False
     is_number: bool = True
+    is_bold: bool = False
 
 
 class HtmlTable(NamedTuple):
@@ -42,17 +43,9 @@ class HtmlTable(NamedTuple):
     note: str = ""
 
 
-def interval(values: np.ndarray) -> tuple[float, float] | None:
-    """95 % confidence of the mean: Student's t, as if the values were normal; None of one seed, or one that is lost."""
-    if len(values) < 2 or not np.isfinite(values).all():
-        return None
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean() - half), float(values.mean() + half)
-
-
 def of_models(runs: Sequence[Run], caption: str) -> HtmlTable | None:
     """A row for each model of the runs, a column for each measure; None where a run has no such summary."""
-    if not all(_is_of_models(run.summary) for run in runs):
+    if not all(is_of_models(run.summary) for run in runs):
         return None
     columns: dict[str, dict[str, str]] = {}
     for run in runs:
@@ -69,13 +62,13 @@ def of_models(runs: Sequence[Run], caption: str) -> HtmlTable | None:
         for run, model in models
     ]
     for place, (name, column) in enumerate(columns.items()):
-        values = [_each(model.get(name)) for _, model in models]
+        values = [of_seeds(model.get(name)) for _, model in models]
         header.append(Cell(column["title"]))
         strips = _strips(values, column["form"]) if place == 0 else [None] * len(values)
         if any(strips):
             header.append(Cell("each seed, mean and interval", is_number=False))
-        for row, of_seeds, strip in zip(body, values, strips, strict=True):
-            row.append(_measured(of_seeds, column["form"]))
+        for row, of, strip in zip(body, values, strips, strict=True):
+            row.append(_measured(of, column["form"]))
             if any(strips):
                 row.append(Cell("", strip=strip, is_number=False))
     header += [Cell("parameters"), Cell("seeds"), Cell("steps"), Cell("seconds")]
@@ -117,9 +110,9 @@ def of_groups(groups: Groups) -> HtmlTable:
         return round(45 * (share if groups.bad == "high" else 1 - share))
 
     rows = []
-    for model, of_seeds in groups.by_model.items():
+    for model, of_model in groups.by_model.items():
         cells = [Cell(model, is_head=True, is_number=False)]
-        for mean, column in zip(means[model], zip(*of_seeds, strict=True), strict=True):
+        for mean, column in zip(means[model], zip(*of_model, strict=True), strict=True):
             known = [value for value in column if value is not None]
             spread = f"{shown(min(known), groups.form)} – {shown(max(known), groups.form)}" if len(known) > 1 else ""
             cells.append(Cell("–" if mean is None else shown(mean, groups.form), spread, shade=shade(mean)))
@@ -153,12 +146,7 @@ def written(value: Any) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
 
 
-def shown(value: float, form: str) -> str:
-    """A number as its column shows it, a share in per cent without the sign."""
-    return f"{100 * value:.1f}" if form == "%" else f"{value:{form}}"
-
-
-def _is_of_models(summary: Mapping[str, Json]) -> bool:
+def is_of_models(summary: Mapping[str, Json]) -> bool:
     models, columns = summary.get("models"), summary.get("columns")
     return bool(
         isinstance(models, list)
@@ -171,7 +159,7 @@ def _is_of_models(summary: Mapping[str, Json]) -> bool:
     )
 
 
-def _each(statistics: Json) -> np.ndarray:
+def of_seeds(statistics: Json) -> np.ndarray:
     """Of the seeds; NaN for what was no finite number, and for a measure that this model has not."""
     each = statistics.get("each", []) if isinstance(statistics, dict) else []
     return np.array([math.nan if value is None else float(value) for value in each])
@@ -180,18 +168,14 @@ def _each(statistics: Json) -> np.ndarray:
 def _measured(values: np.ndarray, form: str) -> Cell:
     if not len(values):
         return Cell("–")
-    if form == "of":
-        return Cell(f"{values.sum():.0f} of {len(values)}")
-    unit = " %" if form == "%" else ""
-    if not np.isfinite(values).all():
+    if form != "of" and not np.isfinite(values).all():
         lost = int((~np.isfinite(values)).sum())
         return Cell("not finite", f"{lost} of {len(values)} seeds")
-    spread = f" ± {shown(float(values.std(ddof=1)), form)}" if len(values) > 1 else ""
-    ends = interval(values)
+    ends = None if form == "of" else interval(values)
     if ends is not None and form == "%":
         ends = max(ends[0], 0.0), min(ends[1], 1.0)
     below = f"[{shown(ends[0], form)}, {shown(ends[1], form)}]" if ends else ""
-    return Cell(f"{shown(float(values.mean()), form)}{spread}{unit}", below)
+    return Cell(spread(values, form), below)
 
 
 def _strips(values: Sequence[np.ndarray], form: str) -> list[Strip | None]:

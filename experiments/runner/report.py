@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import markdown
+from experiments import markdown, measured
 from experiments.environment import environment, sentence
 from experiments.reports import figures as drawings
 from experiments.reports import samples as shown
@@ -73,11 +73,7 @@ class Column(NamedTuple):
     form: str = ".4f"  # a number's format, "%" for a share in per cent with one decimal, "of" for seeds that do
 
     def shown(self, values: np.ndarray) -> str:
-        if self.form == "of":
-            return f"{values.sum():.0f} of {len(values)}"
-        scale, form, unit = (100, ".1f", " %") if self.form == "%" else (1, self.form, "")
-        of = _statistics(scale * values)
-        return f"{of['mean']:{form}}" + ("" if of["sd"] is None else f" ± {of['sd']:{form}}") + unit
+        return measured.spread(values, self.form)
 
 
 Curve = tuple[Sequence[int], np.ndarray]  # steps, and a measure (seeds, points)
@@ -109,7 +105,8 @@ def write(
         "environment": environment(PACKAGES),
     }
     (directory / "summary.json").write_text(to_json(summary, indent=2) + "\n", encoding="utf-8")
-    write_table(directory, rows(results, columns), [*notes, *diverged(results), *skipped(results)])
+    below = [*notes, *paired(results, columns), *diverged(results), *skipped(results)]
+    write_table(directory, rows(results, columns), below)
     if samples:
         shown.write(directory, samples)
     for name, figure in figures.items():
@@ -137,6 +134,27 @@ def spread(seeds: Sequence[int]) -> str:
     return f"mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
 
 
+def paired(results: Sequence[Result], columns: Sequence[Column]) -> list[str]:
+    """A line: how far models lie apart on the same seeds in the main measure of the table; none of a single model."""
+    column = next(c for c in columns if c.name == measured.main_measure([c.name for c in columns]))
+    if column.form == "of":
+        return []
+    by_model = {r.model: dict(zip(r.seeds, r.last(column.name).tolist(), strict=True)) for r in results}
+    found = measured.differences(by_model)
+    if not found:
+        return []
+
+    def of(value: float) -> str:
+        return measured.signed(value, column.form)
+
+    said = "; ".join(f"{d.first} less {d.second} {of(d.mean)} [{of(d.low)}, {of(d.high)}]" for d in found)
+    points = ", in percentage points" if column.form == "%" else ""
+    return [
+        f"Paired differences in {column.title}{points}, of the same seeds, with 95 % intervals of the mean "
+        f"(Student's t): {said}."
+    ]
+
+
 def diverged(results: Sequence[Result]) -> list[str]:
     """A line for each model and seed that left the finite numbers."""
     return [
@@ -157,9 +175,11 @@ def skipped(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def write_table(directory: Path, rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
+def write_table(
+    directory: Path, rows: Sequence[Sequence[str]], notes: Sequence[str], *, packages: Sequence[str] = PACKAGES
+) -> None:
     """table.md: the table, what belongs below it, and where the figures come from."""
-    paragraphs = [markdown.table(rows), *notes, sentence(environment(PACKAGES), PACKAGES)]
+    paragraphs = [markdown.table(rows), *notes, sentence(environment(packages), packages)]
     (directory / "table.md").write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from experiments.runner.report import Column, Result, diverged, rows, skipped
+from experiments.runner.report import Column, Result, diverged, paired, rows, skipped
 from jaxrnn.training import BlockResult
 
 WIDE = 110  # columns of a terminal that has room for a bar
@@ -150,7 +150,8 @@ def quiet(is_quiet: bool) -> Iterator[None]:
 
 def show(results: Sequence[Result], columns: Sequence[Column], notes: Sequence[str], directory: Path) -> None:
     """The table and its notes, on the terminal."""
-    show_table(rows(results, columns), [*notes, *diverged(results), *skipped(results), f"written to {directory}"])
+    below = [*notes, *paired(results, columns), *diverged(results), *skipped(results), f"written to {directory}"]
+    show_table(rows(results, columns), below)
 
 
 def show_table(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:

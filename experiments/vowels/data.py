@@ -6,9 +6,9 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 from sklearn.model_selection import StratifiedKFold
 
+from experiments import measured
 from experiments.data import files
 from experiments.data.records import Content, DataError
 from experiments.data.sequences import Sequences
@@ -44,7 +44,4 @@ def folds(sequences: Sequences, count: int, seed: int) -> list[np.ndarray]:
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """95 % confidence of the mean of the seeds: Student's t, as if they were normal; of one seed, that seed."""
-    if len(values) < 2:
-        return float(values[0]), float(values[0])
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean() - half), float(values.mean() + half)
+    return measured.interval(values) or (float(values.mean()), float(values.mean()))

@@ -48,6 +48,23 @@ def test_pixels_are_rows_of_the_images_from_0_to_1():
     np.testing.assert_array_equal(train.labels, LABELS[indices])
 
 
+@pytest.mark.parametrize(("order", "T", "I"), [("pixels", 64, 1), ("permuted", 64, 1), ("rows", 8, 8)])
+def test_images_are_read_in_the_order_of_the_config(order, T, I):
+    train, _ = data.load(0.2, 0)
+    image = train.pixels[:, 5, 0]
+    read = np.asarray(data.arranged(train.pixels, order, 3))
+    assert read.shape == (T, 1437, I) and data.features(order) == I
+    if order == "rows":
+        np.testing.assert_array_equal(read[:, 5], image.reshape(8, 8))  # a row a step, from the top
+    elif order == "permuted":
+        place = np.random.default_rng(3).permutation(64)
+        np.testing.assert_array_equal(read[:, 5, 0], [image[pixel] for pixel in place])
+        np.testing.assert_array_equal(read[np.argsort(place), 7, 0], train.pixels[:, 7, 0])  # the same for all images
+        assert (data.permutation(4) != place).any()
+    else:
+        np.testing.assert_array_equal(read, train.pixels)
+
+
 # ---- models ------------------------------------------------------------------------------------
 
 XS = jax.random.uniform(jax.random.key(1), (7, 3, 1))
@@ -84,6 +101,20 @@ def test_bidirectional_logits_read_the_backward_state_at_step_0():
     # The usual mistake: the outputs at the last step, where the backward state has seen one pixel only.
     _, ys = model.bidirectional_lstm(1, 4).apply(params, XS)
     assert jnp.abs(logits - (ys[-1] @ readout.W_hy + readout.b_y)).max() > 1e-3
+
+
+def test_the_network_takes_images_as_stored_and_reads_them_in_order():
+    images, expected = jax.random.uniform(jax.random.key(1), (64, 3, 1)), {}
+    for order in ("pixels", "permuted", "rows"):
+        of = Config.model_validate(
+            {"experiment": "digits", "model": {"hidden_size": 4}, "data": {"order": order, "permutation_seed": 3}}
+        )
+        network = digits.network(of, "elman")
+        params = network.init(jax.random.key(0))
+        read = data.arranged(images, order, 3)
+        expected[order] = final_h(jr.elman(read.shape[-1], 4), params[0], read) @ params[1].W_hy + params[1].b_y
+        np.testing.assert_allclose(network.apply(params, images), expected[order], atol=1e-6)
+    assert np.abs(expected["pixels"] - expected["permuted"]).max() > 1e-3
 
 
 # ---- training ----------------------------------------------------------------------------------

@@ -122,6 +122,23 @@ def test_the_table_has_the_mean_of_the_seeds_and_its_interval(runs, pages):
     assert [(cell.text, cell.below, cell.shade) for cell in row[1:]] == [("0.10", "0.00 – 0.20", 0), ("–", "", 0)]
 
 
+def test_models_and_runs_are_compared_seed_by_seed(runs, pages):
+    luong, other = (
+        np.array(model["loss"]["each"]) for model in json.loads((runs[0] / "summary.json").read_text())["models"]
+    )
+    differences = other - luong
+    half = 4.302653 * differences.std(ddof=1) / 3**0.5
+    low, mean, high = (f"{differences.mean() + end:+.3f}" for end in (-half, 0, half))
+    read = Page(pages[0])
+    assert f"{mean} [{low}, {high}]" in re.sub(r"\s+", " ", read.text_of("td"))
+    assert f"{HOSTILE} less luong" in read.text_of("th") and "Paired differences between models" in read.text_of(
+        "caption"
+    )
+    together = Page(pages[2])
+    assert "reverse-002 less reverse-001" in together.text_of("th")  # luong, which is the same in both
+    assert "0.000 [0.000, 0.000]" in re.sub(r"\s+", " ", together.text_of("td"))
+
+
 def test_samples_figures_and_how_to_run_it_again_are_there(runs, pages):
     read = Page(pages[0])
     headings = read.text_of("h2", "h3")
