@@ -25,7 +25,7 @@ from jaxrnn.online.problem import Problem
 from jaxrnn.online.rules import OnlineRule, Start, Step
 from jaxrnn.programs.calls import on_one_cpu
 
-ROWS = 16  # sequences whose sum is written out
+ROWS = 8  # products of a sequence that are written out, one after the other, where they are summed
 SMALL = 4  # numbers reached up to which products of the blocks are written out
 
 
@@ -123,8 +123,6 @@ def gradient_of_batch(kept: Influence, theta: Sequence[Any], trace: list[Any], u
         if _is_small(s.block):
             numbers = jax.vmap(lambda u, R=s.block.R: Numbers([u], u.dtype).take(R))(u)
             parts.append(_sum_of_products([numbers[:, k] for k in range(len(J))], J))
-        elif isinstance(s.block, Block) and s.block.R.size == len(s.block.R):
-            parts.append(jnp.tensordot(u[:, s.block.R.ravel()], J[0], ((0, 1), (0, 1))))
         else:
             parts.append(jax.vmap(lambda u, J, block=s.block: _pulled(block, u, J))(u, J).sum(0))
     return _by_leaf([s.block for s in kept.storages], parts, theta)
