@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -129,10 +129,10 @@ def alphabet(train: str, rarest: int) -> Alphabet:
 class Window(NamedTuple):
     """A part of a text for each of B readers."""
 
-    xs: jax.Array  # (T, B) int32: what is read
-    ys: jax.Array  # (T, B): what follows, to be predicted
-    resets: jax.Array  # (T, B): where a reader begins the text
-    scored: jax.Array  # (T, B): all but the step from the text's end to its beginning
+    xs: Any  # (T, B) int32: what is read
+    ys: Any  # (T, B): what follows, to be predicted
+    resets: Any  # (T, B): where a reader begins the text
+    scored: Any  # (T, B): all but the step from the text's end to its beginning
 
 
 def window(text: jax.Array, readers: int, steps: int, number: jax.Array, first: jax.Array) -> Window:

@@ -147,7 +147,7 @@ def read(config: Config, name: Name, values: np.ndarray) -> tuple[data.Frame, St
 def on_validation(config: Config, name: Name) -> tuple[Steps, Judged]:
     series = config.series(name)
     steps = read(config, name, series.known)[1]
-    return steps, judged(series, series.known, steps, *series.ends[:2], config.reading(name).stride)
+    return steps, judged(series, series.known, steps, series.ends[0], series.ends[1], config.reading(name).stride)
 
 
 def task(config: Config, model: str) -> training.Task:
@@ -237,7 +237,7 @@ def tested(config: Config, name: Name, fits: Mapping[str, training.Fit]) -> Test
     beside = others(config, name)
     values = series.whole()
     steps = read(config, name, values)[1]
-    period = judged(series, values, steps, *series.ends[1:], stride)
+    period = judged(series, values, steps, series.ends[1], series.ends[2], stride)
     results: dict[str, report.Result] = {}
     made: dict[str, list[Forecasts]] = {}
     for model in (m for m, (of_name, _) in models(config).items() if of_name == name):

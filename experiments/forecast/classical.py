@@ -57,7 +57,7 @@ def candidates(name: Name) -> dict[str, Sequence[Model]]:
 
 
 def title(model: Model, season: int) -> str:
-    if model == "naive":
+    if isinstance(model, str):  # "naive"
         return "seasonal naive"
     if isinstance(model, Arima):
         order, seasonal = (f"({','.join(map(str, of))})" for of in (model.order, model.seasonal))
@@ -77,7 +77,7 @@ def fit(model: Model, known: np.ndarray, kind: Kind) -> Fitted:
 
     ARIMA takes missing values as missing. ETS cannot: for it alone they lie on a line between their neighbours.
     """
-    if model == "naive":
+    if isinstance(model, str):  # "naive"
         return Fitted(seasonal_naive(known, kind), 0)
     return _arima(model, known, kind) if isinstance(model, Arima) else _ets(model, known, kind)
 
