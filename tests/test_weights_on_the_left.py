@@ -48,7 +48,12 @@ def test_when_weights_stand_on_the_left(monkeypatch, batch, steps, alone, with_g
 
 
 @pytest.mark.parametrize(
-    "cell", [jr.lstm(I, H), jr.elman(I, H), textbook_lstm(I, H)], ids=["lstm", "elman", "textbook"]
+    "cell",
+    [
+        pytest.param(jr.lstm(I, H), id="lstm"),
+        pytest.param(jr.elman(I, H), id="elman", marks=pytest.mark.full),
+        pytest.param(textbook_lstm(I, H), id="textbook", marks=pytest.mark.full),
+    ],
 )
 def test_large_weights_stand_on_the_left(monkeypatch, cell, x64):
     """Here of any number of weights, so that the form is reached."""

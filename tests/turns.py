@@ -25,14 +25,15 @@ EIGHTH = (
     *("test_other_trainings", "test_fused_products", "test_tbptt", "test_branching", "test_exporting", "test_lowering"),
     *("test_gradients_of_xlstm", "test_pairs_of_wrappers", "test_decoding_with_memories"),
     *("test_fixed_points", "test_segments", "test_strict_promotion", "test_empty", "test_decisions", "test_reverse"),
+    *("test_online_rules", "test_online_service", "test_kf_rtrl", "test_agreement", "test_charlm", "test_g2p"),
+    *("test_forecast_series", "test_music", "test_online_drift", "test_pretrained", "test_online"),
 )
 FOURTH = (
     *("test_equations", "test_wrappers", "test_ensemble", "test_forecast", "test_parallel_linear", "test_stream"),
     *("test_passes", "test_counted", "test_cotangent_clip", "test_sequences", "test_donated_carries", "test_locks"),
     *("test_decoding_on_meshes", "test_experiments_options", "test_memory_rl", "test_digits", "test_sweep", "test_gpu"),
     *("test_saved_files", "test_floor", "test_affine_scan", "test_sequence_dtypes", "test_saving", "test_plotting"),
-    *("test_online", "test_online_rules", "test_online_service", "test_kf_rtrl", "test_agreement"),
-    *("test_plans_of_layer_norm", "test_reports", "test_vowels", "test_charlm", "test_forecast_series", "test_g2p"),
+    *("test_plans_of_layer_norm", "test_reports", "test_vowels"),
 )
 
 

@@ -258,7 +258,7 @@ def test_memory_compile_ensemble_and_textbook_ratios():
 
 def test_what_was_not_measured_is_neither_met_nor_missed():
     lines = targets.verdicts([row("jaxrnn", 1.0), row("torch", None, note="failed: …")])
-    assert len(lines) == 34 and all(line.value is None and line.met is None for line in lines)
+    assert len(lines) == 38 and all(line.value is None and line.met is None for line in lines)
     assert {line[-1] for line in report.targets(lines)[1:]} == {"not measured"}
 
 
