@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.data import splits
 from experiments.data.files import path_of
 from experiments.data.records import refuse
 from jaxrnn._checks import nearest
@@ -18,31 +19,21 @@ OTHER = "\ufffd"  # stands for every character that is rare in the training text
 TOPICS = "the pages of Python's help(), pydoc_data.topics, each paragraph once"
 
 
-class TestTextError(RuntimeError):
-    """The test text was asked for a second time."""
-
-    __test__ = False  # pytest would collect it for its name
-
-
-class Texts:
+class Texts(splits.ReadOnce):
     """Three parts of one text, one after the other. ``test()`` hands out the last, once."""
 
     def __init__(self, train: str, validation: str, test: str) -> None:
         self.train, self.validation = train, validation
         self.sizes = {"train": len(train), "validation": len(validation), "test": len(test)}
-        self.test_reads = 0
         self._test = test
 
     def test(self) -> str:
         """The test text, for the final evaluation.
 
         Raises:
-            TestTextError: at the second call.
+            TestSplitError: at the second call.
         """
-        if self.test_reads:
-            raise TestTextError("the test text was read already: it is handed to the final evaluation, once")
-        self.test_reads += 1
-        return self._test
+        return self._handed_out("text", self._test)
 
 
 class Alphabet(NamedTuple):

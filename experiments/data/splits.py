@@ -18,7 +18,7 @@ ALSO = {"training": "train", "valid": "validation", "val": "validation", "dev": 
 
 
 class TestSplitError(RuntimeError):
-    """The test split was asked for a second time."""
+    """Test data were asked for a second time."""
 
     __test__ = False  # pytest would collect it for its name
 
@@ -31,6 +31,28 @@ class Rule(NamedTuple):
     seed: int
 
 
+Held = TypeVar("Held")
+
+
+class ReadOnce:
+    """What hands its test data to the final evaluation, the first call alone; ``test_reads`` counts it.
+
+    So whatever chooses (a task, a sweep, early stopping) cannot have looked at them, and a second evaluation is an
+    error, not a habit.
+    """
+
+    test_reads = 0
+
+    def _handed_out(self, what: str, held: Held) -> Held:
+        if self.test_reads:
+            raise TestSplitError(
+                f"the test {what} was read already: it is handed to the final evaluation, once. Choose by "
+                "`validation`; evaluate all models in the place that has read it."
+            )
+        self.test_reads += 1
+        return held
+
+
 class Part(Protocol):
     """What belongs to one split."""
 
@@ -41,19 +63,13 @@ class Part(Protocol):
 OfSplit = TypeVar("OfSplit", bound=Part)
 
 
-class Parts(Generic[OfSplit]):
-    """What a model may learn from, what it is chosen by, and, once, what it is judged by.
-
-    ``train`` and ``validation`` are there to be read. The test split is not: ``test()`` hands it to the final
-    evaluation, the first call alone, and ``test_reads`` counts it. So whatever chooses (a task, a sweep, early
-    stopping) cannot have looked at it, and a second evaluation is an error, not a habit.
-    """
+class Parts(ReadOnce, Generic[OfSplit]):
+    """What a model may learn from, what it is chosen by, and, once, what it is judged by: ``test()``."""
 
     def __init__(self, train: OfSplit, validation: OfSplit, test: OfSplit, *, rule: str = "") -> None:
         self.train, self.validation = train, validation
         self.rule = rule  # in words, for notes
         self.sizes = {"train": len(train.ids), "validation": len(validation.ids), "test": len(test.ids)}
-        self.test_reads = 0
         self._test = test
 
     def test(self) -> OfSplit:
@@ -62,13 +78,7 @@ class Parts(Generic[OfSplit]):
         Raises:
             TestSplitError: at the second call.
         """
-        if self.test_reads:
-            raise TestSplitError(
-                "the test split was read already: it is handed to the final evaluation, once. Choose by `validation`; "
-                "evaluate all models in the place that has read it."
-            )
-        self.test_reads += 1
-        return self._test
+        return self._handed_out("split", self._test)
 
     def again(self) -> Self:
         """The same for another run, which may read its test split once."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from experiments.data import splits
 from experiments.data.records import DataError
 
 EXTRA = "pip install 'jaxrnn[forecast]'"
@@ -34,20 +35,13 @@ KINDS: dict[Name, Kind] = {
 }
 
 
-class TestPeriodError(RuntimeError):
-    """The test period was asked for a second time."""
-
-    __test__ = False  # pytest would collect it for its name
-
-
-class Series:
+class Series(splits.ReadOnce):
     """One series, cut in three by time. ``known`` ends where the test period begins; ``whole()`` is handed out once."""
 
     def __init__(self, name: Name, values: np.ndarray, validation: float, test: float) -> None:
         self.name, self.kind = name, KINDS[name]
         self.ends = tuple(round(len(values) * share) for share in (1 - validation - test, 1 - test, 1))
         self.known = values[: self.ends[1]]  # NaN: missing
-        self.test_reads = 0
         self._whole = values
 
     @property
@@ -58,12 +52,9 @@ class Series:
         """The test period too, for the final evaluation.
 
         Raises:
-            TestPeriodError: at the second call.
+            TestSplitError: at the second call.
         """
-        if self.test_reads:
-            raise TestPeriodError("the test period was read already: it is handed to the final evaluation, once")
-        self.test_reads += 1
-        return self._whole
+        return self._handed_out("period", self._whole)
 
     def year(self, step: int) -> float:
         return self.kind.begins + step / self.kind.per_year

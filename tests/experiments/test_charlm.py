@@ -12,6 +12,7 @@ import jaxrnn as jr
 from experiments import charlm
 from experiments.charlm import data
 from experiments.charlm.ngram import KneserNey
+from experiments.data import splits
 from experiments.reports import samples
 from experiments.runner.command import main
 from experiments.runner.training import run_with_carry
@@ -111,7 +112,7 @@ def test_a_text_is_cut_in_order_and_its_test_is_read_once(text):
     assert texts.train + texts.validation + texts._test == TEXT
     assert texts.sizes == {"train": 499, "validation": 63, "test": 62} and texts.test_reads == 0
     assert of.texts is texts and texts.test() == TEXT[-62:]
-    with pytest.raises(data.TestTextError, match="handed to the final evaluation, once"):
+    with pytest.raises(splits.TestSplitError, match="handed to the final evaluation, once"):
         texts.test()
     assert len(of.data.sha256) == 64
 

@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from experiments import forecast
+from experiments.data import splits
 from experiments.forecast import classical, data, scores
 from experiments.forecast.data import KINDS, Kind
 from experiments.forecast.scores import Forecasts
@@ -164,7 +165,7 @@ def test_periods_follow_each_other_and_the_test_is_read_once(statsmodels, monkey
     for part in task.shared[:2]:
         assert len(part.xs) <= 480
     assert not task.shared[0].there[-1].any() and len(co2.whole()) == 600
-    with pytest.raises(data.TestPeriodError, match="handed to the final evaluation, once"):
+    with pytest.raises(splits.TestSplitError, match="handed to the final evaluation, once"):
         co2.whole()
 
 
