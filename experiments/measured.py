@@ -62,11 +62,16 @@ def difference(first: str, second: str, a: Mapping[int, float], b: Mapping[int, 
     return None if ends is None else Difference(first, second, len(seeds), float(paired.mean()), *ends)
 
 
-def differences(by_model: Mapping[str, Mapping[int, float]]) -> list[Difference]:
-    """Of the pairs of models that are shown, the later less the earlier."""
-    names = list(by_model)
-    pairs = itertools.combinations(names, 2) if len(names) <= ALL_PAIRS else ((names[0], name) for name in names[1:])
-    found = [difference(later, earlier, by_model[later], by_model[earlier]) for earlier, later in pairs]
+def differences(by_model: Mapping[str, Mapping[int, float]], data: Mapping[str, str] | None = None) -> list[Difference]:
+    """Of the pairs of models that are shown, the later less the earlier; of models on other data none."""
+    groups: dict[str, list[str]] = {}
+    for name in by_model:
+        groups.setdefault((data or {}).get(name, ""), []).append(name)
+    found = []
+    for names in groups.values():
+        all_pairs, with_first = itertools.combinations(names, 2), ((names[0], name) for name in names[1:])
+        for earlier, later in all_pairs if len(names) <= ALL_PAIRS else with_first:
+            found.append(difference(later, earlier, by_model[later], by_model[earlier]))
     return [one for one in found if one is not None]
 
 

@@ -215,7 +215,7 @@ class Tested(NamedTuple):
 def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
     """The parameters with the lowest validation MASE, and the classical models, on the test period, read here, once."""
     everything = [tested(config, name, fits) for name in config.task.series]
-    results = [result for of in everything for result in of.results.values()]
+    results = [result._replace(data=of.series.name) for of in everything for result in of.results.values()]
     pairs = {model: beside for of in everything for model, beside in compared(config, of).items()}
     more = {
         "test_reads": {of.series.name: of.series.test_reads for of in everything},

@@ -23,7 +23,8 @@ def of_run(run: Run) -> HtmlTable | None:
     if not is_of_models(run.summary):
         return None
     columns = _columns([run])
-    by_measure = [measured.differences(_by_model(run, column["name"])) for column in columns]
+    data = {model["model"]: model.get("data", "") for model in run.summary["models"]}
+    by_measure = [measured.differences(_by_model(run, column["name"]), data) for column in columns]
     names = list(dict.fromkeys((one.first, one.second) for found in by_measure for one in found))
     rows = []
     for first, second in names:

@@ -43,6 +43,7 @@ class Result(NamedTuple):
     seconds: float  # all of it, compilation included
     already_finished: bool = False  # read from the checkpoint of an earlier run
     ended: str = ""  # why before its last step, in words
+    data: str = ""  # what it is measured on, where that is not the same for all: models on other data are not compared
 
     def last(self, name: str) -> np.ndarray:
         """(seeds,): a measure after the last block."""
@@ -140,7 +141,7 @@ def paired(results: Sequence[Result], columns: Sequence[Column]) -> list[str]:
     if column.form == "of":
         return []
     by_model = {r.model: dict(zip(r.seeds, r.last(column.name).tolist(), strict=True)) for r in results}
-    found = measured.differences(by_model)
+    found = measured.differences(by_model, {r.model: r.data for r in results})
     if not found:
         return []
 
@@ -229,6 +230,7 @@ def _summary(result: Result, columns: Sequence[Column]) -> dict[str, Any]:
         "diverged": result.diverged(),
         "seconds": result.seconds,
         **({"ended": result.ended} if result.ended else {}),
+        **({"data": result.data} if result.data else {}),
     }
 
 

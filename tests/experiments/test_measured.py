@@ -48,6 +48,9 @@ def test_all_pairs_of_a_few_models_and_each_beside_the_first_of_many():
     few = {name: models[name] for name in "abc"}
     assert [(d.first, d.second) for d in measured.differences(few)] == [("b", "a"), ("c", "a"), ("c", "b")]
     assert [(d.first, d.second) for d in measured.differences(models)] == [(name, "a") for name in "bcde"]
+    apart = dict(zip("abcde", "xyxyy", strict=True))  # of models on other data none
+    found = [(d.first, d.second) for d in measured.differences(models, apart)]
+    assert found == [("c", "a"), ("d", "b"), ("e", "b"), ("e", "d")]
 
 
 def test_the_main_measure_is_that_on_test_data_and_not_on_training_data():
@@ -69,6 +72,7 @@ def test_the_line_below_a_table():
         f"(Student's t): lstm less gru +16.7 [{low:+.1f}, {high:+.1f}]."
     )
     assert report.paired(results[:1], columns) == []
+    assert report.paired([one._replace(data=one.model) for one in results], columns) == []
     assert report.paired([result("a", [1], [0]), result("b", [0], [0])], columns) == []
     assert report.paired(results, [report.Column("solved", "test_accuracy", "of")]) == []
 
