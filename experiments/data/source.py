@@ -61,14 +61,6 @@ class Source(Table):
 class Reading(Trained):
     """The configuration of an experiment that learns from what it reads, in batches by length."""
 
-    def read_data(self) -> None:
-        """Read and check the data: the commands call it before a run has a directory.
-
-        Raises:
-            DataError: one line that names the key of the config, and what is wrong with the file.
-        """
-        raise NotImplementedError
-
     @model_validator(mode="after")
     def batches_differ_in_shape(self) -> Reading:
         if self.train.accumulate > 1:

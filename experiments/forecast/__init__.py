@@ -39,7 +39,7 @@ COLUMNS = (
 )
 
 
-class Reading(Table):
+class Windows(Table):
     """How one series is read."""
 
     lags: int = Field(gt=0)  # values that a step reads, the last one among them
@@ -60,9 +60,9 @@ class Task(Table):
     validation: Share = 0.2  # of the steps: what chooses, before
     test: Share = 0.2  # what is read once, at the end of the series
     warm_up: float = Field(default=0.25, ge=0, lt=1)  # the share of a training sequence that is read, but not scored
-    sunspots: Reading = Reading(lags=1, window=66, stride=1)
-    co2: Reading = Reading(lags=1, window=156, stride=4)
-    elnino: Reading = Reading(lags=1, window=96, stride=1)
+    sunspots: Windows = Windows(lags=1, window=66, stride=1)
+    co2: Windows = Windows(lags=1, window=156, stride=4)
+    elnino: Windows = Windows(lags=1, window=96, stride=1)
 
 
 class Config(Trained):
@@ -77,7 +77,7 @@ class Config(Trained):
             self._series[name] = Series(name, data.read(name), self.task.validation, self.task.test)
         return self._series[name]
 
-    def reading(self, name: Name) -> Reading:
+    def reading(self, name: Name) -> Windows:
         return getattr(self.task, name)
 
     def read_data(self) -> None:

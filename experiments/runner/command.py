@@ -275,11 +275,14 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> None:
 
 
 def read_data(settings: Any) -> None:
-    """What is wrong with the data of an experiment is said before a directory is made."""
+    """What is wrong with the data of an experiment is said before a directory is made.
+
+    A configuration that reads data has ``read_data()``, which raises DataError: a line that names key and file.
+    """
     from experiments.data.records import DataError
     from experiments.runner.config import ConfigError
 
-    if hasattr(settings, "read_data"):  # as in experiments.data.source
+    if hasattr(settings, "read_data"):
         try:
             settings.read_data()
         except DataError as error:

@@ -125,8 +125,8 @@ def columns(config: Config) -> tuple[report.Column, ...]:
 
 def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
     """The parameters after the last step answer the test split, which is read here, once; or the folds are averaged."""
-    results = [fit.result._replace(data=f"fold {models(config)[model][1]}") for model, fit in fits.items()]
     if config.task.held_out == "validation":
+        results = [fit.result._replace(data=f"fold {models(config)[model][1]}") for model, fit in fits.items()]
         return study.Conclusion(results, crossed(config, fits), {"curves.png": curves(results)}, {})
     test = batches.whole(config.splits.test())
     results = []

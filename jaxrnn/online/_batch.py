@@ -15,7 +15,8 @@ from jaxrnn._narrowing import check_held
 from jaxrnn.online.influence import Influence, gradient_of_batch, influence_of, sparse_rule
 from jaxrnn.online.kronecker import kf_rtrl
 from jaxrnn.online.local import local_rule
-from jaxrnn.online.problem import Output, Problem, Theta, carry_of, output_of, params_of, shapes
+from jaxrnn.online.parts import output_of
+from jaxrnn.online.problem import Output, Problem, Theta, carry_of, params_of, shapes
 from jaxrnn.online.rules import OnlineRule, Start
 from jaxrnn.online.spatial import check_feedback, spatial_output
 from jaxrnn.online.uoro import uoro

@@ -1,4 +1,4 @@
-"""A step as a list of operations: what belongs to which member of a chain, and what are weights."""
+"""A step as a list of operations: what is put out, what belongs to which member of a chain, what are weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._base import flatten, is_inexact
-from jaxrnn.online.problem import Problem
-from jaxrnn.programs.program import Op, Program, reached_from
+from jaxrnn.online.problem import Output, Problem
+from jaxrnn.programs.program import Op, Program, evaluate, needed_for, reached_from
 from jaxrnn.programs.tracing import flat_program, is_call
 
 
@@ -62,6 +62,21 @@ def traced_step(problem: Problem) -> TracedStep:
     n, sizes = len(problem.carry.kinds), [len(problem.theta), len(problem.carry.kinds), len(problem.others)]
     theta, old, others, rest = (list(map(int, part)) for part in np.split(program.inputs, np.cumsum(sizes)))
     return TracedStep(program, theta, old, others, rest, program.outputs[:n], program.outputs[n:], structure[-1])
+
+
+def output_of(problem: Problem) -> Output:
+    """y_t = o(θ, h_{t-1}, h_t, x_t), from the traced step: a value that is a leaf of the new carry is read from h_t."""
+    step = traced_step(problem)
+    new = set(step.new)
+    ops = needed_for(step.ops, step.ys, given=new)
+    reads_old = bool(reached_from(ops, set(step.old) - new) & set(step.ys) - new)
+
+    def compute(theta, h, h_new, others, x, noise):
+        known = step.values(theta, problem.carry.tree(h), others, x, noise)
+        known.update(zip(step.new, jax.tree.leaves(problem.carry.tree(h_new)), strict=True))
+        return step.output.unflatten(evaluate(ops, known, step.ys))
+
+    return Output(reads_old, compute)
 
 
 class Member(NamedTuple):

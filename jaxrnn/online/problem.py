@@ -13,7 +13,7 @@ import numpy as np
 from jaxrnn._base import Cell, PyTree, flatten, is_inexact, is_narrow
 from jaxrnn._checks import check_carry_kept, check_pair
 from jaxrnn._dtypes import accumulator
-from jaxrnn.programs.program import Op, Program, evaluate, needed_for, reached_from
+from jaxrnn.programs.program import Op, Program, needed_for, reached_from
 from jaxrnn.programs.tracing import flat_program, inner_programs, is_call
 
 Theta = list[Any]  # the real arrays of the params: of a complex one its real, then its imaginary part
@@ -139,38 +139,6 @@ class Output(NamedTuple):
 
     reads_old: bool  # whether it depends on the old carry otherwise than through the new one
     compute: Callable[..., PyTree]  # (theta, h_{t-1}, h_t, others, x, noise) -> y_t
-
-
-def output_of(problem: Problem) -> Output:
-    """y_t = o(θ, h_{t-1}, h_t, x_t), from the traced step: a value that is a leaf of the new carry is read from h_t."""
-    leaves, arguments = flatten((problem.theta, problem.carry.treedef.unflatten(problem.carry.kinds), problem.others))
-    rest, rest_tree = flatten((problem.x, problem.noise))
-    out = []
-
-    def run(*arrays):
-        theta, carry, others = arguments.unflatten(arrays[: len(leaves)])
-        x, noise = rest_tree.unflatten(arrays[len(leaves) :])
-        extra = () if noise is None else (noise,)
-        new, y = problem.cell.step(problem.params.join(theta, others), carry, x, *extra)
-        ys, treedef = flatten(y)
-        out.append(treedef)
-        return [*jax.tree.leaves(new), *ys]
-
-    program, _, _ = flat_program(run, *leaves, *rest, flattens=is_call)
-    n, n_theta = len(problem.carry.kinds), len(problem.theta)
-    new, ys = program.outputs[:n], program.outputs[n:]
-    ops = needed_for(program.ops, ys, given=set(new))
-    old = [k for k in program.inputs[n_theta : n_theta + n] if k not in new]
-    reads_old = bool(reached_from(ops, old) & set(ys) - set(new))
-
-    def compute(theta, h, h_new, others, x, noise):
-        arrays = [*theta, *jax.tree.leaves(problem.carry.tree(h)), *others, *jax.tree.leaves((x, noise))]
-        known = {**program.consts, **dict(zip(program.inputs, arrays, strict=True))}
-        for number, leaf in zip(new, jax.tree.leaves(problem.carry.tree(h_new)), strict=True):
-            known[number] = leaf
-        return out[-1].unflatten(evaluate(ops, known, ys))
-
-    return Output(reads_old, compute)
 
 
 class Weights(NamedTuple):
