@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: Settings, out: Path, pages: Sequence[Path] = ()) -> Path:
     """Measure every group of the settings, then write the tables, also into the pages; returns the run directory."""
     from experiments.benchmarks import report, suites
-    from experiments.benchmarks.apart import measurements
+    from experiments.benchmarks.every_suite import measurements
     from experiments.environment import environment, sentence
     from experiments.runner.directories import new_directory
 
@@ -120,8 +120,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     Raises:
         AskedWrongly: a word or a shape that is not known, with those that are.
     """
-    from experiments.benchmarks.apart import SUITES
     from experiments.benchmarks.contestants import BY_NAME
+    from experiments.benchmarks.every_suite import SUITES
     from experiments.benchmarks.problems import GATES
     from experiments.benchmarks.programs import QUANTITIES
     from experiments.benchmarks.suites import Settings
@@ -159,6 +159,10 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 
 def parser() -> argparse.ArgumentParser:
+    from experiments.benchmarks.every_suite import SUITES
+    from experiments.benchmarks.problems import GATES
+    from experiments.benchmarks.programs import QUANTITIES
+
     top = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks",
         description="jaxrnn beside torch and the JAX libraries: time, compile time, temporary memory.",
@@ -170,8 +174,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="WORDS",
-        help="suites (cells, variants, ragged, small, ensemble, step, length, memory, compile, closed_loop, online), "
-        "cells (elman, lstm, gru), quantities (forward, train), with commas; of a kind that is not named, all",
+        help=f"suites ({', '.join(SUITES)}), cells ({', '.join(GATES)}), quantities ({', '.join(QUANTITIES)}), "
+        "with commas; of a kind that is not named, all",
     )
     add_shapes(top, "of the suites cells and variants; the other suites then run only if --only names them")
     top.add_argument("--contestants", metavar="NAMES", help="with commas, such as 'jaxrnn,jaxrnn plain,torch'")
