@@ -9,8 +9,10 @@ gpu/                       is a GPU right, and how fast: python -m experiments.g
 parity/                    the same numbers as other libraries: python -m experiments.parity
 markdown.py                tables, and what commands write into pages
 measured.py                a measure of several seeds as text: mean, interval, differences
+fixed_points.py            where the state of a trained network rests, searched from its runs
 literature.py              our figures beside those of papers: python -m experiments.literature
 environment.py             the machine and the versions that figures come from
+exits.py                   the exit status of a command for what is wrong with its files
 
 To add an experiment, add two things; ``python -m experiments list`` then shows it, and every command works for it:
 
