@@ -17,16 +17,17 @@ from tests.experiments.tiny import ROOT, TINY, options
 
 STEPS = ["train.steps=6", "train.log_every=2", "train.save_every=1", "train.seeds=[5]", "train.batch_size=4"]
 KILLED_AT = 4
-WITH_DATA = {  # each is handed ``data.path`` too
+ONE_MODEL = {  # most are handed ``data.path`` too
     "charlm": ["model.hidden_size=3", "model.embedding_size=2", "task.window=4", "task.lead=3", "task.streams=2"],
+    "digits": ["model.cells=['elman']", "model.hidden_size=3"],
     "decisions": ["model.hidden_size=10", "task.held_out=5", "task.stimulus=4", "search.starts=4", "search.steps=5"],
     "forecast": ["task.series=['co2']", "task.co2={lags=1,window=60,stride=20}", "model.hidden_size=3"],
     "g2p": ["model.kinds=['ctc']", "model.hidden_size=2", "model.embedding_size=2", "data.buckets=1"],
     "music": ["model.only=['gru-46']", "model.variants.gru-46.hidden_size=2", "model.variants.gru-46.steps=6"],
     "vowels": ["model.cells=['gru']", "model.hidden_size=2", "data.buckets=1"],
 }
-WITH_DATA["charlm"] += ["task.order=3", "task.written=8", "task.prompt=6"]
-WITH_DATA["g2p"] += ["data.validation=0.2", "data.test=0.3"]
+ONE_MODEL["charlm"] += ["task.order=3", "task.written=8", "task.prompt=6"]
+ONE_MODEL["g2p"] += ["data.validation=0.2", "data.test=0.3"]
 OF_ITS_OWN = {  # what has no STUDY
     "gradient_flow": ["model={cells=['tanh'],hidden_size=4,gains=[1.0]}", "data={steps=12,batch_size=2,seeds=[0]}"],
     "long_memory": ["runs=['scan']", "task.length=20", "train.blocks=2", "train.block_steps=2", "train.seeds=[0]"],
@@ -44,7 +45,7 @@ def settings(name, folder):
     """A few steps of one model and one seed, and where its data are."""
     if name in OF_ITS_OWN:
         return OF_ITS_OWN[name]
-    few = TINY.get(name) or WITH_DATA[name]
+    few = ONE_MODEL.get(name) or TINY[name]
     path = written(name, folder)
     return [*few, *STEPS, *([] if path is None else [f"data.path={path}"])]
 
@@ -80,7 +81,7 @@ def without_statsmodels(folder):
     (place / "co2.csv").write_text("\n".join(["date,co2", *weeks]) + "\n")
     sys.path.insert(0, str(folder))
     fit = classical.fit
-    classical.fit = lambda model, known, kind: fit("naive", known, kind)
+    classical.fit = lambda model, *of: fit("naive", *of)
 
 
 def dies():
