@@ -8,6 +8,7 @@ benchmarks/                jaxrnn beside other libraries: python -m experiments.
 gpu/                       is a GPU right, and how fast: python -m experiments.gpu
 parity/                    the same numbers as other libraries: python -m experiments.parity
 markdown.py                tables, and what commands write into pages
+learners.py                rules of learning online side by side: what they keep and cost, which rate suits them
 measured.py                a measure of several seeds as text: mean, interval, differences
 fixed_points.py            where the state of a trained network rests, searched from its runs
 literature.py              our figures beside those of papers: python -m experiments.literature

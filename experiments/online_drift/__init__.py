@@ -17,7 +17,7 @@ from pydantic import Field
 from rich.console import Console
 
 import jaxrnn as jr
-from experiments.benchmarks.timing import Budget, interleaved
+from experiments import learners, measured
 from experiments.environment import environment
 from experiments.online_drift import teacher
 from experiments.reports import figures as drawings
@@ -81,7 +81,7 @@ class Measured(NamedTuple):
     kept: int  # numbers of the trace
 
 
-def learners(config: Config) -> list[Learner]:
+def learners_of(config: Config) -> list[Learner]:
     found = []
     for rule in config.learn.rules:
         if rule == "window":
@@ -105,10 +105,14 @@ def run_of(learner: Learner, config: Config) -> Run:
     return by_chunks(learner, config) if learner.rule == "chunk" else at_every_step(learner, config)
 
 
+def online_of(learner: Learner, cell: jr.Cell) -> Any:
+    rule: Any = "tbptt" if learner.rule == "window" else learner.rule
+    return jr.online(cell, squared, rule=rule, window=learner.window or None)
+
+
 def at_every_step(learner: Learner, config: Config) -> Run:
     cell = learner.cell(config)
-    rule: Any = "tbptt" if learner.rule == "window" else learner.rule
-    online = jr.online(cell, squared, rule=rule, window=learner.window or None)
+    online = online_of(learner, cell)
 
     def run(key, rate, stream):
         optimizer = optax.adam(rate)
@@ -160,7 +164,7 @@ def stream_of(config: Config, seed: Any) -> teacher.Stream:
     return teacher.draw(jax.random.fold_in(jax.random.key(17), seed), data.pop("steps"), **data)
 
 
-def measured(config: Config, learner: Learner) -> tuple[float, np.ndarray]:
+def chosen_and_run(config: Config, learner: Learner) -> tuple[float, np.ndarray]:
     """The rate of the least mean validation loss, and the losses with it on the streams of the seeds."""
     run = run_of(learner, config)
 
@@ -172,22 +176,17 @@ def measured(config: Config, learner: Learner) -> tuple[float, np.ndarray]:
     settings = config.learn
     pairs = [(seed, rate) for rate in settings.rates for seed in settings.validation_seeds]
     seeds, rates = (np.array(a) for a in zip(*pairs, strict=True))
-    mean = np.asarray(losses(seeds, rates.astype(np.float32))).mean(1).reshape(len(settings.rates), -1).mean(1)
-    rate = settings.rates[int(np.nanargmin(np.where(np.isfinite(mean), mean, np.inf)))]
+    means = np.asarray(losses(seeds, rates.astype(np.float32))).mean(1)
+    rate = learners.best(settings.rates, -means.reshape(len(settings.rates), -1))
     seeds = np.array(settings.seeds)
     return rate, np.asarray(losses(seeds, np.full(len(seeds), rate, np.float32)))
 
 
 def times(config: Config, chosen: list[Learner], steps: int = 500) -> dict[str, float]:
-    """Seconds of a step of one stream, the learners in turns: the median of rounds."""
+    """Seconds of a step of one stream."""
     short = config.model_copy(update={"data": config.data.model_copy(update={"steps": steps})})
-    stream, calls = stream_of(short, 0), {}
-    for learner in chosen:
-        run = jax.jit(run_of(learner, short)).lower(jax.random.key(0), 1e-3, stream).compile()
-        calls[learner.name] = lambda run=run: jax.block_until_ready(run(jax.random.key(0), 1e-3, stream))
-        calls[learner.name]()
-    found = interleaved(calls, Budget(seconds=0.3, least=7, most=25))
-    return {name: float(np.median(seconds)) / steps for name, seconds in found.items()}
+    runs = {learner.name: run_of(learner, short) for learner in chosen}
+    return learners.seconds_a_step(runs, (jax.random.key(0), 1e-3, stream_of(short, 0)), steps)
 
 
 def kept(config: Config, learner: Learner) -> int:
@@ -195,23 +194,16 @@ def kept(config: Config, learner: Learner) -> int:
     cell = learner.cell(config)
     if learner.rule == "chunk":
         return learner.window * (config.model.hidden_size + config.data.inputs)
-    rule: Any = "tbptt" if learner.rule == "window" else learner.rule
-    online = jr.online(cell, squared, rule=rule, window=learner.window or None)
-    x = jax.ShapeDtypeStruct((config.data.inputs,), np.float32)
-
-    def trace(key):
-        return online.init(cell.init(key), x=x, key=key).trace
-
-    return sum(a.size for a in jax.tree.leaves(jax.eval_shape(trace, jax.random.key(0))))
+    return learners.numbers_kept(online_of(learner, cell), cell, config.data.inputs)
 
 
 def run(config: Config, directory: Path) -> None:
     """Measure every learner, and write table, curves and summary."""
-    console, chosen = Console(), learners(config)
+    console, chosen = Console(), learners_of(config)
     seconds = times(config, chosen)
     everything = []
     for learner in chosen:
-        rate, losses = measured(config, learner)
+        rate, losses = chosen_and_run(config, learner)
         everything.append(Measured(learner, rate, losses, seconds[learner.name], kept(config, learner)))
         console.print(f"{learner.name}: rate {rate:g}, {in_short(config, everything[-1])}", highlight=False)
     zero = of_zero(config)
@@ -233,8 +225,7 @@ def of_zero(config: Config) -> float:
 
 
 def in_short(config: Config, m: Measured) -> str:
-    of_seeds = regret(config, m).mean(1)
-    return f"regret a step {of_seeds.mean():.4f} ± {of_seeds.std(ddof=1) if len(of_seeds) > 1 else 0:.4f}"
+    return f"regret a step {measured.spread(regret(config, m).mean(1), '.4f')}"
 
 
 def rows(config: Config, everything: list[Measured], zero: float) -> list[tuple[str, ...]]:
@@ -243,11 +234,8 @@ def rows(config: Config, everything: list[Measured], zero: float) -> list[tuple[
     ]
     for m in everything:
         whole = regret(config, m)
-        shown = []
-        for part in (whole, whole[:, -whole.shape[1] // 4 :]):
-            of_seeds = part.mean(1)
-            spread = f" ± {of_seeds.std(ddof=1):.4f}" if len(of_seeds) > 1 else ""
-            shown.append(f"{of_seeds.mean():.4f}{spread}")
+        parts = (whole, whole[:, -whole.shape[1] // 4 :])
+        shown = [measured.spread(part.mean(1), ".4f") for part in parts]
         found.append((m.learner.name, f"{m.kept:,}", f"{1e6 * m.seconds:.0f}", f"{m.rate:g}", *shown))
     return [*found, ("answering 0", "0", "–", "–", f"{zero:.4f}", "–")]
 
