@@ -131,7 +131,7 @@ class Chosen:
             return kf_rtrl(int(found[1]) if found[1] else None)
         check_choice(self.who, "rule", rule, NAMES)
         if rule in LOCAL:
-            return local_rule(rule, self.masks)
+            return local_rule(rule, self.influence)
         if rule == "rtrl":
             return sparse_rule(None, self.influence)
         if rule == "uoro":
@@ -146,7 +146,7 @@ class Chosen:
         leaves, tree = flatten((problem.theta, problem.carry.kinds, problem.others, problem.x, problem.noise))
         key = tree, tuple((a.shape, str(a.dtype)) for a in leaves)
         if key not in self.known:
-            steps = None if self.name == "rtrl" else int(self.name.removeprefix("snap").removeprefix(":"))
+            steps = int(self.name[4:].removeprefix(":")) if self.name.startswith("snap") else None
             self.known[key] = influence_of(problem, steps, self.masks)
         return self.known[key]
 
