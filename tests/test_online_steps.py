@@ -147,7 +147,7 @@ def test_rtrl_sums_to_the_gradient_of_a_plain_loop(name, traced, x64):
     want = traced(lambda p: by_loop(cell, p, xs, targets))(params)
     got = traced(lambda p: summed(run_online(jr.online(cell, loss), p, xs, targets, MASK, RESETS)[2]))(params)
     assert_close(got, want)
-    assert all(np.abs(a).max() > 1e-3 for a in jax.tree.leaves(want) if a.size)
+    assert np.abs(np.concatenate([np.ravel(a) for a in jax.tree.leaves(want)])).max() > 1e-2
 
 
 def test_a_cell_that_carries_nothing_learns_too(traced, x64):
@@ -175,7 +175,7 @@ DEEP = jr.chain(jr.gru(I, H, reset="after", learned_carry=True), jr.min_gru(H, H
         (WIDE, "rtrl", "symmetric"),
         *(
             pytest.param(DEEP, rule, "symmetric", marks=full)
-            for rule in ("rtrl", "snap1", "layerwise", "uoro", "kf_rtrl", "kf_rtrl:2", "rflo")
+            for rule in ("rtrl", "snap1", "layerwise", "uoro", "kf_rtrl", "rflo")
         ),
         pytest.param(DEEP, "eprop", "random", marks=full),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -162,8 +163,8 @@ class Chosen:
         """Σ uᵀ J over the batch, without the gradient of each sequence; None where the rule has no such form."""
         if not batch.batch_shape or not (self.name == "rtrl" or self.name.startswith("snap")):
             return None
-        n = len(batch.batch_shape)
-        flat = lambda a: a.reshape(-1, *a.shape[n:])
+        n, members = len(batch.batch_shape), math.prod(batch.batch_shape)
+        flat = lambda a: a.reshape(members, *a.shape[n:])
         return gradient_of_batch(self.influence(batch.problem), theta, jax.tree.map(flat, trace), flat(u))
 
     def start(self, batch: Batch, params: PyTree, key: Any, time: Any, *, fresh: bool) -> PyTree:
