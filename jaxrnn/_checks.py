@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -138,13 +138,13 @@ def check_real(who: str, x: Any, dtype: Any, *, declared: bool) -> None:
 def check_params(who: str, params: PyTree, expected: PyTree | None, name: str = "params") -> None:
     """Parameters have the structure and the shapes that the cell's own ``init`` gives (None: unknown)."""
     if expected is not None:
-        _check_tree(who, name, params, expected, "pass the params that this cell's own init(key) returned")
+        check_tree(who, name, params, expected, "pass the params that this cell's own init(key) returned")
 
 
 def check_carry(who: str, carry: PyTree, expected: PyTree, batch_shape: tuple[int, ...], name: str = "carry") -> None:
     """A carry has the structure, shapes and dtypes of ``initial_carry(params, batch_shape)``."""
     fix = f"start from initial_carry(params, batch_shape={batch_shape}), or from the carry of a run of that batch"
-    _check_tree(who, name, carry, expected, fix)
+    check_tree(who, name, carry, expected, fix)
     for (path, leaf), want in zip(*_with_paths(carry, expected), strict=True):
         if jnp.result_type(leaf) != want.dtype:
             raise TypeError(
@@ -156,7 +156,7 @@ def check_carry(who: str, carry: PyTree, expected: PyTree, batch_shape: tuple[in
 def check_carry_kept(who: str, before: PyTree, after: PyTree) -> None:
     """A step returns a carry of the structure, shapes and dtypes that it was given."""
     fix = "a step must return a carry of the type that it was given (cast it back, or fix initial_carry)"
-    _check_tree(who, "the carry that step returned", after, before, fix)
+    check_tree(who, "the carry that step returned", after, before, fix)
     for (path, leaf), old in zip(*_with_paths(after, before), strict=True):
         if jnp.result_type(leaf) != jnp.result_type(old):
             raise TypeError(
@@ -187,7 +187,7 @@ def check_affine(who: str, returned: Any, carry: PyTree) -> tuple[PyTree, PyTree
             f"{who}: a of affine should be {_outline(carry)}, as the carry is, got {_outline(a)}; return one for each "
             f"leaf of the carry."
         )
-    _check_tree(who, "b of affine", b, carry, "b must have the structure and shapes of the carry, the batch axes too")
+    check_tree(who, "b of affine", b, carry, "b must have the structure and shapes of the carry, the batch axes too")
     for (path, h), a_h, b_h in zip(*_with_paths(carry, a), jax.tree.leaves(b), strict=True):
         shape, ndim = jnp.shape(h), jnp.ndim(a_h)
         if jnp.shape(a_h) != shape[len(shape) - ndim :]:
@@ -278,7 +278,7 @@ def step_batch_shape(who: str, x: PyTree, x_ndim: PyTree) -> tuple[int, ...]:
     return sequence_shape(who, jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *jnp.shape(a)), bool), x), x_ndim)[1]
 
 
-def _check_tree(who: str, what: str, got: PyTree, expected: PyTree, fix: str) -> None:
+def check_tree(who: str, what: str, got: PyTree, expected: PyTree, fix: str) -> None:
     structures = [jax.tree.structure(tree) for tree in (got, expected)]
     if len(set(structures)) > 1:
         raise ValueError(f"{who}: {what} should be {_outline(expected)}, got {_outline(got)}; {fix}.")
@@ -334,7 +334,7 @@ def check_members(who: str, members: list[PyTree]) -> None:
         raise ValueError(f"{who}: needs at least one member, got none.")
     fix = "all members must be of one model; run different ones as ensembles of their own"
     for index, member in enumerate(members):
-        _check_tree(who, f"member {index}", member, members[0], fix)
+        check_tree(who, f"member {index}", member, members[0], fix)
         for (path, leaf), want in zip(*_with_paths(member, members[0]), strict=True):
             if jnp.result_type(leaf) != jnp.result_type(want):
                 raise ValueError(
@@ -378,6 +378,22 @@ def check_scalar_loss(who: str, value: Any, call: str = "loss(carry, ys)") -> No
         came = f"{value.dtype} of shape {value.shape}" if hasattr(value, "dtype") else _outline(value)
         fix = "take .mean() or .sum() of it" if hasattr(value, "dtype") else "compute it with jax.numpy"
         raise TypeError(f"{who}: {call} must give one floating-point number, got {came}; {fix}.")
+
+
+def named_loss(who: str, loss: Callable[[PyTree, PyTree], Any]) -> Callable[[PyTree, PyTree], Any]:
+    """The loss of an output and its target; where it raises, the error says on what."""
+
+    def named(y: PyTree, target: PyTree) -> Any:
+        try:
+            return loss(y, target)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(
+                f"{who}: loss(y, target) raises on y of {_outline(y)} and target of {_outline(target)}, of one step: "
+                f"{error}; give targets that fit it, or another loss."
+            ) from error
+
+    return named
 
 
 def check_finite(who: str, what: str, tree: PyTree, fix: str) -> None:

@@ -86,6 +86,11 @@ def test_inspect_a_model_of_ours(run, tmp_path):
         (jr.lem(I, H), "lem: gates dt dt_bar z h; carry (h, z); one bias b"),
         (jr.antisymmetric_rnn(I, H), "antisymmetric_rnn: carry h; one bias b"),
         (jr.antisymmetric_rnn(I, H, gated=True), "antisymmetric_rnn: gates z n; carry h; one bias b"),
+        (jr.qrnn(I, H, bias=False), "qrnn: gates n f o; carry c; no bias"),
+        (jr.qrnn(I, H, window=2, pooling="ifo"), "qrnn: gates n f i o; carry (c, xs); one bias b"),
+        (jr.sru(I, H), "sru: gates n f r; carry c; one bias b"),
+        (jr.ctrnn(I, H), "ctrnn: carry r; one bias b"),
+        (jr.ctrnn(I, H, form="current"), "ctrnn: carry x; one bias b"),
     ],
     ids=lambda value: value.spec.kind if isinstance(value, jr.Cell) else "",
 )
@@ -95,6 +100,16 @@ def test_inspect_says_the_conventions_of_every_cell(cell, said, run, tmp_path):
     status, report, _ = run("inspect", path)
     assert status == 0 and any(line.startswith("  " + said) for line in report.splitlines())
     assert words_of(report, "- ")[0] == "-"  # the model is the cell, and has no name
+
+
+def test_inspect_the_members_of_a_branch(run, tmp_path):
+    path = tmp_path / "m.safetensors"
+    cell = jr.branch(jr.every(jr.elman(I, H), period=2), jr.chain(jr.elman(I, 2), jr.readout(2, 1, bias=False)))
+    save(path, cell, randomised(cell))
+    report = run("inspect", path)[1]
+    rows = [(words[0], words[-2]) for line in lines_of(report, "") if (words := line.split())[-1:] == ["float32"]]
+    assert rows[:3] == [("0", "32"), ("1.0", "12"), ("1.1", "2")]
+    assert lines_of(report, "  ") == ["  elman: carry h; one bias b"]
 
 
 @pytest.mark.filterwarnings("ignore:save:UserWarning")

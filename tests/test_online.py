@@ -10,8 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxrnn as jr
-from tests.cases import CELLS, WRAPPERS, draw, has_derivative, randomised, x_shape
-from tests.errors import assert_fails
+from tests.cases import CELLS, draw, has_derivative, randomised, x_shape
 
 T, B, I, H = 5, 2, 3, 4
 MASK = np.array([[1, 1], [1, 0], [0, 1], [1, 1], [1, 1]], bool)
@@ -298,104 +297,3 @@ def test_uoro_is_unbiased(traced, x64):
     error = drawn.std(0) / np.sqrt(len(drawn))
     assert (np.abs(drawn.mean(0) - exact) <= 4 * error + 1e-12).all()
     assert (drawn.std(0) > 1e-3).any() and (np.abs(exact) > 1e-2).any()
-
-
-# ---- what is refused -----------------------------------------------------------------------------
-
-ELMAN = jr.elman(I, H)
-PARAMS = jax.eval_shape(ELMAN.init, jax.random.key(0))
-
-
-def learner(cell=ELMAN, of=loss, **options):
-    return jr.online(cell, of, **options)
-
-
-def stepped(cell=ELMAN, of=loss, target=None, params=None, x=None, batch_shape=(B,), flags=None, **options):
-    """One step, all right but for what is given."""
-    own = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(cell.init, jax.random.key(0)))
-    made = learner(cell, of, **options)
-    x = jnp.ones((*batch_shape, I)) if x is None else x
-    state = made.init(own, batch_shape, x=jax.ShapeDtypeStruct((*batch_shape, I), jnp.float32))
-    target = jnp.zeros((*batch_shape, H)) if target is None else target
-    return made.step(own if params is None else params, state, x, target, **(flags or {}))
-
-
-REFUSED = {
-    "a layer": (lambda: learner(jr.scan(ELMAN)), TypeError, ["online: expected a Cell, got scan(elman), a Layer"]),
-    "rule": (
-        lambda: learner(rule="snp1"),
-        ValueError,
-        ["online(elman): rule must be one of", "'rtrl'", "'snp1'; did you mean 'snap1'?"],
-    ),
-    "no window": (lambda: learner(rule="tbptt"), ValueError, ["online(elman): rule='tbptt'", "give window="]),
-    "a window": (
-        lambda: learner(rule="rtrl", window=3),
-        ValueError,
-        ["online(elman): window=3 is for rule='tbptt' alone"],
-    ),
-    "traced masks": (
-        lambda: learner(masks=jax.tree.map(lambda a: jnp.zeros(a.shape), PARAMS)),
-        TypeError,
-        ["online(elman): masks must be params whose values are known", "outside"],
-    ),
-    "masks of another tree": (
-        lambda: learner(masks={"W": np.ones(3)}),
-        ValueError,
-        ["online(elman): masks should be ElmanParams"],
-    ),
-    "integers in the carry": (
-        lambda: stepped(CELLS["user_clockwork"]),
-        TypeError,
-        ["online(user cell): carry['clock'] is int32, and there is no derivative"],
-    ),
-    "a loss that is no scalar": (
-        lambda: stepped(of=lambda y, target: (y - target) ** 2),
-        TypeError,
-        ["online(elman): loss(y, target) must give one floating-point number, got float32 of shape (2, 4)", ".mean()"],
-    ),
-    "a target of another batch": (
-        lambda: stepped(target=jnp.zeros((3, H))),
-        ValueError,
-        ["online(elman): target has shape (3, 4)", "batch axes (2,)"],
-    ),
-    "no forward mode": (
-        lambda: stepped(WRAPPERS["cotangent_clip"][0](ELMAN)),
-        TypeError,
-        ["online(cotangent_clip): this rule takes tangents", "no forward mode", "rule='tbptt'"],
-    ),
-    "no key": (
-        lambda: stepped(rule="uoro"),
-        ValueError,
-        ["online(elman): rule 'uoro' draws at random and has no key", "key=jax.random.key(0)"],
-    ),
-    "params of another cell": (
-        lambda: stepped(params=jr.gru(I, H).init(jax.random.key(0))),
-        ValueError,
-        ["online(elman): params should be ElmanParams", "got GRUParams"],
-    ),
-    "features": (
-        lambda: stepped(x=jnp.ones((B, 7))),
-        ValueError,
-        ["online(elman): expected x of shape (*B, 3), got 7"],
-    ),
-    "a mask of integers": (
-        lambda: stepped(flags={"mask": jnp.ones(B)}),
-        TypeError,
-        ["online(elman): mask must be boolean (True for members that have an input)"],
-    ),
-    "no state": (
-        lambda: learner().step(PARAMS, None, jnp.ones((B, I)), jnp.ones((B, H))),
-        TypeError,
-        ["online(elman): state must be what init returned", "NoneType"],
-    ),
-    "an input that is not known": (
-        lambda: learner(CELLS["user_fast_weights"]).init(CELLS["user_fast_weights"].init(jax.random.key(0))),
-        ValueError,
-        ["online(user cell): what this cell reads cannot be told", "x=…"],
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_named(case):
-    assert_fails(*REFUSED[case])

@@ -1,6 +1,7 @@
 """``jr.parallel`` is ``jr.scan``, where sweeps really are taken: nothing here falls back unless the test says so."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
-from tests.cases import I, differentiated, draw, randomised, weigh
+from tests.cases import CELLS, B, I, differentiated, draw, randomised, weigh, x_shape
+from tests.cases import FLAGS as FLAGS_OF_CASES
 from tests.evaluating import evaluated
 from tests.side_by_side import assert_close, assert_equals_the_scan, inner, problem, reported, run
+from tests.turns import named_in_turn
 from tests.user_cells import clockwork
 
 H = 4
@@ -265,6 +268,29 @@ def test_bfloat16():
     assert found[1][1].dtype == jnp.bfloat16 and [report.accepted for report in reports] == [True, True]
     eps = float(jnp.finfo(jnp.bfloat16).eps)
     assert_close(found, want, rtol=4 * eps, atol=4 * eps)
+
+
+def text_of_training(layer, params, xs, options):
+    run = lambda params, xs: weigh(layer.apply(params, xs, **options))
+    program = jax.make_jaxpr(jax.value_and_grad(run))(params, xs)
+    return re.sub(r" at 0x[0-9a-f]+", "", str(program))  # of functions in rules
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", named_in_turn(CELLS, 2))
+def test_auto_is_the_program_of_another_method(name, reverse):
+    """The scan's, or on long runs that of the method it names: so what is tested of these is tested of "auto"."""
+    params = jax.eval_shape(CELLS[name].init, jax.random.key(0))
+    auto, scan = (make(CELLS[name], reverse=reverse) for make in (jr.parallel, jr.scan))
+    for flags in FLAGS_OF_CASES:
+        few = params, jnp.zeros((6, B, *x_shape(CELLS[name]))), flags.options
+        assert text_of_training(auto, *few) == text_of_training(scan, *few)
+    long = params, jnp.zeros((1024, 1, *x_shape(CELLS[name]))), {}
+    taken = scan
+    if jr.explain(auto, *long[:2]).scans[0].in_parallel is not None:
+        taken = jr.parallel(CELLS[name], method="associative", reverse=reverse)
+        assert text_of_training(taken, *long) != text_of_training(scan, *long)
+    assert text_of_training(auto, *long) == text_of_training(taken, *long)
 
 
 @pytest.mark.parametrize("method", ["chunks", "auto"])

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("KERAS_BACKEND", "jax")  # which Keras reads at its first import
-os.environ["JAXRNN_TUNING"] = "off"  # the defaults are measured, on any machine
-
 import jax
 
 import jaxrnn as jr
-from experiments.exits import said
-from experiments.markdown import MarkerError, parts_of
-from experiments.runner.options import amount_of
+from experiments.benchmarks.command import (
+    CORES_THAT_DISTURB,
+    AskedWrongly,
+    add_out,
+    add_report,
+    add_seconds,
+    add_shapes,
+    names_in,
+    run_command,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from experiments.benchmarks.suites import Settings
 
 EXTRA = {"matplotlib": "matplotlib", "rich": "rich"}
-CORES_THAT_DISTURB = 0.1  # kept busy by other processes while a group ran
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,34 +38,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         print(f"the benchmarks need {', '.join(missing)}: pip install 'jaxrnn[train]'", file=sys.stderr)
         return 1
-    try:
+    from experiments.benchmarks.report import PARTS
+
+    def asked() -> None:
         if arguments.report is not None:
             report_again(arguments.report, arguments.write)
         else:
             jr.devices.use_cpu_devices(2)  # a program on one of them still has every core
-            try:
-                settings = settings_of(arguments)
-            except ValueError as error:
-                print(error, file=sys.stderr)
-                return 2
-            run(settings, arguments.out, arguments.write)
-    except (MarkerError, OSError) as error:
-        return said(error)
+            run(settings_of(arguments), arguments.out, arguments.write)
+
+    try:
+        return run_command(asked, arguments.write, PARTS)
     except KeyboardInterrupt:
         print("\nstopped; --report RUN makes the tables of the rows up to here", file=sys.stderr)
         return 130
-    return 0
 
 
 def run(settings: Settings, out: Path, pages: Sequence[Path] = ()) -> Path:
     """Measure every group of the settings, then write the tables, also into the pages; returns the run directory."""
     from experiments.benchmarks import report, suites
-    from experiments.benchmarks.apart import measurements
+    from experiments.benchmarks.every_suite import measurements
     from experiments.environment import environment, sentence
     from experiments.runner.directories import new_directory
 
-    for page in pages:  # what is wrong with one is said before anything is measured
-        parts_of(page, report.PARTS)
     console = terminal()
 
     def say(text: str) -> None:
@@ -81,7 +79,7 @@ def run(settings: Settings, out: Path, pages: Sequence[Path] = ()) -> Path:
         rows += measured.rows
         other_work.append(measured.other_work)
         report.append(directory, measured.rows)
-        say(f"{time.perf_counter() - begin:6.0f} s  {measured.title}: {fastest(measured.rows)}")
+        say(f"{time.perf_counter() - begin:6.0f} s  {measured.title}: {report.fastest(measured.rows)}")
         if measured.other_work > CORES_THAT_DISTURB:
             say(
                 f"WARNING: other processes kept {measured.other_work:.1f} cores busy: not to be trusted, torch's "
@@ -102,17 +100,6 @@ def terminal() -> Any:
     return console if console.is_terminal else Console(width=200)
 
 
-def fastest(rows: Sequence[Any]) -> str:
-    """The line of progress: who was fastest, and who failed."""
-    racing = [row for row in rows if row.median is not None and not row.contestant.startswith("floor")]
-    words = []
-    if racing:
-        best = min(racing, key=lambda row: row.median)
-        words.append(f"{best.contestant} ({best.devices}) {1e3 * best.median:.3g} ms")
-    words += [f"{row.contestant} ({row.devices}) {row.note}" for row in rows if row.note.startswith("failed")]
-    return ", ".join(words) or "nothing measured"
-
-
 def report_again(directory: Path, pages: Sequence[Path]) -> None:
     """The tables and the figure of an older run, made anew from its rows; also written into the pages."""
     import json
@@ -131,10 +118,10 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     """The whole benchmark, or the part that was asked for.
 
     Raises:
-        ValueError: a word or a shape that is not known, with those that are.
+        AskedWrongly: a word or a shape that is not known, with those that are.
     """
-    from experiments.benchmarks.apart import SUITES
-    from experiments.benchmarks.contestants import BY_NAME, names_among
+    from experiments.benchmarks.contestants import BY_NAME
+    from experiments.benchmarks.every_suite import SUITES
     from experiments.benchmarks.problems import GATES
     from experiments.benchmarks.programs import QUANTITIES
     from experiments.benchmarks.suites import Settings
@@ -156,14 +143,14 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     unknown = [word for word in words if not any(word in known for known in kinds.values())]
     if unknown:
         known = ", ".join(word for known in kinds.values() for word in known)
-        raise ValueError(f"--only: {unknown[0]!r} is none of {known}")
+        raise AskedWrongly(f"--only: {unknown[0]!r} is none of {known}")
     chosen = {field: tuple(word for word in known if word in words) for field, known in kinds.items()}
     if arguments.shapes:
         shapes = tuple(shape_of(text) for text in arguments.shapes)
         settings = settings._replace(shapes=shapes, variant_shapes=shapes)
         chosen["suites"] = chosen["suites"] or ("cells", "variants")
     if arguments.contestants:
-        settings = settings._replace(contestants=names_among(BY_NAME, arguments.contestants))
+        settings = settings._replace(contestants=names_in("--contestants", arguments.contestants, tuple(BY_NAME)))
     return settings._replace(
         suites=chosen["suites"] or settings.suites,
         cells=chosen["cells"] or settings.cells,
@@ -171,17 +158,11 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def shape_of(text: str) -> tuple[int, int, int, int]:
-    try:
-        B, T, I, H = map(int, text.split(","))
-    except ValueError:
-        raise ValueError(f"--shapes: expected B,T,I,H such as 32,128,128,128, got {text!r}") from None
-    if min(B, T, I, H) < 1:
-        raise ValueError(f"--shapes: expected sizes of at least 1, got {text!r}")
-    return B, T, I, H
-
-
 def parser() -> argparse.ArgumentParser:
+    from experiments.benchmarks.every_suite import SUITES
+    from experiments.benchmarks.problems import GATES
+    from experiments.benchmarks.programs import QUANTITIES
+
     top = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks",
         description="jaxrnn beside torch and the JAX libraries: time, compile time, temporary memory.",
@@ -193,25 +174,17 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="WORDS",
-        help="suites (cells, variants, ragged, small, ensemble, step, length, memory, compile, closed_loop, online), "
-        "cells (elman, lstm, gru), quantities (forward, train), with commas; of a kind that is not named, all",
+        help=f"suites ({', '.join(SUITES)}), cells ({', '.join(GATES)}), quantities ({', '.join(QUANTITIES)}), "
+        "with commas; of a kind that is not named, all",
     )
-    top.add_argument(
-        "--shapes",
-        nargs="+",
-        default=[],
-        metavar="B,T,I,H",
-        help="the shapes of the suites cells and variants; the other suites then run only if --only names them",
-    )
+    add_shapes(top, "of the suites cells and variants; the other suites then run only if --only names them")
     top.add_argument("--contestants", metavar="NAMES", help="with commas, such as 'jaxrnn,jaxrnn plain,torch'")
     top.add_argument(
         "--quick", action="store_true", help="two shapes, short lengths, few rounds: minutes, rough figures"
     )
-    top.add_argument(
-        "--seconds", type=amount_of("seconds"), help="the time budget of each contestant in each group (default: 0.5)"
-    )
-    top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")
-    top.add_argument("--report", type=Path, metavar="RUN", help="measure nothing: make the tables of this run anew")
+    add_seconds(top, "the time budget of each contestant in each group", 0.5)
+    add_out(top)
+    add_report(top)
     top.add_argument(
         "--write",
         nargs="+",

@@ -12,14 +12,24 @@ import jax
 
 import jaxrnn as jr
 from experiments.benchmarks import pairs, pairs_report
-from experiments.benchmarks.__main__ import CORES_THAT_DISTURB, shape_of
+from experiments.benchmarks.command import (
+    add_out,
+    add_report,
+    add_seconds,
+    add_shapes,
+    add_write,
+    names_in,
+    run_command,
+    say,
+    shape_of,
+    warning,
+)
 from experiments.benchmarks.pairs import BUDGET, CELLS, SHAPES, Pair
 from experiments.benchmarks.timing import Budget
 from experiments.environment import environment, sentence
-from experiments.exits import said
-from experiments.markdown import MarkerError, parts_of
 from experiments.runner.directories import new_directory
 from experiments.runner.options import amount_of
+from jaxrnn.commands.other_work import OtherWork
 
 QUICK = (SHAPES[2], SHAPES[7], SHAPES[15])  # small ones
 
@@ -27,25 +37,19 @@ QUICK = (SHAPES[2], SHAPES[7], SHAPES[15])  # small ones
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, also where a limit is missed or the run was stopped; 1 (a file), 2 (was asked wrongly)."""
     arguments = parser().parse_args(argv)
-    try:
-        if arguments.write is not None:  # what is wrong with the page is said before anything is measured
-            parts_of(arguments.write, [pairs_report.PART])
+
+    def asked() -> None:
         if arguments.report is not None:
             found, summary = pairs_report.load(arguments.report)
             say(pairs_report.write(arguments.report, found, summary, arguments.write))
-            return 0
-        try:
-            asked = list(pairs.pairs(*chosen(arguments)))
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 2
+            return
+        wanted = list(pairs.pairs(*chosen(arguments)))
         jax.config.update("jax_platforms", "cpu")
         jr.devices.use_cpu_devices(2)  # a program on one of them still has every core
         budget = BUDGET if arguments.seconds is None else BUDGET._replace(seconds=arguments.seconds)
-        run(asked, 60 * arguments.minutes, budget, arguments.out, arguments.write)
-    except (MarkerError, OSError) as error:
-        return said(error)
-    return 0
+        run(wanted, 60 * arguments.minutes, budget, arguments.out, arguments.write)
+
+    return run_command(asked, [arguments.write], [pairs_report.PART])
 
 
 def run(asked: Sequence[Pair], limit: float, budget: Budget, out: Path, page: Path | None = None) -> Path:
@@ -59,8 +63,6 @@ def run(asked: Sequence[Pair], limit: float, budget: Budget, out: Path, page: Pa
     if any(pair.shape[0] == 1 for pair in asked):
         say("A batch of 1 cannot be split: those shapes run on one device alone.")
     pairs.measured(asked[0], budget, tries=1)  # once for nothing: the first compilation of a process is slow
-    from jaxrnn.commands.other_work import OtherWork
-
     begin, all_other_work, found = time.perf_counter(), OtherWork(), []
     try:
         for pair in asked:
@@ -69,9 +71,7 @@ def run(asked: Sequence[Pair], limit: float, budget: Budget, out: Path, page: Pa
             other_work = OtherWork()
             found.append(pairs.measured(pair, budget))
             pairs_report.append(directory, found[-1])
-            busy = other_work.cores() or 0.0
-            warning = f"  (other processes kept {busy:.1f} cores busy)" if busy > CORES_THAT_DISTURB else ""
-            say(f"{time.perf_counter() - begin:6.0f} s  {pairs_report.line(found[-1])}{warning}")
+            say(f"{time.perf_counter() - begin:6.0f} s  {pairs_report.line(found[-1])}{warning(other_work.cores())}")
     except KeyboardInterrupt:
         say("\nstopped")
     machine["other_work"] = all_other_work.cores()
@@ -80,20 +80,13 @@ def run(asked: Sequence[Pair], limit: float, budget: Budget, out: Path, page: Pa
     return directory
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 def chosen(arguments: argparse.Namespace) -> tuple[Sequence[str], Sequence[pairs.Shape]]:
     """The cells and shapes that were asked for.
 
     Raises:
-        ValueError: one that is not known, with those that are.
+        AskedWrongly: one that is not known, with those that are.
     """
-    cells = [name.strip() for name in arguments.cells.split(",")] if arguments.cells else list(CELLS)
-    unknown = [name for name in cells if name not in CELLS]
-    if unknown:
-        raise ValueError(f"--cells: {unknown[0]!r} is none of {', '.join(CELLS)}")
+    cells = names_in("--cells", arguments.cells, list(CELLS))
     if arguments.shapes:
         return cells, [shape_of(text) for text in arguments.shapes]
     return cells, QUICK if arguments.quick else SHAPES
@@ -109,26 +102,17 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--quick", action="store_true", help=f"{len(QUICK)} small shapes")
     top.add_argument("--cells", metavar="NAMES", help=f"with commas, of {', '.join(CELLS)}; default: all")
-    top.add_argument("--shapes", nargs="+", default=[], metavar="B,T,I,H", help=f"default: {len(SHAPES)} shapes")
+    add_shapes(top, f"default: {len(SHAPES)} shapes")
     top.add_argument(
         "--minutes",
         type=amount_of("minutes"),
         default=45.0,
         help="the time limit; the run says how many it did not reach (default: 45)",
     )
-    top.add_argument(
-        "--seconds",
-        type=amount_of("seconds"),
-        help=f"for the rounds of each program, first try (default: {BUDGET.seconds:g})",
-    )
-    top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")
-    top.add_argument("--report", type=Path, metavar="RUN", help="measure nothing: make the tables of this run anew")
-    top.add_argument(
-        "--write",
-        type=Path,
-        metavar="PAGE",
-        help="write the tables into this page too, between <!-- auto:begin --> and <!-- auto:end -->",
-    )
+    add_seconds(top, "for the rounds of each program, first try", BUDGET.seconds)
+    add_out(top)
+    add_report(top)
+    add_write(top, pairs_report.PART)
     return top
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jaxrnn as jr
@@ -62,17 +62,3 @@ SHARING = Contestant(PACKED, None, ours.model(plan=jr.Plan(pack=True)))
 CHECKPOINTED = Contestant(CHECKPOINT, None, ours.model(checkpoint=True), cells=("lstm",))
 BY_NAME = {contestant.name: contestant for contestant in (*CONTESTANTS, SHARING, CHECKPOINTED)}
 PEER_NAMES = tuple(contestant.name for contestant in JAX_PEERS)
-
-
-def names_among(known: Iterable[str], text: str) -> tuple[str, ...]:
-    """The names that ``--contestants`` gives, with commas.
-
-    Raises:
-        ValueError: one is not among those known.
-    """
-    known = tuple(known)
-    names = tuple(name.strip() for name in text.split(","))
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"--contestants: {unknown[0]!r} is none of {', '.join(known)}")
-    return names

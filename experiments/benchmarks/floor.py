@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-
-os.environ.setdefault("KERAS_BACKEND", "jax")  # which Keras reads at its first import
-os.environ["JAXRNN_TUNING"] = "off"  # the defaults are measured, on any machine
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +15,15 @@ import numpy as np
 from jax.nn import sigmoid
 
 from experiments import markdown
-from experiments.benchmarks.__main__ import CORES_THAT_DISTURB, shape_of
+from experiments.benchmarks.command import (
+    CORES_THAT_DISTURB,
+    add_seconds,
+    add_shapes,
+    add_write,
+    names_in,
+    run_command,
+    shape_of,
+)
 from experiments.benchmarks.contestants import BEFORE, BY_NAME, PEER_NAMES, PLAIN, PLAN, TORCH, Contestant
 from experiments.benchmarks.measuring import measure, notes_of
 from experiments.benchmarks.problems import SHAPES, Problem
@@ -29,8 +32,6 @@ from experiments.benchmarks.report import DASH
 from experiments.benchmarks.suites import Group, Row, sequence_entry
 from experiments.benchmarks.timing import Budget
 from experiments.environment import environment, sentence
-from experiments.exits import said
-from experiments.runner.options import amount_of
 from jaxrnn.commands.other_work import OtherWork
 
 PART = "floor"  # the name of the markers
@@ -201,27 +202,18 @@ def spread(row: Row | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, also where the run was stopped; 1 (a file), 2 (was asked wrongly)."""
     arguments = parser().parse_args(argv)
-    try:
-        if arguments.write is not None:  # what is wrong with the page is said before anything is measured
-            markdown.parts_of(arguments.write, [PART])
-        try:
-            shapes = [shape_of(text) for text in arguments.shapes] or SHAPES[:3]
-            kinds = [name.strip() for name in arguments.cells.split(",")] if arguments.cells else list(KINDS)
-            unknown = [name for name in kinds if name not in KINDS]
-            if unknown:
-                raise ValueError(f"--cells: {unknown[0]!r} is none of {', '.join(KINDS)}")
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 2
+
+    def asked() -> None:
+        shapes = [shape_of(text) for text in arguments.shapes] or SHAPES[:3]
+        kinds = names_in("--cells", arguments.cells, list(KINDS))
         jax.config.update("jax_platforms", "cpu")
         budget = BUDGET if arguments.seconds is None else BUDGET._replace(seconds=arguments.seconds, least=3)
         text = run(kinds, shapes, budget)
         print(text)
         if arguments.write is not None:
             markdown.write_parts(arguments.write, {PART: text})
-    except (markdown.MarkerError, OSError) as error:
-        return said(error)
-    return 0
+
+    return run_command(asked, [arguments.write], [PART])
 
 
 def run(kinds: Sequence[str], shapes: Sequence[tuple[int, int, int, int]], budget: Budget) -> str:
@@ -247,16 +239,9 @@ def parser() -> argparse.ArgumentParser:
         "beside jaxrnn, the best of the other JAX libraries, and torch.",
     )
     top.add_argument("--cells", metavar="NAMES", help=f"with commas, of {', '.join(KINDS)}; default: all")
-    top.add_argument("--shapes", nargs="+", default=[], metavar="B,T,I,H", help="default: the three of the benchmark")
-    top.add_argument(
-        "--seconds", type=amount_of("seconds"), help=f"for the rounds of each program (default: {BUDGET.seconds:g})"
-    )
-    top.add_argument(
-        "--write",
-        type=Path,
-        metavar="PAGE",
-        help=f"write the tables into this page too, between <!-- {PART}:begin --> and <!-- {PART}:end -->",
-    )
+    add_shapes(top, "default: the three of the benchmark")
+    add_seconds(top, "for the rounds of each program", BUDGET.seconds)
+    add_write(top, PART)
     return top
 
 

@@ -11,20 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ["JAXRNN_TUNING"] = "off"  # the defaults are measured, on any machine
-
 import jax
 import optax
 
 import jaxrnn as jr
 from experiments.benchmarks import report
+from experiments.benchmarks.command import add_out, add_write, run_command, say
 from experiments.benchmarks.measuring import measure
 from experiments.benchmarks.online_steps import lines, online, squared
 from experiments.benchmarks.suites import Row, Settings
 from experiments.environment import environment, sentence
-from experiments.exits import said
-from experiments.markdown import MarkerError, parts_of, table, write_parts
+from experiments.markdown import table, write_parts
 from experiments.runner.directories import new_directory
+from experiments.runner.options import positive
 from jaxrnn.commands.other_work import OtherWork
 
 PACKAGES = ("jax", "jaxlib", "numpy")
@@ -62,7 +61,7 @@ def memory(steps: int = 10**6, block: int = 1_000) -> Memory:
         return held, losses.mean()
 
     held = (params, optimizer.init(params), learner.init(params, (1,)))
-    size, blocks, seen = sum(a.nbytes for a in jax.tree.leaves(held)), steps // block, []
+    size, blocks, seen = sum(a.nbytes for a in jax.tree.leaves(held)), -(-steps // block), []
     begin = time.perf_counter()
     for number in range(blocks):
         held, mean = run(held, number)
@@ -90,31 +89,36 @@ def said_of(m: Memory) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, also where a target is missed; 1 (a file), 2 (was asked wrongly)."""
     arguments = parser().parse_args(argv)
-    try:
-        if arguments.write is not None:
-            parts_of(arguments.write, PARTS)
-        jax.config.update("jax_platforms", "cpu")
-        parts, machine, other_work = {}, environment(PACKAGES), OtherWork()
-        directory = new_directory(arguments.out, "online")
-        if not arguments.only or "steps" in arguments.only:
-            rows: list[Row] = []
-            for group in online(Settings()):
-                rows += (measured := measure(group))
-                report.append(directory, measured)
-                times = (f"{row.contestant} {row.note or report.spread(row, 1e6 / row.shape[1])}" for row in measured)
-                print(group.title, *times, sep="; ", flush=True)
-            parts["online-steps"] = table(lines(rows, report.spread), left=2)
-        if not arguments.only or "memory" in arguments.only:
-            parts["online-memory"] = said_of(memory(arguments.steps))
-        machine["other_work"] = other_work.cores()
-        parts = {name: f"{text}\n\n{sentence(machine, PACKAGES)}" for name, text in parts.items()}
-        (directory / "table.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
-        print(*parts.values(), f"written to {directory}", sep="\n\n")
-        if arguments.write is not None:
-            write_parts(arguments.write, parts)
-    except (MarkerError, OSError) as error:
-        return said(error)
-    return 0
+
+    def asked() -> None:
+        only = [arguments.only] if arguments.only else ["steps", "memory"]
+        run(only, arguments.steps, arguments.out, arguments.write)
+
+    return run_command(asked, [arguments.write], PARTS)
+
+
+def run(only: Sequence[str], steps: int, out: Path, page: Path | None = None) -> Path:
+    """Measure, and write what came of it; returns the run directory."""
+    jax.config.update("jax_platforms", "cpu")
+    parts, machine, other_work = {}, environment(PACKAGES), OtherWork()
+    directory = new_directory(out, "online")
+    if "steps" in only:
+        rows: list[Row] = []
+        for group in online(Settings()):
+            rows += (measured := measure(group))
+            report.append(directory, measured)
+            times = (f"{row.contestant} {row.note or report.spread(row, 1e6 / row.shape[1])}" for row in measured)
+            say("; ".join((group.title, *times)))
+        parts["online-steps"] = table(lines(rows, report.spread), left=2)
+    if "memory" in only:
+        parts["online-memory"] = said_of(memory(steps))
+    machine["other_work"] = other_work.cores()
+    parts = {name: f"{text}\n\n{sentence(machine, PACKAGES)}" for name, text in parts.items()}
+    (directory / "table.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
+    say("\n\n".join((*parts.values(), f"written to {directory}")))
+    if page is not None:
+        write_parts(page, parts)
+    return directory
 
 
 def parser() -> argparse.ArgumentParser:
@@ -123,9 +127,9 @@ def parser() -> argparse.ArgumentParser:
         description="A step of learning online beside a forward step and its floor; memory over a long stream.",
     )
     top.add_argument("--only", choices=("steps", "memory"), help="one of the two")
-    top.add_argument("--steps", type=int, default=10**6, help="of the long stream (default: 1,000,000)")
-    top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")
-    top.add_argument("--write", type=Path, metavar="PAGE", help="write into this page, between its markers")
+    top.add_argument("--steps", type=positive, default=10**6, help="of the long stream (default: 1,000,000)")
+    add_out(top)
+    add_write(top, PARTS[0], f", and {PARTS[1]}")
     return top
 
 

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["JAXRNN_TUNING"] = "off"  # the defaults are measured, on any machine
-
 import jax
 
 import jaxrnn as jr
 from experiments.benchmarks import over_time, over_time_report, report
-from experiments.benchmarks.__main__ import CORES_THAT_DISTURB, fastest
+from experiments.benchmarks.command import (
+    add_out,
+    add_report,
+    add_seconds,
+    add_write,
+    names_in,
+    run_command,
+    say,
+    warning,
+)
 from experiments.benchmarks.over_time import CASES, Settings
 from experiments.environment import environment, sentence
-from experiments.exits import said
-from experiments.markdown import MarkerError, parts_of
 from experiments.runner.directories import new_directory
-from experiments.runner.options import amount_of
 from jaxrnn.commands.other_work import OtherWork
 
 QUICK = 4_096  # steps at most
@@ -32,25 +35,19 @@ QUICK = 4_096  # steps at most
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, also where a target is missed or the run was stopped; 1 (a file), 2 (was asked wrongly)."""
     arguments = parser().parse_args(argv)
-    try:
-        if arguments.write is not None:  # what is wrong with the page is said before anything is measured
-            parts_of(arguments.write, [over_time_report.PART])
+
+    def asked() -> None:
         if arguments.report is not None:
             summary = json.loads((arguments.report / "summary.json").read_text(encoding="utf-8"))
             rows = report.load(arguments.report)
             say(over_time_report.write(arguments.report, rows, summary, arguments.write))
-            return 0
-        try:
-            settings = settings_of(arguments)
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 2
+            return
+        settings = settings_of(arguments)
         jax.config.update("jax_platforms", "cpu")
         jr.devices.use_cpu_devices(2)  # a program on one of them still has every core
         run(settings, arguments.out, arguments.write)
-    except (MarkerError, OSError) as error:
-        return said(error)
-    return 0
+
+    return run_command(asked, [arguments.write], [over_time_report.PART])
 
 
 def run(settings: Settings, out: Path, page: Path | None = None) -> Path:
@@ -63,13 +60,12 @@ def run(settings: Settings, out: Path, page: Path | None = None) -> Path:
     other_work = OtherWork()
     try:
         for ran in over_time.measurements(settings):
-            busy = other_work.cores() or 0.0
+            busy = warning(other_work.cores())
             rows += ran.rows
             if ran.went:
                 summary["went"][ran.rows[0].cell] = ran.went
             report.append(directory, ran.rows)
-            warning = f"  (other processes kept {busy:.1f} cores busy)" if busy > CORES_THAT_DISTURB else ""
-            say(f"{time.perf_counter() - begin:6.0f} s  {ran.title}: {fastest(ran.rows)}{warning}")
+            say(f"{time.perf_counter() - begin:6.0f} s  {ran.title}: {report.fastest(ran.rows)}{busy}")
             other_work = OtherWork()
     except KeyboardInterrupt:
         say("\nstopped")
@@ -79,24 +75,15 @@ def run(settings: Settings, out: Path, page: Path | None = None) -> Path:
     return directory
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """All of it, or what was asked for.
 
     Raises:
-        ValueError: a case that is not known, with those that are.
+        AskedWrongly: a case that is not known, with those that are.
     """
     settings = Settings()
-    if arguments.cases is not None:
-        wanted = [name.strip() for name in arguments.cases.split(";") if name.strip()]
-        unknown = [name for name in wanted if name not in {case.name for case in CASES}]
-        if unknown:
-            known = "; ".join(case.name for case in CASES)
-            raise ValueError(f"--cases: {unknown[0]!r} is none of {known}")
-        settings = settings._replace(cases=tuple(case for case in CASES if case.name in wanted))
+    wanted = names_in("--cases", arguments.cases, [case.name for case in CASES], ";")
+    settings = settings._replace(cases=tuple(case for case in CASES if case.name in wanted))
     if arguments.quick:
         settings = settings._replace(
             cases=tuple(case._replace(steps=min(case.steps, QUICK)) for case in settings.cases),
@@ -121,20 +108,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--cases", metavar="NAMES", help="of the table of targets, with semicolons; default: all")
     top.add_argument("--no-curves", action="store_true", help="without time against T and B")
     top.add_argument("--quick", action="store_true", help=f"at most {QUICK:,} steps")
-    top.add_argument(
-        "--seconds",
-        type=amount_of("seconds"),
-        help=f"for the rounds of each program of a case (default: {Settings().budget.seconds:g})",
-    )
-    top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")
-    top.add_argument("--report", type=Path, metavar="RUN", help="measure nothing: make the tables of this run anew")
-    top.add_argument(
-        "--write",
-        type=Path,
-        metavar="PAGE",
-        help="write the tables into this page too, between <!-- parallel:begin --> and <!-- parallel:end -->, and the "
-        "figure beside it",
-    )
+    add_seconds(top, "for the rounds of each program of a case", Settings().budget.seconds)
+    add_out(top)
+    add_report(top)
+    add_write(top, over_time_report.PART, ", and the figure beside it")
     return top
 
 

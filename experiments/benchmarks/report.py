@@ -270,6 +270,17 @@ def figure(rows: Sequence[Row]) -> Figure:
     return picture
 
 
+def fastest(rows: Sequence[Row]) -> str:
+    """For a line of progress: who was fastest, and who failed."""
+    racing = [row for row in rows if row.median is not None and not row.contestant.startswith("floor")]
+    words = []
+    if racing:
+        best = min(racing, key=lambda row: row.median or 0)
+        words.append(f"{best.contestant} ({best.devices}) {1e3 * (best.median or 0):.3g} ms")
+    words += [f"{row.contestant} ({row.devices}) {row.note}" for row in rows if row.note.startswith("failed")]
+    return ", ".join(words) or "nothing measured"
+
+
 def show(rows: Sequence[Row], directory: Path, console: Console) -> None:
     """All tables on the terminal, the targets last."""
     from rich.table import Table

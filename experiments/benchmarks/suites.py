@@ -96,19 +96,7 @@ class Loops(NamedTuple):
 class Settings(NamedTuple):
     """What a run measures; the defaults are the whole benchmark."""
 
-    suites: tuple[str, ...] = (
-        "cells",
-        "variants",
-        "ragged",
-        "small",
-        "ensemble",
-        "step",
-        "length",
-        "memory",
-        "compile",
-        "closed_loop",
-        "online",
-    )
+    suites: tuple[str, ...] = ()  # by the names of every_suite.py; (): all
     cells: tuple[str, ...] = tuple(GATES)
     quantities: tuple[str, ...] = tuple(QUANTITIES)
     shapes: tuple[tuple[int, int, int, int], ...] = SHAPES  # of `cells`

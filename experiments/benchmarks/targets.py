@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from experiments.benchmarks import closed_loop, online_steps
@@ -12,6 +12,7 @@ from experiments.benchmarks.problems import GATES
 from experiments.benchmarks.suites import LOSSES, Row
 
 Figure = Callable[[Row], float | None]
+STEP = "training step"
 
 
 class Verdict(NamedTuple):
@@ -87,6 +88,12 @@ def ratio(numerators: dict[str, float], denominators: dict[str, float]) -> dict[
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """Every line of the targets, those without figures included."""
+    parts = (beside_others, few_rows, many_lengths, single_steps, plans, ensembles, memory, compiling, loops, learning)
+    return [verdict for part in parts for verdict in part(rows)]
+
+
+def beside_others(rows: Sequence[Row]) -> Iterator[Verdict]:
+    """Training steps and forward runs beside torch and the best of the JAX libraries."""
 
     def ours(cell: str) -> dict[str, float]:
         """On two devices; on one where the batch cannot be split."""
@@ -101,67 +108,89 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     def own(devices: int, cell: str = "lstm", quantity: str = "train") -> dict[str, float]:
         return figures(rows, PLAN, devices, cell=cell, quantity=quantity)
 
-    step = "training step"
-    lines = [
-        judged(f"LSTM {step}, two devices / torch", against_torch("lstm"), 1.0, largest_may_be=1.3),
-        judged(f"LSTM {step}, two devices / best JAX peer unsharded", ratio(own(2), peers(1)), 0.7),
-        judged(f"LSTM {step} / best JAX peer, both on two devices", ratio(own(2), peers(2)), 0.85),
-        judged(f"LSTM {step} / best JAX peer, both on one device", ratio(own(1), peers(1)), 0.9),
-        judged(f"GRU {step}, two devices / torch", against_torch("gru"), 0.4),
-        judged(f"Elman {step}, two devices / torch", against_torch("elman"), 0.5),
-    ]
+    yield judged(f"LSTM {STEP}, two devices / torch", against_torch("lstm"), 1.0, largest_may_be=1.3)
+    yield judged(f"LSTM {STEP}, two devices / best JAX peer unsharded", ratio(own(2), peers(1)), 0.7)
+    yield judged(f"LSTM {STEP} / best JAX peer, both on two devices", ratio(own(2), peers(2)), 0.85)
+    yield judged(f"LSTM {STEP} / best JAX peer, both on one device", ratio(own(1), peers(1)), 0.9)
+    yield judged(f"GRU {STEP}, two devices / torch", against_torch("gru"), 0.4)
+    yield judged(f"Elman {STEP}, two devices / torch", against_torch("elman"), 0.5)
     for cell in GATES:
         ratios = ratio(own(2, cell, "forward"), peers(2, cell, "forward"))
-        lines.append(judged(f"{cell} forward / best JAX peer, both on two devices", ratios, 0.85))
+        yield judged(f"{cell} forward / best JAX peer, both on two devices", ratios, 0.85)
     for cell in ("lstm", "gru"):
         ratios = ratio(own(1, cell, "forward"), peers(1, cell, "forward"))
-        lines.append(judged(f"{cell} forward / best JAX peer, both on one device", ratios, 0.9))
+        yield judged(f"{cell} forward / best JAX peer, both on one device", ratios, 0.9)
+
+
+def few_rows(rows: Sequence[Row]) -> Iterator[Verdict]:
     for cell in ("lstm", "gru"):
         for quantity in ("forward", "train"):
             small = [figures(rows, who, 1, suite="small", quantity=quantity, cell=cell) for who in (PLAN, PLAIN)]
-            lines.append(
-                judged(f"{cell} of 16 units, few rows, {quantity} / plain scan", ratio(*small), 0.5, every=True)
-            )
+            yield judged(f"{cell} of 16 units, few rows, {quantity} / plain scan", ratio(*small), 0.5, every=True)
+
+
+def many_lengths(rows: Sequence[Row]) -> Iterator[Verdict]:
     for lengths, limit in (("masked", 0.7), ("geometric", 0.7), ("equal", 1.05)):
         shared = ratio(*(ragged(rows, who, lengths) for who in (PACKED, PLAN)))
         kind = "spread evenly" if lengths == "masked" else lengths
-        lines.append(judged(f"sequences sharing lanes / not, {step}, lengths {kind}", shared, limit, every=True))
+        yield judged(f"sequences sharing lanes / not, {STEP}, lengths {kind}", shared, limit, every=True)
+
+
+def single_steps(rows: Sequence[Row]) -> Iterator[Verdict]:
     for who, what in ((PLAN, "cell.step"), (STREAM, "jr.stream, with mask and resets")):
         steps = [figures(rows, name, 1, suite="step", quantity="step", cell="lstm") for name in (who, TORCH)]
-        lines.append(judged(f"one LSTM step, {what} / torch", ratio(*steps), 1.0, every=True))
-    lines.append(judged('plan "auto" / "plain", any shape, any cell', auto_over_plain(rows), 1.05, every=True))
+        yield judged(f"one LSTM step, {what} / torch", ratio(*steps), 1.0, every=True)
+
+
+def plans(rows: Sequence[Row]) -> Iterator[Verdict]:
+    yield judged('plan "auto" / "plain", any shape, any cell', auto_over_plain(rows), 1.05, every=True)
     for devices, where in ((1, "one device"), (2, "two devices")):
-        textbook = ratio(figures(rows, TEXTBOOK, devices), own(devices))
-        lines.append(judged(f"textbook LSTM / our lstm, {step}, {where}", textbook, 1.25))
+        textbook = ratio(figures(rows, TEXTBOOK, devices), figures(rows, PLAN, devices, cell="lstm"))
+        yield judged(f"textbook LSTM / our lstm, {STEP}, {where}", textbook, 1.25)
+
+
+def ensembles(rows: Sequence[Row]) -> Iterator[Verdict]:
     loop = figures(rows, TORCH, 1, suite="ensemble", quantity="gradient")
     together = {
         key: value
         for devices in (1, 2)
         for key, value in figures(rows, PLAN, devices, suite="ensemble", quantity="gradient").items()
     }
-    lines.append(judged("32 small LSTMs, a gradient each / a torch loop", ratio(together, loop), 0.4))
+    yield judged("32 small LSTMs, a gradient each / a torch loop", ratio(together, loop), 0.4)
+
+
+def memory(rows: Sequence[Row]) -> Iterator[Verdict]:
     for loss, limit in zip(LOSSES, (0.05, 0.2), strict=True):
         for figure, what, at_most in ((temporaries, "temporaries", limit), (time_of, "time", 1.5)):
             both = [
                 figures(rows, who, 1, suite="memory", quantity=f"loss on {loss}", figure=figure)
                 for who in (CHECKPOINT, PLAN)
             ]
-            lines.append(judged(f"{what}, checkpointed / not, T = 1,000, loss on {loss}", ratio(*both), at_most))
+            yield judged(f"{what}, checkpointed / not, T = 1,000, loss on {loss}", ratio(*both), at_most)
     unsaved = [figures(rows, who, 1, figure=temporaries) for who in (PLAN, PLAIN)]
-    lines.append(judged("temporaries without checkpointing / plain scan's", ratio(*unsaved), 1.1))
-    compiling = [figures(rows, who, 1, suite="compile", quantity="compile") for who in (PLAN, PLAIN)]
-    lines.append(judged("compile time, any T / the plain scan's", ratio(*compiling), 1.3, every=True))
+    yield judged("temporaries without checkpointing / plain scan's", ratio(*unsaved), 1.1)
+
+
+def compiling(rows: Sequence[Row]) -> Iterator[Verdict]:
+    both = [figures(rows, who, 1, suite="compile", quantity="compile") for who in (PLAN, PLAIN)]
+    yield judged("compile time, any T / the plain scan's", ratio(*both), 1.3, every=True)
+
+
+def loops(rows: Sequence[Row]) -> Iterator[Verdict]:
     for what, limit in zip(closed_loop.WHAT, (1.1, 1.1, 1.5, 1.5), strict=True):
         base, unit = ("lstm", "lstm training") if what == "layer norm" else (closed_loop.GIVEN, closed_loop.GIVEN)
         pair = [figures(rows, who, 1, suite="closed_loop", quantity=what) for who in (closed_loop.OURS, base)]
-        lines.append(judged(f"{what} / {unit}", ratio(*pair), limit, every=True))
+        yield judged(f"{what} / {unit}", ratio(*pair), limit, every=True)
+
+
+def learning(rows: Sequence[Row]) -> Iterator[Verdict]:
+    """Online."""
     for case in online_steps.CASES:
         both = [
             figures(rows, who, 1, suite=online_steps.SUITE, quantity=case.rule, cell=case.name)
             for who in (online_steps.ONLINE, case.against)
         ]
-        lines.append(judged(f"{case.name} by {case.rule} / {case.against}", ratio(*both), case.limit, every=True))
-    return lines
+        yield judged(f"{case.name} by {case.rule} / {case.against}", ratio(*both), case.limit, every=True)
 
 
 def ragged(rows: Sequence[Row], contestant: str, lengths: str) -> dict[str, float]:

@@ -26,7 +26,7 @@ BATCH_AXIS = Batch(1, 0, 0, 0, 1)  # where a batch is divided among devices
 
 
 def in_buckets(
-    lengths: np.ndarray, data: Any, batch_size: int, buckets: int = 2
+    lengths: np.ndarray, data: Any, batch_size: int, buckets: int | Sequence[int] = 2
 ) -> Callable[[Sequence[int]], Callable[[int], training.Padded]]:
     """``feed(seeds)(step)`` -> the arrays of a step, each leading with the seeds: what ``Task.feed`` takes.
 
@@ -49,7 +49,7 @@ def in_buckets(
 
 
 def by_length(
-    sequences: Sequences, batch_size: int, buckets: int = 2
+    sequences: Sequences, batch_size: int, buckets: int | Sequence[int] = 2
 ) -> Callable[[Sequence[int]], Callable[[int], Batch]]:
     """``feed(seeds)(step)`` -> the Batch of a step, each array leading with the seeds: ``in_buckets`` of sequences."""
     data = {"xs": sequences.xs, "labels": sequences.labels, "targets": sequences.targets}
@@ -86,9 +86,9 @@ def in_step(plan: training.Bucketed, leader: training.Bucketed) -> training.Buck
     return plan._replace(at=at)
 
 
-def whole(sequences: Sequences) -> Batch:
-    """A split as one batch, for an evaluation: padded to its longest sequence."""
-    xs, lengths = jr.pad(sequences.xs)
-    targets = None if sequences.targets is None else np.asarray(jr.pad(sequences.targets)[0])
+def whole(sequences: Sequences, length: int | None = None) -> Batch:
+    """A split as one batch, for an evaluation: padded to its longest sequence, or to a length."""
+    xs, lengths = jr.pad(sequences.xs, length=length)
+    targets = None if sequences.targets is None else np.asarray(jr.pad(sequences.targets, length=length)[0])
     valid = np.ones(len(sequences.xs), bool)
     return Batch(np.asarray(xs), np.asarray(lengths, np.int32), valid, sequences.labels, targets)

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 import jaxrnn as jr
+from experiments import fixed_points
 from experiments.decisions import data
-from experiments.flip_flop.points import Search, near, states_of
+from experiments.fixed_points import Search
 from experiments.reports.samples import Groups
 from experiments.runner import report, study, training
 from experiments.runner.config import Many, Rate, Seed, Table, Trained
@@ -180,14 +181,8 @@ def search(config: Config, form: Form, params: Any, n: int, trials: data.Trials)
     exact = config.train.model_copy(update={"precision": "float32"})
     cell, excitatory, readout = parts(config.model_copy(update={"train": exact}), form)
     own, _, of_readout = jax.tree.map(lambda a: jax.device_get(a[n]), params)
-    settings, silence = config.search, jnp.zeros(2)
     some = trials.evidence[:, :: max(1, trials.evidence.shape[1] // 50)]
-    states = states_of(cell, own, some)
-    starts = near(jax.random.key(settings.seed), states, settings.starts, settings.noise)
-    points = jr.gradients.find_fixed_points(
-        cell, own, starts, silence, method="newton", steps=settings.steps, tolerance=settings.tolerance
-    )
-    analysis = jr.gradients.linear_analysis(cell, own, points.carry, silence)
+    points, analysis, states = fixed_points.search(cell, own, some, jnp.zeros(2), config.search)
     rates = jnp.maximum(points.carry, 0) if form == "current" else points.carry  # f is relu
     logits = readout.step(of_readout, (), excitatory.step((), (), rates)[1])[1]
     return Found(points, analysis, np.asarray(logits.argmax(-1)), states)

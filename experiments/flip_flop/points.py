@@ -7,23 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import Field
 
 import jaxrnn as jr
-from experiments.runner.config import Rate, Seed, Table
+from experiments.fixed_points import Search, search
 
 PyTree = Any
 NEAR = 0.5  # what a readout may be away from a memory in each channel
-
-
-class Search(Table):
-    """``[search]`` for fixed points, from states along the held-out runs."""
-
-    starts: int = Field(default=1024, gt=0)
-    noise: float = Field(default=0.5, ge=0)  # standard deviation of what is added to each number of a start
-    steps: int = Field(default=100, gt=0)  # of Newton's method
-    tolerance: Rate = 1e-12  # of q = ½ ‖F(h) - h‖²
-    seed: Seed = 0  # draws the starts
 
 
 class Found(NamedTuple):
@@ -54,37 +43,9 @@ class Found(NamedTuple):
 def find(cell: jr.Cell, readout: jr.Cell, params: PyTree, pulses: jax.Array, settings: Search) -> Found:
     """Fixed points under zero input, searched from states along runs; ``params`` are those of cell and readout."""
     cell_params, readout_params = params
-    states = states_of(cell, cell_params, pulses)
-    starts = near(jax.random.key(settings.seed), states, settings.starts, settings.noise)
-    silence = jnp.zeros(pulses.shape[-1])
-    points = jr.gradients.find_fixed_points(
-        cell, cell_params, starts, silence, method="newton", steps=settings.steps, tolerance=settings.tolerance
-    )
-    analysis = jr.gradients.linear_analysis(cell, cell_params, points.carry, silence)
+    points, analysis, states = search(cell, cell_params, pulses, jnp.zeros(pulses.shape[-1]), settings)
     h = points.carry.h if isinstance(points.carry, jr.LSTMCarry) else points.carry
     return Found(points, analysis, readout.step(readout_params, (), h)[1], states)
-
-
-def states_of(cell: jr.Cell, params: PyTree, xs: jax.Array) -> PyTree:
-    """The carry after each step of a run over xs (T, B, I), each leaf (T, B, …)."""
-
-    def step(carry, x):
-        carry, _ = cell.step(params, carry, x)
-        return carry, carry
-
-    return jax.lax.scan(step, cell.initial_carry(params, xs.shape[1:-1]), xs)[1]
-
-
-def near(key: jax.Array, states: PyTree, count: int, noise: float) -> PyTree:
-    """``count`` of the states (T, B, …), drawn with replacement, with normal noise on every number."""
-    k_choice, k_noise = jax.random.split(key)
-    leaves, treedef = jax.tree.flatten(states)
-    T, B = leaves[0].shape[:2]
-    chosen = jax.random.choice(k_choice, T * B, (count,))
-    keys = jax.random.split(k_noise, len(leaves))
-    some = [a.reshape(T * B, *a.shape[2:])[chosen] for a in leaves]
-    noisy = [a + noise * jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, some, strict=True)]
-    return jax.tree.unflatten(treedef, noisy)
 
 
 def corners(outputs: np.ndarray) -> int:

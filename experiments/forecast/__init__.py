@@ -18,7 +18,7 @@ from pydantic import Field, PrivateAttr
 import jaxrnn as jr
 from experiments.data.records import DataError
 from experiments.forecast import classical, data, drawing, scores
-from experiments.forecast.data import Name, Series, Steps
+from experiments.forecast.data import SCALES, Name, Scale, ScaleName, Series, Steps
 from experiments.forecast.scores import Forecasts
 from experiments.reports.samples import Groups
 from experiments.reports.tables import interval
@@ -45,6 +45,7 @@ class Windows(Table):
     lags: int = Field(gt=0)  # values that a step reads, the last one among them
     window: int = Field(gt=0)  # T: steps of a training sequence
     stride: int = Field(gt=0)  # steps between two origins
+    scale: ScaleName = "values"  # on which it is forecast: a Gaussian there, quantiles of the values by going back
 
 
 class Model(Table):
@@ -60,7 +61,7 @@ class Task(Table):
     validation: Share = 0.2  # of the steps: what chooses, before
     test: Share = 0.2  # what is read once, at the end of the series
     warm_up: float = Field(default=0.25, ge=0, lt=1)  # the share of a training sequence that is read, but not scored
-    sunspots: Windows = Windows(lags=1, window=66, stride=1)
+    sunspots: Windows = Windows(lags=1, window=66, stride=1, scale="roots")
     co2: Windows = Windows(lags=1, window=156, stride=4)
     elnino: Windows = Windows(lags=1, window=96, stride=1)
 
@@ -79,6 +80,9 @@ class Config(Trained):
 
     def reading(self, name: Name) -> Windows:
         return getattr(self.task, name)
+
+    def scale(self, name: Name) -> Scale:
+        return SCALES[self.reading(name).scale]
 
     def read_data(self) -> None:
         """Read and check the series: the commands call it before a run has a directory.
@@ -137,27 +141,31 @@ def judged(series: Series, values: np.ndarray, steps: Steps, first: int, last: i
     return Judged(at, actual, np.float32(scores.mase_scale(values[:first], series.kind.season)))
 
 
-def read(config: Config, name: Name, values: np.ndarray) -> tuple[data.Frame, Steps]:
-    """All numbers that z needs are of the training period."""
-    series = config.series(name)
-    frame = data.frame(series.train, series.kind)
-    return frame, data.steps_of(values, series.kind, frame, config.reading(name).lags)
+def read(config: Config, name: Name, values: np.ndarray, learned: np.ndarray) -> tuple[data.Frame, Steps]:
+    """The values as the network reads them; all numbers that z needs are of those that are learned from."""
+    kind, scale = config.series(name).kind, config.scale(name)
+    frame = data.frame(scale.of(learned), kind)
+    return frame, data.steps_of(scale.of(values), kind, frame, config.reading(name).lags)
 
 
-def on_validation(config: Config, name: Name) -> tuple[Steps, Judged]:
+def on_validation(config: Config, name: Name, learned: np.ndarray) -> tuple[Steps, Judged]:
     series = config.series(name)
-    steps = read(config, name, series.known)[1]
+    steps = read(config, name, series.known, learned)[1]
     return steps, judged(series, series.known, steps, series.ends[0], series.ends[1], config.reading(name).stride)
 
 
 def task(config: Config, model: str) -> training.Task:
-    """Parts of the training period, read from a fresh state; the validation period chooses the parameters."""
+    """Parts of the training period, read from a fresh state; the validation period chooses."""
+    return task_from(config, model, config.series(models(config)[model][0]).train)
+
+
+def task_from(config: Config, model: str, values: np.ndarray) -> training.Task:
+    """The same with what is learned from: the training period, or all that precedes the test."""
     name, _ = models(config)[model]
-    series, layer, T = config.series(name), network(config, model), config.reading(name).window
+    layer, scale, T = network(config, model), config.scale(name), config.reading(name).window
     lags, scored = config.reading(name).lags, np.arange(T) >= round(config.task.warm_up * T)
-    learned = read(config, name, series.train)[1]  # whose last steps lack what is after the period
-    steps, validation = on_validation(config, name)
-    frame = read(config, name, series.train)[0]
+    frame, learned = read(config, name, values, values)  # whose last steps lack what is after the period
+    steps, validation = on_validation(config, name, values)
 
     def batch(key, number, shared):
         key = jax.random.fold_in(key, number)
@@ -178,7 +186,7 @@ def task(config: Config, model: str) -> training.Task:
         steps, validation = shared[1:]
         mean, _ = said(layer, params, steps.xs[:, None], steps.mask[:, None])
         at = validation.origins
-        errors = jnp.abs(steps.base[at] + frame.scale * mean[at, 0] - validation.actual)
+        errors = jnp.abs(scale.back(steps.base[at] + frame.scale * mean[at, 0]) - validation.actual)
         known = jnp.isfinite(errors)
         of_origins = jnp.where(known, errors, 0).sum(1) / jnp.maximum(known.sum(1), 1)
         return {"validation_mase": of_origins.mean() / validation.scale}
@@ -187,14 +195,29 @@ def task(config: Config, model: str) -> training.Task:
     return training.Task(layer.init, batch, loss, evaluate, score="validation_mase", shared=shared)
 
 
-def forecasts(config: Config, model: str, params: Any, values: np.ndarray, origins: np.ndarray) -> Forecasts:
+def forecasts(
+    config: Config, model: str, params: Any, values: np.ndarray, origins: np.ndarray, learned: np.ndarray
+) -> Forecasts:
     """Of one seed: a single run over the values, of which each origin has seen its own past alone."""
     name, _ = models(config)[model]
-    frame, steps = read(config, name, values)
+    frame, steps = read(config, name, values, learned)
     layer = network(config, model)
     mean, sd = jax.jit(lambda params: said(layer, params, steps.xs[:, None], steps.mask[:, None]))(params)
     z, of_z = (np.asarray(a, float)[origins, 0] for a in (mean, sd))
-    return Forecasts(steps.base[origins] + frame.scale * z, frame.scale * of_z)
+    return Forecasts(steps.base[origins] + frame.scale * z, frame.scale * of_z, config.scale(name))
+
+
+def best_step(fit: training.Fit) -> tuple[int, np.ndarray]:
+    """After how many steps the mean of the seeds was best on the validation period, and what each measured there."""
+    best = min(fit.result.history, key=lambda block: block.values["validation_mase"].mean())
+    return best.step, best.values["validation_mase"]
+
+
+def refitted(config: Config, model: str, steps: int) -> training.Fit:
+    """Trained again, for so many steps, on all that precedes the test: what ARIMA and ETS are fitted to as well."""
+    known = config.series(models(config)[model][0]).known
+    again = task_from(config, model, known)._replace(stop_when=lambda block: block.step >= steps)
+    return training.fit(model, again, settings(config, model), mesh=config.mesh)
 
 
 class Tested(NamedTuple):
@@ -213,7 +236,7 @@ class Tested(NamedTuple):
 
 
 def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
-    """The parameters with the lowest validation MASE, and the classical models, on the test period, read here, once."""
+    """The networks, refitted as the others are, and the others on the test period, which is read here, once."""
     everything = [tested(config, name, fits) for name in config.task.series]
     results = [result._replace(data=of.series.name) for of in everything for result in of.results.values()]
     pairs = {model: beside for of in everything for model, beside in compared(config, of).items()}
@@ -232,25 +255,28 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
 
 
 def tested(config: Config, name: Name, fits: Mapping[str, training.Fit]) -> Tested:
-    """First everything is chosen, then the test period is read."""
+    """First everything is chosen and fitted, then the test period is read."""
     series, stride = config.series(name), config.reading(name).stride
     beside = others(config, name)
-    values = series.whole()
-    steps = read(config, name, values)[1]
-    period = judged(series, values, steps, series.ends[1], series.ends[2], stride)
+    again: dict[str, training.Fit] = {}
     results: dict[str, report.Result] = {}
-    made: dict[str, list[Forecasts]] = {}
     for model in (m for m, (of_name, _) in models(config).items() if of_name == name):
-        fit, clock = fits[model], report.Clock()
-        each = [member(fit.best.params, n) for n in range(len(fit.result.seeds))]
-        made[model] = [forecasts(config, model, params, values, period.origins) for params in each]
+        clock, (steps, validation_mase) = report.Clock(), best_step(fits[model])
+        again[model] = refitted(config, model, steps)
+        results[model] = fits[model].result.add({"validation_mase": validation_mase})
+        results[model] = results[model]._replace(seconds=results[model].seconds + clock.seconds())
+    values = series.whole()
+    steps_of_all = read(config, name, values, series.known)[1]
+    period = judged(series, values, steps_of_all, series.ends[1], series.ends[2], stride)
+    made: dict[str, list[Forecasts]] = {}
+    for model, fit in again.items():
+        each = [member(fit.params, n) for n in range(len(fit.result.seeds))]
+        made[model] = [forecasts(config, model, params, values, period.origins, series.known) for params in each]
         measured = [scores.measures(of, period.actual, period.scale) for of in made[model]]
-        together = {measure: np.array([of[measure] for of in measured]) for measure in measured[0]}
-        together["validation_mase"] = np.asarray(fit.best.value)
-        results[model] = fit.result.add(together)._replace(seconds=fit.result.seconds + clock.seconds())
+        results[model] = results[model].add({of: np.array([seed[of] for seed in measured]) for of in measured[0]})
     for model, (fitted, validation_mase, seconds) in beside.items():
         clock = report.Clock()
-        made[model] = [classical.at_origins(fitted.forecast, values, period.origins)]
+        made[model] = [classical.at_origins(fitted.forecast, values, period.origins, fitted.scale)]
         numbers = scores.measures(made[model][0], period.actual, period.scale)
         numbers |= {"validation_mase": validation_mase, "loss": float("nan")}  # it is not trained by one
         history = [BlockResult(0, {measure: np.array([value]) for measure, value in numbers.items()}, {})]
@@ -265,26 +291,26 @@ def member(params: Any, place: int) -> Any:
 def others(config: Config, name: Name) -> dict[str, tuple[classical.Fitted, float, float]]:
     """What stands beside the networks: fitted to all that is before the test period; validation MASE, and seconds.
 
-    Of each family the one is taken that, fitted to the training period, has the lowest MASE on the validation period.
+    Of each family the one is taken that, fitted to the training period, has the lowest MASE on the validation period,
+    of the values and on the scale of the networks.
     """
-    series, validation = config.series(name), on_validation(config, name)[1]
+    series, validation = config.series(name), on_validation(config, name, config.series(name).train)[1]
     found = {}
-    for family, candidates in classical.candidates(name).items():
+    for family, kinds in classical.candidates(name).items():
         clock = report.Clock()
-        each = [
-            mase_of(classical.fit(candidate, series.train, series.kind), series.known, validation)
-            for candidate in candidates
-        ]
+        scales = [config.scale(name), *([] if family == NAIVE else [SCALES["values"]])]  # the median is any scale's
+        candidates = [(kind, scale) for kind in kinds for scale in dict.fromkeys(scales)]
+        each = [mase_of(classical.fit(*of, series.train, series.kind), series.known, validation) for of in candidates]
         best = int(np.argmin(each))
-        fitted = classical.fit(candidates[best], series.known, series.kind)
-        title = f"{name}, {classical.title(candidates[best], series.kind.season)}"
+        fitted = classical.fit(*candidates[best], series.known, series.kind)
+        title = f"{name}, {classical.title(*candidates[best], series.kind.season)}"
         assert title not in found, f"two families have a model called {title}: {family}"
         found[title] = fitted, each[best], clock.seconds()
     return found
 
 
 def mase_of(fitted: classical.Fitted, values: np.ndarray, period: Judged) -> float:
-    made = classical.at_origins(fitted.forecast, values, period.origins)
+    made = classical.at_origins(fitted.forecast, values, period.origins, fitted.scale)
     return scores.measures(made, period.actual, period.scale)["mase"]
 
 
@@ -311,6 +337,8 @@ def notes(config: Config, everything: Sequence[Tested], pairs: Pairs) -> tuple[s
     """Below the table."""
     lines: list[str] = []
     periods: list[str] = []
+    scaled = [f"{name} in {config.scale(name).title}" for name in config.task.series if config.scale(name).title]
+    chosen = f" and scale ({', '.join(scaled)}, or values)" if scaled else ""
     for of in everything:
         series, kind = of.series, of.series.kind
         first, last = (series.year(step) for step in (series.ends[1], series.ends[2] - 1))
@@ -326,10 +354,11 @@ def notes(config: Config, everything: Sequence[Tested], pairs: Pairs) -> tuple[s
         )
         lines.append(f"{model}, less {each}.")
     return (
-        f"Networks: {report.spread(config.train.seeds)}, the parameters with the lowest validation MASE among those "
-        f"after every {config.train.block} steps, learned from the training period. The others are fitted to all "
-        f"before the test period, ARIMA's orders and ETS' form chosen on the validation period too. MASE: the mean "
-        f"absolute error over the mean |y_t - y_(t-m)| of all before the period, m the seasonal period; widths in the "
+        f"Networks: {report.spread(config.train.seeds)}. Validation: learned from the training period, after as many "
+        f"of each {config.train.block} steps as had the lowest mean of the seeds. Test: for as many steps again, from "
+        f"all before the test period, to which the others are fitted too, ARIMA's orders and ETS' form{chosen} "
+        f"chosen on the validation period. MASE: the mean absolute error of the medians over the mean "
+        f"|y_t - y_(t-m)| of all before the period, m the seasonal period; widths in the "
         f"same unit. {'. '.join(periods)}. Each test period was read once, at the end. Seconds: all seeds or all "
         "candidates together, compilation and test included.",
         f"Differences of test MASE at the same origins, the mean of the seeds, with 95 % intervals of a circular "
@@ -365,7 +394,7 @@ def drawn_from(of: Tested) -> drawing.Fan:
     first, made = of.series.ends[1] - 2 * of.series.kind.horizon, of.forecasts[model][0]
     years = np.array([of.series.year(step) for step in range(len(of.values))])
     ahead = of.period.origins[apart, None] + np.arange(1, of.series.kind.horizon + 1)
-    return drawing.Fan(model, years[first:], of.values[first:], years[ahead], made.mean[apart], made.sd[apart])
+    return drawing.Fan(model, years[first:], of.values[first:], years[ahead], made.at(apart))
 
 
 def curves(results: Sequence[report.Result]) -> Figure:
@@ -377,10 +406,10 @@ def predictor(config: Config, model: str) -> study.Predictor:
     """What is read (T, N, I), NaN where a step is masked -> mean and sd of the next value, (N, 2)."""
     name, _ = models(config)[model]
     series, layer, T = config.series(name), network(config, model), config.reading(name).window
-    frame, steps = read(config, name, series.known)
+    frame, steps = read(config, name, series.known, series.train)
 
     def examples():
-        origins = on_validation(config, name)[1].origins
+        origins = on_validation(config, name, series.train)[1].origins
         at = origins - np.arange(T - 1, -1, -1)[:, None]  # (T, N)
         xs = np.where(steps.mask[at][..., None], steps.xs[at], np.nan)
         return xs.astype(np.float32), steps.targets[origins, 0] * frame.scale
@@ -391,6 +420,8 @@ def predictor(config: Config, model: str) -> study.Predictor:
         return frame.scale * jnp.stack([mean[-1, :, 0], sd[-1, :, 0]], axis=-1)
 
     base = "the mean of its season" if series.kind.phases else "the value a season before, and the mean growth"
+    if config.scale(name).title:
+        base += f", in {config.scale(name).title}"
 
     def say(answer, truth):
         came = "" if truth is None else f"; it came to {truth:+.2f}"

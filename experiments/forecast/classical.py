@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.forecast.data import Kind, Name
+from experiments.forecast.data import SCALES, Kind, Name, Scale
 from experiments.forecast.scores import Forecasts
 
 # (values, origin) -> mean and sd, (H,) each, from values[: origin + 1] alone
@@ -56,7 +56,12 @@ def candidates(name: Name) -> dict[str, Sequence[Model]]:
     return {"seasonal naive": ["naive"], "ARIMA": ARIMAS[name], "ETS": ETS[name]}
 
 
-def title(model: Model, season: int) -> str:
+def title(model: Model, scale: Scale, season: int) -> str:
+    on = f", {scale.title}" if scale.title and not isinstance(model, str) else ""
+    return _title(model, season) + on
+
+
+def _title(model: Model, season: int) -> str:
     if isinstance(model, str):  # "naive"
         return "seasonal naive"
     if isinstance(model, Arima):
@@ -70,16 +75,22 @@ def title(model: Model, season: int) -> str:
 class Fitted(NamedTuple):
     forecast: Forecaster
     parameters: int
+    scale: Scale = SCALES["values"]  # of what it was fitted to, and forecasts
 
 
-def fit(model: Model, known: np.ndarray, kind: Kind) -> Fitted:
-    """Parameters fitted to what is known, once; each origin then has the states of its own past.
+def fit(model: Model, scale: Scale, known: np.ndarray, kind: Kind) -> Fitted:
+    """Parameters fitted to what is known, on a scale, once; each origin then has the states of its own past.
 
     ARIMA takes missing values as missing. ETS cannot: for it alone they lie on a line between their neighbours.
     """
+    known = scale.of(known)
     if isinstance(model, str):  # "naive"
-        return Fitted(seasonal_naive(known, kind), 0)
-    return _arima(model, known, kind) if isinstance(model, Arima) else _ets(model, known, kind)
+        fitted = Fitted(seasonal_naive(known, kind), 0)
+    elif isinstance(model, Arima):
+        fitted = _arima(model, known, kind)
+    else:
+        fitted = _ets(model, known, kind)
+    return fitted._replace(scale=scale)
 
 
 def seasonal_naive(known: np.ndarray, kind: Kind) -> Forecaster:
@@ -151,7 +162,8 @@ def _ets(model: Ets, known: np.ndarray, kind: Kind) -> Fitted:
     return Fitted(forecast, len(params))
 
 
-def at_origins(forecast: Forecaster, values: np.ndarray, origins: np.ndarray) -> Forecasts:
-    """From each origin, of the values up to it."""
-    made = [forecast(values[: origin + 1], int(origin)) for origin in origins]
-    return Forecasts(np.stack([mean for mean, _ in made]), np.stack([sd for _, sd in made]))
+def at_origins(forecast: Forecaster, values: np.ndarray, origins: np.ndarray, scale: Scale) -> Forecasts:
+    """From each origin, of the values up to it, by what was fitted to values on the scale."""
+    on_scale = scale.of(values)
+    made = [forecast(on_scale[: origin + 1], int(origin)) for origin in origins]
+    return Forecasts(np.stack([mean for mean, _ in made]), np.stack([sd for _, sd in made]), scale)

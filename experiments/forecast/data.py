@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from experiments.data.records import DataError
 
 EXTRA = "pip install 'jaxrnn[forecast]'"
 Name = Literal["sunspots", "co2", "elnino"]
+ScaleName = Literal["values", "roots"]
 
 
 class Kind(NamedTuple):
@@ -32,6 +34,22 @@ KINDS: dict[Name, Kind] = {
     "sunspots": Kind("year", 11, 11, 1, 1700, 1),  # a cycle takes 9 to 14 years, about 11
     "co2": Kind("week", 52, 52, 0, 1958 + 87 / 365, 365.25 / 7),  # with a trend: no mean would last
     "elnino": Kind("month", 12, 12, 12, 1950, 12),
+}
+
+
+class Scale(NamedTuple):
+    """What is forecast in the place of the values: y = of(value), value = back(y), both of NumPy's arrays and JAX's."""
+
+    title: str
+    of: Callable[[Any], Any]
+    back: Callable[[Any], Any]  # never falls as y grows, so that quantiles stay quantiles
+
+
+# Counts vary the more the larger they are, and none is below 0.
+SCALES: dict[ScaleName, Scale] = {
+    "values": Scale("", lambda value: value, lambda y: y),
+    # Ghaddar & Tong, "Data transformation and self-exciting threshold autoregression", 1981, of sunspots
+    "roots": Scale("roots", lambda value: 2 * ((1 + value) ** 0.5 - 1), lambda y: (1 + y.clip(0) / 2) ** 2 - 1),
 }
 
 

@@ -1,4 +1,4 @@
-"""How good forecasts with Gaussian intervals are: MASE, coverage, width; and pairs of models, origin by origin."""
+"""How good forecasts with intervals are: MASE, coverage, width; and pairs of models, origin by origin."""
 
 from __future__ import annotations
 
@@ -7,12 +7,29 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
+from experiments.forecast.data import SCALES, Scale
+
 
 class Forecasts(NamedTuple):
-    """Of N origins, H steps each."""
+    """Of N origins, H steps each: Gaussian on a scale."""
 
     mean: np.ndarray  # (N, H)
     sd: np.ndarray  # (N, H)
+    scale: Scale = SCALES["values"]
+
+    @property
+    def median(self) -> np.ndarray:
+        """(N, H), of the values: whose mean absolute error is least."""
+        return self.scale.back(self.mean)
+
+    def interval(self, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """The ends (N, H) of the central interval that holds a share of the values."""
+        half = scipy.stats.norm.ppf((1 + share) / 2) * self.sd
+        return self.scale.back(self.mean - half), self.scale.back(self.mean + half)
+
+    def at(self, origins: list[int]) -> Forecasts:
+        """Of some origins, by their place."""
+        return Forecasts(self.mean[origins], self.sd[origins], self.scale)
 
 
 def mase_scale(values: np.ndarray, season: int) -> float:
@@ -22,24 +39,25 @@ def mase_scale(values: np.ndarray, season: int) -> float:
 
 def by_origin(forecasts: Forecasts, actual: np.ndarray, scale: float) -> np.ndarray:
     """(N,): the mean absolute error of each origin over the steps that are known (NaN: missing), in units of q."""
-    return np.nanmean(np.abs(forecasts.mean - actual), axis=1) / scale
+    return np.nanmean(np.abs(forecasts.median - actual), axis=1) / scale
 
 
 def by_step(forecasts: Forecasts, actual: np.ndarray, scale: float) -> np.ndarray:
     """(H,): the same for each number of steps ahead."""
-    return np.nanmean(np.abs(forecasts.mean - actual), axis=0) / scale
+    return np.nanmean(np.abs(forecasts.median - actual), axis=0) / scale
 
 
 def measures(forecasts: Forecasts, actual: np.ndarray, scale: float) -> dict[str, float]:
     """MASE, the shares of the values within the central 80 and 95 % intervals, the width of the first in units of q."""
     known = np.isfinite(actual)
-    z = np.abs(forecasts.mean - actual)[known] / forecasts.sd[known]
-    q80, q95 = scipy.stats.norm.ppf([0.9, 0.975])
+    ends = {share: forecasts.interval(share) for share in (0.8, 0.95)}
+    within = {share: ((low <= actual) & (actual <= high))[known].mean() for share, (low, high) in ends.items()}
+    low, high = ends[0.8]
     return {
         "mase": float(by_origin(forecasts, actual, scale).mean()),
-        "covered_80": float((z <= q80).mean()),
-        "covered_95": float((z <= q95).mean()),
-        "width_80": float(2 * q80 * forecasts.sd.mean() / scale),
+        "covered_80": float(within[0.8]),
+        "covered_95": float(within[0.95]),
+        "width_80": float((high - low).mean() / scale),
     }
 
 

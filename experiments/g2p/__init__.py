@@ -24,6 +24,7 @@ from experiments.g2p import data, shown
 from experiments.g2p.data import Dictionary, Words
 from experiments.g2p.model import Name, Speaker, attention, ctc
 from experiments.g2p.scoring import Rates, rates
+from experiments.reports import attention_maps
 from experiments.reports.samples import Sample
 from experiments.runner import report, study, training
 from experiments.runner.config import ConfigError, Many, Rate, Seed, Table
@@ -239,8 +240,8 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
     if "attention" in config.model.kinds:
         first = jax.tree.map(lambda a: a[0], fits["attention"].best.params)
         looked = shown.look(network(config, "attention"), first, test, said["attention"][0])
-        samples.append(shown.map_of(config.words, looked, config.train.seeds[0]))
-        figures["attention.png"] = shown.looking(config.words, looked)
+        samples.append(where := shown.map_of(config.words, looked, config.train.seeds[0]))
+        figures[attention_maps.FILE] = attention_maps.figure({"": where})
     more = {"test_reads": config.words.parts.test_reads, "published": shown.PUBLISHED}
     return study.Conclusion(results, shown.notes(config, results), figures, more, samples)
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.g2p.data import Dictionary, Words, columns, filled, spoken, unfit
 from experiments.g2p.model import Speaker
+from experiments.reports import attention_maps
 from experiments.reports.samples import Groups, Map, Said
 from experiments.reports.samples import Words as Table
 from experiments.reports.tables import interval
@@ -84,29 +84,8 @@ def named(dictionary: Dictionary, of: Look) -> tuple[list[str], list[str]]:
 
 def map_of(dictionary: Dictionary, of: Look, seed: int) -> Map:
     letters, phonemes = named(dictionary, of)
-    return Map(
-        title=f"Where the decoder looks: {''.join(letters)}, seed {seed}",
-        values=tuple(map(tuple, of.weights.tolist())),
-        rows=tuple(phonemes),
-        columns=tuple(letters),
-        xlabel="letter",
-        ylabel="phoneme said",
-        note="The more colour, the more weight.",
-        figure="attention.png",
-    )
-
-
-def looking(dictionary: Dictionary, of: Look) -> Figure:
-    """The same as a figure."""
-    letters, phonemes = named(dictionary, of)
-    figure = Figure(figsize=(0.45 * len(letters) + 2, 0.4 * len(phonemes) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(of.weights, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(letters)), letters)
-    axes.set_yticks(range(len(phonemes)), phonemes)
-    axes.set(xlabel="letter", ylabel="phoneme said")
-    figure.colorbar(image, ax=axes, label="weight")
-    return figure
+    title = f"{''.join(letters)}, seed {seed}"
+    return attention_maps.part(title, of.weights, phonemes, letters, unit="letter", what="phoneme")
 
 
 def notes(config: Any, results: Sequence[report.Result]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.benchmarks.command import add_out, add_write, names_in, run_command, say
 from experiments.runner.options import amount_of
 
 if TYPE_CHECKING:
@@ -36,26 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    from experiments.benchmarks.contestants import names_among
-    from experiments.exits import said
     from experiments.gpu import report, speed
-    from experiments.markdown import MarkerError, parts_of
 
-    settings = speed.Settings()
-    if arguments.contestants:
-        try:
-            settings = settings._replace(contestants=names_among(settings.contestants, arguments.contestants))
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 2
-    try:
-        if arguments.write is not None:  # what is wrong with the page is said before anything is measured
-            parts_of(arguments.write, [report.PART])
+    def asked() -> int:
+        settings = speed.Settings()
+        names = names_in("--contestants", arguments.contestants, settings.contestants)
+        settings = settings._replace(contestants=names)
         if not on_a_gpu():
             return without_gpu(settings)
         return with_gpu(settings, 60 * arguments.minutes, arguments.out, arguments.write)
-    except (MarkerError, OSError) as error:
-        return said(error)
+
+    try:
+        return run_command(asked, [arguments.write], [report.PART])
     except KeyboardInterrupt:
         print("\nstopped; what was written up to here stays", file=sys.stderr)
         return 130
@@ -146,10 +139,6 @@ def without_gpu(settings: Settings, cases: Iterable[Case] | None = None) -> int:
     return int(failed > 0)
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m experiments.gpu",
@@ -165,13 +154,8 @@ def parser() -> argparse.ArgumentParser:
         help="the time limit; what would exceed it is skipped (default: 9)",
     )
     top.add_argument("--contestants", metavar="NAMES", help="with commas, such as 'jaxrnn,jaxrnn plain'; default: all")
-    top.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs; none is overwritten")
-    top.add_argument(
-        "--write",
-        type=Path,
-        metavar="PAGE",
-        help="write the tables into this page too, between <!-- gpu:begin --> and <!-- gpu:end -->",
-    )
+    add_out(top)
+    add_write(top, "gpu")
     return top
 
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from pydantic import Field
 from rich.console import Console
 
@@ -229,15 +230,29 @@ def in_short(config: Config, m: Measured) -> str:
 
 
 def rows(config: Config, everything: list[Measured], zero: float) -> list[tuple[str, ...]]:
+    first = everything[0]
     found: list[tuple[str, ...]] = [
-        ("learner", "numbers kept", "µs a step", "rate", "regret a step", "in the last quarter")
+        (
+            *("learner", "numbers kept", "µs a step", "rate", "regret a step", "in the last quarter"),
+            f"regret less {first.learner.name}'s, stream by stream",
+        )
     ]
     for m in everything:
         whole = regret(config, m)
-        parts = (whole, whole[:, -whole.shape[1] // 4 :])
-        shown = [measured.spread(part.mean(1), ".4f") for part in parts]
-        found.append((m.learner.name, f"{m.kept:,}", f"{1e6 * m.seconds:.0f}", f"{m.rate:g}", *shown))
-    return [*found, ("answering 0", "0", "–", "–", f"{zero:.4f}", "–")]
+        shown = (measured.spread(part.mean(1), ".4f") for part in (whole, whole[:, -whole.shape[1] // 4 :]))
+        sizes = f"{m.kept:,}", f"{1e6 * m.seconds:.0f}", f"{m.rate:g}"
+        found.append((m.learner.name, *sizes, *shown, "–" if m is first else less(config, m, first)))
+    return [*found, ("answering 0", "0", "–", "–", f"{zero:.4f}", "–", "–")]
+
+
+def less(config: Config, m: Measured, first: Measured) -> str:
+    """The mean difference of two learners on the same streams, and its interval."""
+    a, b = (dict(zip(config.learn.seeds, regret(config, of).mean(1), strict=True)) for of in (m, first))
+    found = measured.difference(m.learner.name, first.learner.name, a, b)
+    if found is None:
+        return "–"
+    mean, low, high = (measured.signed(value, ".4f") for value in (found.mean, found.low, found.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def notes(config: Config) -> list[str]:
@@ -246,8 +261,8 @@ def notes(config: Config) -> list[str]:
         f"Regret: the squared error of a prediction, made before its target is seen, less that of whoever knows the "
         f"teacher, {data.noise**2:g}; mean over {data.steps:,} steps ± standard deviation of {len(learn.seeds)} "
         f"streams and seeds. Rate: Adam's, of {', '.join(f'{r:g}' for r in learn.rates)}, that of the least loss on "
-        f"{len(learn.validation_seeds)} other streams. µs a step: one stream, update included, median of rounds in "
-        f"which the learners take turns."
+        f"{len(learn.validation_seeds)} other streams. Differences: on the same streams, with 95 % intervals "
+        f"(Student's t). µs a step: one stream, update included, median of rounds in which the learners take turns."
     ]
 
 
@@ -262,8 +277,8 @@ def summarized(config: Config, m: Measured) -> dict[str, Any]:
 
 
 def figure(config: Config, everything: list[Measured], zero: float) -> Figure:
-    """Left the regret over time, right what it is at which cost."""
-    picture = Figure(figsize=(11, 4.4), layout="constrained")
+    """Left the regret over time, right what it is at which cost; one legend for both."""
+    picture = Figure(figsize=(11, 4.8), layout="constrained")
     over_time, by_cost = picture.subplots(1, 2)
     windows = [m for m in everything if m.learner.rule == "window"]
     best = min(windows, key=lambda m: m.losses.mean(), default=None)
@@ -274,17 +289,21 @@ def figure(config: Config, everything: list[Measured], zero: float) -> Figure:
         curve = mean[: n * CURVE].reshape(CURVE, n).mean(1)
         over_time.plot(n * (np.arange(CURVE) + 1), curve, color=colour, linewidth=1, label=m.learner.name)
         if m.learner.rule != "window":
-            by_cost.plot(1e6 * m.seconds, regret(config, m).mean(), "o", color=colour, label=m.learner.name)
-    if windows:
-        cost, value = zip(*((1e6 * m.seconds, regret(config, m).mean()) for m in windows), strict=True)
-        by_cost.plot(cost, value, "-s", color="grey", label="windows")
-        for m in windows:
-            by_cost.annotate(str(m.learner.window), (1e6 * m.seconds, regret(config, m).mean()), fontsize=8)
+            by_cost.plot(1e6 * m.seconds, regret(config, m).mean(), "o", color=colour)
     over_time.axhline(zero, color="grey", linewidth=1, linestyle="--", label="answering 0")
+    if windows:
+        points = [(1e6 * m.seconds, float(regret(config, m).mean())) for m in windows]
+        by_cost.plot(*zip(*points, strict=True), "-s", color="grey", label="windows, right")
+        for m, point in zip(windows, points, strict=True):
+            by_cost.annotate(str(m.learner.window), point, (3, 4), textcoords="offset points", fontsize=8)
     over_time.set(xlabel="step", ylabel="regret a step", yscale="log", title="over time, mean of the streams")
     by_cost.set(xlabel="µs a step", ylabel="regret a step", xscale="log", title="by cost")
+    for axis in (over_time.yaxis, by_cost.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     for axes in (over_time, by_cost):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+    picture.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return picture

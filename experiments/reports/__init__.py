@@ -5,5 +5,6 @@ samples.py   what an experiment hands over to be shown: strings, maps, images, e
 figures.py   figures saved as PNG and SVG, with a text; SVG made fit for a page
 tables.py    means with their intervals, what differs between runs
 pairs.py     models beside each other on the same seeds
+attention_maps.py  where a model looks, as a sample and as a figure
 page.py      the page: page.html.jinja, page.css
 """

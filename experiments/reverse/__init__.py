@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
-from experiments.reports.samples import Groups, Map, Said, Sample, Words
+from experiments.reports import attention_maps
+from experiments.reports.samples import Groups, Map, Said, Words
 from experiments.reverse import data
 from experiments.runner import report, study, training
 from experiments.runner.config import Many, Rate, Seed, Table, Trained
@@ -141,10 +142,11 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
         results.append(result.add(measures)._replace(seconds=result.seconds + clock.seconds()))
     attending: list[Form] = [form for form in config.model.attention if form != "none"]
     weights = {form: looks(config, form, fits[form].best.params) for form in attending}
-    if weights:
-        figures["attention.png"] = looking(config, weights)
+    where = maps(config, weights)
+    if where:
+        figures[attention_maps.FILE] = attention_maps.figure(where)
     figures["curves.png"] = curves(results, config.task)
-    shown = [errors_by_length(config, right), some_strings(config, said), *maps(config, weights)]
+    shown = [errors_by_length(config, right), some_strings(config, said), *where.values()]
     return study.Conclusion(results, notes(config), figures, {}, shown)
 
 
@@ -249,37 +251,13 @@ def read_and_said(config: Config, length: int) -> tuple[list[str], list[str]]:
     return list(map(str, tokens)), [*map(str, targets), "end"]
 
 
-def maps(config: Config, weights: Mapping[Form, np.ndarray]) -> list[Sample]:
-    """The weights of attention, for the report."""
-    shown: list[Sample] = []
+def maps(config: Config, weights: Mapping[Form, np.ndarray]) -> dict[str, Map]:
+    """The weights of attention of each model."""
+    seed, shown = config.train.seeds[0], {}
     for form, of in weights.items():
-        columns, rows = read_and_said(config, of.shape[1])
-        shown.append(
-            Map(
-                title=f"Where it looks: {form}, seed {config.train.seeds[0]}",
-                values=tuple(map(tuple, of.tolist())),
-                rows=tuple(rows),
-                columns=tuple(columns),
-                xlabel="symbol read",
-                ylabel="symbol said",
-                note="The more colour, the more weight.",
-                figure="attention.png",
-            )
-        )
+        read, said = read_and_said(config, of.shape[1])
+        shown[form] = attention_maps.part(f"{form}, seed {seed}", of, said, read, unit="symbol", what="symbol")
     return shown
-
-
-def looking(config: Config, weights: Mapping[Form, np.ndarray]) -> Figure:
-    """The same as a figure, a panel for each model."""
-    figure = Figure(figsize=(4 * len(weights) + 0.5, 4.2), layout="constrained")
-    for axes, (form, of) in zip(figure.subplots(1, len(weights), squeeze=False)[0], weights.items(), strict=True):
-        columns, rows = read_and_said(config, of.shape[1])
-        image = axes.imshow(of, cmap="viridis", vmin=0, vmax=1)
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set(title=form, xlabel="symbol read", ylabel="symbol said")
-    figure.colorbar(image, ax=figure.axes, label="weight", shrink=0.8)
-    return figure
 
 
 STUDY = study.Study(lambda config: config.model.attention, task, study.own_rate, columns, conclude, predictor)

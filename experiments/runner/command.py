@@ -139,7 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
     from experiments.runner import config, directories, study, training
     from jaxrnn.training.locking import alone
 
-    if arguments.resume is None:
+    if not (resumed := arguments.resume is not None):
         if arguments.config is None:
             raise config.ConfigError("run: expected a CONFIG, or --resume RUN")
         settings = config.load(arguments.config, arguments.set, schema_of)
@@ -162,6 +162,8 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.keeps_checkpoints:
             study.run(module.STUDY, settings, directory)
         else:
+            if resumed and jax.process_index() == 0:
+                print(f"{directory}: {settings.experiment} keeps no checkpoints: it begins again", file=sys.stderr)
             module.run(settings, directory)
         write_pages(arguments.write, settings.experiment, directory)
         if jax.process_index() == 0:
@@ -188,11 +190,14 @@ def sweep(arguments: argparse.Namespace) -> None:
     settings = sweeps.settings_of(grid)
     configs = [(setting, config.load(path, overrides, schema_of, grid=setting)) for setting in settings]
     shared = config.load(path, overrides, schema_of)
-    for each in (shared, *(of_setting for _, of_setting in configs)):
-        read_data(each)
     module = own.module_of(shared.experiment)
     if not hasattr(module, "STUDY"):
-        raise config.ConfigError(f"{path}: {shared.experiment} has a run of its own, which cannot be swept")
+        raise config.ConfigError(
+            f"{path}: {shared.experiment} cannot be swept: it has a run of its own, and no held-out score to rank "
+            f"settings by; run it once for each setting"
+        )
+    for each in (shared, *(of_setting for _, of_setting in configs)):
+        read_data(each)
     study: Study = module.STUDY
     for group in sweeps.groups(study, configs):  # what is wrong with the grid is said before a directory is made
         training.device_mesh(shared.mesh, len(group.members))

@@ -16,6 +16,7 @@ import jaxrnn as jr
 from experiments.runner import config, directories, report
 from experiments.runner.config import Train
 from jaxrnn import training
+from jaxrnn.devices.ensembles import Ensemble
 from jaxrnn.training import TrainState, checkpoints
 
 PyTree = Any
@@ -122,61 +123,21 @@ def fit(
     """
     among = members(settings, name) if among is None else among
     hyper = hyperparameters(among)
-    devices = device_mesh(mesh, len(among))
-
-    def block(member: tuple[State, Mapping[str, jax.Array]], shared: PyTree) -> tuple[State, Measures, Measures]:
-        (before, best, carry), hyper = member
-        draw = task.batch
-        assert draw is not None, "a task has batch or feed"
-
-        def batch_at(key: jax.Array, number: jax.Array) -> PyTree:
-            return divided(draw(key, number, shared), task.batch_axis, mesh.batch)
-
-        loop = steps_of(task, settings, hyper, shared)
-        if task.initial_carry is None:
-            state, measures = loop.run(before, batch_at, settings.block)
-        else:
-            state, carry, measures = run_with_carry(loop, before, carry, batch_at, settings.block)
-        return measured((State(state, best, carry), measures), shared)
-
-    def one_step(member: tuple[TrainState, Mapping[str, jax.Array], PyTree], shared: PyTree) -> Any:
-        state, hyper, batch = member
-        return steps_of(task, settings, hyper, shared).step(state, divided(batch, task.batch_axis, mesh.batch))
-
-    def measured(member: tuple[State, Measures], shared: PyTree) -> tuple[State, Measures, Measures]:
-        """What a block comes to: its measures (steps,), and those that are held out, of the parameters after it."""
-        (state, best, carry), measures = member
-        watched = {"loss": measures["loss"], "gradient": measures["grad_norm"]}
-        held_out = task.evaluate(state.params, shared)
-        assert not set(held_out) & {*measures, "skipped"}, "a held-out measure has the name of another"
-        if settings.nonfinite == "skip":
-            taken = jnp.isfinite(watched["loss"]) & jnp.isfinite(watched["gradient"])
-            means = {name: jnp.mean(values, where=taken) for name, values in measures.items()}
-            means["skipped"] = state.skipped
-            watched = {}
-        else:
-            means = jax.tree.map(jnp.mean, measures)
-        nonfinite = jax.tree.map(training.first_nonfinite, watched)
-        # The last update shows in no loss yet.
-        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
-        nonfinite["parameters"] = jnp.where(finite, 0, settings.block)
-        best = training.update_best(best, held_out[task.score], state.step, state.params, lower=task.lower)
-        return State(state, best, carry), {**means, **held_out}, nonfinite
-
-    states = jr.devices.ensemble(functools.partial(start, task, settings), **devices)(hyper, task.shared)
-    run, run_step, measure = (jr.devices.ensemble(function, **devices) for function in (block, one_step, measured))
     batch_of = None if task.feed is None else task.feed([member.seed for member in among])
+    functions = task._replace(shared=(), feed=None, stop_when=None, until="")
+    by = programs(functions, settings, mesh.batch, *device_mesh(mesh, len(among)).items())
+    states = by.start(hyper, task.shared)
 
     def next_block(states: State) -> tuple[State, Measures, Measures]:
         if batch_of is None:
-            return run((states, hyper), task.shared)
+            return by.run((states, hyper), task.shared)
         state, steps = states.train, []
         first = int(training.fetch(state.step)[0])
         for number in range(first, first + settings.block):  # a program for each shape of a batch
-            state, measures = run_step((state, hyper, batch_of(number)), task.shared)
+            state, measures = by.step((state, hyper, batch_of(number)), task.shared)
             steps.append(measures)
         stacked = jax.tree.map(lambda *a: jnp.stack(a, axis=1), *steps)
-        return measure((State(state, states.best), stacked), task.shared)
+        return by.measure((State(state, states.best), stacked), task.shared)
 
     stop = training.patience(task.score, settings.patience, lower=task.lower) if settings.patience else None
     fitted = training.fit(
@@ -198,6 +159,62 @@ def fit(
     ended = ended_early(task, settings, fitted.history)
     result = report.Result(name, seeds, parameters, fitted.history, fitted.seconds, fitted.already_finished, ended)
     return Fit(result, training.fetch(fitted.state.train.params), training.fetch(fitted.state.best))
+
+
+class Programs(NamedTuple):
+    """What trains all members of a task at once, each compiled at its first call."""
+
+    start: Ensemble  # (hyper, shared) -> states
+    run: Ensemble  # a block: ((states, hyper), shared) -> states, measures, what is not finite
+    step: Ensemble  # ((train states, hyper, batch), shared) -> train states, measures (steps,)
+    measure: Ensemble  # ((states, measures), shared), after a block of steps: what run returns
+
+
+@functools.lru_cache(maxsize=1)
+def programs(task: Task, settings: Train, batch_devices: int, *devices: tuple[str, Any]) -> Programs:
+    """Those of the task before are used again where all is alike but the data, as of the folds of a split."""
+
+    def block(member: tuple[State, Mapping[str, jax.Array]], shared: PyTree) -> tuple[State, Measures, Measures]:
+        (before, best, carry), hyper = member
+        draw = task.batch
+        assert draw is not None, "a task has batch or feed"
+
+        def batch_at(key: jax.Array, number: jax.Array) -> PyTree:
+            return divided(draw(key, number, shared), task.batch_axis, batch_devices)
+
+        loop = steps_of(task, settings, hyper, shared)
+        if task.initial_carry is None:
+            state, measures = loop.run(before, batch_at, settings.block)
+        else:
+            state, carry, measures = run_with_carry(loop, before, carry, batch_at, settings.block)
+        return measured((State(state, best, carry), measures), shared)
+
+    def one_step(member: tuple[TrainState, Mapping[str, jax.Array], PyTree], shared: PyTree) -> Any:
+        state, hyper, batch = member
+        return steps_of(task, settings, hyper, shared).step(state, divided(batch, task.batch_axis, batch_devices))
+
+    def measured(member: tuple[State, Measures], shared: PyTree) -> tuple[State, Measures, Measures]:
+        """What a block comes to: its measures (steps,), and those that are held out, of the parameters after it."""
+        (state, best, carry), measures = member
+        watched = {"loss": measures["loss"], "gradient": measures["grad_norm"]}
+        held_out = task.evaluate(state.params, shared)
+        assert not set(held_out) & {*measures, "skipped"}, "a held-out measure has the name of another"
+        if settings.nonfinite == "skip":
+            taken = jnp.isfinite(watched["loss"]) & jnp.isfinite(watched["gradient"])
+            means = {name: jnp.mean(values, where=taken) for name, values in measures.items()}
+            means["skipped"] = state.skipped
+            watched = {}
+        else:
+            means = jax.tree.map(jnp.mean, measures)
+        nonfinite = jax.tree.map(training.first_nonfinite, watched)
+        # The last update shows in no loss yet.
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
+        nonfinite["parameters"] = jnp.where(finite, 0, settings.block)
+        best = training.update_best(best, held_out[task.score], state.step, state.params, lower=task.lower)
+        return State(state, best, carry), {**means, **held_out}, nonfinite
+
+    first = functools.partial(start, task, settings)
+    return Programs(*(jr.devices.ensemble(of, **dict(devices)) for of in (first, block, one_step, measured)))
 
 
 def ended_early(task: Task, settings: Train, history: Sequence[training.BlockResult]) -> str:

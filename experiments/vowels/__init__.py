@@ -5,8 +5,9 @@ About 5 minutes on 2 CPU cores.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ from experiments.runner import report, study, training
 from experiments.runner.config import Many, Rate, Seed, Table, Train
 from experiments.runner.models import compute_dtype
 from experiments.vowels import data
-from experiments.vowels.model import Classifier, Name, classifier
+from experiments.vowels.model import Classifier, Name, Scale, classifier
+from jaxrnn.training import bucketed
 
 PUBLISHED = 0.976  # test accuracy of MLSTM-FCN, Karim et al. 2019
 
@@ -58,6 +60,10 @@ class Part(NamedTuple):
     learned: Sequences
     held_out: Sequences  # under "test" the same: the test split is not looked at while training goes on
 
+    @property
+    def scale(self) -> Scale:
+        return splits.statistics(self.learned)
+
 
 def models(config: Config) -> dict[str, tuple[Name, int | None]]:
     """What is trained, by title: every cell on the whole training split, or without each of its folds."""
@@ -81,37 +87,43 @@ def settings(config: Config, model: str) -> Train:
 
 
 def network(config: Config, model: str) -> Classifier:
-    name, fold = models(config)[model]
-    learned = part(config, fold).learned
-    of, dtype = config.model, compute_dtype(config.train)
-    scale, speakers = splits.statistics(learned), len(config.splits.classes)
-    return classifier(name, scale, of.hidden_size, speakers, dropout=of.dropout, noise=of.noise, dtype=dtype)
+    name, of, dtype = models(config)[model][0], config.model, compute_dtype(config.train)
+    sizes = config.splits.features, of.hidden_size, len(config.splits.classes)
+    return classifier(name, *sizes, dropout=of.dropout, noise=of.noise, dtype=dtype)
 
 
 def task(config: Config, model: str) -> training.Task:
-    reads = network(config, model)
-    learned, held_out = part(config, models(config)[model][1])
+    """All folds have the same functions and shapes, and so one program; what differs is in ``shared``."""
+    reads, everything = network(config, model), part(config, None).learned
+    fold = part(config, models(config)[model][1])
     seen = "train_accuracy" if config.task.held_out == "test" else "validation_accuracy"
+    batch_size = config.train.batch_size
+    shapes = bucketed(everything.lengths, batch_size=batch_size, seed=0, buckets=config.data.buckets).shapes
+    return training.Task(
+        reads.init,
+        None,
+        *rules(reads, seen),
+        score=seen,
+        lower=False,
+        shared=(fold.scale, batches.whole(fold.held_out, everything.lengths.max())),
+        batch_axis=batches.BATCH_AXIS,
+        feed=batches.by_length(fold.learned, batch_size, [length for length, _ in shapes]),
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def rules(reads: Classifier, seen: str) -> Any:
+    """Loss and evaluation."""
 
     def loss(params, batch, key, shared):
-        logits = reads.apply(params, batch.xs, batch.lengths, key)
+        logits = reads.apply(params, batch.xs, batch.lengths, shared[0], key)
         losses = jax.vmap(lambda a, label: training.cross_entropy(a[None], label[None]))(logits, batch.labels)
         return losses.mean(where=batch.valid), {}
 
     def evaluate(params, shared):
-        return {seen: training.accuracy(reads.apply(params, shared.xs, shared.lengths, None), shared.labels)}
+        return {seen: accuracy(reads, params, *shared)}
 
-    return training.Task(
-        reads.init,
-        None,
-        loss,
-        evaluate,
-        score=seen,
-        lower=False,
-        shared=batches.whole(held_out),
-        batch_axis=batches.BATCH_AXIS,
-        feed=batches.by_length(learned, config.train.batch_size, config.data.buckets),
-    )
+    return loss, evaluate
 
 
 def columns(config: Config) -> tuple[report.Column, ...]:
@@ -131,16 +143,16 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
     test = batches.whole(config.splits.test())
     results = []
     for model, fit in fits.items():
-        reads = network(config, model)
-        measure = jax.jit(jax.vmap(lambda params, reads=reads: accuracy(reads, params, test)))
+        reads, scale = network(config, model), part(config, None).scale
+        measure = jax.jit(jax.vmap(lambda params, reads=reads, scale=scale: accuracy(reads, params, scale, test)))
         results.append(fit.result.add({"test_accuracy": np.asarray(measure(fit.params))}))
     intervals = {result.model: data.interval(result.last("test_accuracy")) for result in results}
     more = {"test_reads": config.splits.test_reads, "interval": intervals, "published": PUBLISHED}
     return study.Conclusion(results, notes(config, intervals), {"curves.png": curves(results)}, more)
 
 
-def accuracy(reads: Classifier, params: object, held_out: batches.Batch) -> jax.Array:
-    return training.accuracy(reads.apply(params, held_out.xs, held_out.lengths, None), held_out.labels)
+def accuracy(reads: Classifier, params: Any, scale: Scale, held_out: batches.Batch) -> jax.Array:
+    return training.accuracy(reads.apply(params, held_out.xs, held_out.lengths, scale, None), held_out.labels)
 
 
 def crossed(config: Config, fits: Mapping[str, training.Fit]) -> tuple[str, ...]:
@@ -184,16 +196,16 @@ def curves(results: Sequence[report.Result]) -> Figure:
 
 def predictor(config: Config, model: str) -> study.Predictor:
     """Steps (T, N, 12), NaN after the end of a shorter sequence -> the probabilities of the speakers, (N, 9)."""
-    reads = network(config, model)
+    reads, fold = network(config, model), part(config, models(config)[model][1])
 
     def examples():
-        held_out = batches.whole(part(config, models(config)[model][1]).held_out)
+        held_out = batches.whole(fold.held_out)
         after = np.arange(len(held_out.xs))[:, None] >= held_out.lengths
         return np.where(after[:, :, None], np.nan, held_out.xs), held_out.labels
 
     def answer(params, xs):
         there = ~jnp.isnan(xs).any(-1)
-        return jax.nn.softmax(reads.apply(params, jnp.where(there[:, :, None], xs, 0), there.sum(0), None))
+        return jax.nn.softmax(reads.apply(params, jnp.where(there[:, :, None], xs, 0), there.sum(0), fold.scale, None))
 
     def say(probabilities, label):
         likeliest, classes = probabilities.argmax(), config.splits.classes

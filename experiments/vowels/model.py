@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -12,16 +13,19 @@ import numpy as np
 import jaxrnn as jr
 
 Name = Literal["gru", "lstm"]
+Scale = tuple[np.ndarray, np.ndarray]  # mean and sd of each feature, (I,)
 
 
 class Classifier(NamedTuple):
     init: Callable[[jax.Array], Any]
-    apply: Callable[[Any, Any, Any, jax.Array | None], jax.Array]  # (params, xs (T, N, I), lengths (N,), key) -> (N, C)
+    # (params, xs (T, N, I), lengths (N,), scale, key) -> (N, C)
+    apply: Callable[[Any, Any, Any, Scale, jax.Array | None], jax.Array]
 
 
+@functools.lru_cache(maxsize=4)  # of equal options the very same functions: what trains folds is compiled once
 def classifier(
     name: Name,
-    scale: tuple[np.ndarray, np.ndarray],
+    features: int,
     hidden_size: int,
     classes: int,
     *,
@@ -33,16 +37,16 @@ def classifier(
 
     y = W_hy 1/T Σ_t [h_t forward, h_t backward] + b_y
     """
-    mean, sd = scale
     cell = jr.gru if name == "gru" else jr.lstm
-    layer = jr.bidirectional(*(cell(len(mean), hidden_size, dtype=dtype) for _ in range(2)))
+    layer = jr.bidirectional(*(cell(features, hidden_size, dtype=dtype) for _ in range(2)))
     readout = jr.readout(2 * hidden_size, classes, dtype=dtype)
 
     def init(key):
         k_layer, k_readout = jax.random.split(key)
         return layer.init(k_layer), readout.init(k_readout)
 
-    def apply(params, xs, lengths, key):
+    def apply(params, xs, lengths, scale, key):
+        mean, sd = scale
         xs = (jnp.asarray(xs) - mean) / sd
         if key is not None:
             k_noise, k_drop = jax.random.split(key)

@@ -143,7 +143,7 @@ def parts_of(spec: Spec, tensors: Mapping[str, Tensor], name: str = "") -> list[
     """The cells of a model, in the order of its parameters, which begin with its name."""
 
     def walk(spec: Spec, owner: str, prefix: str, around: tuple[str, ...]) -> list[Part]:
-        if spec.kind in ("stack", "chain"):
+        if spec.kind in ("stack", "chain", "branch"):
             inner = [f"{prefix}{index}." for index in range(len(spec.children))]
         elif spec.kind == "bidirectional":
             inner = [f"{prefix}forward.", f"{prefix}backward."]
@@ -194,12 +194,12 @@ def _sizes(spec: Spec) -> str:
 def conventions(part: Part) -> str:
     """What libraries do in different ways, in words: gate order, carry, reset, biases. Empty for what has none."""
     spec, own = part.spec, {name.rpartition(".")[2] for name in part.tensors}
-    order = jr.cells.gate_order(spec.kind)
-    words = [f"gates {' '.join(order)}"] if order and option(spec, "gated") is not False else []
     carry = _carry_of(spec)
     if not jax.tree.leaves(carry):
         return ""
-    words.append(f"carry ({', '.join(carry._fields)})" if hasattr(carry, "_fields") else "carry h")
+    order = _blocks(spec)
+    words = [f"gates {' '.join(order)}"] if order else []
+    words.append(f"carry ({', '.join(carry._fields)})" if hasattr(carry, "_fields") else f"carry {_bare(spec)}")
     if spec.kind in ("gru", "conv_gru"):
         words += [f"reset {option(spec, 'reset')} the product", "z multiplies the candidate"]
     if spec.kind == "mgu":
@@ -215,6 +215,21 @@ def conventions(part: Part) -> str:
     if option(spec, "learned_carry"):
         words.append("initial carry learned")
     return "; ".join(words)
+
+
+def _blocks(spec: Spec) -> tuple[str, ...]:
+    """The gates that the fused arrays of this cell have, in their order."""
+    order = jr.cells.gate_order(spec.kind)
+    if spec.kind == "qrnn":
+        return tuple(gate for gate in order if gate == "n" or gate in option(spec, "pooling"))
+    return () if option(spec, "gated") is False else order
+
+
+def _bare(spec: Spec) -> str:
+    """What the equations of a cell call a carry that is one array."""
+    if spec.kind == "ctrnn":
+        return {"rate": "r", "current": "x"}[option(spec, "form")]
+    return "c" if spec.kind in ("qrnn", "sru") else "h"
 
 
 @functools.lru_cache

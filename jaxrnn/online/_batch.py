@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -131,7 +132,7 @@ class Chosen:
             return kf_rtrl(int(found[1]) if found[1] else None)
         check_choice(self.who, "rule", rule, NAMES)
         if rule in LOCAL:
-            return local_rule(rule, self.masks)
+            return local_rule(rule, self.influence)
         if rule == "rtrl":
             return sparse_rule(None, self.influence)
         if rule == "uoro":
@@ -146,7 +147,7 @@ class Chosen:
         leaves, tree = flatten((problem.theta, problem.carry.kinds, problem.others, problem.x, problem.noise))
         key = tree, tuple((a.shape, str(a.dtype)) for a in leaves)
         if key not in self.known:
-            steps = None if self.name == "rtrl" else int(self.name.removeprefix("snap").removeprefix(":"))
+            steps = int(self.name[4:].removeprefix(":")) if self.name.startswith("snap") else None
             self.known[key] = influence_of(problem, steps, self.masks)
         return self.known[key]
 
@@ -162,8 +163,8 @@ class Chosen:
         """Σ uᵀ J over the batch, without the gradient of each sequence; None where the rule has no such form."""
         if not batch.batch_shape or not (self.name == "rtrl" or self.name.startswith("snap")):
             return None
-        n = len(batch.batch_shape)
-        flat = lambda a: a.reshape(-1, *a.shape[n:])
+        n, members = len(batch.batch_shape), math.prod(batch.batch_shape)
+        flat = lambda a: a.reshape(members, *a.shape[n:])
         return gradient_of_batch(self.influence(batch.problem), theta, jax.tree.map(flat, trace), flat(u))
 
     def start(self, batch: Batch, params: PyTree, key: Any, time: Any, *, fresh: bool) -> PyTree:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxrnn._arguments import checks_arguments
 from jaxrnn._base import Cell, PyTree, expect_cell, name_of, select
 from jaxrnn._checks import (
+    check_array,
     check_batch_shape,
     check_carry,
     check_choice,
@@ -19,12 +20,14 @@ from jaxrnn._checks import (
     check_key,
     check_leads_with_batch,
     check_params,
+    check_tree,
+    named_loss,
     step_batch_shape,
 )
 from jaxrnn._narrowing import as_start, check_held
 from jaxrnn.online._batch import Batch, Chosen, example
-from jaxrnn.online.problem import shapes
-from jaxrnn.online.rules import OnlineRule
+from jaxrnn.online.problem import check_backward, shapes
+from jaxrnn.online.rules import OnlineRule, checked
 from jaxrnn.online.step_of_batch import Given, all_together, each_by_itself
 from jaxrnn.running.scan import shapes_of_params
 
@@ -182,7 +185,13 @@ def learner_of(
     nonfinite: str = "keep",
 ) -> Online:
     """``online`` under the name that its messages begin with."""
-    chosen = Chosen(who, cell, rule, window, masks, feedback)
+    if not isinstance(rule, str | OnlineRule):
+        raise TypeError(
+            f"{who}: rule must be a name, such as 'rtrl', or a jr.gradients.OnlineRule(init, update, gradient), got "
+            f"{rule!r:.80} ({type(rule).__name__})."
+        )
+    rule = checked(who, rule) if isinstance(rule, OnlineRule) else rule
+    chosen, loss = Chosen(who, cell, rule, window, masks, feedback), named_loss(who, loss)
     check_choice(who, "nonfinite", nonfinite, ("keep", "skip"))
     skips = nonfinite == "skip"
 
@@ -200,10 +209,11 @@ def learner_of(
             check_carry(who, carry, expected, batch_shape)
         time = jnp.asarray(as_start(who, start, 1), jnp.int32)
         batch = Batch(who, cell, params, batch_shape, x, key)
+        check_backward(batch.problem)
         trace = chosen.start(batch, params, key, time, fresh=carry is None)
         carry = cell.initial_carry(params, batch_shape) if carry is None else carry
         skipped = jnp.zeros(batch_shape, jnp.int32) if skips else None
-        return OnlineState(jax.tree.map(jnp.copy, carry), trace, time, key, skipped)
+        return jax.tree.map(jnp.copy, OnlineState(carry, trace, time, key, skipped))  # the caller's stay when donated
 
     def step(params, state, x, target, mask=None, resets=None):
         if not isinstance(state, OnlineState):
@@ -218,8 +228,11 @@ def learner_of(
         check_carry(who, state.carry, jax.eval_shape(lambda: cell.initial_carry(params, batch_shape)), batch_shape)
         for name, flags in (("mask", mask), ("resets", resets)):
             if flags is not None:
+                check_array(who, name, flags)
                 meaning = "have an input" if name == "mask" else "begin anew"
-                check_flags(who, name, flags, (batch_shape,), f"True for members that {meaning}", axes="*B")
+                check_flags(
+                    who, name, jnp.asarray(flags), (batch_shape,), f"True for members that {meaning}", axes="*B"
+                )
         check_leads_with_batch(who, "target", target, batch_shape)
         if mask is not None:
             mask = jnp.asarray(mask)
@@ -228,13 +241,13 @@ def learner_of(
         theta, others = batch.problem.params.split(params)
         noise = batch.draw(params, state.key, state.time)
         key = chosen.keys(state.key, state.time, 0, batch_shape)
-        old = batch.over(batch.problem.carry.flat)(state.carry)
-        trace = state.trace
+        old, trace = batch.problem.carry.flat(state.carry, batch_shape), state.trace
+        fresh = lambda: chosen.start(batch, params, state.key, state.time, fresh=True)
+        check_tree(who, "state.trace", trace, jax.eval_shape(fresh), "make the state by this learner's own init")
         if resets is not None:
             resets = jnp.asarray(resets)
-            fresh = cell.initial_carry(params, batch_shape)
-            old = select(resets, batch.over(batch.problem.carry.flat)(fresh), old)
-            trace = select(resets, chosen.start(batch, params, state.key, state.time, fresh=True), trace)
+            old = select(resets, batch.problem.carry.flat(cell.initial_carry(params, batch_shape), batch_shape), old)
+            trace = select(resets, fresh(), trace)
         given = Given(batch, theta, others, old, x, noise, key, target, mask)
         put_out = chosen.output(batch.problem, state.key)
         if skips:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
-
-from jaxrnn._base import PyTree, flatten
-from jaxrnn.online.influence import Influence, influence_of, sparse_rule
+from jaxrnn._base import PyTree
+from jaxrnn.online.influence import Influence, sparse_rule
 from jaxrnn.online.parts import Member, TracedStep, members_of, traced_step
-from jaxrnn.online.problem import Problem
+from jaxrnn.online.problem import Problem, held
 from jaxrnn.online.rules import OnlineRule, Start, Step
 from jaxrnn.programs.program import Op, needed_for, reached_from
 
@@ -28,7 +26,7 @@ NOTHING_LEFT = {
 }
 
 
-def local_rule(rule: str, masks: PyTree) -> OnlineRule:
+def local_rule(rule: str, influence: Callable[[Problem], Influence]) -> OnlineRule:
     """J_t = D̂_t J_{t-1} + Î_t: the derivatives of a step some of whose paths are held.
 
         "layerwise"   held is what a member of a chain reads of the others
@@ -37,15 +35,6 @@ def local_rule(rule: str, masks: PyTree) -> OnlineRule:
 
     What is computed within the step from the member's own new carry is never held: h_t = o * tanh(c_t) of an LSTM.
     """
-    known: dict[Any, Influence] = {}
-
-    def influence(problem: Problem) -> Influence:
-        leaves, tree = flatten((problem.theta, problem.carry.kinds, problem.others, problem.x, problem.noise))
-        key = tree, tuple((a.shape, str(a.dtype)) for a in leaves)
-        if key not in known:
-            known[key] = influence_of(problem, None, masks)
-        return known[key]
-
     exact = sparse_rule(None, influence)
 
     def init(start: Start) -> PyTree:
@@ -76,8 +65,7 @@ def local_problem(problem: Problem, rule: str) -> Problem:
     def step(params, carry, x, *noise):
         theta, others = problem.params.split(params)
         given = traced.values(theta, carry, others, x, noise[0] if noise else None)
-        stopped = {k: jax.lax.stop_gradient(given[k]) for k in (*traced.theta, *traced.old)}
-        still = {**given, **stopped}
+        still = {**given, **{k: held(given[k], carry) for k in (*traced.theta, *traced.old)}}
         new: dict[int, Any] = {}
         for member, ops, holds in ways:
             direct = _values(ops, {**still, **{k: given[k] for k in member.theta}})
@@ -96,13 +84,13 @@ def _values(ops: Iterable[Op], given: Mapping[int, Any]) -> dict[int, Any]:
     return values
 
 
-def _differentiated(ops: Iterable[Op], held: Mapping[int, Any], seeds: Mapping[int, Any], holds: Holds) -> Any:
-    """What depends on the seeds along paths that are not held; all else is read from ``held``, the same values."""
+def _differentiated(ops: Iterable[Op], still: Mapping[int, Any], seeds: Mapping[int, Any], holds: Holds) -> Any:
+    """What depends on the seeds along paths that are not held; all else is read from ``still``, the same values."""
     moved = dict(seeds)
     for op in ops:
         own = [k in moved and not holds(op, i) for i, k in enumerate(op.inputs)]
         if any(own):
-            values = [moved[k] if is_own else held[k] for k, is_own in zip(op.inputs, own, strict=True)]
+            values = [moved[k] if is_own else still[k] for k, is_own in zip(op.inputs, own, strict=True)]
             moved.update(zip(op.outputs, op.run(*values), strict=True))
     return moved
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -83,12 +84,13 @@ class Carry(NamedTuple):
     def sizes(self) -> list[int]:
         return [math.prod(k.shape) * (1 + jnp.issubdtype(k.dtype, jnp.complexfloating)) for k in self.kinds]
 
-    def flat(self, carry: PyTree) -> Any:
+    def flat(self, carry: PyTree, batch_shape: tuple[int, ...] = ()) -> Any:
+        """(*B, S)"""
         parts = []
-        for a in jax.tree.leaves(carry):
-            a = jnp.reshape(a, -1)
+        for a, kind in zip(jax.tree.leaves(carry), self.kinds, strict=True):
+            a = jnp.reshape(a, (*batch_shape, math.prod(kind.shape)))
             parts += [part.astype(self.dtype) for part in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
-        return jnp.concatenate(parts) if parts else jnp.zeros(0, self.dtype)
+        return jnp.concatenate(parts, -1) if parts else jnp.zeros((*batch_shape, 0), self.dtype)
 
     def tree(self, h: Any) -> PyTree:
         parts = []
@@ -233,12 +235,12 @@ def _cut(program: Program, tree: Any, cuts: dict[int, int], weights: dict[int, W
                 mine = cuts[index]
                 operands.append(given[mine])
                 coefficients.append(given[1 - mine])
-                given[mine] = jax.lax.stop_gradient(given[mine])
+                given[mine] = held(given[mine], h)
                 added.append(next(rest))
             if of_weights is not None and index in weights:
                 place = weights[index].place
                 vectors.append(given[1 - place])
-                given[place] = jax.lax.stop_gradient(given[place])
+                given[place] = held(given[place], h)
                 added.append(next(more))
             results = op.run(*given)
             if added:
@@ -249,21 +251,62 @@ def _cut(program: Program, tree: Any, cuts: dict[int, int], weights: dict[int, W
     return CutStep(list(cuts.values()), [op.params for op in ops], kinds, made, list(weights.values()), run)
 
 
+@jax.custom_jvp
+def held(a: Any, by: PyTree) -> Any:
+    """``a``, a constant to the derivative in which ``by`` moves; to one that is taken of that it moves as it does."""
+    return a
+
+
+@functools.partial(held.defjvp, symbolic_zeros=True)
+def _held_jvp(primals: Any, tangents: Any) -> Any:
+    return primals[0], jax.custom_derivatives.zero_from_primal(primals[0], symbolic_zeros=True)
+
+
 def shapes(tree: PyTree) -> PyTree:
     """Arrays as their types."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree)
 
 
-def check_forward_mode(problem: Problem) -> None:
-    """A step has tangents: no custom_vjp function stands in it, whose rule is for the way back alone."""
+def check_backward(problem: Problem) -> None:
+    """A gradient goes back through the step, as every rule takes it: no open loop and no callback is in the way."""
+    arguments = (problem.theta, problem.h, problem.others, problem.x, problem.noise)
+    jax.eval_shape(problem.step, *arguments)  # where this fails the cell itself says why
 
-    def pushed(theta, h, others, x, noise, tangent):
-        return jax.jvp(lambda h: problem.step(theta, h, others, x, noise)[0], (h,), (tangent,))
+    def pulled(theta, h, *rest):
+        made, pull = jax.vjp(lambda theta, h: problem.step(theta, h, *rest), theta, h)
+        return pull(made)
 
-    arguments = (problem.theta, problem.h, problem.others, problem.x, problem.noise, problem.h)
     try:
-        todo = [jax.make_jaxpr(pushed)(*arguments).jaxpr]
-        names = set()
+        jax.eval_shape(pulled, *arguments)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        said = str(error).split(". ")[0]
+        raise TypeError(
+            f"{problem.who}: every rule goes back through the cell's step, and JAX cannot: {said}; "
+            f"make a loop jax.lax.scan, or give the function that is in the way a jax.custom_jvp."
+        ) from error
+
+
+def check_forward_mode(problem: Problem) -> None:
+    """The new carry has tangents: no custom_vjp function makes it, whose rule is for the way back alone."""
+    arguments = (problem.theta, problem.h, problem.others, problem.x, problem.noise)
+    leaves, tree = flatten((problem.theta, problem.h))
+    rest, tree_of_rest = flatten(arguments[2:])
+
+    def pushed(*arrays):
+        n = len(leaves)
+        others = tree_of_rest.unflatten(arrays[2 * n :])
+
+        def step(*moving):
+            theta, h = tree.unflatten(moving)
+            return problem.step(theta, h, *others)[0]
+
+        return [jax.jvp(step, arrays[:n], arrays[n : 2 * n])[1]]
+
+    try:
+        program, _, _ = flat_program(pushed, *leaves, *leaves, *rest, flattens=is_call)
+        ops = needed_for(program.ops, program.outputs)
+        names = {op.name for op in ops}
+        todo = [inner for op in ops for inner in inner_programs(op.params)]
         while todo:
             for eqn in todo.pop().eqns:
                 names.add(eqn.primitive.name)
@@ -275,6 +318,6 @@ def check_forward_mode(problem: Problem) -> None:
     if "custom_lin" in names:  # what JAX makes of such a function's tangent, and cannot compile
         raise TypeError(
             f"{problem.who}: this rule takes tangents through the step, and the cell's step has no forward mode: a "
-            f"custom_vjp function stands in it, as jr.cotangent_clip puts one there; give the cell without it, or "
-            f"rule='tbptt'."
+            f"custom_vjp function stands in it, as jr.cotangent_clip puts one there; give the cell without it, a "
+            f"jax.custom_jvp in its place, or rule='tbptt'."
         )

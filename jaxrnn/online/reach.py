@@ -172,7 +172,8 @@ def _sources(op: Op, of: Sequence[Value], kinds: Sequence[Any], made: Sequence[A
         with jax.ensure_compile_time_eval():
             return [np.asarray(op.run(places[0].astype(np.int32), *(v.known for v in of[1:]))[0])]
     if name in ("reshape", "squeeze", "expand_dims"):
-        return [places[0].reshape(made[0].shape)] if params.get("dimensions") is None or name != "reshape" else None
+        order = params["dimensions"] if name == "reshape" else None
+        return [np.transpose(places[0], order or range(places[0].ndim)).reshape(made[0].shape)]
     moves: dict[str, Callable[[np.ndarray], Any]] = {
         "transpose": lambda a: np.transpose(a, params["permutation"]),
         "broadcast_in_dim": lambda a: _broadcast(a, params, made[0].shape),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn._base import PyTree
+from jaxrnn._checks import check_tree
 from jaxrnn.online.problem import Problem, Theta
 
 
@@ -28,8 +29,9 @@ class OnlineRule(NamedTuple):
             and ``pull(u)``, uᵀ ∂h_0/∂θ as a list like θ (zeros unless the initial carry is learned).
         update: ``update(step, trace) -> trace``, after each step: of :class:`Step` are ``size``, ``theta``, ``key``,
             ``h`` (h_{t-1}), ``x``; ``push(v)``, D_t v; ``pull(u)``, the pair uᵀ D_t (S,) and uᵀ I_t, a list like θ.
-        gradient: ``gradient(step, trace, u) -> uᵀ J``, a list like θ.
-        needs_key: whether it draws.
+        gradient: ``gradient(step, trace, u) -> uᵀ J``, a list like θ, J that of the trace. Where y reads h_{t-1} other
+            than through h_t, it is called with the trace before the step too, so J must not be made of ``step`` here.
+        needs_key: whether it draws; if not, ``key`` is None.
 
     Example, the immediate influence alone:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr
@@ -54,6 +56,35 @@ class OnlineRule(NamedTuple):
     update: Callable[[Any, PyTree], PyTree]
     gradient: Callable[[Any, PyTree, jax.Array], Theta]
     needs_key: bool = False
+
+
+def checked(who: str, rule: OnlineRule) -> OnlineRule:
+    """A user's rule, whose functions must return what they should."""
+    for name in ("init", "update", "gradient"):
+        if not callable(getattr(rule, name)):
+            raise TypeError(f"{who}: {name} of the rule must be a function, got {getattr(rule, name)!r:.80}.")
+
+    def update(step: Step, trace: PyTree) -> PyTree:
+        new = rule.update(step, trace)
+        check_tree(who, "the trace that the rule returned", new, trace, "return what has the form of init's")
+        for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(trace), strict=True):
+            if jnp.result_type(a) != jnp.result_type(b):
+                raise TypeError(
+                    f"{who}: the rule's update makes {jnp.result_type(a)} of a trace of {jnp.result_type(b)}, and the "
+                    f"trace of every step must have the types of init's; cast it, a.astype({jnp.result_type(b)})."
+                )
+        return new
+
+    def gradient(step: Step, trace: PyTree, u: jax.Array) -> Theta:
+        found = rule.gradient(step, trace, u)
+        if not isinstance(found, list | tuple):
+            raise TypeError(
+                f"{who}: the rule's gradient must be a list of arrays like step.theta, got {type(found).__name__}."
+            )
+        check_tree(who, "the rule's gradient", list(found), step.theta, "return an array for each of step.theta")
+        return list(found)
+
+    return rule._replace(update=update, gradient=gradient)
 
 
 class Start(NamedTuple):

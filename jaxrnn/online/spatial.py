@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrnn._checks import check_choice
 from jaxrnn.online.parts import Member, TracedStep, members_of, traced_step
-from jaxrnn.online.problem import Output, Problem
+from jaxrnn.online.problem import Output, Problem, held
 from jaxrnn.programs.program import Op, evaluate, needed_for, reached_from
 
 FEEDBACK = ("symmetric", "random")
@@ -59,7 +59,7 @@ def spatial_output(problem: Problem, feedback: Any, key: Any) -> Output:
         given = step.values(theta, problem.carry.tree(h), others, x, noise)
         at = dict(zip(step.new, jax.tree.leaves(problem.carry.tree(h_new)), strict=True))
         for member, ahead, own in linked:  # in their order: each is linked to those that are linked already
-            stopped = {k: jax.lax.stop_gradient(given[k]) for k in (*member.theta, *member.old)}
+            stopped = {k: held(given[k], h_new) for k in (*member.theta, *member.old)}
             made = evaluate(own, {**given, **stopped, **{k: at[k] for k in ahead}}, member.new)
             at.update({k: graft(at[k], a) for k, a in zip(member.new, made, strict=True) if k not in ahead})
         run = ops if replaced is None else [replaced.op if op is replaced.instead_of else op for op in ops]
@@ -91,8 +91,7 @@ def _fed_back(problem: Problem, step: TracedStep, ops: list[Op], feedback: Any, 
 
     def run(*operands):
         vector = operands[place]
-        held = [jax.lax.stop_gradient(a) if i == place else a for i, a in enumerate(operands)]
-        (made,) = product.run(*held)
+        (made,) = product.run(*(held(a, a) if i == place else a for i, a in enumerate(operands)))
         return [graft(made, jnp.dot(vector, B.T.astype(vector.dtype)).astype(made.dtype))]
 
     return Replaced(product, product._replace(run=run))

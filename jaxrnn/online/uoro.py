@@ -35,9 +35,8 @@ def uoro() -> OnlineRule:
         ν, pushed = signs(step), step.push(s)
         _, direct = step.pull(ν)
         ρ0, ρ1 = (jnp.sqrt((_norm(a) + TINY) / (_norm([b]) + TINY)) for a, b in ((w, pushed), (direct, ν)))
-        return ρ0 * pushed + ρ1 * ν, [
-            a / ρ0.astype(a.dtype) + b / ρ1.astype(a.dtype) for a, b in zip(w, direct, strict=True)
-        ]
+        s = (ρ0 * pushed + ρ1 * ν).astype(s.dtype)  # whose carry may be narrower than params
+        return s, [a / ρ0.astype(a.dtype) + b / ρ1.astype(a.dtype) for a, b in zip(w, direct, strict=True)]
 
     def gradient(step: Step, trace: tuple[Any, Any], u: Any) -> list[Any]:
         s, w = trace

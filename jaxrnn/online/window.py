@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrnn._base import is_inexact
+from jaxrnn._dtypes import promoted
 from jaxrnn.online.rules import OnlineRule, Start, Step
 
 
@@ -30,6 +32,7 @@ def tbptt(window: int) -> OnlineRule:
         return Window(h, x, noise, jnp.zeros((), jnp.int32), jnp.full((), start.fresh))
 
     def update(step: Step, trace: Window) -> Window:
+        _check_inputs(step, trace)
         old, new = (trace.h, trace.x, trace.noise), (step.h, step.x, step.noise)
         h, x, noise = jax.tree.map(lambda a, b: jnp.concatenate([a[1:], jnp.asarray(b, a.dtype)[None]]), old, new)
         return Window(h, x, noise, jnp.minimum(trace.count + 1, window + 1), trace.fresh)
@@ -51,3 +54,13 @@ def tbptt(window: int) -> OnlineRule:
         return [s + jnp.where(reaches, d, 0) for s, d in zip(sums, first, strict=True)]
 
     return OnlineRule(init, update, gradient)
+
+
+def _check_inputs(step: Step, trace: Window) -> None:
+    """The window keeps the inputs' digits: its arrays are of the input that ``init`` was told of."""
+    for kept, x in zip(jax.tree.leaves(trace.x), jax.tree.leaves(step.x), strict=True):
+        if is_inexact(x) and promoted(kept.dtype, x.dtype) != kept.dtype:
+            raise TypeError(
+                f"{step.problem.who}: x is {x.dtype} and the window of this state holds {kept.dtype}; tell init of the "
+                f"input, init(params, batch_shape, x=…), or cast x to {kept.dtype}."
+            )

@@ -176,18 +176,7 @@ def fit(
             description["measures"] = before["measures"]
             _log.info("%s: %s", checkpoint, _progress(step, finished))
         if checkpoint is not None and records is not None:
-            if restored is None and labels is None and any(records.rows()):
-                raise checkpoints.CheckpointError(
-                    f"{records.path}: holds rows of another training, or of one whose checkpoints were removed; name "
-                    f"another file, remove this one, or give labels, which tell the rows of several trainings apart."
-                )
-            text = records.rewind(labels, step if restored is not None else -1)
-            if zlib.crc32(text.encode()) != crc:
-                raise checkpoints.CheckpointError(
-                    f"{records.path}: the lines up to step {step}, which is saved in {checkpoint}, are not those that "
-                    f"were written: some were changed or removed. Put them back, or start a new run."
-                )
-            history = from_rows(text, labels)
+            history = _rewound(records, labels, checkpoint, -1 if restored is None else step, crc)
             if history and on_block is not None:
                 on_block(history[-1])
 
@@ -214,11 +203,6 @@ def fit(
             description["measures"] = names
             after, *measured = returned
             _check_state(after, state)
-            if any(a.is_deleted() for a in jax.tree.leaves(state)):
-                raise ValueError(
-                    "training.fit: the block has donated its argument, but the state before a block is kept, to be "
-                    "saved where the block is not finite; jit it without donate_argnums."
-                )
             values, places = fetch(measured)
             first = {name: np.where(place, step + place, 0) for name, place in places.items()}
             result = BlockResult(step + block_steps, values, first)
@@ -298,7 +282,10 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 def _check_state(state: PyTree, before: PyTree = None) -> None:
-    """A state holds JAX arrays; a later one those of the one before, or no checkpoint of it could be resumed."""
+    """A state holds JAX arrays; a later one those of the one before, or no checkpoint of it could be resumed.
+
+    The one before is still there.
+    """
     for path, a in jax.tree_util.tree_leaves_with_path(state):
         if not isinstance(a, jax.Array):
             raise TypeError(
@@ -314,6 +301,11 @@ def _check_state(state: PyTree, before: PyTree = None) -> None:
         raise TypeError(
             f"training.fit: expected the block to return a state like the one it was given, {was}, got {now}; cast it "
             f"back with .astype, or start from a state of that kind."
+        )
+    if any(a.is_deleted() for a in jax.tree.leaves(before)):
+        raise ValueError(
+            "training.fit: the block has donated its argument, but the state before a block is kept, to be saved where "
+            "the block is not finite; jit it without donate_argnums."
         )
 
 
@@ -377,6 +369,24 @@ def _restored(
     for name in ("labels", "keeps"):
         _check_same(checkpoint, {name: before[name]}, {name: description[name]})
     return checkpoints.restore(checkpoint, expected)
+
+
+def _rewound(
+    records: Records, labels: Sequence[Mapping[str, Any]] | None, checkpoint: Path, step: int, crc: int
+) -> list[BlockResult]:
+    """The history up to a step that was restored, -1 for none; the records end with it, too."""
+    if step < 0 and labels is None and any(records.rows()):
+        raise checkpoints.CheckpointError(
+            f"{records.path}: holds rows of another training, or of one whose checkpoints were removed; name another "
+            f"file, remove this one, or give labels, which tell the rows of several trainings apart."
+        )
+    text = records.rewind(labels, step)
+    if zlib.crc32(text.encode()) != crc:
+        raise checkpoints.CheckpointError(
+            f"{records.path}: the lines up to step {step}, which is saved in {checkpoint}, are not those that were "
+            f"written: some were changed or removed. Put them back, or start a new run."
+        )
+    return from_rows(text, labels)
 
 
 def _check_same(checkpoint: Path | None, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

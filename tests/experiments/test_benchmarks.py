@@ -9,8 +9,8 @@ import pytest
 
 from experiments.benchmarks import ours, report, suites, targets
 from experiments.benchmarks.__main__ import main
-from experiments.benchmarks.apart import measurements
 from experiments.benchmarks.contestants import BY_NAME
+from experiments.benchmarks.every_suite import measurements
 from experiments.benchmarks.measuring import measure
 from experiments.benchmarks.problems import NotOffered, Problem, check_train, check_weights, data
 from experiments.benchmarks.programs import Model, Program, compiled, forward, train

@@ -16,9 +16,13 @@ FEW = ["train.steps=2", "train.log_every=1", "train.seeds=[0]"]
 
 
 def few(name):
-    """What makes a run of it short: `SMALL` of a test of its own, or a few steps where it trains."""
+    """What makes a run of it short: `SMALL` of a test of its own, or a few steps where it trains.
+
+    `SMALL_ON_PACKAGE` goes before, where a package holds so much more than the test's own data.
+    """
     for path in sorted((ROOT / "tests/experiments").glob(f"test_{name}*.py")):
-        settings = getattr(importlib.import_module(f"tests.experiments.{path.stem}"), "SMALL", None)
+        module = importlib.import_module(f"tests.experiments.{path.stem}")
+        settings = getattr(module, "SMALL_ON_PACKAGE", getattr(module, "SMALL", None))
         if settings is not None:
             return settings
     return FEW if issubclass(importlib.import_module(EXPERIMENTS[name].module).Config, Trained) else []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
-from experiments import flip_flop
+from experiments import fixed_points, flip_flop
 from experiments.flip_flop import data, points
 from experiments.runner.command import main
 from tests.cases import draw, randomised
@@ -81,16 +81,16 @@ def test_measures_of_a_network_that_is_a_flip_flop():
 def test_states_are_the_carries_of_a_run_and_starts_lie_near_them():
     cell = jr.lstm(3, 4)
     params, xs = randomised(cell.init(jax.random.key(0)), 1), draw((5, 2, 3), 2)
-    states = points.states_of(cell, params, xs)
+    states = fixed_points.states_of(cell, params, xs)
     carry = cell.initial_carry(params, (2,))
     for t, x in enumerate(xs):
         carry, _ = cell.step(params, carry, x)
         jax.tree.map(lambda a, b, t=t: np.testing.assert_allclose(a[t], b, rtol=1e-5, atol=1e-6), states, carry)
 
-    exact = points.near(jax.random.key(0), states, 30, 0.0)
+    exact = fixed_points.near(jax.random.key(0), states, 30, 0.0)
     both = np.concatenate(states, axis=-1).reshape(10, 8)
     assert {tuple(row) for row in np.concatenate(exact, axis=-1)} <= {tuple(row) for row in both}
-    noisy = points.near(jax.random.key(0), states, 30, 0.1)
+    noisy = fixed_points.near(jax.random.key(0), states, 30, 0.1)
     noise = np.concatenate([a - b for a, b in zip(noisy, exact, strict=True)], axis=-1)
     assert noise.std() == pytest.approx(0.1, rel=0.2)  # of 240 numbers: 4 standard deviations
     assert abs(np.corrcoef(noise[:, :4].ravel(), noise[:, 4:].ravel())[0, 1]) < 0.4  # h and c have noise of their own

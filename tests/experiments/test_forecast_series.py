@@ -11,7 +11,7 @@ import scipy.stats
 from experiments import forecast
 from experiments.data import splits
 from experiments.forecast import classical, data, scores
-from experiments.forecast.data import KINDS, Kind
+from experiments.forecast.data import KINDS, SCALES, Kind
 from experiments.forecast.scores import Forecasts
 from experiments.reports import samples
 from experiments.runner.command import main
@@ -119,7 +119,7 @@ def test_a_masked_step_is_as_if_it_were_not_there(statsmodels):
 
 def test_the_seasonal_naive_forecast_goes_back_to_what_is_known():
     values = np.array([1.0, 2, 3, 5, np.nan, 6, 9])
-    fitted = classical.fit("naive", values, WEEKS)
+    fitted = classical.fit("naive", SCALES["values"], values, WEEKS)
     mean, sd = fitted.forecast(np.append(values, 100), 6)
     assert mean.tolist() == [2, 6]  # the value three weeks before is missing: that of six weeks before
     one = np.sqrt(np.mean([4**2, 3**2, 4**2]))
@@ -137,6 +137,28 @@ def test_forecasts_are_scored_by_hand():
     assert of["mase"] == 0.375 and of["covered_80"] == pytest.approx(2 / 3)  # z = 1, 0 and 2, where 1.28 is the end
     assert of["covered_95"] == pytest.approx(2 / 3)  # 2 > 1.96
     assert of["width_80"] == pytest.approx(2 * 1.2815516 * (4.5 / 4) / 2)
+
+
+def test_roots_go_back_to_the_quantiles_of_the_values():
+    """Beside draws of the Gaussian, each taken back by itself."""
+    roots = SCALES["roots"]
+    values = np.array([0, 0.5, 3, 120.0])
+    np.testing.assert_allclose(roots.of(values), 2 * (np.sqrt(1 + values) - 1))  # Ghaddar & Tong 1981
+    np.testing.assert_allclose(roots.back(roots.of(values)), values, atol=1e-12)
+    np.testing.assert_allclose(roots.back(jax.numpy.array([-3.0, 4])), [0, 8])
+    forecasts = Forecasts(np.array([[1.0, 6]]), np.array([[2.0, 0.5]]), roots)
+    drawn = np.random.default_rng(0).normal(forecasts.mean[0], forecasts.sd[0], (100_000, 2))
+    drawn = (1 + np.maximum(drawn, 0) / 2) ** 2 - 1
+    low, high = forecasts.interval(0.8)
+    np.testing.assert_allclose(low[0], np.quantile(drawn, 0.1, axis=0), rtol=0.01)  # of 100,000
+    np.testing.assert_allclose(high[0], np.quantile(drawn, 0.9, axis=0), rtol=0.01)
+    np.testing.assert_allclose(forecasts.median[0], np.median(drawn, axis=0), rtol=0.01)
+    assert low[0, 0] == 0 and scores.measures(forecasts, np.array([[0.0, 30]]), 2.0)["covered_95"] == 0.5
+    assert scores.measures(forecasts, np.array([[0.0, 15]]), 2.0)["width_80"] == pytest.approx((high - low).mean() / 2)
+    naive = [classical.fit("naive", of, values[:3], MONTHS._replace(season=1, horizon=1)) for of in SCALES.values()]
+    for of in naive:
+        made = classical.at_origins(of.forecast, values, np.array([2]), of.scale)
+        np.testing.assert_allclose(made.median, [[3]])
 
 
 def test_pairs_are_resampled_in_blocks():
@@ -158,12 +180,16 @@ def test_periods_follow_each_other_and_the_test_is_read_once(statsmodels, monkey
     assert np.isnan(co2.known[7]) and of.series("elnino").known.shape == (192,)
     with monkeypatch.context() as patch:
         patch.setattr(data.Series, "whole", None)  # whoever chooses cannot read it
-        steps, validation = forecast.on_validation(of, "co2")
+        steps, validation = forecast.on_validation(of, "co2", co2.train)
         task = forecast.task(of, "co2, gru")
+        again = forecast.task_from(of, "co2, gru", co2.known)  # what is refitted
     assert validation.origins[0] >= 359 and validation.origins[-1] + 52 < 480 and validation.actual.shape[1] == 52
     assert set(np.diff(validation.origins)) <= {20, 40} and steps.mask[validation.origins].all()
     for part in task.shared[:2]:
         assert len(part.xs) <= 480
+    assert [len(each.shared[0].xs) for each in (task, again)] == [360, 480]
+    frames = [forecast.read(of, "co2", co2.known, learned)[0] for learned in (co2.train, co2.known)]
+    assert frames[0].growth != frames[1].growth and frames[0].scale != frames[1].scale
     assert not task.shared[0].there[-1].any() and len(co2.whole()) == 600
     with pytest.raises(splits.TestSplitError, match="handed to the final evaluation, once"):
         co2.whole()
@@ -182,7 +208,7 @@ def test_without_statsmodels_the_extra_is_named(tmp_path, monkeypatch, capsys):
 @pytest.mark.full
 def test_a_tiny_run_and_a_question(statsmodels, tmp_path, monkeypatch, capsys):
     naive = classical.fit
-    monkeypatch.setattr(classical, "fit", lambda model, known, kind: naive("naive", known, kind))
+    monkeypatch.setattr(classical, "fit", lambda model, *of: naive("naive", *of))
     assert main(["run", str(ROOT / "configs/forecast.toml"), "--out", str(tmp_path), *tiny.options(*SMALL)]) == 0
     run = tmp_path / "forecast-001"
     summary = json.loads((run / "summary.json").read_text())
@@ -194,8 +220,8 @@ def test_a_tiny_run_and_a_question(statsmodels, tmp_path, monkeypatch, capsys):
     assert one["mase"] == other["mase"] and len(network["mase"]["each"]) == 2
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     of_co2 = [line for line in lines if line["model"] == "co2, gru"]
-    best = [min(line["validation_mase"] for line in of_co2 if line["seed"] == seed) for seed in (5, 3)]
-    assert network["validation_mase"]["each"] == best
+    by_step = {step: [line["validation_mase"] for line in of_co2 if line["step"] == step] for step in (2, 4)}
+    assert network["validation_mase"]["each"] == min(by_step.values(), key=np.mean)
     mean, *_ = summary["pairs"]["co2, gru"]["co2, seasonal naive"]
     assert mean == pytest.approx(network["mase"]["mean"] - one["mase"]["mean"], abs=1e-6)
     assert "seasonal period 11 years" in (run / "table.md").read_text()
@@ -212,13 +238,13 @@ def test_arima_and_ets_forecast_what_their_equations_say():
     y = np.zeros(120)
     for t in range(1, 120):
         y[t] = 2 + 0.7 * (y[t - 1] - 2) + np.random.default_rng(t).normal()
-    fitted = classical.fit(classical.Arima((1, 0, 0), trend="c"), y[:100], kind)
+    fitted = classical.fit(classical.Arima((1, 0, 0), trend="c"), SCALES["values"], y[:100], kind)
     mean, sd = fitted.forecast(y, 110)
     μ = mean[0] - (mean[0] - mean[1]) / (1 - (mean[1] - mean[2]) / (mean[0] - mean[1]))  # of a geometric approach
     φ = (mean[1] - mean[2]) / (mean[0] - mean[1])
     np.testing.assert_allclose(mean, μ + φ ** np.arange(1, 4) * (y[110] - μ), rtol=1e-6)
     np.testing.assert_allclose(sd / sd[0], np.sqrt(np.cumsum(φ ** (2 * np.arange(3)))), rtol=1e-6)
-    fitted = classical.fit(classical.Ets(None, False, None), y[:100], kind)
+    fitted = classical.fit(classical.Ets(None, False, None), SCALES["values"], y[:100], kind)
     mean, sd = fitted.forecast(y, 110)
     assert np.ptp(mean) < 1e-9 and fitted.parameters == 1
     α = np.sqrt((sd[1] / sd[0]) ** 2 - 1)

@@ -26,6 +26,7 @@ from tests.documents import ROOT
 
 SMALL = ["train.steps=2", "train.log_every=1", "train.seeds=[0]", "train.batch_size=4", "model.hidden_size=2"]
 SMALL += ["model.embedding_size=2", "data.validation=0.2", "data.test=0.3", "data.buckets=1", "task.watched=3"]
+SMALL_ON_PACKAGE = [*SMALL, "data.validation=0.002", "data.test=0.002"]  # 250 words each, of 126,000
 SAID = {"a": "AH0", "b": "B", "k": "K", "o": "OW1", "x": "K S"}
 WORDS = ["".join(word) for n in (1, 2, 3) for word in itertools.product("abkox", repeat=n)][:60]
 

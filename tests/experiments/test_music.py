@@ -25,6 +25,7 @@ SMALL += [
     for key in ("hidden_size", "steps")
 ]
 SMALL += ["model.variants.gru-nade.nade=2"]
+SMALL_ON_PACKAGE = [*SMALL, "model.only=['lstm-36','gru-nade']"]
 
 
 def arrays(*shapes):

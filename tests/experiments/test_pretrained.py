@@ -14,7 +14,7 @@ from experiments.runner.command import main
 from tests.experiments import small_g2p
 from tests.experiments.tiny import ROOT, options
 
-SMALL = ["repeats=1", "sound.seconds=1.0", "words=['cab','ab']", "points.starts=2", "points.steps=5"]
+SMALL = ["repeats=1", "sound.seconds=2.0", "words=['cab','ab']", "points.starts=2", "points.steps=5"]
 SMALL += ["points.inputs=['S','T']", "points.relaxing=5"]
 WORDS = ["cab", "a", "bead"]
 

@@ -111,6 +111,6 @@ def test_a_tiny_run_leaves_its_files(tmp_path):
     read, due, said = words.rows[0]
     assert due.split() == read.split()[::-1] and said.right == (said.text == due)
     assert np.allclose(np.sum(shown.values, axis=1), 1, atol=1e-5) and shown.rows[-1] == "end"
-    assert "Where it looks: luong" in (run / "report.html").read_text()
+    assert "Where the decoder looks: luong" in (run / "report.html").read_text()
     for figure in ("attention.png", "curves.png"):
         assert (run / figure).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

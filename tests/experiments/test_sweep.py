@@ -141,8 +141,3 @@ def test_a_member_that_diverged_is_lost_and_last(tmp_path, capsys):
     assert np.isfinite(float(results[0]["mean"])) and np.isnan(float(results[1]["mean"]))
     members = table(tmp_path / "digits-sweep-001/members.csv")
     assert [np.isnan(float(row["test_accuracy"])) for row in members] == [False, False, True, True]
-
-
-def test_what_trains_nothing_is_told(tmp_path, capsys):
-    assert main(["sweep", str(ROOT / "configs/gradient_flow.toml"), "--out", str(tmp_path)]) == 2
-    assert "gradient_flow has a run of its own, which cannot be swept" in capsys.readouterr().err

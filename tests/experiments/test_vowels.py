@@ -10,6 +10,7 @@ import pytest
 import jaxrnn as jr
 from experiments import vowels
 from experiments.data import source, splits
+from experiments.runner import training
 from experiments.runner.command import main
 from experiments.vowels.model import classifier
 from tests.documents import ROOT
@@ -53,7 +54,9 @@ def test_folds_are_disjoint_stratified_and_within_the_training_split(aeon, monke
         assert set(learned.ids).isdisjoint(held_out.ids)
         seen += held_out.ids
         task = vowels.task(of, f"gru, fold {fold + 1}")
-        assert sorted(task.shared.lengths.tolist()) == sorted(held_out.lengths.tolist())
+        scale, whole = task.shared
+        assert sorted(whole.lengths.tolist()) == sorted(held_out.lengths.tolist())
+        np.testing.assert_allclose(scale[0], np.concatenate(learned.xs).mean(0), rtol=1e-5)
         fed = [task.feed([0])(step) for step in range(3)]
         xs = np.concatenate([batch.xs[0].sum((0, 2))[batch.valid[0]] for batch in fed])
         np.testing.assert_allclose(np.sort(xs), np.sort([x.sum() for x in learned.xs]), rtol=1e-5)
@@ -62,15 +65,30 @@ def test_folds_are_disjoint_stratified_and_within_the_training_split(aeon, monke
     assert len(whole.learned.ids) == 18 and whole.learned is whole.held_out
 
 
+def test_folds_are_trained_by_one_program(aeon):
+    """Equal functions and shapes, though one fold holds out the longest sequences; other data."""
+    of = config(held_out="validation")
+    first, second = (vowels.task(of, f"gru, fold {k}") for k in (1, 2))
+    functions = [task._replace(shared=(), feed=None, stop_when=None, until="") for task in (first, second)]
+    assert functions[0] == functions[1] != vowels.task(of, "lstm, fold 1")._replace(shared=(), feed=None)
+    assert training.programs(functions[0], of.train, 1) is training.programs(functions[1], of.train, 1)
+    other = of.train.model_copy(update={"learning_rate": 0.5})
+    assert training.programs(functions[0], of.train, 1) is not training.programs(functions[0], other, 1)
+    shapes = [jax.tree.map(np.shape, task.shared) for task in (first, second)]
+    fed = [{jax.tree.map(np.shape, task.feed([0])(step)) for step in range(3)} for task in (first, second)]
+    assert shapes[0] == shapes[1] and fed[0] == fed[1]
+    assert (first.shared[0][0] != second.shared[0][0]).any()
+
+
 @pytest.mark.parametrize("name", ["gru", pytest.param("lstm", marks=pytest.mark.full)])
 def test_the_readout_sees_the_mean_of_each_sequences_own_steps(name, traced):
     mean, sd = np.array([1.0, -1, 0], np.float32), np.array([2.0, 1, 1], np.float32)
-    model = classifier(name, (mean, sd), 2, 4, dropout=0.5, noise=1.0, dtype=None)
+    model = classifier(name, 3, 2, 4, dropout=0.5, noise=1.0, dtype=None)
     layer, readout = model.init(jax.random.key(0))
     readout = readout._replace(b_y=np.arange(4, dtype=np.float32))
     lengths = np.array([3, 1], np.int32)
     xs = np.asarray(jax.random.normal(jax.random.key(1), (4, 2, 3)))
-    logits = traced(lambda params, xs: model.apply(params, xs, lengths, None))((layer, readout), xs)
+    logits = traced(lambda params, xs: model.apply(params, xs, lengths, (mean, sd), None))((layer, readout), xs)
     cell = {"gru": jr.gru, "lstm": jr.lstm}[name]
     both = jr.bidirectional(cell(3, 2), cell(3, 2))
     for b, length in enumerate(lengths):

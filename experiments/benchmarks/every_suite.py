@@ -1,4 +1,4 @@
-"""The suites, measured one after the other; single steps in a process of their own.
+"""Every suite by its name, and all of them measured, one after the other; single steps in a process of their own.
 
 JAX hands a program for the CPU to another thread, which takes longer than a small step. Whoever steps a model from
 Python switches that off, for a whole process, before JAX has a device. All JAX contestants get the same.
@@ -43,7 +43,7 @@ class Measured(NamedTuple):
 
 def measurements(settings: Settings) -> Iterator[Measured]:
     """Every group of the settings, measured."""
-    for suite in settings.suites:
+    for suite in settings.suites or SUITES:
         if suite == "step":
             yield from _in_a_process_of_their_own(settings)
         else:
