@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import jaxrnn as jr
+from experiments import measured
 from experiments.benchmarks.timing import Budget, interleaved
 
 
@@ -41,3 +42,13 @@ def numbers_kept(online: Any, cell: jr.Cell, inputs: int) -> int:
         return online.init(cell.init(key), x=jax.ShapeDtypeStruct((inputs,), np.float32), key=key).trace
 
     return sum(a.size for a in jax.tree.leaves(jax.eval_shape(trace, jax.random.key(0))))
+
+
+def less(seeds: Sequence[int], values: np.ndarray, first: np.ndarray, form: str) -> str:
+    """The mean difference of two learners on the same seeds, and its interval."""
+    a, b = (dict(zip(seeds, of.tolist(), strict=True)) for of in (values, first))
+    found = measured.difference("", "", a, b)
+    if found is None:
+        return "–"
+    mean, low, high = (measured.signed(value, form) for value in (found.mean, found.low, found.high))
+    return f"{mean} [{low}, {high}]"

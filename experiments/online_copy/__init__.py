@@ -25,6 +25,7 @@ from experiments.reports import figures as drawings
 from experiments.runner import report
 from experiments.runner.config import Many, Rate, Seed, Table
 from jaxrnn import plotting
+from jaxrnn.commands.other_work import OtherWork
 
 Rule = Literal["rtrl", "snap1", "snap2", "snap3", "eprop", "rflo", "uoro", "window", "bptt"]
 Update = Callable[[Any, Any, Any], tuple[Any, Any]]  # (grads, params, opt_state) -> (params, opt_state)
@@ -194,7 +195,8 @@ def seconds_of(config: Config, chosen: list[Learner], steps: int = 300) -> dict[
 def run(config: Config, directory: Path) -> None:
     """Measure every learner, and write table, curves and summary."""
     console, chosen = Console(), learners_of(config)
-    seconds = seconds_of(config, chosen)
+    others = OtherWork()
+    seconds, busy = seconds_of(config, chosen), others.cores()
     everything = []
     for learner in chosen:
         kept = learners.numbers_kept(learner.online(config), learner.cell(config), strings.INPUTS)
@@ -202,7 +204,7 @@ def run(config: Config, directory: Path) -> None:
         everything.append(Measured(learner, rate, longest, seconds[learner.name], kept))
         learnt = measured.spread(everything[-1].learnt(), ".1f")
         console.print(f"{learner.name}: rate {rate:g}, strings of {learnt}", highlight=False)
-    report.write_table(directory, rows(config, everything), notes(config, everything))
+    report.write_table(directory, rows(config, everything), notes(config, everything, busy))
     summary = {"measured": [summarized(m) for m in everything], "environment": environment(report.PACKAGES)}
     (directory / "summary.json").write_text(report.to_json(summary, indent=2) + "\n", encoding="utf-8")
     drawings.save(figure(config, everything), directory / "lengths.png")
@@ -220,32 +222,32 @@ def steps_within(config: Config, everything: list[Measured], m: Measured) -> int
 
 
 def rows(config: Config, everything: list[Measured]) -> list[tuple[str, ...]]:
-    header = ("learner", "numbers kept", "µs a step", "rate", "L, same data", "from … to", "L, same time", "steps then")
+    header = ("learner", "numbers kept", "µs a step", "rate", "L, same data", "less the first's", "L, same time")
     found: list[tuple[str, ...]] = [header]
     for m in everything:
-        learnt, steps = m.learnt(), steps_within(config, everything, m)
-        of_data = (f"{m.rate:g}", measured.spread(learnt, ".1f"), f"{learnt.min()} … {learnt.max()}")
+        first = next(other for other in everything if other.learner.sparse == m.learner.sparse)
+        apart = "–" if m is first else learners.less(config.learn.seeds, m.learnt(), first.learnt(), ".1f")
+        of_data = (f"{m.rate:g}", measured.spread(m.learnt(), ".1f"), apart)
         if m.learner.at_the_end:  # rtrl stands in for what goes back through the batch: its cost is not that
-            found.append((m.learner.name, "–", "–", *of_data, "–", "–"))
+            found.append((m.learner.name, "–", "–", *of_data, "–"))
         else:
-            of_time = (measured.spread(m.learnt(steps), ".1f"), f"{steps:,}")
-            found.append((m.learner.name, f"{m.kept:,}", f"{1e6 * m.seconds:.0f}", *of_data, *of_time))
+            of_time = measured.spread(m.learnt(steps_within(config, everything, m)), ".1f")
+            found.append((m.learner.name, f"{m.kept:,}", f"{1e6 * m.seconds:.0f}", *of_data, of_time))
     return found
 
 
-def notes(config: Config, everything: list[Measured]) -> list[str]:
+def notes(config: Config, everything: list[Measured], busy: float | None) -> list[str]:
     data, learn = config.data, config.learn
-    by_model = {m.learner.name: dict(zip(learn.seeds, m.learnt().tolist(), strict=True)) for m in everything}
-    kinds = {m.learner.name: "sparse" if m.learner.sparse else "dense" for m in everything}
+    others = "" if busy is None else f"; other processes kept {busy:.1f} cores busy meanwhile"
     return [
         f"L: the longest strings of which a batch was copied for less than {data.bound:g} bits a character; each "
         f"character is wanted L + 1 steps after it was read. Mean ± standard deviation of {len(learn.seeds)} seeds. "
-        f"Same data: after {data.steps:,} steps of {data.batch_size} strings side by side. Same time: after the "
-        f"{seconds_for_all(config, everything):.1f} seconds that the fastest learner takes for all of them. µs a step: "
+        f"Same data: after {data.steps:,} steps of {data.batch_size} strings side by side. Less the first's: beside "
+        f"the first learner of the same network, seed by seed, with 95 % intervals (Student's t). Same time: after the "
+        f"{seconds_for_all(config, everything):.1f} seconds that the fastest learner takes for all steps. µs a step: "
         f"all {data.batch_size} strings, update included, one device, median of rounds in which the learners take "
-        f"turns. Numbers kept: of each string. Rate: Adam's, of {', '.join(f'{r:g}' for r in learn.rates)}, that of "
-        f"the longest strings on {len(learn.validation_seeds)} other seeds.",
-        *report.differences("L, same data", ".1f", by_model, kinds),
+        f"turns{others}. Numbers kept: of each string. Rate: Adam's, of {', '.join(f'{r:g}' for r in learn.rates)}, "
+        f"that of the longest strings on {len(learn.validation_seeds)} other seeds."
     ]
 
 

@@ -230,7 +230,7 @@ def in_short(config: Config, m: Measured) -> str:
 
 
 def rows(config: Config, everything: list[Measured], zero: float) -> list[tuple[str, ...]]:
-    first = everything[0]
+    first, seeds = everything[0], config.learn.seeds
     found: list[tuple[str, ...]] = [
         (
             *("learner", "numbers kept", "µs a step", "rate", "regret a step", "in the last quarter"),
@@ -241,18 +241,9 @@ def rows(config: Config, everything: list[Measured], zero: float) -> list[tuple[
         whole = regret(config, m)
         shown = (measured.spread(part.mean(1), ".4f") for part in (whole, whole[:, -whole.shape[1] // 4 :]))
         sizes = f"{m.kept:,}", f"{1e6 * m.seconds:.0f}", f"{m.rate:g}"
-        found.append((m.learner.name, *sizes, *shown, "–" if m is first else less(config, m, first)))
+        apart = learners.less(seeds, whole.mean(1), regret(config, first).mean(1), ".4f")
+        found.append((m.learner.name, *sizes, *shown, "–" if m is first else apart))
     return [*found, ("answering 0", "0", "–", "–", f"{zero:.4f}", "–", "–")]
-
-
-def less(config: Config, m: Measured, first: Measured) -> str:
-    """The mean difference of two learners on the same streams, and its interval."""
-    a, b = (dict(zip(config.learn.seeds, regret(config, of).mean(1), strict=True)) for of in (m, first))
-    found = measured.difference(m.learner.name, first.learner.name, a, b)
-    if found is None:
-        return "–"
-    mean, low, high = (measured.signed(value, ".4f") for value in (found.mean, found.low, found.high))
-    return f"{mean} [{low}, {high}]"
 
 
 def notes(config: Config) -> list[str]:

@@ -141,24 +141,17 @@ def paired(results: Sequence[Result], columns: Sequence[Column]) -> list[str]:
     if column.form == "of":
         return []
     by_model = {r.model: dict(zip(r.seeds, r.last(column.name).tolist(), strict=True)) for r in results}
-    return differences(column.title, column.form, by_model, {r.model: r.data for r in results})
-
-
-def differences(
-    title: str, form: str, by_model: Mapping[str, Mapping[int, float]], data: Mapping[str, str]
-) -> list[str]:
-    """A line: how far models lie apart on the same seeds; of models on other data nothing is said."""
-    found = measured.differences(by_model, data)
+    found = measured.differences(by_model, {r.model: r.data for r in results})
     if not found:
         return []
 
     def of(value: float) -> str:
-        return measured.signed(value, form)
+        return measured.signed(value, column.form)
 
     said = "; ".join(f"{d.first} less {d.second} {of(d.mean)} [{of(d.low)}, {of(d.high)}]" for d in found)
-    points = ", in percentage points" if form == "%" else ""
+    points = ", in percentage points" if column.form == "%" else ""
     return [
-        f"Paired differences in {title}{points}, of the same seeds, with 95 % intervals of the mean "
+        f"Paired differences in {column.title}{points}, of the same seeds, with 95 % intervals of the mean "
         f"(Student's t): {said}."
     ]
 

@@ -112,7 +112,7 @@ def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys):
     table = (run / "table.md").read_text()
     for m in summary:
         row = next(line for line in table.splitlines() if line.startswith(f"| {m['learner']} | "))
-        assert f" | {np.mean(m['learnt']):.1f} ± " in row and f"| {min(m['learnt'])} … {max(m['learnt'])} |" in row
+        assert f" | {np.mean(m['learnt']):.1f} ± " in row
         assert m["seconds"] > 0 and m["rate"] in (0.01, 0.03)
     assert max(max(m["learnt"]) for m in summary) > 0
     assert (run / "lengths.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and (run / "lengths.svg").exists()
