@@ -163,12 +163,16 @@ def updated_and_weighed(
         mask: (n,) or None; where it is False the trace is held.
         moved: (S,) booleans: of which carried numbers u may be other than 0.
     """
-    traces, sums = [], []
+    traces: list[Any] = []
+    sums: list[Any] = []
     for s, of, J in zip(kept.storages, parts, trace, strict=True):
         R = s.block.R
         if isinstance(s.carried, Rows):
             weights = {k: _taken(u, R[k]) for k in range(len(R)) if moved[R[k]].any()}
             J, total = in_groups(s.carried, s.direct, tuple(of), J, weights, mask, by_products=s.by_products)
+            if len(weights) == len(u) == 1:  # of one sequence; multiplied when it stands side by side with others
+                ((k, w),) = weights.items()
+                total = (w[0], J[k][0])
         else:
             new = jax.vmap(lambda of, J, s=s: _updated(s, of, J))(of, J)
             J = new if mask is None else jax.tree.map(lambda a, b: jnp.where(_as(mask, a), a, b), new, J)
@@ -245,14 +249,19 @@ def _by_leaf(blocks: Sequence[Block | Scattered], parts: Sequence[Any], theta: S
     sums = []
     for leaf, like in enumerate(theta):
         own = [(b, p) for b, p in zip(blocks, parts, strict=True) if b.leaf == leaf and p is not None]
-        own = [(b, p.astype(like.dtype)) for b, p in own]
         sums.append(_side_by_side(own, like.shape))
         if sums[-1] is None:
             whole = jnp.zeros_like(like)
             for block, part in own:
-                whole = _add(whole, block, part)
+                whole = _add(whole, block, _multiplied(part).astype(like.dtype))
             sums[-1] = whole
+        sums[-1] = sums[-1].astype(like.dtype)
     return sums
+
+
+def _multiplied(part: Any) -> Any:
+    """A part that is there, or the two factors of one."""
+    return part[0] * part[1] if isinstance(part, tuple) else part
 
 
 def _side_by_side(own: Sequence[tuple[Any, Any]], shape: tuple[int, ...]) -> Any:
@@ -260,7 +269,7 @@ def _side_by_side(own: Sequence[tuple[Any, Any]], shape: tuple[int, ...]) -> Any
     if any(isinstance(block, Scattered) for block, _ in own):
         return None
     if len(own) == 1 and own[0][0].places is None:
-        return own[0][1]
+        return _multiplied(own[0][1])
     if len(own) < 2 or any(block.places is None for block, _ in own):
         return None
     own = sorted(own, key=lambda of: of[0].places[1][0])
@@ -268,7 +277,12 @@ def _side_by_side(own: Sequence[tuple[Any, Any]], shape: tuple[int, ...]) -> Any
     places = np.concatenate([block.places[1] for block, _ in own])
     if any(block.places[0] != axis for block, _ in own) or list(places) != list(range(shape[axis])):
         return None
-    return jnp.concatenate([part for _, part in own], axis)
+    parts = [part for _, part in own]
+    if all(isinstance(part, tuple) and part[0].shape[axis] == part[1].shape[axis] for part in parts):
+        us, arrays = zip(*parts, strict=True)
+        if len({(*u.shape[:axis], *u.shape[axis + 1 :]) for u in us}) == 1:
+            return jnp.concatenate(us, axis) * jnp.concatenate(arrays, axis)  # XLA joins a product with what follows
+    return jnp.concatenate([_multiplied(part) for part in parts], axis)
 
 
 def _add(whole: Any, block: Block | Scattered, part: Any) -> Any:
