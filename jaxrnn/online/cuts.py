@@ -66,11 +66,12 @@ def count_of(colours: np.ndarray) -> int:
 
 
 def by_cuts(
-    problem: Problem, needed: Sequence[tuple[np.ndarray, np.ndarray]], *, staged: bool = False
+    problem: Problem, needed: Sequence[tuple[np.ndarray, np.ndarray]] = (), *, staged: bool = False
 ) -> Differentiation | None:
     """With the step cut at its products; None where it has none, or more is needed than passes would cost.
 
-    ``staged``: at what is computed from the new carry too; None where nothing is.
+    ``staged``: at what is computed from the new carry too, of whose Jacobians few entries are needed; None where
+    nothing is.
     """
     step = cut_step(problem, of_new=staged)
     if not (step.stages if staged else step.operands):
@@ -113,20 +114,22 @@ def by_cuts(
         paths = B, np.where(w < 0, no_weight, w), inner
         stage = by_stage[a]
         through = (stage >= 0) & ~_among(number[stage], kept)
-        is_there = bool(there[a, b].any() or (w >= 0).any() or through.any())
+        is_there = bool(there[a, b].any() or (w >= 0).any())
         if not through.any():
             return distinct(value, *paths)._replace(is_there=is_there)
         through, stage = _first(through, through, stage)
         N = np.where(through, np.append(colours[:S], 0)[a][..., None] * width + S + E + stage, nowhere)
         rows = lambda k: np.moveaxis(k, -1, 0).reshape(k.shape[-1], -1)
         D = at(rows(np.where(through, number[stage], S)), rows(np.broadcast_to(b[..., None], stage.shape)))
+        if not D.is_there:
+            return distinct(value, *paths)._replace(is_there=is_there)
         of = np.arange(value.size).reshape(value.shape)
         return Entries(value.ravel(), tuple(rows(k) for k in paths), of, (rows(N), D))
 
-    count = sum(np.broadcast(a, b).size for a, b in needed)
-    if count * by_delta.shape[1] * of_carry.shape[1] * 3 > S * max(P, 1):
-        return None
     if not staged:
+        count = sum(np.broadcast(a, b).size for a, b in needed)
+        if count * by_delta.shape[1] * of_carry.shape[1] * 3 > S * max(P, 1):
+            return None
         return Differentiation(colours, None, at, True)
     N = np.zeros((S + 1, S + 1), bool)
     N[:S, number[:-1]] = between[:S, S + E :].toarray()

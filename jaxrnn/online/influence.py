@@ -69,7 +69,7 @@ def influence_of(problem: Problem, steps: int | None, masks: PyTree = None) -> I
     blocks = blocks_of(found, shapes)
     way = differentiation(problem, patterns, [_pairs(b) for b in blocks])
     if masks is None and all(map(_is_small, blocks)):
-        staged = by_cuts(problem, [_pairs(b) for b in blocks], staged=True)
+        staged = by_cuts(problem, staged=True)
         if staged is not None and staged.stages is not None and staged.passes <= way.passes:
             way = staged
             found = reach(patterns.direct, patterns.carried, patterns.first, steps, staged.stages.direct)
