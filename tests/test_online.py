@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxrnn as jr
+from jaxrnn.online._batch import Batch
+from jaxrnn.online.influence import influence_of
+from jaxrnn.online.local import local_problem
 from tests.cases import CELLS, draw, has_derivative, randomised, x_shape
 
 T, B, I, H = 5, 2, 3, 4
@@ -131,7 +135,36 @@ def test_two_batch_axes_and_a_carry_that_is_given(traced, x64):
 
 # ---- SnAp ----------------------------------------------------------------------------------------
 
+
+class InStages(NamedTuple):
+    """Weights of a cell that computes s, from s then m, and h from both."""
+
+    A: jax.Array
+    R: jax.Array
+    B: jax.Array
+    p: jax.Array
+    O: jax.Array
+    Q: jax.Array
+    q: jax.Array
+
+
+def in_stages(params, carry, x):
+    h, m, s = carry
+    s = jax.nn.sigmoid(x @ params.A + h @ params.R) * s + x @ params.B
+    m = 0.5 * m + params.p * jnp.tanh(s)
+    h = jax.nn.sigmoid(x @ params.O + h @ params.Q) * m + params.q * s
+    return (h, m, s), h
+
+
+STAGES = jr.Cell(
+    lambda key: InStages(*(jnp.zeros(shape) for shape in [(I, H), (H, H), (I, H), (H,), (I, H), (H, H), (H,)])),
+    lambda params, batch_shape=(): (jnp.zeros((*batch_shape, H)),) * 3,
+    in_stages,
+    input_size=I,
+)
 SPARSE = {
+    "stages": STAGES,
+    "dense_lstm": jr.lstm(I, H),
     "elman": jr.masked_weights(jr.elman(I, H), density=0.4),
     "lstm": jr.masked_weights(jr.lstm(I, H), density=0.3, names="W_hh"),
     "gru": jr.masked_weights(jr.gru(I, H, learned_carry=True), density=0.3),
@@ -228,6 +261,19 @@ def test_diagonal_recurrences_are_exact_at_the_cost_of_their_pattern(name):
     """A number for each that a parameter feeds: two where the state is complex, or gates are made block by block."""
     entries, size = kept(CELLS[name])
     assert 0 < entries <= DIAGONAL[name] * size
+
+
+def test_of_a_carry_computed_in_stages_no_row_reads_what_is_overwritten():
+    """What h is computed from is cut off it. Cotangents: one of an LSTM; two where two leaves read a third."""
+    x, passes = jax.ShapeDtypeStruct((I,), jnp.float32), []
+    for cell, rule in ((STAGES, "snap1"), (STAGES, "eprop"), (jr.lstm(I, H), "snap1")):
+        problem = Batch("", cell, cell.init(jax.random.key(0)), (), x, None).problem
+        kept = influence_of(problem if rule == "snap1" else local_problem(problem, rule), 1)
+        orders = {len(s.block.R): s.carried.order for s in kept.storages}
+        assert orders == ({1: (0,), 2: (1, 0), 3: (2, 1, 0)} if cell is STAGES else {1: (0,), 2: (1, 0)})
+        assert kept.way.stages is not None and all(s.carried.is_in_place for s in kept.storages)
+        passes.append(kept.way.passes)
+    assert passes == [2, 2, 1]
 
 
 def test_what_one_step_reaches():

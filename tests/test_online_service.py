@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxrnn as jr
-from jaxrnn.online.influence import _sum_of_products
 from jaxrnn.online.places import RUNS, Numbers
+from jaxrnn.online.rows import Rows, in_groups
 from jaxrnn.training import checkpoints
 from tests.cases import draw, randomised
 from tests.errors import assert_fails
@@ -140,13 +140,25 @@ def test_numbers_are_read_at_places_that_run_evenly_or_not():
         np.testing.assert_array_equal(numbers.take(places), row[places])
 
 
-@pytest.mark.parametrize("n", [3, 32])
-def test_a_sum_over_sequences_in_one_loop(n):
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_rows_in_groups_of_sequences(n, x64):
+    """Row 1 of two, which reads both old ones, then row 0, which reads the new row 1: as on paper."""
     rng = np.random.default_rng(n)
-    factors, arrays = ([rng.normal(size=(n, *shape)) for _ in range(2)] for shape in ((1, 3), (2, 3)))
-    want = sum((w * J).sum(0) for w, J in zip(factors, arrays, strict=True))
-    got = jax.jit(lambda *given: _sum_of_products(list(given[:2]), list(given[2:])))(*factors, *arrays)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    A, N = ({of: rng.normal(size=(n, 1, 3)) for of in pairs} for pairs in ([(0, 0), (1, 0), (1, 1)], [(0, 1)]))
+    v, d, u = (rng.normal(size=(n, *shape)) for shape in ((2, 1), (1, 3), (1, 3)))
+    old, mask = [rng.normal(size=(n, 2, 3)) for _ in range(2)], np.arange(n) % 3 != 1
+    rows = Rows((1, 0), dict.fromkeys(A), dict.fromkeys(N))
+    assert rows.is_in_place and not rows._replace(order=(0, 1)).is_in_place
+
+    def run(*given):
+        return in_groups(rows, lambda given: [0.0, given[0] * given[1]], *given, by_products=True)
+
+    got, total = jax.jit(run)(((A, N), (v, d)), old, {0: u}, mask)
+    of = mask[:, None, None]
+    second = np.where(of, A[1, 0] * old[0] + A[1, 1] * old[1] + v * d, old[1])
+    first = np.where(of, A[0, 0] * old[0] + N[0, 1] * second, old[0])
+    for a, want in zip((*got, total), (first, second, (u * first).sum(0)), strict=True):
+        np.testing.assert_allclose(a, want, rtol=1e-12)
 
 
 def test_a_state_without_counts_is_refused():

@@ -1,4 +1,4 @@
-"""A step that learns online beside a step of the cell alone, and beside what no rule that keeps J can do without."""
+"""A step that learns online beside a step of the cell alone, one written from the papers, and what J takes at least."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn as jr
+from experiments.benchmarks.online_textbook import textbook
 from experiments.benchmarks.programs import Placed, Program, Traced, compiled
 from experiments.benchmarks.suites import Entry, Group, Row, Settings
 
 SUITE = "online"
-FORWARD, ONLINE, FLOOR = "forward step", "jr.online", "floor"
+FORWARD, ONLINE, TEXTBOOK, FLOOR = "forward step", "jr.online", "textbook", "floor"
+SAME = 2e-4  # by how much of the largest entry the gradients of two contestants may differ: float32, other sums
 
 
 class Case(NamedTuple):
@@ -38,7 +40,7 @@ CASES = (
 
 
 def online(settings: Settings) -> Iterator[Group]:
-    """A step that learns beside one that does not, and beside its floor."""
+    """A step that learns beside one that does not, one written from the papers, and its floor."""
     for case in CASES:
         for B in settings.online_batches:
             yield Group(f"online {case.name} {case.rule}, B = {B}", entries_of(case, B), settings.budget)
@@ -63,14 +65,31 @@ def entries_of(case: Case, B: int) -> list[Entry]:
 
         return jax.lax.scan(step, (state, jax.tree.map(jnp.zeros_like, params)), (xs, targets))
 
+    init, one_step = textbook(cell, case.rule, squared, params, jnp.zeros(I))
+    several = lambda tree: jax.tree.map(lambda a: np.zeros((B, *a.shape), a.dtype), tree)
+    start = several(jax.eval_shape(lambda: (cell.initial_carry(params), init())))
+
+    def by_the_book(params, held, xs, targets):
+        def step(held, inputs):
+            (carry, J), sums = held
+            carry, J, grads = jax.vmap(one_step, (None, 0, 0, 0, 0))(params, carry, J, *inputs)
+            sums = jax.tree.map(lambda a, b: a + b.sum(0), sums, grads)
+            return ((carry, J), sums), jax.tree.leaves(carry)[0]
+
+        return jax.lax.scan(step, (held, jax.tree.map(jnp.zeros_like, params)), (xs, targets))
+
+    seen: dict[str, Any] = {}  # the gradients, of those that have been run
     traced = {
         FORWARD: Traced(forward, (params, xs), (None, None)),
         ONLINE: Traced(learned, (params, state, xs, targets), (None,) * 4),
+        TEXTBOOK: Traced(by_the_book, (params, start, xs, targets), (None,) * 4),
         FLOOR: floor(case, B),
     }
+    checks = {name: functools.partial(check_same, seen, name) for name in (ONLINE, TEXTBOOK)}
     row = Row(SUITE, case.rule, case.name, (B, case.steps, I, H), "", 1, "")
     return [
-        Entry(row._replace(contestant=name), functools.partial(built, of), check_finite) for name, of in traced.items()
+        Entry(row._replace(contestant=name), functools.partial(built, of), checks.get(name, check_finite))
+        for name, of in traced.items()
     ]
 
 
@@ -129,22 +148,37 @@ def check_finite(result: Any) -> None:
             raise ValueError(f"a result of shape {leaf.shape} is not finite")
 
 
+def check_same(seen: dict[str, Any], name: str, result: Any) -> None:
+    """Those that learn have the same gradients, summed over steps, and the same outputs."""
+    check_finite(result)
+    (_, sums), ys = result
+    seen[name] = [np.asarray(a) for a in (*jax.tree.leaves(sums), ys)]
+    for other in seen.values():
+        for a, b in zip(seen[name], other, strict=True):
+            far = np.abs(a - b).max()
+            if far > SAME * np.abs(b).max():
+                raise ValueError(f"{name} differs from what others found by {far:.1e}")
+
+
 def lines(rows: Sequence[Row], shown: Callable[[Row, float], str]) -> list[tuple[str, ...]]:
     """The table: times of a step, and what they are to each other; ``shown(row, scale)`` writes a time."""
-    header = ("cell", "rule", "B", "forward, µs", "online, µs", "floor, µs", "/ forward", "/ floor", "target")
+    header = ("cell", "rule", "B", "forward, µs", "online, µs", "textbook, µs", "floor, µs")
+    header = (*header, "/ forward", "/ textbook", "/ floor", "target")
     found: list[tuple[str, ...]] = [header]
     times = {(row.cell, row.shape[0], row.contestant): row for row in rows if row.suite == SUITE and row.median}
     for case in CASES:
         for B in sorted({row.shape[0] for row in rows if row.suite == SUITE}):
-            group = {name: times.get((case.name, B, name)) for name in (FORWARD, ONLINE, FLOOR)}
+            group = {name: times.get((case.name, B, name)) for name in (FORWARD, ONLINE, TEXTBOOK, FLOOR)}
             if None in group.values():
                 continue
-            ratios = {name: ratio(group[ONLINE], group[name]) for name in (FORWARD, FLOOR)}  # type: ignore[arg-type]
+            others = (FORWARD, TEXTBOOK, FLOOR)
+            ratios = {name: ratio(group[ONLINE], group[name]) for name in others}  # type: ignore[arg-type]
             met = "met" if ratios[case.against] <= case.limit else "**missed**"
             each = [shown(row, 1e6 / case.steps) for row in group.values() if row is not None]
             words = f"≤ {case.limit:g} × {'forward' if case.against == FORWARD else 'floor'}: {met}"
-            both = [f"{ratios[name]:.1f}" for name in (FORWARD, FLOOR)]
-            found.append((case.name, f'"{case.rule}"', str(B), *each, *both, words))
+            found.append(
+                (case.name, f'"{case.rule}"', str(B), *each, *(f"{ratios[name]:.2g}" for name in others), words)
+            )
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +12,11 @@ import jax.numpy as jnp
 from jaxrnn._base import Cell, PyTree, flatten, is_float
 from jaxrnn._checks import check_choice, check_inexact_carry, check_params, check_sizes, step_batch_shape
 from jaxrnn._narrowing import check_held
-from jaxrnn.online.influence import Influence, gradient_of_batch, influence_of, sparse_rule
+from jaxrnn.online.influence import Influence, influence_of, sparse_rule
 from jaxrnn.online.kronecker import kf_rtrl
 from jaxrnn.online.local import local_rule
 from jaxrnn.online.parts import output_of
-from jaxrnn.online.problem import Output, Problem, Theta, carry_of, params_of, shapes
+from jaxrnn.online.problem import Output, Problem, carry_of, params_of, shapes
 from jaxrnn.online.rules import OnlineRule, Start
 from jaxrnn.online.spatial import check_feedback, spatial_output
 from jaxrnn.online.uoro import uoro
@@ -159,13 +158,10 @@ class Chosen:
             key = None if key is None else jax.random.fold_in(key, number)
         return spatial_output(problem, self.feedback, key)
 
-    def gradient_of_batch(self, batch: Batch, theta: Theta, trace: PyTree, u: Any) -> Theta | None:
-        """Σ uᵀ J over the batch, without the gradient of each sequence; None where the rule has no such form."""
-        if not batch.batch_shape or not (self.name == "rtrl" or self.name.startswith("snap")):
-            return None
-        n, members = len(batch.batch_shape), math.prod(batch.batch_shape)
-        flat = lambda a: a.reshape(members, *a.shape[n:])
-        return gradient_of_batch(self.influence(batch.problem), theta, jax.tree.map(flat, trace), flat(u))
+    @property
+    def keeps_influence(self) -> bool:
+        """Whether the trace is the influence itself, as far as a pattern holds it."""
+        return self.name == "rtrl" or self.name.startswith("snap")
 
     def start(self, batch: Batch, params: PyTree, key: Any, time: Any, *, fresh: bool) -> PyTree:
         """The trace where sequences start."""

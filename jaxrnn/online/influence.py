@@ -10,22 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._base import PyTree
+from jaxrnn.online.cuts import Differentiation, Entries, by_cuts
 from jaxrnn.online.derivatives import (
     FEW,
-    Differentiation,
-    Entries,
+    Direct,
+    Linearised,
     Patterns,
+    by_colour,
     differentiation,
     linearise,
     patterns_of,
 )
 from jaxrnn.online.pattern import Block, Scattered, blocks_of, coloured, reach
 from jaxrnn.online.places import Numbers
-from jaxrnn.online.problem import Problem
+from jaxrnn.online.problem import Problem, cut_step
+from jaxrnn.online.rows import Rows, coefficients, in_groups, row, rows_of
 from jaxrnn.online.rules import OnlineRule, Start, Step
-from jaxrnn.programs.calls import on_one_cpu
 
-ROWS = 8  # products of a sequence that are written out, one after the other, where they are summed
 SMALL = 4  # numbers reached up to which products of the blocks are written out
 
 
@@ -33,9 +34,17 @@ class Storage(NamedTuple):
     """A block of the influence with all that its update needs; static."""
 
     block: Block | Scattered
-    direct: Callable[[Any], Any]  # its part of I_t, from the cotangents of its array by colour
-    first: Callable[[Any], Any]  # the same of the initial carry's
-    carried: Entries  # its part of D_t
+    direct: Callable[[Direct], list[Any]]  # its part of I_t, from the derivatives by its array of params
+    first: Callable[[Any], list[Any]]  # the same of the initial carry's, by colour
+    carried: Entries | Rows  # its part of D_t
+    by_products: bool  # whether I_t of it is all outer products
+
+
+class Parts(NamedTuple):
+    """What a step of one sequence is to a block."""
+
+    carried: Any  # the entries of D_t
+    direct: Direct
 
 
 class Influence(NamedTuple):
@@ -55,19 +64,30 @@ class Influence(NamedTuple):
 def influence_of(problem: Problem, steps: int | None, masks: PyTree = None) -> Influence:
     """Of the params that reach a carried number within so many steps; None: however many. ``masks``: params."""
     patterns: Patterns = patterns_of(problem, masks)
+    shapes, S = [a.shape for a in problem.theta], problem.carry.size
     found = reach(patterns.direct, patterns.carried, patterns.first, steps)
-    blocks = blocks_of(found, [a.shape for a in problem.theta])
+    blocks = blocks_of(found, shapes)
     way = differentiation(problem, patterns, [_pairs(b) for b in blocks])
+    if masks is None and all(map(_is_small, blocks)):
+        staged = by_cuts(problem, staged=True)
+        if staged is not None and staged.stages is not None and staged.passes <= way.passes:
+            way = staged
+            found = reach(patterns.direct, patterns.carried, patterns.first, steps, staged.stages.direct)
+            blocks = blocks_of(found, shapes)
+    carried = np.zeros((S + 1, S + 1), bool)
+    carried[:S, :S] = patterns.carried.toarray()
+    products = cut_step(problem, of_carry=way.is_cut, of_new=way.stages is not None).weights
+    axes = [[w.axis for w in products if w.leaf == leaf] for leaf in range(len(shapes))]
     first = coloured(patterns.first)
-    storages = [
-        Storage(
-            block,
-            _spread(block, way.colours[: problem.carry.size], found.direct),
-            _spread(block, first, found.first),
-            way.at(*_pairs(block)),
+    storages = []
+    for block in blocks:
+        spread, is_uniform = _spread(block, way.colours[:S], found.direct)
+        dtype = problem.theta[block.leaf].dtype
+        direct = lambda of, spread=spread, axes=axes[block.leaf], dtype=dtype: spread(by_colour(of, axes, dtype))
+        rows = rows_of(block.R, way, carried) if _is_small(block) else way.at(*_pairs(block))
+        storages.append(
+            Storage(block, direct, _spread(block, first, found.first)[0], rows, bool(axes[block.leaf]) and is_uniform)
         )
-        for block in blocks
-    ]
     return Influence(storages, way, first, bool(patterns.first.nnz))
 
 
@@ -99,14 +119,7 @@ def sparse_rule(steps: int | None, influence: Callable[[Problem], Influence]) ->
 
     def update(step: Step, trace: list[Any]) -> list[Any]:
         kept = influence(step.problem)
-        if not kept.storages:
-            return []
-        at = linearise(step.problem, kept.way, step.arguments)
-        updated = []
-        for s, J in zip(kept.storages, trace, strict=True):
-            carried, direct = _times(s.block, at.entries(s.carried), J), s.direct(at.by_theta[s.block.leaf])
-            updated.append([(a + b).astype(old.dtype) for a, b, old in zip(carried, direct, J, strict=True)])
-        return updated
+        return [_updated(*of) for of in zip(kept.storages, parts_of(kept, step), trace, strict=True)]
 
     def gradient(step: Step, trace: list[Any], u: Any) -> list[Any]:
         storages = influence(step.problem).storages
@@ -116,36 +129,76 @@ def sparse_rule(steps: int | None, influence: Callable[[Problem], Influence]) ->
     return OnlineRule(init, update, gradient)
 
 
-def gradient_of_batch(kept: Influence, theta: Sequence[Any], trace: list[Any], u: Any) -> list[Any]:
+def parts_of(kept: Influence, step: Step) -> list[Parts]:
+    """What a step of one sequence is to each block."""
+    if not kept.storages:
+        return []
+    at = linearise(step.problem, kept.way, step.arguments)
+    return [Parts(_carried(s, at), at.by_theta[s.block.leaf]) for s in kept.storages]
+
+
+def _carried(s: Storage, at: Linearised) -> Any:
+    return coefficients(s.carried, at.entries) if isinstance(s.carried, Rows) else at.entries(s.carried)
+
+
+def _updated(s: Storage, parts: Parts, arrays: list[Any]) -> list[Any]:
+    """The block of J_t, of one sequence."""
+    direct = s.direct(parts.direct)
+    if not isinstance(s.carried, Rows):
+        carried = _times(s.block, parts.carried, arrays)
+        return [(a + b).astype(J.dtype) for a, b, J in zip(carried, direct, arrays, strict=True)]
+    before, after = dict(enumerate(arrays)), {}
+    for k in s.carried.order:
+        after[k] = row(k, parts.carried, direct[k], before, after)
+    return [after[k] for k in before]
+
+
+def updated_and_weighed(
+    kept: Influence, theta: Sequence[Any], parts: list[Parts], trace: list[Any], u: Any, mask: Any, moved: np.ndarray
+) -> tuple[list[Any], list[Any]]:
+    """``(traces, Σ uᵀ J_t)`` of a batch: of sequences that arrays lead with.
+
+    Args:
+        parts: of each block those of ``parts_of``.
+        mask: (n,) or None; where it is False the trace is held.
+        moved: (S,) booleans: of which carried numbers u may be other than 0.
+    """
+    traces: list[Any] = []
+    sums: list[Any] = []
+    for s, of, J in zip(kept.storages, parts, trace, strict=True):
+        R = s.block.R
+        if isinstance(s.carried, Rows):
+            weights = {k: _taken(u, R[k]) for k in range(len(R)) if moved[R[k]].any()}
+            J, total = in_groups(s.carried, s.direct, tuple(of), J, weights, mask, by_products=s.by_products)
+            if len(weights) == len(u) == 1:  # of one sequence; multiplied when it stands side by side with others
+                ((k, w),) = weights.items()
+                total = (w[0], J[k][0])
+        else:
+            new = jax.vmap(lambda of, J, s=s: _updated(s, of, J))(of, J)
+            J = new if mask is None else jax.tree.map(lambda a, b: jnp.where(_as(mask, a), a, b), new, J)
+            total = jax.vmap(lambda u, J, block=s.block: _pulled(block, u, J))(u, J).sum(0)
+        traces.append(J)
+        sums.append(total)
+    return traces, _by_leaf([s.block for s in kept.storages], sums, theta)
+
+
+def weighed(kept: Influence, theta: Sequence[Any], trace: list[Any], u: Any) -> list[Any]:
     """Σ uᵀ J over sequences: the first axis of u and of the arrays of the trace."""
     parts = []
     for s, J in zip(kept.storages, trace, strict=True):
         if _is_small(s.block):
-            numbers = jax.vmap(lambda u, R=s.block.R: Numbers([u], u.dtype).take(R))(u)
-            parts.append(_sum_of_products([numbers[:, k] for k in range(len(J))], J))
+            parts.append(sum((_taken(u, R) * a).sum(0) for R, a in zip(s.block.R, J, strict=True)))
         else:
             parts.append(jax.vmap(lambda u, J, block=s.block: _pulled(block, u, J))(u, J).sum(0))
     return _by_leaf([s.block for s in kept.storages], parts, theta)
 
 
-def _sum_of_products(factors: list[Any], arrays: list[Any]) -> Any:
-    """Σ w J over the first axis and the list; w has axes of size 1 where J has more."""
-    count, n = len(arrays), arrays[0].shape[0]
+def _taken(u: Any, R: np.ndarray) -> Any:
+    return jax.vmap(lambda u: Numbers([u], u.dtype).take(R))(u)
 
-    def summed(*given):
-        return [sum((w * J).sum(0) for w, J in zip(given[:count], given[count:], strict=True))]
 
-    if n == 1 or not isinstance(arrays[0], jax.core.Tracer):
-        return summed(*factors, *arrays)[0]
-    rows = next(k for k in range(max(min(n, ROWS // count), 1), 0, -1) if n % k == 0)
-
-    def one_loop(*given):
-        """Sequence after sequence: one loop that reads J once, where a sum over an axis reads a product's array."""
-        some = [a.reshape(n // rows, rows, *a.shape[1:]) for a in given]
-        terms = [w[:, k] * J[:, k] for w, J in zip(some[:count], some[count:], strict=True) for k in range(rows)]
-        return [sum(terms[1:], terms[0]).sum(0)]
-
-    return on_one_cpu(one_loop, summed, *factors, *arrays)[0]
+def _as(mask: Any, a: Any) -> Any:
+    return mask.reshape(-1, *[1] * (a.ndim - 1))
 
 
 def _is_small(block: Block | Scattered) -> bool:
@@ -160,9 +213,7 @@ def _shapes(block: Block | Scattered) -> list[tuple[int, ...]]:
 
 
 def _times(block: Block | Scattered, D: Any, arrays: list[Any]) -> list[Any]:
-    """D J, class by class."""
-    if _is_small(block):  # elementwise, which the compiler joins with what comes before and after
-        return [sum(D[k, l] * J for l, J in enumerate(arrays)) for k in range(len(arrays))]
+    """D J, class by class, of a block that is not small."""
     (J,) = arrays
     if isinstance(block, Scattered):
         return [jnp.einsum("gkl,gln->gkn", D, J)]
@@ -197,14 +248,20 @@ def _by_leaf(blocks: Sequence[Block | Scattered], parts: Sequence[Any], theta: S
     """The gradient by each array of params, from those by the params of the blocks."""
     sums = []
     for leaf, like in enumerate(theta):
-        own = [(b, p.astype(like.dtype)) for b, p in zip(blocks, parts, strict=True) if b.leaf == leaf]
+        own = [(b, p) for b, p in zip(blocks, parts, strict=True) if b.leaf == leaf and p is not None]
         sums.append(_side_by_side(own, like.shape))
         if sums[-1] is None:
             whole = jnp.zeros_like(like)
             for block, part in own:
-                whole = _add(whole, block, part)
+                whole = _add(whole, block, _multiplied(part).astype(like.dtype))
             sums[-1] = whole
+        sums[-1] = sums[-1].astype(like.dtype)
     return sums
+
+
+def _multiplied(part: Any) -> Any:
+    """A part that is there, or the two factors of one."""
+    return part[0] * part[1] if isinstance(part, tuple) else part
 
 
 def _side_by_side(own: Sequence[tuple[Any, Any]], shape: tuple[int, ...]) -> Any:
@@ -212,7 +269,7 @@ def _side_by_side(own: Sequence[tuple[Any, Any]], shape: tuple[int, ...]) -> Any
     if any(isinstance(block, Scattered) for block, _ in own):
         return None
     if len(own) == 1 and own[0][0].places is None:
-        return own[0][1]
+        return _multiplied(own[0][1])
     if len(own) < 2 or any(block.places is None for block, _ in own):
         return None
     own = sorted(own, key=lambda of: of[0].places[1][0])
@@ -220,7 +277,12 @@ def _side_by_side(own: Sequence[tuple[Any, Any]], shape: tuple[int, ...]) -> Any
     places = np.concatenate([block.places[1] for block, _ in own])
     if any(block.places[0] != axis for block, _ in own) or list(places) != list(range(shape[axis])):
         return None
-    return jnp.concatenate([part for _, part in own], axis)
+    parts = [part for _, part in own]
+    if all(isinstance(part, tuple) and part[0].shape[axis] == part[1].shape[axis] for part in parts):
+        us, arrays = zip(*parts, strict=True)
+        if len({(*u.shape[:axis], *u.shape[axis + 1 :]) for u in us}) == 1:
+            return jnp.concatenate(us, axis) * jnp.concatenate(arrays, axis)  # XLA joins a product with what follows
+    return jnp.concatenate([_multiplied(part) for part in parts], axis)
 
 
 def _add(whole: Any, block: Block | Scattered, part: Any) -> Any:
@@ -244,15 +306,19 @@ def _slice(places: np.ndarray) -> Any:
     return slice(first, last + 1) if last - first + 1 == len(places) else places
 
 
-def _spread(block: Block | Scattered, colours: np.ndarray, present: np.ndarray) -> Callable[[Any], list[Any]]:
+def _spread(
+    block: Block | Scattered, colours: np.ndarray, present: np.ndarray
+) -> tuple[Callable[[Any], list[Any]], bool]:
     """The entries of a Jacobian that a block holds, in its arrays, from cotangents in colours pulled back.
+
+    And whether of each array all or none are there, with one colour.
 
     Args:
         colours: (S,), of each carried number.
         present: (S + 1, U), which of them the params of each class reach.
     """
     if isinstance(block, Scattered):
-        return _spread_scattered(block, colours, present)
+        return _spread_scattered(block, colours, present), False
     r, colour = len(block.R), colours[block.R]
     there = present[block.R, block.kinds[None]]
     own = np.unique(np.broadcast_to(colour, there.shape)[there])
@@ -284,7 +350,8 @@ def _spread(block: Block | Scattered, colours: np.ndarray, present: np.ndarray) 
             return [whole]
         return [jnp.broadcast_to(whole, (r, *block.shape))[k] for k in range(r)]
 
-    return spread
+    is_uniform = same and r <= SMALL and all(flags.all() or not flags.any() for flags in there)
+    return spread, is_uniform
 
 
 def _spread_scattered(block: Scattered, colours: np.ndarray, present: np.ndarray) -> Callable[[Any], list[Any]]:

@@ -254,11 +254,10 @@ def learner_of(
             new, updated, y, grads, kept = each_by_itself(chosen, loss, put_out, given, trace)
             was_lost = ~kept if mask is None else mask & ~kept
             skipped = state.skipped + was_lost.astype(jnp.int32)
+            new, updated = select(kept, new, old), select(kept, updated, trace)
         else:
             new, updated, y, grads = all_together(chosen, loss, put_out, given, trace)
-            kept, skipped = mask, None
-        if kept is not None:
-            new, updated = select(kept, new, old), select(kept, updated, trace)
+            skipped = None
         carry = batch.over(batch.problem.carry.tree)(new)
         state = OnlineState(carry, updated, state.time + 1, state.key, skipped)
         return state, y, batch.problem.params.gradient(grads)

@@ -76,7 +76,8 @@ def output_of(problem: Problem) -> Output:
         known.update(zip(step.new, jax.tree.leaves(problem.carry.tree(h_new)), strict=True))
         return step.output.unflatten(evaluate(ops, known, step.ys))
 
-    return Output(reads_old, compute)
+    leaves = [bool(reached_from(ops, [k]) & set(step.ys)) for k in step.new]
+    return Output(reads_old, compute, np.repeat(leaves, problem.carry.sizes))
 
 
 class Member(NamedTuple):

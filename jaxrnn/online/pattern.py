@@ -32,13 +32,17 @@ class Reach(NamedTuple):
         return int(sizes[self.reached_class].sum()) if len(sizes) else 0
 
 
-def reach(direct: Any, carried: Any, first: Any, steps: int | None) -> Reach:
-    """M_n = ∪ MD^k (MI ∪ M0), k < n, as sparse boolean matrices; ``steps`` None: all k."""
+def reach(direct: Any, carried: Any, first: Any, steps: int | None, staged: Any = None) -> Reach:
+    """M_n = ∪ MD^k (MI ∪ M0), k < n, as sparse boolean matrices; ``steps`` None: all k.
+
+    ``staged``: what stands in ``Reach.direct`` in place of ``direct``, where a step is cut in stages.
+    """
     from scipy import sparse
 
     S, P = direct.shape
-    classes, one = _alike(sparse.vstack([direct, first], format="csc"))
-    direct_of, first_of = (m.tocsc()[:, one].toarray() for m in (direct, first))
+    own = direct if staged is None else staged
+    classes, one = _alike(sparse.vstack([direct, first, own], format="csc"))
+    direct_of, first_of, own_of = (m.tocsc()[:, one].toarray() for m in (direct, first, own))
     within = direct_of | first_of
     if S * (S + within.shape[1]) <= FULL:
         step = carried.toarray().astype(np.float32)
@@ -55,7 +59,7 @@ def reach(direct: Any, carried: Any, first: Any, steps: int | None) -> Reach:
     nothing = np.zeros((1, within.shape[1]), bool)
     reached = [np.flatnonzero(within[:, k]) for k in sample]
     of_params = alike[classes] if P else np.zeros(0, int)
-    return Reach(np.vstack([direct_of, nothing]), np.vstack([first_of, nothing]), classes, reached, of_params)
+    return Reach(np.vstack([own_of, nothing]), np.vstack([first_of, nothing]), classes, reached, of_params)
 
 
 def _alike(columns: Any) -> tuple[np.ndarray, np.ndarray]:

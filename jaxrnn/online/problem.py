@@ -121,11 +121,18 @@ class Problem(NamedTuple):
 
     def step(self, theta: Sequence[Any], h: Any, others: Sequence[Any], x: PyTree, noise: PyTree) -> tuple[Any, PyTree]:
         """``(h_t, y_t)`` from h_{t-1}, a vector."""
+        after, y = self.tree_step(theta, h, others, x, noise)
+        return self.carry.flat(after), y
+
+    def tree_step(
+        self, theta: Sequence[Any], h: Any, others: Sequence[Any], x: PyTree, noise: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """The same, h_t as the cell returns it."""
         before = self.carry.tree(h)
         extra = () if noise is None else (noise,)
         after, y = check_pair(self.who, self.cell.step(self.params.join(theta, others), before, x, *extra))
         check_carry_kept(self.who, before, after)
-        return self.carry.flat(after), y
+        return after, y
 
     def initial(self, theta: Sequence[Any], others: Sequence[Any]) -> Any:
         """h_0, a vector."""
@@ -141,6 +148,7 @@ class Output(NamedTuple):
 
     reads_old: bool  # whether it depends on the old carry otherwise than through the new one
     compute: Callable[..., PyTree]  # (theta, h_{t-1}, h_t, others, x, noise) -> y_t
+    reads: Any = None  # (S,) booleans: which numbers of the new carry it may depend on; None: any
 
 
 class Weights(NamedTuple):
@@ -153,35 +161,49 @@ class Weights(NamedTuple):
 
 
 class CutStep(NamedTuple):
-    """A step whose products are cut: what they give, δ more, comes as from outside."""
+    """A step whose products are cut, and stages of its new carry: what they give, δ more, comes as from outside."""
 
     operands: list[int]  # of each product of the carry, the place of the operand that depends on it
     params: list[Any]  # of its primitive
     kinds: list[list[Any]]  # of its operands
     made: list[Any]  # the type of what it gives
     weights: list[Weights]  # products of params that stand in such products alone
+    stages: list[Stage]
     run: Callable[..., Any]  # (theta, h, δs, δs of weights or None, others, x, noise) -> (h_t, the operands), and
-    # (the other operands, the vectors); None: the weights' products are not cut
+    # (the other operands, the vectors); None: the weights' products are not cut; δs: of products, then of stages
+
+    @property
+    def deltas(self) -> list[Any]:
+        """The types of the δs."""
+        return [*self.made, *(stage.kind for stage in self.stages)]
 
 
-def cut_step(problem: Problem, *, of_carry: bool = True) -> CutStep:
+class Stage(NamedTuple):
+    """A leaf of the new carry from which others are computed, as h_t of an LSTM is from c_t."""
+
+    leaf: int
+    kind: Any
+
+
+def cut_step(problem: Problem, *, of_carry: bool = True, of_new: bool = False) -> CutStep:
     """The step with its products cut: those of the weights, and of the carry and something else.
 
     Of the latter those one operand of which is made of the carry and the input alone, without a product that is cut
     itself. What is left between them is mostly elementwise, so its Jacobian has few entries, and that of the product is
-    its other operand.
+    its other operand. ``of_new``: leaves of the new carry are cut off what is computed from them.
     """
     arguments = (problem.theta, problem.h, problem.others, problem.x, problem.noise)
     leaves, tree = flatten(arguments)
 
     def whole(*arrays):
-        return [problem.step(*tree.unflatten(arrays))[0]]
+        return jax.tree.leaves(problem.tree_step(*tree.unflatten(arrays))[0])
 
     program, _, _ = flat_program(whole, *leaves, flattens=is_call)
     program = program._replace(ops=needed_for(program.ops, program.outputs))
+    program, staged = _in_stages(program) if of_new else (program, {})
     n = len(problem.theta)
     of_theta = reached_from(program.ops, program.inputs[:n])
-    moving = reached_from(program.ops, program.inputs[n : n + 1])
+    moving = reached_from(program.ops, [program.inputs[n], *staged.values()])
     behind: set[int] = set()  # what depends on a product that is cut
     cuts = {}
     for index, op in enumerate(program.ops if of_carry else ()):
@@ -193,7 +215,21 @@ def cut_step(problem: Problem, *, of_carry: bool = True) -> CutStep:
                 behind.update(op.outputs)
         if behind.intersection(op.inputs):
             behind.update(op.outputs)
-    return _cut(program, tree, cuts, _weights_of(program, n))
+    return _cut(problem, program, tree, cuts, _weights_of(program, n), staged)
+
+
+def _in_stages(program: Program) -> tuple[Program, dict[int, int]]:
+    """The program with what is computed from an output reading a value of its own; these values, by the outputs."""
+    new, kinds = program.outputs, dict(program.kinds)
+    staged = {}
+    for number in {k for op in program.ops for k in op.outputs}.intersection(new):
+        others = reached_from(program.ops, [number]) - {number}
+        is_real = not jnp.issubdtype(kinds[number].dtype, jnp.complexfloating)
+        if is_real and new.count(number) == 1 and others.intersection(new):
+            staged[number] = max(kinds) + 1
+            kinds[staged[number]] = kinds[number]
+    ops = [op._replace(inputs=tuple(staged.get(k, k) for k in op.inputs)) for op in program.ops]
+    return program._replace(ops=ops, kinds=kinds), staged
 
 
 def _weights_of(program: Program, n: int) -> dict[int, Weights]:
@@ -220,14 +256,23 @@ def _multiplied_axis(op: Op, place: int, kinds: Sequence[Any]) -> int | None:
     return contracted[place][0] if len(contracted[place]) == 1 and not batch[0] else None
 
 
-def _cut(program: Program, tree: Any, cuts: dict[int, int], weights: dict[int, Weights]) -> CutStep:
+def _cut(
+    problem: Problem,
+    program: Program,
+    tree: Any,
+    cuts: dict[int, int],
+    weights: dict[int, Weights],
+    staged: dict[int, int],
+) -> CutStep:
     ops = [program.ops[index] for index in cuts]
     kinds = [[program.kinds[k] for k in op.inputs] for op in ops]
     made = [program.kinds[op.outputs[0]] for op in ops]
+    in_order = [k for op in program.ops for k in op.outputs if k in staged]
+    stages = [Stage(program.outputs.index(k), program.kinds[k]) for k in in_order]
 
     def run(theta, h, deltas, of_weights, others, x, noise):
         values = program.consts | dict(zip(program.inputs, jax.tree.leaves((theta, h, others, x, noise)), strict=True))
-        rest, more = iter(deltas), iter(of_weights or ())
+        rest, more, of_stages = iter(deltas), iter(of_weights or ()), iter(deltas[len(made) :])
         operands, coefficients, vectors = [], [], []
         for index, op in enumerate(program.ops):
             given, added = [values[k] for k in op.inputs], []
@@ -246,9 +291,14 @@ def _cut(program: Program, tree: Any, cuts: dict[int, int], weights: dict[int, W
             if added:
                 results = [sum(added, results[0])]
             values.update(zip(op.outputs, results, strict=True))
-        return [values[program.outputs[0]], *operands], (coefficients, vectors)
+            for k in op.outputs:
+                if k in staged:
+                    values[staged[k]] = jax.lax.stop_gradient(values[k]) + next(of_stages)
+        new = problem.carry.treedef.unflatten([values[k] for k in program.outputs])
+        return [problem.carry.flat(new), *operands], (coefficients, vectors)
 
-    return CutStep(list(cuts.values()), [op.params for op in ops], kinds, made, list(weights.values()), run)
+    weights_of = list(weights.values())
+    return CutStep(list(cuts.values()), [op.params for op in ops], kinds, made, weights_of, stages, run)
 
 
 @jax.custom_jvp

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrnn._base import PyTree, is_inexact, select
 from jaxrnn._checks import check_leads_with_batch, check_scalar_loss
 from jaxrnn.online._batch import Batch, Chosen
+from jaxrnn.online.influence import parts_of, updated_and_weighed, weighed
 from jaxrnn.online.problem import Output, Theta
 from jaxrnn.online.rules import Step
 
@@ -54,8 +57,8 @@ class Given(NamedTuple):
 
     def gradient(self, chosen: Chosen, trace: PyTree, by_carry: Any) -> Theta:
         """Σ uᵀ J, over the batch."""
-        if (total := chosen.gradient_of_batch(self.batch, self.theta, trace, by_carry)) is not None:
-            return total
+        if chosen.keeps_influence:
+            return weighed(chosen.influence(self.batch.problem), self.theta, *self._flat((trace, by_carry)))
 
         def of_one(h, x, key, trace, u, noise):
             return chosen.rule.gradient(self.step(h, x, key, noise), trace, u)
@@ -63,11 +66,34 @@ class Given(NamedTuple):
         sums = self.batch.over(of_one, self.noise)(self.old, self.x, self.key, trace, by_carry)
         return [a.sum(tuple(range(len(self.batch.batch_shape)))) for a in sums]
 
+    def updated_and_weighed(self, chosen: Chosen, trace: PyTree, u: Any, moved: Any) -> tuple[PyTree, Theta]:
+        """``(traces, Σ uᵀ J_t)``, the traces of masked members held.
+
+        ``moved``: (S,) booleans, of which carried numbers u may be other than 0.
+        """
+        if not chosen.keeps_influence:
+            updated = self.updated(chosen, trace)
+            held = updated if self.mask is None else select(self.mask, updated, trace)
+            return held, self.gradient(chosen, updated, u)
+        kept = chosen.influence(self.batch.problem)
+
+        def parts(h, x, noise):
+            return parts_of(kept, self.step(h, x, None, noise))
+
+        given = self._flat((self.batch.over(parts, self.noise)(self.old, self.x), trace, u, self.mask))
+        held, total = updated_and_weighed(kept, self.theta, *given, moved)
+        return jax.tree.map(lambda a: a.reshape(*self.batch.batch_shape, *a.shape[1:]), held), total
+
+    def _flat(self, tree: PyTree) -> PyTree:
+        """With one batch axis."""
+        n, members = len(self.batch.batch_shape), math.prod(self.batch.batch_shape)
+        return jax.tree.map(lambda a: a.reshape(members, *a.shape[n:]), tree)
+
 
 def all_together(
     chosen: Chosen, loss: Loss, put_out: Output, given: Given, trace: PyTree
 ) -> tuple[Any, PyTree, PyTree, Theta]:
-    """``(carries, traces, outputs, gradient)``, the first two of masked members too."""
+    """``(carries, traces, outputs, gradient)``; those of masked members are held."""
     new = given.new()
 
     def lost(theta, old, new):
@@ -79,11 +105,13 @@ def all_together(
         return value, y
 
     (direct, by_old, by_new), y = jax.grad(lost, (0, 1, 2), has_aux=True)(given.theta, given.old, new)
-    updated = given.updated(chosen, trace)
-    grads = [a + b for a, b in zip(direct, given.gradient(chosen, updated, by_new), strict=True)]
+    sums = [direct]
     if put_out.reads_old:
-        grads = [a + b for a, b in zip(grads, given.gradient(chosen, trace, by_old), strict=True)]
-    return new, updated, y, grads
+        sums.append(given.gradient(chosen, trace, by_old))
+    moved = np.ones(by_new.shape[-1], bool) if put_out.reads is None else put_out.reads
+    updated, total = given.updated_and_weighed(chosen, trace, by_new, moved)
+    new = new if given.mask is None else select(given.mask, new, given.old)
+    return new, updated, y, [sum(of[1:], of[0]) for of in zip(*sums, total, strict=True)]
 
 
 def each_by_itself(

@@ -1,12 +1,13 @@
 """The benchmark of learning online: verdicts on made-up figures, and a tiny case the whole way."""
 
 import jax
+import numpy as np
 import pytest
 
 import jaxrnn as jr
 from experiments.benchmarks import online, online_steps, report, targets
 from experiments.benchmarks.measuring import measure
-from experiments.benchmarks.online_steps import FLOOR, FORWARD, ONLINE, Case, lines
+from experiments.benchmarks.online_steps import FLOOR, FORWARD, ONLINE, TEXTBOOK, Case, check_same, lines
 from experiments.benchmarks.suites import Group, Row
 from experiments.benchmarks.timing import Budget
 
@@ -15,18 +16,18 @@ def made_up(case, B, **seconds):
     shape = B, case.steps, *online_steps.sizes(case)
     return [
         Row("online", case.rule, case.name, shape, "", 1, who, tuple(case.steps * 1e-6 * s for s in times))
-        for who, times in zip((FORWARD, ONLINE, FLOOR), seconds.values(), strict=True)
+        for who, times in zip((FORWARD, ONLINE, TEXTBOOK, FLOOR), seconds.values(), strict=True)
     ]
 
 
 def test_verdicts_are_of_the_rounds_ratios():
     gru, *_, dense = online_steps.CASES
-    rows = made_up(gru, 1, a=(10, 10, 30), b=(39, 42, 90), c=(20, 20, 20))
-    rows += made_up(dense, 16, a=(1, 1, 1), b=(30, 30, 30), c=(10, 10, 10))
+    rows = made_up(gru, 1, a=(10, 10, 30), b=(39, 42, 90), c=(84, 84, 90), d=(20, 20, 20))
+    rows += made_up(dense, 16, a=(1, 1, 1), b=(30, 30, 30), c=(60, 60, 60), d=(10, 10, 10))
     _, first, second = lines(rows, report.spread)
     assert first[:3] == ("GRU-64", '"snap1"', "1") and first[3].startswith("10.0 ") and first[4].startswith("42.0 ")
-    assert first[6:] == ("3.9", "2.1", "≤ 4 × forward: met")  # of 3.9, 4.2 and 3.0 the median
-    assert second[6:] == ("30.0", "3.0", "≤ 2 × floor: **missed**")
+    assert first[7:] == ("3.9", "0.5", "2.1", "≤ 4 × forward: met")  # of 3.9, 4.2 and 3.0 the median
+    assert second[7:] == ("30", "0.5", "3", "≤ 2 × floor: **missed**")
     met = {line.target: (line.value, line.met) for line in targets.verdicts(rows)}
     assert met["GRU-64 by snap1 / forward step"] == (pytest.approx(4.2), False)  # of medians, as all targets are
     assert met["GRU-32 by rtrl / floor"] == (pytest.approx(3.0), False)
@@ -37,10 +38,18 @@ def test_verdicts_are_of_the_rounds_ratios():
 def test_a_tiny_case_is_measured(cell, rule):
     case = Case("tiny", cell, rule, 2.0, FORWARD, steps=3)
     rows = measure(Group("tiny", online_steps.entries_of(case, 2), Budget(0.001, 1, 1, turn=0.001)))
-    assert [row.contestant for row in rows] == [FORWARD, ONLINE, FLOOR]
+    assert [row.contestant for row in rows] == [FORWARD, ONLINE, TEXTBOOK, FLOOR]
     assert all(row.median > 0 and not row.note for row in rows)
     entries, size = online_steps.kept(case)
     assert entries == (size if rule == "snap1" else 6 * size)
+
+
+def test_contestants_with_other_gradients_are_told():
+    seen = {}
+    check_same(seen, ONLINE, ((None, {"W": np.ones(3)}), np.ones(2)))
+    check_same(seen, TEXTBOOK, ((None, {"W": np.full(3, 1.0001)}), np.ones(2)))
+    with pytest.raises(ValueError, match=r"textbook differs from what others found by 1.0e-02"):
+        check_same(seen, TEXTBOOK, ((None, {"W": np.array([1, 1.01, 1])}), np.ones(2)))
 
 
 @pytest.mark.full
