@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 import jaxrnn as jr
 from experiments.data.records import DataError
@@ -64,6 +64,12 @@ class Task(Table):
     sunspots: Windows = Windows(lags=1, window=66, stride=1, scale="roots")
     co2: Windows = Windows(lags=1, window=156, stride=4)
     elnino: Windows = Windows(lags=1, window=96, stride=1)
+
+    @field_validator("sunspots", "co2", "elnino", mode="before")
+    @classmethod
+    def what_is_not_given_stays(cls, given: Any, info: ValidationInfo) -> Any:
+        default = cls.model_fields[str(info.field_name)].default
+        return {**default.model_dump(), **given} if isinstance(given, dict) else given
 
 
 class Config(Trained):
