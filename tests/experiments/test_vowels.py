@@ -69,7 +69,7 @@ def test_folds_are_trained_by_one_program(aeon):
     """Equal functions and shapes, though one fold holds out the longest sequences; other data."""
     of = config(held_out="validation")
     first, second = (vowels.task(of, f"gru, fold {k}") for k in (1, 2))
-    functions = [task._replace(shared=(), feed=None, stop_when=None, until="") for task in (first, second)]
+    functions = [task._replace(shared=(), feed=None) for task in (first, second)]
     assert functions[0] == functions[1] != vowels.task(of, "lstm, fold 1")._replace(shared=(), feed=None)
     assert training.programs(functions[0], of.train, 1) is training.programs(functions[1], of.train, 1)
     other = of.train.model_copy(update={"learning_rate": 0.5})
