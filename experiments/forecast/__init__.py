@@ -368,8 +368,9 @@ def notes(config: Config, everything: Sequence[Tested], pairs: Pairs) -> tuple[s
         f"steps as had the lowest mean of the seeds, asked every {config.train.block}. Test: after as many steps, "
         f"{steps}, on all before the test period, to which the others are fitted too, ARIMA's orders and ETS' form "
         f"chosen on the validation period. {scaled if roots else ''}MASE: the mean absolute error of the medians over "
-        f"the mean |y_t - y_(t-m)| of all before the period, m the seasonal period; widths in the same unit. {'. '.join(periods)}. Each test period was read once, at the end. Seconds: all seeds or all "
-        "candidates together, compilation and test included.",
+        f"the mean |y_t - y_(t-m)| of all before the period, m the seasonal period; widths in the same unit. "
+        f"{'. '.join(periods)}. Each test period was read once, at the end. Seconds: all seeds or all candidates "
+        f"together, compilation and test included.",
         f"Differences of test MASE at the same origins, the mean of the seeds, with 95 % intervals of a circular "
         f"bootstrap in blocks of a horizon (below 0 the network is better): {' '.join(lines)}",
     )
