@@ -128,8 +128,7 @@ def fit(
     among = members(settings, name) if among is None else among
     hyper = hyperparameters(among)
     batch_of = None if task.feed is None else task.feed([member.seed for member in among])
-    functions = task._replace(shared=(), feed=None, stop_when=never, until="")
-    by = programs(functions, settings, mesh.batch, *device_mesh(mesh, len(among)).items())
+    by = programs_of(task, settings, mesh.batch, device_mesh(mesh, len(among)))
     states = by.start(hyper, task.shared)
 
     def next_block(states: State) -> tuple[State, Measures, Measures]:
@@ -174,10 +173,17 @@ class Programs(NamedTuple):
     measure: Ensemble  # ((states, measures), shared), after a block of steps: what run returns
 
 
+def programs_of(task: Task, settings: Train, batch_devices: int, devices: Mapping[str, Any]) -> Programs:
+    """Those of the task before are used again where all is alike but the data, as of the folds of a split."""
+    of = task._replace(shared=(), feed=None, stop_when=never, until=""), settings, batch_devices, *devices.items()
+    try:
+        return programs(*of)
+    except TypeError:  # of a batch_axis that is a dict, say, which is no key of what is kept
+        return programs.__wrapped__(*of)
+
+
 @functools.lru_cache(maxsize=1)
 def programs(task: Task, settings: Train, batch_devices: int, *devices: tuple[str, Any]) -> Programs:
-    """Those of the task before are used again where all is alike but the data, as of the folds of a split."""
-
     def block(member: tuple[State, Mapping[str, jax.Array]], shared: PyTree) -> tuple[State, Measures, Measures]:
         (before, best, carry), hyper = member
         draw = task.batch
