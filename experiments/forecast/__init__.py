@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 import jaxrnn as jr
 from experiments.data.records import DataError
@@ -64,6 +64,12 @@ class Task(Table):
     sunspots: Windows = Windows(lags=1, window=66, stride=1, scale="roots")
     co2: Windows = Windows(lags=1, window=156, stride=4)
     elnino: Windows = Windows(lags=1, window=96, stride=1)
+
+    @field_validator("sunspots", "co2", "elnino", mode="before")
+    @classmethod
+    def what_is_not_given_stays(cls, given: Any, info: ValidationInfo) -> Any:
+        default = cls.model_fields[str(info.field_name)].default
+        return {**default.model_dump(), **given} if isinstance(given, dict) else given
 
 
 class Config(Trained):
@@ -228,6 +234,7 @@ class Tested(NamedTuple):
     period: Judged
     results: dict[str, report.Result]
     forecasts: dict[str, list[Forecasts]]  # by seed; one where nothing is drawn
+    steps: dict[str, int]  # for which each network is refitted
 
     def errors(self, model: str) -> np.ndarray:
         """(N,): MASE of each origin, the mean of the seeds."""
@@ -245,6 +252,7 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
         "origins": {of.series.name: len(of.period.origins) for of in everything},
         "intervals": {result.model: interval(result.last("mase")) for result in results},
         "pairs": pairs,
+        "steps": {model: steps for of in everything for model, steps in of.steps.items()},
     }
     drawn = {
         "curves.png": curves([fit.result for fit in fits.values()]),
@@ -259,15 +267,16 @@ def tested(config: Config, name: Name, fits: Mapping[str, training.Fit]) -> Test
     series, stride = config.series(name), config.reading(name).stride
     beside = others(config, name)
     again: dict[str, training.Fit] = {}
+    steps: dict[str, int] = {}
     results: dict[str, report.Result] = {}
     for model in (m for m, (of_name, _) in models(config).items() if of_name == name):
-        clock, (steps, validation_mase) = report.Clock(), best_step(fits[model])
-        again[model] = refitted(config, model, steps)
-        results[model] = fits[model].result.add({"validation_mase": validation_mase})
+        clock, (steps[model], there) = report.Clock(), best_step(fits[model])
+        again[model] = refitted(config, model, steps[model])
+        results[model] = fits[model].result.add({"validation_mase": there})
         results[model] = results[model]._replace(seconds=results[model].seconds + clock.seconds())
     values = series.whole()
-    steps_of_all = read(config, name, values, series.known)[1]
-    period = judged(series, values, steps_of_all, series.ends[1], series.ends[2], stride)
+    as_read = read(config, name, values, series.known)[1]
+    period = judged(series, values, as_read, series.ends[1], series.ends[2], stride)
     made: dict[str, list[Forecasts]] = {}
     for model, fit in again.items():
         each = [member(fit.params, n) for n in range(len(fit.result.seeds))]
@@ -281,7 +290,7 @@ def tested(config: Config, name: Name, fits: Mapping[str, training.Fit]) -> Test
         numbers |= {"validation_mase": validation_mase, "loss": float("nan")}  # it is not trained by one
         history = [BlockResult(0, {measure: np.array([value]) for measure, value in numbers.items()}, {})]
         results[model] = report.Result(model, (0,), fitted.parameters, history, seconds + clock.seconds())
-    return Tested(series, values, period, results, made)
+    return Tested(series, values, period, results, made, steps)
 
 
 def member(params: Any, place: int) -> Any:
@@ -337,8 +346,9 @@ def notes(config: Config, everything: Sequence[Tested], pairs: Pairs) -> tuple[s
     """Below the table."""
     lines: list[str] = []
     periods: list[str] = []
-    scaled = [f"{name} in {config.scale(name).title}" for name in config.task.series if config.scale(name).title]
-    chosen = f" and scale ({', '.join(scaled)}, or values)" if scaled else ""
+    roots = ", ".join(name for name in config.task.series if config.reading(name).scale == "roots")
+    scaled = f"Of {roots} networks forecast roots, 2 (√(1 + y) - 1), and the others what validation prefers. "
+    steps = ", ".join(f"{steps} ({model})" for of in everything for model, steps in of.steps.items())
     for of in everything:
         series, kind = of.series, of.series.kind
         first, last = (series.year(step) for step in (series.ends[1], series.ends[2] - 1))
@@ -355,12 +365,12 @@ def notes(config: Config, everything: Sequence[Tested], pairs: Pairs) -> tuple[s
         lines.append(f"{model}, less {each}.")
     return (
         f"Networks: {report.spread(config.train.seeds)}. Validation: learned from the training period, after as many "
-        f"of each {config.train.block} steps as had the lowest mean of the seeds. Test: for as many steps again, from "
-        f"all before the test period, to which the others are fitted too, ARIMA's orders and ETS' form{chosen} "
-        f"chosen on the validation period. MASE: the mean absolute error of the medians over the mean "
-        f"|y_t - y_(t-m)| of all before the period, m the seasonal period; widths in the "
-        f"same unit. {'. '.join(periods)}. Each test period was read once, at the end. Seconds: all seeds or all "
-        "candidates together, compilation and test included.",
+        f"steps as had the lowest mean of the seeds, asked every {config.train.block}. Test: after as many steps, "
+        f"{steps}, on all before the test period, to which the others are fitted too, ARIMA's orders and ETS' form "
+        f"chosen on the validation period. {scaled if roots else ''}MASE: the mean absolute error of the medians over "
+        f"the mean |y_t - y_(t-m)| of all before the period, m the seasonal period; widths in the same unit. "
+        f"{'. '.join(periods)}. Each test period was read once, at the end. Seconds: all seeds or all candidates "
+        f"together, compilation and test included.",
         f"Differences of test MASE at the same origins, the mean of the seeds, with 95 % intervals of a circular "
         f"bootstrap in blocks of a horizon (below 0 the network is better): {' '.join(lines)}",
     )

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from experiments import markdown, measured
 from experiments.environment import environment, sentence
@@ -215,6 +216,11 @@ def draw(
     for axes, (name, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         plotting.draw_learning_curves(axes, curves, ylabel="", yscale=yscale, baselines=baselines)
         axes.set_title(name, fontsize=11)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+        low, high = axes.get_ylim()
+        if yscale == "log" and high < 10 * low:  # where ticks would read 1.12 × 10¹
+            for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                axis_formatter(FuncFormatter(lambda y, _: f"{y:.4g}"))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(f"{title} ({seeds} seed{'s' * (seeds > 1)}: mean, and from the lowest to the highest)", fontsize=11)
     return figure

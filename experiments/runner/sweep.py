@@ -164,7 +164,7 @@ def run(study: Study, configs: Sequence[tuple[Setting, Any]], directory: Path) -
             settings = study.settings(group.config, group.model)
             fit = training.fit(
                 group.title,
-                task._replace(stop_when=lambda block: False),
+                task._replace(stop_when=training.never),
                 settings.model_copy(
                     update={"patience": 0, "nonfinite": "skip" if settings.nonfinite == "skip" else "record"}
                 ),

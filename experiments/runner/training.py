@@ -23,6 +23,10 @@ PyTree = Any
 Measures = dict[str, jax.Array]  # scalars by name
 
 
+def never(block: training.BlockResult) -> bool:
+    return False
+
+
 class Task(NamedTuple):
     """What is to be learned: pure functions, which see the arrays of ``shared`` as their last argument."""
 
@@ -35,7 +39,7 @@ class Task(NamedTuple):
     lower: bool = True  # whether small scores are good
     shared: PyTree = ()  # data, the same for all members
     batch_axis: PyTree = 1  # where a batch is divided among devices: of each array of it, as in jr.devices.shard_batch
-    stop_when: Callable[[training.BlockResult], bool] = lambda block: False  # whether training may stop early
+    stop_when: Callable[[training.BlockResult], bool] = never  # whether training may stop early
     until: str = "it has come to its end"  # what stop_when waits for, in words
     # Batches of several shapes, made by the host: seeds -> (step -> batch, each array leading with the seeds). A
     # function of seeds and step alone, so that a resumed run goes on with the batch that was due.
@@ -124,8 +128,7 @@ def fit(
     among = members(settings, name) if among is None else among
     hyper = hyperparameters(among)
     batch_of = None if task.feed is None else task.feed([member.seed for member in among])
-    functions = task._replace(shared=(), feed=None, stop_when=None, until="")
-    by = programs(functions, settings, mesh.batch, *device_mesh(mesh, len(among)).items())
+    by = programs_of(task, settings, mesh.batch, device_mesh(mesh, len(among)))
     states = by.start(hyper, task.shared)
 
     def next_block(states: State) -> tuple[State, Measures, Measures]:
@@ -170,10 +173,17 @@ class Programs(NamedTuple):
     measure: Ensemble  # ((states, measures), shared), after a block of steps: what run returns
 
 
+def programs_of(task: Task, settings: Train, batch_devices: int, devices: Mapping[str, Any]) -> Programs:
+    """Those of the task before are used again where all is alike but the data, as of the folds of a split."""
+    of = task._replace(shared=(), feed=None, stop_when=never, until=""), settings, batch_devices, *devices.items()
+    try:
+        return programs(*of)
+    except TypeError:  # of a batch_axis that is a dict, say, which is no key of what is kept
+        return programs.__wrapped__(*of)
+
+
 @functools.lru_cache(maxsize=1)
 def programs(task: Task, settings: Train, batch_devices: int, *devices: tuple[str, Any]) -> Programs:
-    """Those of the task before are used again where all is alike but the data, as of the folds of a split."""
-
     def block(member: tuple[State, Mapping[str, jax.Array]], shared: PyTree) -> tuple[State, Measures, Measures]:
         (before, best, carry), hyper = member
         draw = task.batch

@@ -97,12 +97,13 @@ def task(config: Config, model: str) -> training.Task:
     reads, everything = network(config, model), part(config, None).learned
     fold = part(config, models(config)[model][1])
     seen = "train_accuracy" if config.task.held_out == "test" else "validation_accuracy"
-    batch_size = config.train.batch_size
+    batch_size, (loss, evaluate) = config.train.batch_size, rules(reads, seen)
     shapes = bucketed(everything.lengths, batch_size=batch_size, seed=0, buckets=config.data.buckets).shapes
     return training.Task(
         reads.init,
         None,
-        *rules(reads, seen),
+        loss,
+        evaluate,
         score=seen,
         lower=False,
         shared=(fold.scale, batches.whole(fold.held_out, everything.lengths.max())),

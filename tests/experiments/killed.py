@@ -21,7 +21,7 @@ ONE_MODEL = {  # most are handed ``data.path`` too
     "charlm": ["model.hidden_size=3", "model.embedding_size=2", "task.window=4", "task.lead=3", "task.streams=2"],
     "digits": ["model.cells=['elman']", "model.hidden_size=3"],
     "decisions": ["model.hidden_size=10", "task.held_out=5", "task.stimulus=4", "search.starts=4", "search.steps=5"],
-    "forecast": ["task.series=['co2']", "task.co2={lags=1,window=60,stride=20}", "model.hidden_size=3"],
+    "forecast": ["task.series=['co2']", "task.co2.window=60", "task.co2.stride=20", "model.hidden_size=3"],
     "g2p": ["model.kinds=['ctc']", "model.hidden_size=2", "model.embedding_size=2", "data.buckets=1"],
     "music": ["model.only=['gru-46']", "model.variants.gru-46.hidden_size=2", "model.variants.gru-46.steps=6"],
     "vowels": ["model.cells=['gru']", "model.hidden_size=2", "data.buckets=1"],

@@ -22,7 +22,8 @@ from tests.experiments import tiny
 WEEKS = Kind("week", 3, 2, 0, 2000, 52)  # a season of three weeks, two ahead, with a trend
 MONTHS = Kind("month", 3, 2, 3, 2000, 12)
 SMALL = ["train.steps=4", "train.log_every=2", "train.seeds=[5,3]", "train.batch_size=2", "model.hidden_size=3"]
-SMALL += [f"task.{name}={{lags=1,window=60,stride=20}}" for name in KINDS]
+SMALL += [f"task.{name}.{setting}" for name in KINDS for setting in ("window=60", "stride=20")]
+SMALL_ON_PACKAGE = [*SMALL, "task.series=['sunspots','co2']"]
 
 
 def statsmodels_with_data_alone(folder):

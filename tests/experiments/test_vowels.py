@@ -69,11 +69,12 @@ def test_folds_are_trained_by_one_program(aeon):
     """Equal functions and shapes, though one fold holds out the longest sequences; other data."""
     of = config(held_out="validation")
     first, second = (vowels.task(of, f"gru, fold {k}") for k in (1, 2))
-    functions = [task._replace(shared=(), feed=None, stop_when=None, until="") for task in (first, second)]
-    assert functions[0] == functions[1] != vowels.task(of, "lstm, fold 1")._replace(shared=(), feed=None)
-    assert training.programs(functions[0], of.train, 1) is training.programs(functions[1], of.train, 1)
-    other = of.train.model_copy(update={"learning_rate": 0.5})
-    assert training.programs(functions[0], of.train, 1) is not training.programs(functions[0], other, 1)
+    programs = training.programs_of(first, of.train, 1, {})
+    assert training.programs_of(second, of.train, 1, {}) is programs
+    others = [(vowels.task(of, "lstm, fold 1"), of.train), (first, of.train.model_copy(update={"learning_rate": 0.5}))]
+    others += [(first._replace(batch_axis={"xs": 1}), of.train)]
+    for task, train in others:
+        assert training.programs_of(task, train, 1, {}) is not programs
     shapes = [jax.tree.map(np.shape, task.shared) for task in (first, second)]
     fed = [{jax.tree.map(np.shape, task.feed([0])(step)) for step in range(3)} for task in (first, second)]
     assert shapes[0] == shapes[1] and fed[0] == fed[1]
