@@ -1,16 +1,24 @@
-"""The fixed points of a trained network under a constant input, searched from states near its runs."""
+"""The fixed points of a trained network under constant inputs, searched from states near its runs.
+
+Of a network that is linear between kinks, as one of ReLU units, Newton's method may stall at a kink. States that ran on
+until they rest, ``search.settle`` steps, are starts of their own: what is stable and drew a run in is found.
+"""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from pydantic import Field
 
 import jaxrnn as jr
 from experiments.runner.config import Rate, Seed, Table
+from jaxrnn._base import select
 
 PyTree = Any
+BOUND = 1e6  # no state of a trained network; beyond it a run explodes
 
 
 class Search(Table):
@@ -18,6 +26,7 @@ class Search(Table):
 
     starts: int = Field(default=1024, gt=0)
     noise: float = Field(default=0.5, ge=0)  # standard deviation of what is added to each number of a start
+    settle: int = Field(default=0, ge=0)  # each start also after so many steps under the input; 0: not that
     steps: int = Field(default=100, gt=0)  # of Newton's method
     tolerance: Rate = 1e-12  # of q = ½ ‖F(h) - h‖²
     seed: Seed = 0  # draws the starts
@@ -28,17 +37,43 @@ class Points(NamedTuple):
 
     points: jr.gradients.FixedPoints  # M
     analysis: jr.gradients.LinearAnalysis
+    inputs: np.ndarray  # (M,): which of the inputs each is of
     states: PyTree  # the carry along the runs, each leaf (T, B, …)
 
+    def under(self, number: int) -> Points:
+        """Those of one input."""
+        own = np.flatnonzero(self.inputs == number)
+        points, analysis, inputs = jax.tree.map(lambda a: a[own], (self.points, self.analysis, self.inputs))
+        return Points(points, analysis, inputs, self.states)
 
-def search(cell: jr.Cell, params: PyTree, xs: jax.Array, x: jax.Array, settings: Search) -> Points:
-    """Under the input x (I,), by Newton's method; the runs are those over xs (T, B, I), without noise."""
+
+def search(cell: jr.Cell, params: PyTree, xs: jax.Array, inputs: jax.Array, settings: Search) -> Points:
+    """Under each of the inputs (K, I), by Newton's method; the runs are those over xs (T, B, I), without noise."""
     states = states_of(cell, params, xs)
     starts = near(jax.random.key(settings.seed), states, settings.starts, settings.noise)
+    each = [starts_under(cell, params, starts, x, settings.settle) for x in inputs]
+    per_input = len(jax.tree.leaves(each[0])[0])
     points = jr.gradients.find_fixed_points(
-        cell, params, starts, x, method="newton", steps=settings.steps, tolerance=settings.tolerance
+        cell,
+        params,
+        jax.tree.map(lambda *of: jnp.concatenate(of), *each),
+        jnp.repeat(inputs, per_input, axis=0),
+        method="newton",
+        steps=settings.steps,
+        tolerance=settings.tolerance,
     )
-    return Points(points, jr.gradients.linear_analysis(cell, params, points.carry, x), states)
+    found = np.asarray(points.start) // per_input
+    return Points(points, jr.gradients.linear_analysis(cell, params, points.carry, inputs[found]), found, states)
+
+
+def starts_under(cell: jr.Cell, params: PyTree, starts: PyTree, x: jax.Array, settle: int) -> PyTree:
+    """The starts, then where each is after ``settle`` steps under x, or itself again where that explodes."""
+    if not settle:
+        return starts
+    x = jnp.broadcast_to(x, (len(jax.tree.leaves(starts)[0]), *x.shape))
+    later, _ = jax.lax.scan(lambda carry, _: (cell.step(params, carry, x)[0], None), starts, length=settle)
+    bounded = [(jnp.abs(a) < BOUND).reshape(len(a), -1).all(1) for a in jax.tree.leaves(later)]  # NaN is not
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), starts, select(jnp.stack(bounded).all(0), later, starts))
 
 
 def states_of(cell: jr.Cell, params: PyTree, xs: jax.Array) -> PyTree:

@@ -18,7 +18,7 @@ from pydantic import Field
 import jaxrnn as jr
 from experiments import fixed_points
 from experiments.decisions import data
-from experiments.fixed_points import Search
+from experiments.fixed_points import Points, Search
 from experiments.reports.samples import Groups
 from experiments.runner import report, study, training
 from experiments.runner.config import Many, Rate, Seed, Table, Trained
@@ -59,23 +59,23 @@ class Config(Trained):
     experiment: Literal["decisions"]
     model: Model = Model()
     task: Task = Task()
-    search: Search = Search(starts=256)
+    search: Search = Search(starts=256, settle=500)
 
 
 class Found(NamedTuple):
-    """The fixed points of one network in silence."""
+    """The fixed points of one network under one input."""
 
-    points: jr.gradients.FixedPoints
-    analysis: jr.gradients.LinearAnalysis
+    points: Points
     answers: np.ndarray  # (M,): 1 where the readout says right
-    states: Any  # (T, B, H) along held-out runs
 
     def measures(self) -> dict[str, float]:
-        stable = np.asarray(self.analysis.stable)
+        stable = np.asarray(self.points.analysis.stable)
+        answers = self.answers[stable].tolist()
         return {
             "stable": stable.sum(),
             "unstable": (~stable).sum(),
-            "both": float(set(self.answers[stable].tolist()) == {0, 1}),
+            "both": float(set(answers) == {0, 1}),
+            "right": sum(answers),  # of the stable ones
         }
 
 
@@ -151,7 +151,8 @@ def choices(config: Config, form: Form, params: Any, trials: data.Trials) -> jax
 
 
 def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
-    trials, results, founds = held_out(config), [], {}
+    trials, results = held_out(config), []
+    founds: dict[str, list[dict[str, Found]]] = {}  # by form, seed and input
     curves: dict[str, np.ndarray] = {}
     ideal = data.ideal(np.abs(trials.coherence), epochs(config), config.task.noise).mean()
     for form in config.model.forms:
@@ -161,31 +162,47 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
         sides = np.asarray(of_seeds).reshape(len(of_seeds), -1, config.task.held_out)
         curves[form] = sides.mean(-1)  # (seeds, coherences to either side): the share of right
         founds[form] = [search(config, form, params, n, trials) for n in range(len(result.seeds))]
-        measures = [found.measures() for found in founds[form]]
+        measures = [found["silence"].measures() for found in founds[form]]
         together = {name: np.array([of_seed[name] for of_seed in measures]) for name in measures[0]}
         together["share"] = result.last("accuracy") / ideal
         results.append(result.add(together)._replace(seconds=result.seconds + clock.seconds()))
     figures = {"psychometric.png": psychometric(config, curves)}
-    first = founds[config.model.forms[0]][0]
+    first = founds[config.model.forms[0]][0]["silence"]
     if len(first.answers):
         title = f"{config.model.forms[0]}, seed {config.train.seeds[0]}"
-        drawn = plotting.fixed_points(first.points, first.analysis, first.states, components=2, title=title)
-        figures["fixed_points.png"] = drawn
+        points, analysis, _, states = first.points
+        figures["fixed_points.png"] = plotting.fixed_points(points, analysis, states, components=2, title=title)
     more = {"right": {form: curve.tolist() for form, curve in curves.items()}, "ideal": float(ideal)}
     shown = [errors_by_coherence(config, curves)]
-    return study.Conclusion(results, notes(config, curves, float(ideal)), figures, more, shown)
+    return study.Conclusion(results, notes(config, curves, float(ideal), founds), figures, more, shown)
 
 
-def search(config: Config, form: Form, params: Any, n: int, trials: data.Trials) -> Found:
-    """The fixed points of seed n in silence, without noise, in float32, from states along held-out runs."""
+def inputs(config: Config) -> dict[str, tuple[float, float]]:
+    """Those under which fixed points are searched: silence, and evidence without noise."""
+    c = max(config.task.coherences)
+    return {
+        "silence": (0.0, 0.0),
+        "left": ((1 + c) / 2, (1 - c) / 2),
+        "neither": (0.5, 0.5),
+        "right": ((1 - c) / 2, (1 + c) / 2),
+    }
+
+
+def search(config: Config, form: Form, params: Any, n: int, trials: data.Trials) -> dict[str, Found]:
+    """The fixed points of seed n under each input, without noise, in float32, from states along held-out runs."""
     exact = config.train.model_copy(update={"precision": "float32"})
     cell, excitatory, readout = parts(config.model_copy(update={"train": exact}), form)
     own, _, of_readout = jax.tree.map(lambda a: jax.device_get(a[n]), params)
-    some = trials.evidence[:, :: max(1, trials.evidence.shape[1] // 50)]
-    points, analysis, states = fixed_points.search(cell, own, some, jnp.zeros(2), config.search)
-    rates = jnp.maximum(points.carry, 0) if form == "current" else points.carry  # f is relu
-    logits = readout.step(of_readout, (), excitatory.step((), (), rates)[1])[1]
-    return Found(points, analysis, np.asarray(logits.argmax(-1)), states)
+    some, given = trials.evidence[:, :: max(1, trials.evidence.shape[1] // 50)], inputs(config)
+    everything = fixed_points.search(cell, own, some, jnp.array(list(given.values())), config.search)
+
+    def found(points: Points) -> Found:
+        state = points.points.carry
+        rates = jnp.maximum(state, 0) if form == "current" else state  # f is relu
+        logits = readout.step(of_readout, (), excitatory.step((), (), rates)[1])[1]
+        return Found(points, np.asarray(logits.argmax(-1)))
+
+    return {name: found(everything.under(number)) for number, name in enumerate(given)}
 
 
 def predictor(config: Config, form: Form) -> study.Predictor:
@@ -221,22 +238,38 @@ def errors_by_coherence(config: Config, curves: Mapping[str, np.ndarray]) -> Gro
     )
 
 
-def notes(config: Config, curves: Mapping[str, np.ndarray], ideal: float) -> tuple[str, ...]:
+def notes(
+    config: Config,
+    curves: Mapping[str, np.ndarray],
+    ideal: float,
+    founds: Mapping[str, Sequence[Mapping[str, Found]]],
+) -> tuple[str, ...]:
     task, count = config.task, len(config.task.coherences)
     best = data.ideal(np.array(task.coherences), epochs(config), task.noise)
 
     def listed(shares):
         return " | ".join(f"{100 * share:.1f}" for share in shares)
 
+    def counted(form, name):
+        """Stable points, unstable ones, and how many of the stable are read out as right, over all seeds."""
+        each = [found[name].measures() for found in founds[form]]
+        stable, unstable, right = (sum(int(of[key]) for of in each) for key in ("stable", "unstable", "right"))
+        return f"{name} {stable} | {unstable} | {right}"
+
     return (
         f"{report.spread(config.train.seeds).capitalize()}; {2 * count * task.held_out:,} held-out trials, the units' "
         f"own noise on. The best observer, who sums the evidence, is right in {100 * ideal:.1f} %. Stable and unstable "
         f"points: fixed points in silence that Newton's method reaches from {config.search.starts:,} states near the "
-        f"runs. One for each answer: the seeds with stable points that are read out as left and as right. Seconds: all "
-        f"seeds together, compilation and search included.",
+        f"runs, and from where these are {config.search.settle:,} steps later. One for each answer: the seeds with "
+        f"stable points that are read out as left and as right. Seconds: all seeds together, compilation and search "
+        f"included.",
         f"Accuracy in per cent at coherences {', '.join(f'{c:g}' for c in task.coherences)}: "
         + "; ".join(f"{form} {listed(accuracies(curve).mean(0))}" for form, curve in curves.items())
         + f"; the best observer {listed(best)}.",
+        f"Stable points | unstable ones | how many of the stable are read out as right, all seeds together, in silence "
+        f"and while evidence of coherence {max(task.coherences):g} or 0 comes, without noise: "
+        + "; ".join(f"{form} {', '.join(counted(form, name) for name in inputs(config))}" for form in curves)
+        + ".",
     )
 
 

@@ -43,7 +43,7 @@ class Found(NamedTuple):
 def find(cell: jr.Cell, readout: jr.Cell, params: PyTree, pulses: jax.Array, settings: Search) -> Found:
     """Fixed points under zero input, searched from states along runs; ``params`` are those of cell and readout."""
     cell_params, readout_params = params
-    points, analysis, states = search(cell, cell_params, pulses, jnp.zeros(pulses.shape[-1]), settings)
+    points, analysis, _, states = search(cell, cell_params, pulses, jnp.zeros((1, pulses.shape[-1])), settings)
     h = points.carry.h if isinstance(points.carry, jr.LSTMCarry) else points.carry
     return Found(points, analysis, readout.step(readout_params, (), h)[1], states)
 

@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 import jaxrnn as jr
-from experiments import decisions
+from experiments import decisions, fixed_points
 from experiments.decisions import data
 from experiments.runner.command import main
 
 FEW = [
     *("model.hidden_size=10", "task.held_out=5", "task.stimulus=4", "train.batch_size=4", "search.starts=8"),
-    *("search.steps=5", "train.steps=4", "train.log_every=2", "train.seeds=[5,3]"),
+    *("search.steps=5", "search.settle=3", "train.steps=4", "train.log_every=2", "train.seeds=[5,3]"),
 ]
 CONFIG = decisions.Config.model_validate({"experiment": "decisions", "model": {"hidden_size": 10}})
 
@@ -46,6 +47,47 @@ def test_excitatory_units_alone_are_read_out():
     np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-6)
     _, stacked = jr.stack(cell, excitatory, readout).apply(params, trials.evidence)
     np.testing.assert_allclose(stacked, want, rtol=1e-5, atol=1e-6)
+
+
+SIGNED = np.array([[1.5, 0, 1], [0, 1.5, 1], [-1, -1, 0]])  # weights, from and to
+
+
+def winner_takes_all():
+    """Two units, each of which excites itself and inhibits the other by a third: either wins, between is a saddle."""
+    cell = jr.ctrnn(2, 3, form="current", dale=2 / 3, excitatory_input=True)
+    params = cell.init(jax.random.key(0))
+    W_hh = jnp.asarray(np.abs(SIGNED), "float32")
+    return cell, params._replace(W_hh=W_hh, W_xh=jnp.eye(2, 3), b=jnp.array([1.0, 1.0, 0.0]))
+
+
+@pytest.mark.full
+def test_points_are_those_of_scipy():
+    cell, params = winner_takes_all()
+    evidence = jnp.array(np.random.default_rng(0).uniform(0, 2, (20, 8, 2)), "float32")
+    given = jnp.array([[0.0, 0.0], [0.1, 0.0], [3.0, 0.0]])
+    settings = fixed_points.Search(starts=20, settle=300, steps=40)
+    found = fixed_points.search(cell, params, evidence, given, settings)
+
+    for number, (x, expected) in enumerate(zip(given, ((2, 1), (2, 1), (1, 0)), strict=True)):
+        speed = lambda s, x=x: -s + np.maximum(s, 0) @ SIGNED + [1 + x[0], 1 + x[1], 0]
+        solved = [scipy.optimize.root(speed, start) for start in np.random.default_rng(1).uniform(-4, 4, (30, 3))]
+        roots = np.unique([np.round(one.x, 5) for one in solved if one.success], axis=0)
+        own = found.under(number)
+        states = np.asarray(own.points.carry)
+        np.testing.assert_allclose(states[np.lexsort(states.T[::-1])], roots, atol=1e-4)  # float32 beside float64
+        stable = np.asarray(own.analysis.stable)
+        assert (stable.sum(), (~stable).sum()) == expected
+
+
+def test_starts_that_settle_are_where_the_run_is():
+    cell, params = winner_takes_all()
+    start, x = jnp.array([[1.0, 0.0, 0.0]]), jnp.array([0.1, 0.0])
+    state = np.array([1.0, 0.0, 0.0])
+    for _ in range(30):
+        state = 0.8 * state + 0.2 * (np.maximum(state, 0) @ SIGNED + [1.1, 1, 0])
+    np.testing.assert_allclose(fixed_points.starts_under(cell, params, start, x, 30), [[1, 0, 0], state], atol=1e-5)
+    explodes = params._replace(W_hh=3 * jnp.eye(3))
+    np.testing.assert_array_equal(fixed_points.starts_under(cell, explodes, start, x, 300), [[1, 0, 0]] * 2)
 
 
 def test_errors_by_coherence_are_of_both_sides():
