@@ -160,8 +160,8 @@ def run(study: Study, configs: Sequence[tuple[Setting, Any]], directory: Path) -
     with terminal.Display(train.steps, columns[0], block=train.block) as display:
         for group in everything:
             task = study.task(group.config, group.model)
-            display.start(group.title, task.lower if task.score == columns[0].name else None)
             settings = study.settings(group.config, group.model)
+            display.start(group.title, task.lower if task.score == columns[0].name else None, settings.steps)
             fit = training.fit(
                 group.title,
                 task._replace(stop_when=training.never),
