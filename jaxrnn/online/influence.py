@@ -147,7 +147,8 @@ def _updated(s: Storage, parts: Parts, arrays: list[Any]) -> list[Any]:
     if not isinstance(s.carried, Rows):
         carried = _times(s.block, parts.carried, arrays)
         return [(a + b).astype(J.dtype) for a, b, J in zip(carried, direct, arrays, strict=True)]
-    before, after = dict(enumerate(arrays)), {}
+    before: dict[int, Any] = dict(enumerate(arrays))
+    after: dict[int, Any] = {}
     for k in s.carried.order:
         after[k] = row(k, parts.carried, direct[k], before, after)
     return [after[k] for k in before]

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn._base import flatten
 from jaxrnn.online.cuts import Differentiation, Entries
 from jaxrnn.planning import _rules
 from jaxrnn.programs.calls import as_one_kernel, on_one_cpu
@@ -108,7 +109,7 @@ def in_groups(
         mask: (n,) or None; where it is False, J_t is J_{t-1}.
         by_products: whether the parts are few numbers, I_t being made of outer products.
     """
-    leaves, tree = jax.tree.flatten((parts, list(arrays), dict(weights), mask))
+    leaves, tree = flatten((parts, list(arrays), dict(weights), mask))
     n = arrays[0].shape[0]
     size = next(size for size in range(min(SEQUENCES, n), 0, -1) if n % size == 0)
 
@@ -122,7 +123,8 @@ def in_groups(
 
     def together(*leaves):
         parts, arrays, weights, mask = tree.unflatten(leaves)
-        before, after = dict(enumerate(arrays)), {}
+        before: dict[int, Any] = dict(enumerate(arrays))
+        after: dict[int, Any] = {}
         for k in rows.order:
             after[k] = new_row(k, parts, before, after, mask)
         sums = [(u * after[k]).sum(0) for k, u in weights.items()]
