@@ -22,7 +22,6 @@ import numpy as np
 
 from jaxrnn._base import flatten
 from jaxrnn.online.cuts import Differentiation, Entries
-from jaxrnn.planning import _rules
 from jaxrnn.programs.calls import as_one_kernel, on_one_cpu
 
 Pair = tuple[int, int]
@@ -111,7 +110,6 @@ def in_groups(
     """
     leaves, tree = flatten((parts, list(arrays), dict(weights), mask))
     n = arrays[0].shape[0]
-    size = next(size for size in range(min(SEQUENCES, n), 0, -1) if n % size == 0)
 
     def new_row(k, parts, before, after, mask):
         def of_one(parts, before, after):
@@ -133,6 +131,7 @@ def in_groups(
 
     def one_kernel(*leaves):
         parts, arrays, weights, mask = tree.unflatten(leaves)
+        size = next(size for size in range(SEQUENCES, 0, -1) if n % size == 0)
 
         def of_group(g, held):
             arrays, total = list(held[: len(held) - 1]), held[-1]
@@ -154,12 +153,12 @@ def in_groups(
 
     fits = (
         by_products
+        and isinstance(n, int)  # not open, in a program that is exported for any
         and n > 1
         and rows.is_in_place
         and sum(a.nbytes for a in arrays) <= LARGEST
         and all(a.dtype.name in ("float32", "float64", "bool") for a in leaves)
         and isinstance(arrays[0], jax.core.Tracer)  # else each call would compile
-        and _rules.makes_step_one_kernel(0)
     )
     made = on_one_cpu(lambda *a: as_one_kernel(one_kernel, *a), together, *leaves) if fits else together(*leaves)
     return made[: len(arrays)], made[len(arrays)] if weights else None
