@@ -11,9 +11,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxrnn as jr
-from jaxrnn.online._batch import Batch
 from jaxrnn.online.influence import influence_of
 from jaxrnn.online.local import local_problem
+from jaxrnn.online.problem import Problem, carry_of, params_of
 from tests.cases import CELLS, draw, has_derivative, randomised, x_shape
 
 T, B, I, H = 5, 2, 3, 4
@@ -267,8 +267,10 @@ def test_of_a_carry_computed_in_stages_no_row_reads_what_is_overwritten():
     """What h is computed from is cut off it. Cotangents: one of an LSTM; two where two leaves read a third."""
     x, passes = jax.ShapeDtypeStruct((I,), jnp.float32), []
     for cell, rule in ((STAGES, "snap1"), (STAGES, "eprop"), (jr.lstm(I, H), "snap1")):
-        problem = Batch("", cell, cell.init(jax.random.key(0)), (), x, None).problem
-        kept = influence_of(problem if rule == "snap1" else local_problem(problem, rule), 1)
+        params = cell.init(jax.random.key(0))
+        parts, carry = params_of(params), carry_of(jax.eval_shape(cell.initial_carry, params))
+        given = Problem("", cell, parts, carry, *jax.eval_shape(parts.split, params), x, None)
+        kept = influence_of(given if rule == "snap1" else local_problem(given, rule), 1)
         orders = {len(s.block.R): s.carried.order for s in kept.storages}
         assert orders == ({1: (0,), 2: (1, 0), 3: (2, 1, 0)} if cell is STAGES else {1: (0,), 2: (1, 0)})
         assert kept.way.stages is not None and all(s.carried.is_in_place for s in kept.storages)

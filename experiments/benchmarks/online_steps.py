@@ -162,8 +162,8 @@ def check_same(seen: dict[str, Any], name: str, result: Any) -> None:
 
 def lines(rows: Sequence[Row], shown: Callable[[Row, float], str]) -> list[tuple[str, ...]]:
     """The table: times of a step, and what they are to each other; ``shown(row, scale)`` writes a time."""
-    header = ("cell", "rule", "B", "forward, µs", "online, µs", "textbook, µs", "floor, µs")
-    header = (*header, "/ forward", "/ textbook", "/ floor", "target")
+    measured = ("forward, µs", "online, µs", "textbook, µs", "floor, µs")
+    header = ("cell", "rule", "B", *measured, "/ forward", "/ textbook", "/ floor", "target")
     found: list[tuple[str, ...]] = [header]
     times = {(row.cell, row.shape[0], row.contestant): row for row in rows if row.suite == SUITE and row.median}
     for case in CASES:
@@ -176,6 +176,9 @@ def lines(rows: Sequence[Row], shown: Callable[[Row, float], str]) -> list[tuple
             met = "met" if ratios[case.against] <= case.limit else "**missed**"
             each = [shown(row, 1e6 / case.steps) for row in group.values() if row is not None]
             words = f"≤ {case.limit:g} × {'forward' if case.against == FORWARD else 'floor'}: {met}"
+            least = 1 + ratio(group[FLOOR], group[FORWARD])  # type: ignore[arg-type]
+            if case.against == FORWARD and least > case.limit:
+                words += f"; a forward step and the floor alone are {least:.1f} ×"
             found.append(
                 (case.name, f'"{case.rule}"', str(B), *each, *(f"{ratios[name]:.2g}" for name in others), words)
             )

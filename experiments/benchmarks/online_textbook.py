@@ -53,7 +53,7 @@ def by_unit(cell: jr.Cell, loss: Callable[..., Any], params: PyTree, x: Any, is_
     Of D_t that takes the entries between leaves of the same unit; I_t is a cotangent of ones for each leaf. Of a
     diagonal recurrence J_t is exact (Zucchet et al. 2023), and D_t a tangent of ones.
     """
-    treedef = jax.tree.structure(cell.initial_carry(params))
+    treedef: Any = jax.tree.structure(cell.initial_carry(params))
 
     def run(params, leaves, x):
         return jax.tree.leaves(cell.step(params, treedef.unflatten(leaves), x)[0])

@@ -147,7 +147,8 @@ def _updated(s: Storage, parts: Parts, arrays: list[Any]) -> list[Any]:
     if not isinstance(s.carried, Rows):
         carried = _times(s.block, parts.carried, arrays)
         return [(a + b).astype(J.dtype) for a, b, J in zip(carried, direct, arrays, strict=True)]
-    before, after = dict(enumerate(arrays)), {}
+    before: dict[int, Any] = dict(enumerate(arrays))
+    after: dict[int, Any] = {}
     for k in s.carried.order:
         after[k] = row(k, parts.carried, direct[k], before, after)
     return [after[k] for k in before]
@@ -170,7 +171,9 @@ def updated_and_weighed(
         if isinstance(s.carried, Rows):
             weights = {k: _taken(u, R[k]) for k in range(len(R)) if moved[R[k]].any()}
             J, total = in_groups(s.carried, s.direct, tuple(of), J, weights, mask, by_products=s.by_products)
-            if len(weights) == len(u) == 1:  # of one sequence; multiplied when it stands side by side with others
+            if (
+                len(weights) == 1 and u.shape[0] == 1
+            ):  # of one sequence; multiplied when it stands side by side with others
                 ((k, w),) = weights.items()
                 total = (w[0], J[k][0])
         else:

@@ -80,8 +80,9 @@ class Given(NamedTuple):
         def parts(h, x, noise):
             return parts_of(kept, self.step(h, x, None, noise))
 
-        given = self._flat((self.batch.over(parts, self.noise)(self.old, self.x), trace, u, self.mask))
-        held, total = updated_and_weighed(kept, self.theta, *given, moved)
+        of_blocks = self.batch.over(parts, self.noise)(self.old, self.x)
+        of_blocks, flat_trace, flat_u, flat_mask = self._flat((of_blocks, trace, u, self.mask))
+        held, total = updated_and_weighed(kept, self.theta, of_blocks, flat_trace, flat_u, flat_mask, moved)
         return jax.tree.map(lambda a: a.reshape(*self.batch.batch_shape, *a.shape[1:]), held), total
 
     def _flat(self, tree: PyTree) -> PyTree:

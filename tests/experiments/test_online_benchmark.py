@@ -21,10 +21,12 @@ def made_up(case, B, **seconds):
 
 
 def test_verdicts_are_of_the_rounds_ratios():
-    gru, *_, dense = online_steps.CASES
+    gru, *_, diagonal, dense = online_steps.CASES
     rows = made_up(gru, 1, a=(10, 10, 30), b=(39, 42, 90), c=(84, 84, 90), d=(20, 20, 20))
     rows += made_up(dense, 16, a=(1, 1, 1), b=(30, 30, 30), c=(60, 60, 60), d=(10, 10, 10))
-    _, first, second = lines(rows, report.spread)
+    rows += made_up(diagonal, 16, a=(10, 10, 10), b=(50, 50, 50), c=(60, 60, 60), d=(16, 16, 16))
+    _, first, third, second = lines(rows, report.spread)
+    assert third[-1] == "≤ 2 × forward: **missed**; a forward step and the floor alone are 2.6 ×"
     assert first[:3] == ("GRU-64", '"snap1"', "1") and first[3].startswith("10.0 ") and first[4].startswith("42.0 ")
     assert first[7:] == ("3.9", "0.5", "2.1", "≤ 4 × forward: met")  # of 3.9, 4.2 and 3.0 the median
     assert second[7:] == ("30", "0.5", "3", "≤ 2 × floor: **missed**")
