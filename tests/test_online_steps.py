@@ -165,6 +165,39 @@ def test_a_cell_that_carries_nothing_learns_too(traced, x64):
         assert_close(summed(traced(lambda p, run=run: run(p, xs, targets, MASK, RESETS)[2])(params)), want)
 
 
+def decayed(λ):
+    """J = λ D J + I, as docs/learning_online.md has it."""
+
+    def update(step, trace):
+        D, direct = jax.vmap(step.pull)(jnp.eye(step.size))
+        return [λ * jnp.tensordot(D, J, 1) + I for J, I in zip(trace, direct, strict=True)]
+
+    return jr.gradients.OnlineRule(
+        lambda start: jax.vmap(start.pull)(jnp.eye(start.size)),
+        update,
+        lambda step, trace, u: [jnp.tensordot(u, J, 1) for J in trace],
+    )
+
+
+def test_a_rule_of_ones_own(traced, x64):
+    """It is RTRL where nothing is forgotten, with masks, resets and a learned carry; and else another."""
+    cell = jr.elman(I, H, learned_carry=True)
+    params, xs, targets = (
+        randomised(jax.eval_shape(cell.init, jax.random.key(0)), 1),
+        draw((T, B, I)),
+        draw((T, B, H), 3),
+    )
+
+    def under(rule):
+        return traced(lambda p: summed(run_online(jr.online(cell, loss, rule=rule), p, xs, targets, MASK, RESETS)[2]))(
+            params
+        )
+
+    exact = under("rtrl")
+    assert_close(under(decayed(1.0)), exact)
+    assert np.abs(under(decayed(0.5)).W_hh - exact.W_hh).max() > 1e-2
+
+
 WIDE = jr.chain(jr.elman(I, 9), jr.readout(9, 1))  # whose step is cut at its products
 DEEP = jr.chain(jr.gru(I, H, reset="after", learned_carry=True), jr.min_gru(H, H), jr.readout(H, 1))
 
