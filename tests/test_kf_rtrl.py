@@ -51,7 +51,7 @@ KRONECKER = {
 
 
 @full
-@pytest.mark.parametrize("rule", ["kf_rtrl", "kf_rtrl:2"])
+@pytest.mark.parametrize("rule", ["uoro", "kf_rtrl", "kf_rtrl:2"])
 @pytest.mark.parametrize("name", KRONECKER)
 def test_of_other_cells_too(name, rule, x64):
     assert_unbiased(*draws_of(KRONECKER[name], rule, 20_000))

@@ -411,6 +411,10 @@ REFUSED = {
         lambda: started(jr.rg_lru(I, H, blocks=2), "kf_rtrl", KEY),
         ["online(rg_lru): rule 'kf_rtrl' is for weights", "params.W enters dot_general", "rule='uoro'"],
     ),
+    "complex weights": (
+        lambda: started(jr.lru(I, H, state_size=2), "kf_rtrl", KEY),
+        ["online(lru): rule 'kf_rtrl' is for weights that are real numbers", "params.", "makes complex ones", "'uoro'"],
+    ),
     "a convolution": (
         lambda: jr.online(jr.conv_gru(I, H, spatial_shape=(5,)), loss, rule="kf_rtrl").init(
             jr.conv_gru(I, H, spatial_shape=(5,)).init(KEY), key=KEY, x=jax.ShapeDtypeStruct((5, I), jnp.float32)

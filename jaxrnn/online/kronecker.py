@@ -66,6 +66,11 @@ def structure_of(problem: Problem) -> Structure:
     entering = [k for k in dict.fromkeys([*readers, *step.new]) if k in weights]
     sums: dict[int, list[Factor]] = {}
     for k in entering:
+        if jnp.issubdtype(kinds[k].dtype, jnp.complexfloating):
+            raise ValueError(
+                f"{problem.who}: rule 'kf_rtrl' is for weights that are real numbers where they enter the step, and "
+                f"params{_name(problem, step, k)} makes complex ones; give rule='rtrl', or rule='uoro'."
+            )
         if not jnp.issubdtype(kinds[k].dtype, jnp.floating):
             continue
         if len(kinds[k].shape) < 2:
