@@ -181,7 +181,10 @@ def test_learning_online():
     assert names["skipped"] == [0, 1, 0]
     same = jax.tree.map(lambda a, b: bool((a == b).all()), names["held"], names["resumed"])
     assert all(jax.tree.leaves(same)) and int(names["resumed"][2].time) == 3
+    assert names["filtered_size"] == 2 * (3 + 8 + 1) * 8
     assert np.isfinite(flat(names["faded"])).all() and np.abs(flat(names["faded"]) - flat(names["online"])).max() > 1e-3
+    whole, _ = names["gradients"](names["decayed"](1.0))
+    np.testing.assert_allclose(flat(whole), flat(names["online"]), rtol=1e-4, atol=1e-4)  # float32
 
 
 @pytest.mark.full

@@ -143,38 +143,56 @@ LSNN = jr.Cell(
 )
 
 
-def bellec(params, xs, targets, B):
-    """Equations 22 to 25 of Bellec et al. 2020 and the readout without a filter, κ = 0; B (O, H)."""
+def filtered(cell, κ):
+    """z̄_t = κ z̄_{t-1} + z_t of what a cell puts out: a readout of it is Bellec's readout with a leak."""
+
+    def initial_carry(params, batch_shape=()):
+        carry = cell.initial_carry(params, batch_shape)
+        return {"cell": carry, "z": jnp.zeros((*batch_shape, H), jax.tree.leaves(carry)[0].dtype)}
+
+    def step(params, carry, x):
+        new, z = cell.step(params, carry["cell"], x)
+        z = κ * carry["z"] + z
+        return {"cell": new, "z": z}, z
+
+    return jr.Cell(cell.init, initial_carry, step, input_size=I, output_size=H)
+
+
+def bellec(params, xs, targets, B, κ):
+    """Equations 22 to 25 and 28 of Bellec et al. 2020: the readout has a leak κ; B (O, H)."""
     W, W_in, (W_out, b_out) = np.asarray(params[0]["W"]), np.asarray(params[0]["W_in"]), map(np.asarray, params[1])
     B = W_out.T if B is None else np.asarray(B)
     v, a, z, ψ, spikes = *np.zeros((4, H)), 0
-    ε_v, ε_a = ([np.zeros((n, H)) for n in (H, I)] for _ in range(2))
-    by = [np.zeros((H, H)), np.zeros((I, H))]
+    y, z_bar = np.copy(b_out), np.zeros(H)
+    ε_v, ε_a, e_bar = ([np.zeros((n, H)) for n in (H, I)] for _ in range(3))
+    by = [np.zeros((H, H)), np.zeros((I, H)), np.zeros((H, O))]
     for x, target in zip(np.asarray(xs), np.asarray(targets), strict=True):
         ε_a = [ψ * e + (ρ - ψ * β) * f for e, f in zip(ε_v, ε_a, strict=True)]
         ε_v = [α * e + pre[:, None] for e, pre in zip(ε_v, (z, x), strict=True)]
         v, a = α * v + z @ (W * (1 - np.eye(H))) + x @ W_in - z * V, ρ * a + z
         A = V + β * a
         z, ψ = (v > A).astype(float), γ / V * np.maximum(0, 1 - np.abs((v - A) / V))
-        L = (z @ W_out + b_out - target) @ B
-        for total, e, f in zip(by, ε_v, ε_a, strict=True):
-            total += L * ψ * (e - β * f)
+        y, z_bar = κ * y + z @ W_out + (1 - κ) * b_out, κ * z_bar + z
+        e_bar = [κ * old + ψ * (e - β * f) for old, e, f in zip(e_bar, ε_v, ε_a, strict=True)]
+        for total, e in zip(by, e_bar, strict=False):
+            total += (y - target) @ B * e
+        by[2] += np.outer(z_bar, y - target)
         spikes += z.sum()
     by[0] *= 1 - np.eye(H)
     assert 3 < spikes < 0.9 * len(xs) * H
     return by
 
 
-@pytest.mark.parametrize("feedback", ["symmetric", "given"])
-def test_eprop_is_bellecs(feedback, traced, x64):
-    cell = jr.chain(LSNN, jr.readout(H, O))
+@pytest.mark.parametrize(("feedback", "κ"), [("symmetric", 0.0), ("given", 0.7)])
+def test_eprop_is_bellecs(feedback, κ, traced, x64):
+    cell = jr.chain(filtered(LSNN, κ) if κ else LSNN, jr.readout(H, O))
     params, xs, targets = problem(cell, steps=8)
     xs = 3 * xs  # so that there are spikes
     B = None if feedback == "symmetric" else draw((O, H), 9)
     given = feedback if B is None else B
     got = traced(lambda p: summed(run(cell, p, xs, targets, rule="eprop", feedback=given)))(params)
-    want = bellec(params, xs, targets, B)
-    assert_close([got[0]["W"], got[0]["W_in"]], want)
+    want = bellec(params, xs, targets, B, κ)
+    assert_close([got[0]["W"], got[0]["W_in"], got[1].W_hy], want)
     assert all(np.abs(a).max() > 1e-2 for a in want)
 
 
@@ -392,6 +410,10 @@ REFUSED = {
     "no Kronecker product": (
         lambda: started(jr.rg_lru(I, H, blocks=2), "kf_rtrl", KEY),
         ["online(rg_lru): rule 'kf_rtrl' is for weights", "params.W enters dot_general", "rule='uoro'"],
+    ),
+    "complex weights": (
+        lambda: started(jr.lru(I, H, state_size=2), "kf_rtrl", KEY),
+        ["online(lru): rule 'kf_rtrl' is for weights that are real numbers", "params.", "makes complex ones", "'uoro'"],
     ),
     "a convolution": (
         lambda: jr.online(jr.conv_gru(I, H, spatial_shape=(5,)), loss, rule="kf_rtrl").init(

@@ -165,6 +165,70 @@ def test_a_cell_that_carries_nothing_learns_too(traced, x64):
         assert_close(summed(traced(lambda p, run=run: run(p, xs, targets, MASK, RESETS)[2])(params)), want)
 
 
+def decayed(λ):
+    """J = λ D J + I, as docs/learning_online.md has it."""
+
+    def update(step, trace):
+        D, direct = jax.vmap(step.pull)(jnp.eye(step.size))
+        return [λ * jnp.tensordot(D, J, 1) + I for J, I in zip(trace, direct, strict=True)]
+
+    return jr.gradients.OnlineRule(
+        lambda start: jax.vmap(start.pull)(jnp.eye(start.size)),
+        update,
+        lambda step, trace, u: [jnp.tensordot(u, J, 1) for J in trace],
+    )
+
+
+def test_a_rule_of_ones_own(traced, x64):
+    """It is RTRL where nothing is forgotten, with masks, resets and a learned carry; and else another."""
+    cell = jr.elman(I, H, learned_carry=True)
+    params, xs, targets = (
+        randomised(jax.eval_shape(cell.init, jax.random.key(0)), 1),
+        draw((T, B, I)),
+        draw((T, B, H), 3),
+    )
+
+    def under(rule):
+        return traced(lambda p: summed(run_online(jr.online(cell, loss, rule=rule), p, xs, targets, MASK, RESETS)[2]))(
+            params
+        )
+
+    exact = under("rtrl")
+    assert_close(under(decayed(1.0)), exact)
+    assert np.abs(under(decayed(0.5)).W_hh - exact.W_hh).max() > 1e-2
+
+
+@pytest.mark.parametrize("rule", ["eprop", pytest.param("layerwise", marks=full), pytest.param("rflo", marks=full)])
+def test_products_in_a_branch_are_products(rule, traced, x64):
+    """What a rule holds of a step does not depend on whether a part of it stands in a ``cond`` or a loop."""
+
+    def leaky(new):
+        def step(p, h, x):
+            h = 0.8 * h + 0.2 * new(p, h, x)
+            return h, h
+
+        return own(step, {"W": (H, H), "U": (I, H)})
+
+    def plain(p, h, x):
+        return jnp.tanh(h @ p["W"] + x @ p["U"])
+
+    def branched(p, h, x):
+        def loop(p, h):
+            return jax.lax.scan(lambda h, W: (jnp.tanh(h @ W + x @ p["U"]), None), h, p["W"][None])[0]
+
+        return jax.lax.cond(p["U"][0, 0] > 9, lambda p, h: h, loop, p, h)
+
+    params, xs, targets = randomised({"W": jnp.zeros((H, H)), "U": jnp.zeros((I, H))}, 1), draw((T, I)), draw((T, H), 3)
+
+    def under(new):
+        learner = jr.online(leaky(new), loss, rule=rule)
+        return traced(lambda p: summed(run_online(learner, p, xs, targets, batch_shape=())[2]["W"]))(params)
+
+    got = under(branched)
+    np.testing.assert_allclose(got, under(plain), rtol=1e-10, atol=1e-10)
+    assert np.abs(got).max() > 1e-2
+
+
 WIDE = jr.chain(jr.elman(I, 9), jr.readout(9, 1))  # whose step is cut at its products
 DEEP = jr.chain(jr.gru(I, H, reset="after", learned_carry=True), jr.min_gru(H, H), jr.readout(H, 1))
 

@@ -33,7 +33,8 @@ FOURTH = (
     *("test_passes", "test_counted", "test_cotangent_clip", "test_sequences", "test_donated_carries", "test_locks"),
     *("test_decoding_on_meshes", "test_experiments_options", "test_memory_rl", "test_digits", "test_sweep", "test_gpu"),
     *("test_saved_files", "test_floor", "test_affine_scan", "test_sequence_dtypes", "test_saving", "test_plotting"),
-    *("test_plans_of_layer_norm", "test_reports", "test_vowels"),
+    *("test_plans_of_layer_norm", "test_reports", "test_vowels", "test_online_steps"),
+    *("test_errors_of_online",),
 )
 
 

@@ -25,6 +25,7 @@ from experiments.reports import figures as drawings
 from experiments.runner import report
 from experiments.runner.config import Many, Rate, Seed, Table
 from jaxrnn import plotting
+from jaxrnn.commands.other_work import OtherWork
 
 Kind = Literal["gru", "min_gru"]
 Rule = Literal["rtrl", "snap1", "uoro", "window", "chunk"]
@@ -200,15 +201,16 @@ def kept(config: Config, learner: Learner) -> int:
 
 def run(config: Config, directory: Path) -> None:
     """Measure every learner, and write table, curves and summary."""
-    console, chosen = Console(), learners_of(config)
+    console, chosen, other_work = Console(), learners_of(config), OtherWork()
     seconds = times(config, chosen)
+    busy = other_work.cores()
     everything = []
     for learner in chosen:
         rate, losses = chosen_and_run(config, learner)
         everything.append(Measured(learner, rate, losses, seconds[learner.name], kept(config, learner)))
         console.print(f"{learner.name}: rate {rate:g}, {in_short(config, everything[-1])}", highlight=False)
     zero = of_zero(config)
-    report.write_table(directory, rows(config, everything, zero), notes(config))
+    report.write_table(directory, rows(config, everything, zero), notes(config, busy))
     summary = {"measured": [summarized(config, m) for m in everything], "environment": environment(report.PACKAGES)}
     (directory / "summary.json").write_text(report.to_json(summary, indent=2) + "\n", encoding="utf-8")
     drawings.save(figure(config, everything, zero), directory / "regret.png")
@@ -246,14 +248,15 @@ def rows(config: Config, everything: list[Measured], zero: float) -> list[tuple[
     return [*found, ("answering 0", "0", "–", "–", f"{zero:.4f}", "–", "–")]
 
 
-def notes(config: Config) -> list[str]:
+def notes(config: Config, busy: float | None) -> list[str]:
     data, learn = config.data, config.learn
     return [
         f"Regret: the squared error of a prediction, made before its target is seen, less that of whoever knows the "
         f"teacher, {data.noise**2:g}; mean over {data.steps:,} steps ± standard deviation of {len(learn.seeds)} "
         f"streams and seeds. Rate: Adam's, of {', '.join(f'{r:g}' for r in learn.rates)}, that of the least loss on "
         f"{len(learn.validation_seeds)} other streams. Differences: on the same streams, with 95 % intervals "
-        f"(Student's t). µs a step: one stream, update included, median of rounds in which the learners take turns."
+        f"(Student's t). µs a step: one stream, update included, median of rounds in which the learners take turns"
+        f"{'' if busy is None else f'; other processes kept {busy:.1f} cores busy meanwhile'}."
     ]
 
 

@@ -19,6 +19,7 @@ from jaxrnn._checks import (
     check_pair,
     check_params,
     check_scalar_loss,
+    named_loss,
     sequence_shape,
 )
 from jaxrnn.online.learner import Online, learner_of
@@ -255,7 +256,7 @@ def _by_lag(who: str, cell: Cell, params: PyTree, xs: PyTree, targets: PyTree, l
     def lost(theta, carries):
         def of(carry, x, target):
             _, y = check_pair(who, cell.step(parts.join(theta, others), carry, x))
-            value = loss(y, target)
+            value = named_loss(who, loss)(y, target)
             check_scalar_loss(who, value, "loss(y, target)")
             return value
 

@@ -66,6 +66,11 @@ def structure_of(problem: Problem) -> Structure:
     entering = [k for k in dict.fromkeys([*readers, *step.new]) if k in weights]
     sums: dict[int, list[Factor]] = {}
     for k in entering:
+        if jnp.issubdtype(kinds[k].dtype, jnp.complexfloating):
+            raise ValueError(
+                f"{problem.who}: rule 'kf_rtrl' is for weights that are real numbers where they enter the step, and "
+                f"params{_name(problem, step, k)} makes complex ones; give rule='rtrl', or rule='uoro'."
+            )
         if not jnp.issubdtype(kinds[k].dtype, jnp.floating):
             continue
         if len(kinds[k].shape) < 2:
@@ -207,16 +212,16 @@ def kf_rtrl(rank: int | None) -> OnlineRule:
     def update(step: Step, trace: dict[str, Any]) -> dict[str, Any]:
         structure = structure_of(step.problem)
         at = jacobians_of(structure, step)
-        products, others = [], []
+        terms, others = [], []
         old_products, old_others = iter(trace["products"]), iter(trace["others"])
         for place, (g, sums, z) in enumerate(zip(structure.groups, at.sums, at.vectors, strict=True)):
-            if not g.is_product:
+            if g.is_product:
+                u, A = next(old_products)
+                key = jax.random.fold_in(step.key, place)
+                terms.append(Terms(key, u, jnp.matmul(at.carried, A), z.astype(u.dtype), sums))
+            else:
                 others.append(at.carried @ next(old_others) + sums)
-                continue
-            u, A = next(old_products)
-            z, pushed = z.astype(u.dtype), jnp.matmul(at.carried, A)
-            key = jax.random.fold_in(step.key, place)
-            products.append(_one_of_two(key, u, pushed, z, sums) if rank is None else _fewer(key, u, pushed, z, sums))
+        products = [_one_of_two(t) for t in terms] if rank is None else _fewer(terms)
         initial = [jnp.tensordot(at.carried, J, 1).astype(J.dtype) for J in trace["initial"]]
         return {"products": products, "others": others, "initial": initial}
 
@@ -262,33 +267,77 @@ def kf_rtrl(rank: int | None) -> OnlineRule:
     return OnlineRule(init, update, gradient, needs_key=True)
 
 
-def _one_of_two(key: Any, u: Any, pushed: Any, z: Any, sums: Any) -> tuple[Any, Any]:
-    """u ⊗ D A + z ⊗ ∂h/∂a as one product: the two in random signs, each scaled so that its sides are equally long."""
-    c = jax.random.rademacher(key, (2,), u.dtype)
-    p = [jnp.sqrt((_norm(a) + TINY) / (_norm(b) + TINY)) for a, b in ((pushed, u), (sums, z))]
-    return c[0] * p[0] * u + c[1] * p[1] * z, c[0] / p[0] * pushed + c[1] / p[1] * sums
+class Terms(NamedTuple):
+    """Σ_i u_i ⊗ D A_i + z ⊗ ∂h/∂a of a group; of a single product u and A have no axis i."""
+
+    key: Any
+    u: Any  # (r, n)
+    pushed: Any  # (r, S, m): D A
+    z: Any  # (n,)
+    sums: Any  # (S, m): ∂h/∂a
+
+
+def _one_of_two(of: Terms) -> tuple[Any, Any]:
+    """Both as one product: the two in random signs, each scaled so that its sides are equally long."""
+    c = jax.random.rademacher(of.key, (2,), of.u.dtype)
+    p = [jnp.sqrt((_norm(a) + TINY) / (_norm(b) + TINY)) for a, b in ((of.pushed, of.u), (of.sums, of.z))]
+    return c[0] * p[0] * of.u + c[1] * p[1] * of.z, c[0] / p[0] * of.pushed + c[1] / p[1] * of.sums
 
 
 def _norm(a: Any) -> Any:
     return jnp.sqrt(jnp.vdot(a, a))
 
 
-def _fewer(key: Any, u: Any, pushed: Any, z: Any, sums: Any) -> tuple[Any, Any]:
-    """Σ_i u_i ⊗ A_i of r + 1 products as r: the large singular values as they are, the others mixed at random.
+def _fewer(groups: Sequence[Terms]) -> list[tuple[Any, Any]]:
+    """Of each group the r + 1 products as r: by the singular values of Σ_i u_i ⊗ A_i = Qᵀ (Lᵀ R) P.
 
-        L Rᵀ = Σ_i σ_i l_i r_iᵀ        of σ_{m+1} … σ_{r+1}, k = r - m more than may be kept, with s their sum,
+    All groups' small matrices Lᵀ R are decomposed by one call: XLA's CPU client stops for good where several such calls
+    stand side by side in a program, each for a wide batch, and all of its threads wait for one another.
+    """
+    if not groups:
+        return []
+    Qs, Ls = zip(*(_orthonormal(jnp.concatenate([t.u, t.z[None]])) for t in groups), strict=True)
+    right = (jnp.concatenate([t.pushed, t.sums[None]]) for t in groups)
+    Ps, Rs = zip(*(_orthonormal(a.reshape(len(a), -1)) for a in right), strict=True)
+    U, σ, Vt = jnp.linalg.svd(jnp.stack([L.T @ R for L, R in zip(Ls, Rs, strict=True)]))
+    mixed = jax.vmap(_mixed)(jnp.stack([t.key for t in groups]), σ)
+    left, right = U @ mixed, jnp.swapaxes(Vt, 1, 2) @ mixed
+    return [
+        (l.T @ Q, (v.T @ P).reshape(t.pushed.shape)) for t, Q, l, P, v in zip(groups, Qs, left, Ps, right, strict=True)
+    ]
+
+
+def _orthonormal(rows: Any) -> tuple[Any, Any]:
+    """``(Q, R)`` with R Q the rows: each made orthogonal to those before it, twice over.
+
+    Where a row is a sum of others its row of Q is 0, and its column of R.
+    """
+    count, eps = len(rows), jnp.finfo(rows.dtype).eps
+
+    def add(j: Any, found: Any) -> Any:
+        Q, R = found
+        row = rows[j]
+        first = Q @ row
+        v = row - first @ Q
+        second = Q @ v
+        v = v - second @ Q
+        left = _norm(v)
+        is_new = left > 8 * eps * _norm(row)
+        Q = Q.at[j].set(jnp.where(is_new, v / jnp.where(is_new, left, 1), 0))
+        return Q, R.at[j].set((first + second).at[j].set(jnp.where(is_new, left, 0)))
+
+    return jax.lax.fori_loop(0, count, add, (jnp.zeros_like(rows), jnp.zeros((count, count), rows.dtype)))
+
+
+def _mixed(key: Any, σ: Any) -> Any:
+    """(r + 1, r): the large singular values as they are, the others mixed at random.
+
+        Σ_i σ_i l_i r_iᵀ               of σ_{m+1} … σ_{r+1}, k = r - m more than may be kept, with s their sum,
         s/k (c ⊙ l) Z Zᵀ (c ⊙ r)ᵀ      Z Zᵀ = 1 - q qᵀ, q_i² = 1 - k σ_i / s, c independent signs
 
     m is the smallest with k σ_{m+1} <= s. In the mean this is the sum, and no unbiased one varies less.
     """
-    r = len(u)
-    left, right = jnp.concatenate([u, z[None]]), jnp.concatenate([pushed, sums[None]])
-    Q, L = jnp.linalg.qr(left.T)
-    P, R = jnp.linalg.qr(right.reshape(r + 1, -1).T)
-    U, σ, Vt = jnp.linalg.svd(L @ R.T, full_matrices=False)
-    short = r + 1 - len(σ)
-    σ = jnp.pad(σ, (0, short))
-    l, v = (jnp.pad(a, ((0, 0), (0, short))) for a in (Q @ U, P @ Vt.T))
+    r = len(σ) - 1
     tails = jnp.cumsum(σ[::-1])[::-1]
     kept = r - jnp.arange(r)
     m = jnp.argmax(kept * σ[:r] <= tails[:r] * (1 + 8 * jnp.finfo(σ.dtype).eps))  # always true of the last
@@ -302,5 +351,4 @@ def _fewer(key: Any, u: Any, pushed: Any, z: Any, sums: Any) -> tuple[Any, Any]:
     w = jnp.where(long > 1e-6, w / jnp.where(long > 1e-6, long, 1), 0)
     Z = (jnp.eye(r + 1, dtype=σ.dtype) - 2 * jnp.outer(w, w))[:, :r]
     scale = jnp.sqrt(jnp.where(behind[:r], s / k, σ[:r]))
-    mixed = jax.random.rademacher(key, (r + 1, 1), σ.dtype) * Z * scale
-    return (l @ mixed).T, (v @ mixed).T.reshape(pushed.shape)
+    return jax.random.rademacher(key, (r + 1, 1), σ.dtype) * Z * scale

@@ -117,7 +117,8 @@ def online(
             and counts it in ``state.skipped``. The gradient of each member is then computed by itself, batch × P.
 
     Returns:
-        ``Online(init, step)``, pure functions that do not jit; ``step`` jits, scans and vmaps.
+        ``Online(init, step)``, pure functions that do not jit; ``step`` jits, scans, vmaps and differentiates, by a
+        learning rate say (but "kf_rtrl:r": of singular values that are equal there is no derivative).
 
         ``init(params, batch_shape=(), *, x=None, carry=None, key=None, start=0)`` -> state. x: an input of one step
         (*B, I), or its ``jax.ShapeDtypeStruct``, where it cannot be told from ``cell.input_size``. carry: where to
@@ -134,8 +135,8 @@ def online(
 
     Raises:
         TypeError, ValueError: a Layer, an unknown rule; while tracing a carry with integers, a loss that is no scalar,
-            a target that does not lead with the batch, a cell without forward mode (all rules but "tbptt"), params of
-            another tree, no key where one is needed.
+            a target that does not lead with the batch, a cell without forward mode (all rules but "tbptt") or through
+            which no gradient goes, params of another tree, the state of another rule, no key where one is needed.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn as jr, optax

@@ -11,6 +11,7 @@ from jaxrnn.online.parts import Member, TracedStep, members_of, traced_step
 from jaxrnn.online.problem import Problem, held
 from jaxrnn.online.rules import OnlineRule, Start, Step
 from jaxrnn.programs.program import Op, needed_for, reached_from
+from jaxrnn.programs.tracing import inner_programs
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 SUMS_AND_FACTORS = (  # linear in each of their operands
@@ -33,6 +34,7 @@ def local_rule(rule: str, influence: Callable[[Problem], Influence]) -> OnlineRu
         "eprop"       of D̂_t also what products with weights read of h_{t-1}
         "rflo"        of D̂_t also what enters any function; sums and factors stay: a leak, a forget gate, 1 - z
 
+    A branch or a loop in the step that holds such a product counts as one.
     What is computed within the step from the member's own new carry is never held: h_t = o * tanh(c_t) of an LSTM.
     """
     exact = sparse_rule(None, influence)
@@ -112,11 +114,22 @@ def _holds(rule: str, step: TracedStep, member: Member) -> Holds:
     def holds(op: Op, place: int) -> bool:
         if rule == "layerwise" or op.inputs[place] in ready:
             return False
-        if op.name in PRODUCTS and any(k in weights for i, k in enumerate(op.inputs) if i != place):
+        if has_product(op) and any(k in weights for i, k in enumerate(op.inputs) if i != place):
             return True
         return rule == "rflo" and not _is_linear(op, place)
 
     return holds
+
+
+def has_product(op: Op) -> bool:
+    """A product, or a branch or loop with one in it."""
+    todo = inner_programs(op.params)
+    while todo:
+        for eqn in todo.pop().eqns:
+            if eqn.primitive.name in PRODUCTS:
+                return True
+            todo += inner_programs(eqn.params)
+    return op.name in PRODUCTS
 
 
 def _is_linear(op: Op, place: int) -> bool:
