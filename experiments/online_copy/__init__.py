@@ -48,11 +48,7 @@ class Learn(Table):
     dense: Many[Rule] = ("rtrl", "snap1", "eprop", "uoro", "window", "bptt")
     sparse: Many[Rule] = ("rtrl", "snap2", "snap1", "bptt")
     windows: Many[int] = (4, 8, 16)  # steps back, the present one included
-    rates: Many[Rate] = (
-        1e-3,
-        3e-3,
-        1e-2,
-    )  # of Adam: for each learner that of the longest strings on the validation seeds
+    rates: Many[Rate] = (3e-3, 1e-2, 3e-2)  # of Adam: for each learner that of the longest validation strings
     validation_seeds: Many[Seed] = (1000, 1001)
     seeds: Many[Seed] = (0, 1, 2, 3, 4, 5)
 
