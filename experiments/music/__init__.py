@@ -42,7 +42,6 @@ class Variant(Table):
     hidden_size: int = Field(default=100, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)  # of what the readout reads
     noise: float = Field(default=0.0, ge=0)  # the sd of what is added to all weights in training, drawn for each batch
-    transpose: int = Field(default=0, ge=0)  # keys by which a piece is moved up or down in training, at the most
     steps: int = Field(default=0, ge=0)  # 0: train.steps
     nade: int = Field(default=0, ge=0)  # hidden units of the joint model of a step's notes; 0: each note by itself
 
@@ -138,30 +137,12 @@ def network(config: Config, name: str, most: int) -> Network:
     )
 
 
-def transposed(key: jax.Array, xs: jax.Array, most: int) -> jax.Array:
-    """(T, B, K): each piece by as many keys up or down as is drawn for it, or as the keyboard has.
-
-    Args:
-        key: of the draw, which is uniform from -most to most.
-        xs: (T, B, K) piano rolls.
-    """
-    sounding = xs.any(0)  # (B, K)
-    K = sounding.shape[1]
-    room_below, room_above = sounding.argmax(1), sounding[:, ::-1].argmax(1)
-    by = jnp.clip(jax.random.randint(key, (xs.shape[1],), -most, most + 1), -room_below, room_above)
-    from_key = jnp.mod(jnp.arange(K) - by[:, None], K)  # (B, K); what goes round is silent
-    return jnp.take_along_axis(xs, from_key[None], axis=2)
-
-
 def task(config: Config, name: str) -> training.Task:
     train, validation = config.splits.train, config.splits.validation
     net = network(config, name, max(most_notes(train.xs), most_notes(validation.xs)))
-    most = config.model.variants[name].transpose
 
     def loss(params, batch, key, shared):
-        k_keys, k_noise = jax.random.split(key)
-        xs = transposed(k_keys, batch.xs, most) if most else batch.xs
-        return net.nll(params, xs, batch.lengths, k_noise), {}
+        return net.nll(params, batch.xs, batch.lengths, key), {}
 
     def evaluate(params, shared):
         return {VALIDATION.name: net.nll(params, shared.xs, shared.lengths, None)}

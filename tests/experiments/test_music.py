@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.data import source
-from experiments.music import composing, data, transposed
+from experiments.music import composing, data
 from experiments.music.densities import NADEParams, independent, nade
 from experiments.music.model import model
 from experiments.runner.command import main
@@ -127,21 +127,6 @@ def test_noise_is_drawn_by_the_key_alone_and_evaluation_has_none():
     assert first == again != other
     quiet = net(H)
     np.testing.assert_allclose(of.nll(params, xs, lengths, None), quiet.nll(params, xs, lengths, None), rtol=1e-6)
-
-
-def test_pieces_are_transposed_each_by_its_own_draw_and_stay_on_the_keyboard():
-    xs = np.zeros((4, 64, 9), np.float32)
-    xs[:, :32, 3:7] = np.random.default_rng(0).random((4, 32, 4)) < 0.5
-    xs[0, :32, [3, 6]] = 1  # room for two keys at either end
-    xs[1, 32:, 1] = xs[2, 32:, 8] = 1  # for one key below, for none above
-    xs[:, -1] = 0  # an empty row
-    moved = np.asarray(transposed(jax.random.key(0), xs, 2))
-    by = [
-        {k for k in range(-2, 3) if np.array_equal(np.roll(x, k, axis=1), new)}
-        for x, new in zip(xs[:, :-1].swapaxes(0, 1), moved[:, :-1].swapaxes(0, 1), strict=True)
-    ]
-    assert {len(one) for one in by} == {1} and not moved[:, -1].any()
-    assert set.union(*by[:32]) == {-2, -1, 0, 1, 2} and set.union(*by[32:]) == {-1, 0}
 
 
 # ---- chorales ----------------------------------------------------------------------------------
