@@ -262,8 +262,8 @@ def figure(config: Config, everything: list[Measured]) -> Figure:
     picture = Figure(figsize=(11, 4.4), layout="constrained")
     by_data, by_time = picture.subplots(1, 2, sharey=True)
     rules = list(dict.fromkeys((m.learner.rule, m.learner.window) for m in everything))
-    colours = dict(zip(rules, plotting.COLOURS * 2, strict=False))
-    steps = np.unique(np.geomspace(1, config.data.steps, 400).astype(int))
+    colours = dict(zip(rules, (*plotting.COLOURS, "grey", "saddlebrown", "olive", "purple") * 2, strict=False))
+    steps = np.unique(np.geomspace(min(20, config.data.steps), config.data.steps, 400).astype(int))
     for m in everything:
         curve = m.longest[:, steps - 1].mean(0) - 1
         style = {
