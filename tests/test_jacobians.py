@@ -267,3 +267,14 @@ def test_penalty_is_the_papers(name, x64):
     np.testing.assert_allclose(value, by_hand, rtol=1e-9)
     for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10)
+
+
+def test_products_that_are_singular_by_zeros(x64):
+    """Half of the entries are exactly 0: a row may be 0 on the diagonal of its triangle, and nowhere else."""
+    step = lambda params, h, x: (jnp.einsum("...ij,...j->...i", x.reshape(*x.shape[:-1], 3, 3), h),) * 2
+    cell = jr.Cell(lambda key: (), lambda params, batch_shape=(): jnp.zeros((*batch_shape, 3)), step)
+    rng = np.random.default_rng(1)
+    J = rng.normal(size=(2, 400, 3, 3)) * (rng.random((2, 400, 3, 3)) < 0.5)
+    logs = jr.gradients.log_singular_values(cell, (), jnp.asarray(J.reshape(2, 400, 9)), lag=2)
+    want = np.linalg.svd(J[1] @ J[0], compute_uv=False)
+    np.testing.assert_allclose(np.exp(logs[0]), want, rtol=1e-8, atol=1e-10)  # float64, two products

@@ -76,7 +76,7 @@ def names_in(option: str, text: str | None, known: Sequence[str], separator: str
 # ---- running -------------------------------------------------------------------------------------
 
 
-def run_command(run: Callable[[], int | None], pages: Iterable[Path | None], parts: Sequence[str]) -> int:
+def run_command(run: Callable[[], int | None], pages: Iterable[Path | None], parts: Iterable[str]) -> int:
     """Run, and return the exit status: that of ``run``, 0 for None; 1, a file; 2, asked wrongly, a page lacks markers.
 
     What is wrong with a page is said before anything is measured.

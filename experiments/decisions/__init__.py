@@ -55,11 +55,16 @@ class Task(Table):
     held_out_seed: Seed = 2**31  # no seed of training
 
 
+class Settled(Search):
+    starts: int = Field(default=256, gt=0)
+    settle: int = Field(default=500, ge=0)  # of ReLU units
+
+
 class Config(Trained):
     experiment: Literal["decisions"]
     model: Model = Model()
     task: Task = Task()
-    search: Search = Search(starts=256, settle=500)
+    search: Settled = Settled()
 
 
 class Found(NamedTuple):
@@ -76,6 +81,7 @@ class Found(NamedTuple):
             "unstable": (~stable).sum(),
             "both": float(set(answers) == {0, 1}),
             "right": sum(answers),  # of the stable ones
+            "slowest": np.asarray(self.points.analysis.time_constants)[stable].max(initial=0.0),  # steps
         }
 
 
@@ -256,6 +262,9 @@ def notes(
         stable, unstable, right = (sum(int(of[key]) for of in each) for key in ("stable", "unstable", "right"))
         return f"{name} {stable} | {unstable} | {right}"
 
+    def slowest(form):
+        return " | ".join(f"{found['silence'].measures()['slowest']:.1f}" for found in founds[form])
+
     return (
         f"{report.spread(config.train.seeds).capitalize()}; {2 * count * task.held_out:,} held-out trials, the units' "
         f"own noise on. The best observer, who sums the evidence, is right in {100 * ideal:.1f} %. Stable and unstable "
@@ -269,6 +278,9 @@ def notes(
         f"Stable points | unstable ones | how many of the stable are read out as right, all seeds together, in silence "
         f"and while evidence of coherence {max(task.coherences):g} or 0 comes, without noise: "
         + "; ".join(f"{form} {', '.join(counted(form, name) for name in inputs(config))}" for form in curves)
+        + ".",
+        "Time constant of the slowest mode at a stable point in silence, in steps, seed by seed: "
+        + "; ".join(f"{form} {slowest(form)}" for form in curves)
         + ".",
     )
 

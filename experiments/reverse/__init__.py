@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
 from experiments.reports import attention_maps
-from experiments.reports.samples import Groups, Map, Said, Words
+from experiments.reports.samples import Groups, Map, Said, Sample, Words
 from experiments.reverse import data
 from experiments.runner import report, study, training
 from experiments.runner.config import Many, Rate, Seed, Table, Trained
@@ -146,7 +146,7 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
     if where:
         figures[attention_maps.FILE] = attention_maps.figure(where)
     figures["curves.png"] = curves(results, config.task)
-    shown = [errors_by_length(config, right), some_strings(config, said), *where.values()]
+    shown: list[Sample] = [errors_by_length(config, right), some_strings(config, said), *where.values()]
     return study.Conclusion(results, notes(config), figures, {}, shown)
 
 
@@ -253,7 +253,8 @@ def read_and_said(config: Config, length: int) -> tuple[list[str], list[str]]:
 
 def maps(config: Config, weights: Mapping[Form, np.ndarray]) -> dict[str, Map]:
     """The weights of attention of each model."""
-    seed, shown = config.train.seeds[0], {}
+    seed = config.train.seeds[0]
+    shown: dict[str, Map] = {}
     for form, of in weights.items():
         read, said = read_and_said(config, of.shape[1])
         shown[form] = attention_maps.part(f"{form}, seed {seed}", of, said, read, unit="symbol", what="symbol")

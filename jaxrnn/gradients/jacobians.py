@@ -153,13 +153,19 @@ def log_svd(d: jax.Array, R: jax.Array, sweeps: int = 12) -> jax.Array:
 
 
 def _graded(upper: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """upper·diag(exp d) as diag(exp d')·R, R triangular with ±1 on its diagonal; d' is -inf where a row is 0."""
-    diagonal = jnp.abs(jnp.diagonal(upper, axis1=-2, axis2=-1))
-    grown = d + _log(diagonal)
+    """upper·diag(exp d) as diag(exp d')·R, R triangular with ±1 on its diagonal; d' is -inf where a row is 0.
+
+    Of a singular matrix a row may be 0 on the diagonal alone: it is scaled by its largest entry.
+    """
+    diagonal = jnp.diagonal(upper, axis1=-2, axis2=-1)
+    largest = jnp.max(d[..., None, :] + _log(jnp.abs(upper)), axis=-1)
+    singular = diagonal == 0
+    grown = jnp.where(singular, largest, d + _log(jnp.abs(diagonal)))
     dead = grown == -jnp.inf
-    own = jnp.where(d == -jnp.inf, 0.0, d)[..., :, None]
+    own = jnp.where(singular, largest, d)
+    own = jnp.where(own == -jnp.inf, 0.0, own)[..., :, None]
     ratio = jnp.exp(jnp.clip(d[..., None, :] - own, max=80.0))
-    R = upper / jnp.where(diagonal == 0, 1.0, diagonal)[..., None] * ratio
+    R = upper / jnp.where(singular, 1.0, jnp.abs(diagonal))[..., None] * ratio
     return grown, jnp.where(dead[..., None], jnp.eye(d.shape[-1], dtype=d.dtype), R)
 
 
