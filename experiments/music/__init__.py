@@ -177,7 +177,8 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
         rolls[name] = composed(config, name, jax.tree.map(lambda a: a[0], best.params), jax.random.key(0), STEPS)
         results.append(result.add(measures))
     more = {"test_reads": config.splits.test_reads, "interval": intervals}
-    figures = {"curves.png": curves(results), "chorales.png": composing.figure(rolls)}
+    trained = [fit.result for fit in fits.values()]  # the results end with the measures of the best parameters
+    figures = {"curves.png": curves(trained), "chorales.png": composing.figure(rolls)}
     shown = [
         composing.sample(f"{name} composes", roll, note=BEGINNING, file="chorales.png") for name, roll in rolls.items()
     ]
@@ -217,7 +218,7 @@ def curves(results: Sequence[report.Result]) -> Figure:
         "Training NLL (with noise)": lambda values: values["loss"],
         "Validation NLL": lambda values: values[VALIDATION.name],
     }
-    return report.curves(results, panels, title="Polyphonic music, nats a step")
+    return report.curves(results, panels, title="Polyphonic music, nats a step", yscale="linear")
 
 
 def predictor(config: Config, name: str) -> study.Predictor:
