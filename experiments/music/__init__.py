@@ -171,8 +171,8 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
         measures = {VALIDATION.name: np.asarray(best.value)}
         if test is not None:
             net = network(config, name, most_notes(test.xs))
-            measure = jax.jit(jax.vmap(lambda params, net=net: net.nll(params, test.xs, test.lengths, None)))
-            measures[TEST.name] = np.asarray(measure(best.params))
+            measure = jax.jit(jax.vmap(net.nll, (0, None, None, None)))
+            measures[TEST.name] = np.asarray(measure(best.params, test.xs, test.lengths, None))
         intervals[name] = {measure: interval(values) for measure, values in measures.items()}
         rolls[name] = composed(config, name, jax.tree.map(lambda a: a[0], best.params), jax.random.key(0), STEPS)
         results.append(result.add(measures))
