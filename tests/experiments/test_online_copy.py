@@ -95,24 +95,18 @@ def test_bptt_at_the_end_is_that_of_the_whole_batch():
 def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys):
     path = tmp_path / "tiny.toml"
     path.write_text(
-        'experiment = "online_copy"\nmodel = {hidden_size = 4}\ndata = {steps = 400, batch_size = 4, bound = 0.9}\n'
+        'experiment = "online_copy"\nmodel = {hidden_size = 4}\ndata = {steps = 400, batch_size = 4, bound = 9.0}\n'
         'learn = {dense = ["window", "bptt"], windows = [3], sparse = ["snap2"], rates = [0.01, 0.03], '
         "validation_seeds = [9], seeds = [0, 1]}\n"
     )
     assert main(["run", str(path), "--out", str(tmp_path)]) == 0
     run = tmp_path / "online_copy-001"
     summary = json.loads((run / "summary.json").read_text())["measured"]
-    assert [m["learner"] for m in summary] == [
-        "snap1",
-        "window of 2",
-        "window of 3",
-        "bptt, at the end",
-        "sparse, snap2",
-    ]
+    assert [m["learner"] for m in summary] == ["window of 3", "bptt, at the end", "sparse, snap2"]
     table = (run / "table.md").read_text()
     for m in summary:
         row = next(line for line in table.splitlines() if line.startswith(f"| {m['learner']} | "))
         assert f" | {np.mean(m['learnt']):.1f} ± " in row
+        assert m["learnt"] == [19, 19]  # every batch is cheap enough, and those of 1 to L take L² + 2 L steps
         assert m["seconds"] > 0 and m["rate"] in (0.01, 0.03)
-    assert max(max(m["learnt"]) for m in summary) > 0
     assert (run / "lengths.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and (run / "lengths.svg").exists()
