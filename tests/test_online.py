@@ -107,13 +107,17 @@ def test_rtrl_sums_to_the_gradient_of_the_scan(name, traced, x64):
     assert int(state.time) == T and any(np.abs(a).max() > 0 for a in jax.tree.leaves(want))
 
 
-@pytest.mark.full
-def test_noise_by_key_and_absolute_time(traced, x64):
+@pytest.mark.parametrize(
+    "cell",
+    [jr.ctrnn(I, H, tau=2.0, dt=0.5, noise=0.1), pytest.param(NOISY, marks=pytest.mark.full)],
+    ids=["one array", "nested"],
+)
+def test_noise_by_key_and_absolute_time(cell, traced, x64):
     """Noise of each sequence and noise that all share, drawn as the scan draws it."""
-    params, xs, targets = problem(NOISY)
+    params, xs, targets = problem(cell)
     options = {"key": jax.random.key(7), "start": 3}
-    want, (_, ys) = traced(lambda p: by_scan(NOISY, p, xs, targets, **options))(params)
-    _, outputs, grads = traced(lambda p: run(jr.online(NOISY, loss), p, xs, targets, **options))(params)
+    want, (_, ys) = traced(lambda p: by_scan(cell, p, xs, targets, **options))(params)
+    _, outputs, grads = traced(lambda p: run(jr.online(cell, loss), p, xs, targets, **options))(params)
     assert_close((summed(grads), outputs), (want, ys))
 
 

@@ -85,15 +85,15 @@ class Batch:
         noise = self.cell.noise(params, key, jnp.asarray(time, jnp.int32)[None], self.x)  # type: ignore[misc]
         return jax.tree.map(lambda a: a[0], noise)
 
-    def over(self, function: Callable[..., Any], noise: Any = ()) -> Callable[..., Any]:
-        """A function of one sequence as one of the batch; ``noise``, if there is any, is its last argument."""
+    def over(self, function: Callable[..., Any], *noise: Any) -> Callable[..., Any]:
+        """A function of one sequence as one of the batch; ``noise``, where it is given, is its last argument."""
 
         def batched(*arguments: Any) -> Any:
-            if noise is None or noise == ():
-                given, run = arguments, (lambda *a: function(*a, None)) if noise is None else function
+            if not noise or noise[0] is None:
+                given, run = arguments, lambda *a: function(*a, *noise)
                 axes: Any = 0
             else:
-                leaves, treedef = flatten(noise)
+                leaves, treedef = flatten(noise[0])
                 given = (*arguments, leaves)
                 run = lambda *a: function(*a[:-1], treedef.unflatten(a[-1]))
                 axes = (*[0] * len(arguments), [0 if own else None for own in self.own])
