@@ -180,7 +180,7 @@ def lines(rows: Sequence[Row], shown: Callable[[Row, float], str]) -> list[tuple
             if case.against == FORWARD and least > case.limit:
                 words += f"; a forward step and the floor alone are {least:.1f} ×"
             found.append(
-                (case.name, f'"{case.rule}"', str(B), *each, *(f"{ratios[name]:.2g}" for name in others), words)
+                (case.name, f'"{case.rule}"', str(B), *each, *(f"{ratios[name]:.2f}" for name in others), words)
             )
     return found
 
