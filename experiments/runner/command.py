@@ -187,6 +187,9 @@ def sweep(arguments: argparse.Namespace) -> None:
         if arguments.config is not None or arguments.grid or arguments.seeds is not None:
             raise config.ConfigError("sweep: --resume takes no CONFIG, --grid or --seeds: the sweep has its own")
         path, overrides, grid = arguments.resume / "config.toml", arguments.set, sweeps.stored_grid(arguments.resume)
+    if ranked_on := sweeps.on_validation(config.load(path, overrides, schema_of)):
+        overrides = [*overrides, *ranked_on]
+        print(f"{', '.join(ranked_on)}: a sweep chooses, for which the test split is not; --set it otherwise")
     settings = sweeps.settings_of(grid)
     configs = [(setting, config.load(path, overrides, schema_of, grid=setting)) for setting in settings]
     shared = config.load(path, overrides, schema_of)

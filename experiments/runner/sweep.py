@@ -21,7 +21,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 from experiments.reports import figures
 from experiments.runner import report, terminal, training
-from experiments.runner.config import ConfigError, flat
+from experiments.runner.config import ConfigError, Table, flat
 from experiments.runner.study import Study, made_by
 from jaxrnn import plotting
 
@@ -85,6 +85,16 @@ class Outcome(NamedTuple):
     @property
     def title(self) -> str:
         return ", ".join([self.model, *(f"{key.split('.')[-1]}={value}" for key, value in self.setting.items())])
+
+
+def on_validation(config: Any) -> list[str]:
+    """The override that keeps the test split from those who choose, where the config does not say what is held out."""
+    return [
+        f"{name}.held_out=validation"
+        for name, table in config
+        if isinstance(table, Table) and "held_out" not in table.model_fields_set
+        if (field := type(table).model_fields.get("held_out")) and "validation" in get_args(field.annotation)
+    ]
 
 
 def settings_of(grid: Mapping[str, Sequence[Any]]) -> list[Setting]:

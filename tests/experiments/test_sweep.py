@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from experiments.runner import command, config
 from experiments.runner.command import main
+from experiments.runner.sweep import on_validation
 from tests.experiments.tiny import ROOT, STEPS, TINY, copied, options, run
 
 GRID = ["--grid", "model.hidden_size=2,3", "--grid", "train.lr=1e-3,3e-2", "--seeds", "2"]
@@ -127,6 +129,22 @@ def test_what_is_wrong_with_a_grid_is_told(tmp_path, capsys, grid, message):
     assert main(["sweep", str(ROOT / "configs/adding.toml"), "--out", str(tmp_path), *arguments]) == 2
     assert capsys.readouterr().err.startswith(message)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "kept"),
+    [
+        ("digits", [], ["data.held_out=validation"]),
+        ("music", [], ["task.held_out=validation"]),
+        ("vowels", ["task.held_out=validation"], []),
+        ("digits", ["data.held_out=test"], []),  # whoever asks for it
+        ("adding", [], []),  # draws what it holds out; the key of that name is a number
+    ],
+)
+def test_a_sweep_ranks_on_validation_data(name, settings, kept):
+    load = lambda settings: config.load(ROOT / "configs" / f"{name}.toml", settings, command.schema_of)
+    assert on_validation(load(settings)) == kept
+    assert on_validation(load([*settings, *kept])) == []
 
 
 @pytest.mark.full
