@@ -11,6 +11,7 @@ markdown.py                tables, and what commands write into pages
 learners.py                rules of learning online side by side: what they keep and cost, which rate suits them
 measured.py                a measure of several seeds as text: mean, interval, differences
 fixed_points.py            where the state of a trained network rests, searched from its runs
+agreement.py               how wrong rules of learning online are: python -m experiments.agreement
 literature.py              our figures beside those of papers: python -m experiments.literature
 environment.py             the machine and the versions that figures come from
 exits.py                   the exit status of a command for what is wrong with its files

@@ -109,8 +109,10 @@ def test_rtrl_sums_to_the_gradient_of_the_scan(name, traced, x64):
 
 @pytest.mark.parametrize(
     "cell",
-    [jr.ctrnn(I, H, tau=2.0, dt=0.5, noise=0.1), pytest.param(NOISY, marks=pytest.mark.full)],
-    ids=["one array", "nested"],
+    [
+        pytest.param(jr.ctrnn(I, H, tau=2.0, dt=0.5, noise=0.1), id="one array"),
+        pytest.param(NOISY, id="nested", marks=pytest.mark.full),
+    ],
 )
 def test_noise_by_key_and_absolute_time(cell, traced, x64):
     """Noise of each sequence and noise that all share, drawn as the scan draws it."""

@@ -28,8 +28,8 @@ def test_verdicts_are_of_the_rounds_ratios():
     _, first, third, second = lines(rows, report.spread)
     assert third[-1] == "≤ 2 × forward: **missed**; a forward step and the floor alone are 2.6 ×"
     assert first[:3] == ("GRU-64", '"snap1"', "1") and first[3].startswith("10.0 ") and first[4].startswith("42.0 ")
-    assert first[7:] == ("3.9", "0.5", "2.1", "≤ 4 × forward: met")  # of 3.9, 4.2 and 3.0 the median
-    assert second[7:] == ("30", "0.5", "3", "≤ 2 × floor: **missed**")
+    assert first[7:] == ("3.90", "0.50", "2.10", "≤ 4 × forward: met")  # of 3.9, 4.2 and 3.0 the median
+    assert second[7:] == ("30.00", "0.50", "3.00", "≤ 2 × floor: **missed**")
     met = {line.target: (line.value, line.met) for line in targets.verdicts(rows)}
     assert met["GRU-64 by snap1 / forward step"] == (pytest.approx(4.2), False)  # of medians, as all targets are
     assert met["GRU-32 by rtrl / floor"] == (pytest.approx(3.0), False)
