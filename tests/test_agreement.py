@@ -131,6 +131,9 @@ def test_the_figure_shows_the_numbers(tmp_path):
     for axes, values in ((left, by_lag.cosine), (right, by_lag.norm)):
         for line, row in zip(axes.lines, values, strict=False):
             assert line.get_ydata().tolist() == row.tolist() and line.get_xdata().tolist() == [0, 1]
+    styles = [[(line.get_color(), line.get_linestyle()) for line in axes.lines[:2]] for axes in (left, right)]
+    assert styles[0] == styles[1] and styles[0][0] != styles[0][1]  # a rule looks alike on both sides
+    assert left.get_ylim()[0] == pytest.approx(-0.55) and right.get_yscale() == "symlog"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["rtrl", "snap1"]
 
 
