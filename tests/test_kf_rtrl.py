@@ -43,7 +43,7 @@ KRONECKER = {
     "gru_before": jr.gru(2, 2),
     "peephole_lstm": jr.peephole_lstm(2, 2),
     "weight_norm": jr.weight_norm(jr.elman(2, 2)),
-    "masked": jr.masked_weights(jr.elman(2, 2), density=0.5),
+    "masked": jr.masked_weights(jr.elman(2, 3), density=0.7),
     "dale": jr.ctrnn(2, 4, dale=0.5),
     "chain": jr.chain(jr.elman(2, 2), jr.mgu(2, 2), jr.readout(2, 1)),
     "lem": jr.lem(2, 2),

@@ -127,7 +127,7 @@ def by_cuts(
         return Entries(value.ravel(), tuple(rows(k) for k in paths), of, (rows(N), D))
 
     if not staged:
-        count = sum(np.broadcast(a, b).size for a, b in needed)
+        count = sum(len(np.unique(a * (S + 1) + b)) for a, b in needed)  # each of them is computed once
         if count * by_delta.shape[1] * of_carry.shape[1] * 3 > S * max(P, 1):
             return None
         return Differentiation(colours, None, at, True)

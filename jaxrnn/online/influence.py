@@ -21,13 +21,11 @@ from jaxrnn.online.derivatives import (
     linearise,
     patterns_of,
 )
-from jaxrnn.online.pattern import Block, Scattered, blocks_of, coloured, reach
+from jaxrnn.online.pattern import SMALL, Block, Scattered, blocks_of, coloured, reach
 from jaxrnn.online.places import Numbers
 from jaxrnn.online.problem import Problem, cut_step
 from jaxrnn.online.rows import Rows, coefficients, in_groups, row, rows_of
 from jaxrnn.online.rules import OnlineRule, Start, Step
-
-SMALL = 4  # numbers reached up to which products of the blocks are written out
 
 
 class Storage(NamedTuple):
@@ -240,11 +238,16 @@ def _pulled(block: Block | Scattered, u: Any, arrays: list[Any]) -> Any:
         return sum(of[k] * J for k, J in enumerate(arrays))
     (J,) = arrays
     if isinstance(block, Scattered):
-        return jnp.einsum("gk,gkn->gn", jnp.concatenate([u, jnp.zeros_like(u[:1])])[block.R], J)
-    of = u[block.R]
+        return jnp.einsum("gk,gkn->gn", _with_none(u)[block.R], J)
+    of = _with_none(u)[block.R]
     if of.size == len(block.R):
         return jnp.tensordot(of.reshape(-1), J, 1)
     return (of * J).sum(0)
+
+
+def _with_none(u: Any) -> Any:
+    """u, and 0 at the place S, which stands for no number."""
+    return jnp.concatenate([u, jnp.zeros_like(u[:1])])
 
 
 def _by_leaf(blocks: Sequence[Block | Scattered], parts: Sequence[Any], theta: Sequence[Any]) -> list[Any]:
@@ -322,7 +325,7 @@ def _spread(
     """
     if isinstance(block, Scattered):
         return _spread_scattered(block, colours, present), False
-    r, colour = len(block.R), colours[block.R]
+    r, colour = len(block.R), np.append(colours, 0)[block.R]
     there = present[block.R, block.kinds[None]]
     own = np.unique(np.broadcast_to(colour, there.shape)[there])
     by_slot = colour.reshape(r, -1)

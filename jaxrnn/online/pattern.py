@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+SMALL = 4  # numbers reached up to which products of the blocks are written out
 FULL = 10**8  # entries up to which a pattern is multiplied as a dense matrix
 
 
@@ -96,7 +97,7 @@ class Block(NamedTuple):
     leaf: int
     places: tuple[int, np.ndarray] | None  # the axis and the places along it; None: all of the array
     shape: tuple[int, ...]
-    R: np.ndarray  # (r, *axes): the carried numbers that each param reaches; axes of size 1 where they are the same
+    R: np.ndarray  # (r, *axes): what each param reaches, S where it is less; axes of size 1 where it is the same
     kinds: np.ndarray  # (*axes): the class of each param by what it reaches directly, as in ``Reach.direct_class``
 
     @property
@@ -151,23 +152,23 @@ def _of_leaf(leaf, kinds, classes, shape, found, sizes, S) -> list[Block | Scatt
         if len(varied) == 1:
             (axis,) = varied
             along = counts.ravel()
-            for r in np.unique(along[along > 0]):
-                places = np.flatnonzero(along == r)
+            reaching = np.unique(along[along > 0])
+            small = [[r] for r in reaching.tolist() if r <= SMALL]
+            for group in [*small, *_of_about_the_same_size(reaching[len(small) :])]:
+                places = np.flatnonzero(np.isin(along, group))
                 some = classes.take(places, axis)
-                R = np.stack([found.reached[k] for k in some.ravel()], -1).reshape(-1, *some.shape)
+                R = np.full((max(group), some.size), S)
+                for n, k in enumerate(some.ravel()):
+                    R[: sizes[k], n] = found.reached[k]
                 own = kinds.take(places, axis) if kinds.shape[axis] > 1 else kinds
                 short = tuple(len(places) if a == axis else n for a, n in enumerate(shape))
-                blocks.append(Block(leaf, (axis, places), short, R, _thin(own)))
+                where = None if len(places) == shape[axis] else (axis, places)
+                blocks.append(Block(leaf, where, short, R.reshape(-1, *some.shape), _thin(own)))
             return blocks
     kinds, classes = (np.broadcast_to(a, shape).ravel() for a in (kinds, classes))
     own = [k for k in np.unique(classes) if sizes[k]]
-    own.sort(key=lambda k: sizes[k])
-    groups: list[list[int]] = [[]]
-    for k in own:  # classes of about the same size share an array, so that little of it is padding
-        if groups[-1] and sizes[k] > 1.5 * sizes[groups[-1][0]]:
-            groups.append([])
-        groups[-1].append(k)
-    for group in groups:
+    for sized in _of_about_the_same_size(np.unique(sizes[own])):
+        group = [k for k in own if sizes[k] in sized]
         members = [np.flatnonzero(classes == k) for k in group]
         R = np.full((len(group), max(sizes[k] for k in group)), S)
         at = np.full((len(group), max(map(len, members))), len(classes))
@@ -176,3 +177,14 @@ def _of_leaf(leaf, kinds, classes, shape, found, sizes, S) -> list[Block | Scatt
             at[g, : len(own_places)] = own_places
         blocks.append(Scattered(leaf, len(classes), R, at, np.append(kinds, 0)[at]))
     return blocks
+
+
+def _of_about_the_same_size(sizes: np.ndarray) -> list[list[int]]:
+    """Ascending numbers in groups that share an array: few arrays, of which little is padding."""
+    groups: list[list[int]] = []
+    for size in sizes.tolist():
+        if groups and size <= 1.5 * groups[-1][0]:
+            groups[-1].append(size)
+        else:
+            groups.append([size])
+    return groups
