@@ -176,6 +176,8 @@ SPARSE = {
     "gru": jr.masked_weights(jr.gru(I, H, learned_carry=True), density=0.3),
     "gru_after": jr.gru(I, H, reset="after"),
     "gru_before": jr.gru(I, H),
+    "wide_elman": jr.masked_weights(jr.elman(I, 14), density=0.3, names="W_hh"),
+    "wide_gru": jr.masked_weights(jr.gru(I, 12, reset="after"), density=0.3, names="W_hh"),
 }
 
 
@@ -219,7 +221,7 @@ def test_snap_is_its_masked_recursion(name, n, traced, x64):
     params = randomised(jax.eval_shape(cell.init, jax.random.key(0)), 1)
     if hasattr(params, "masks"):
         params = params._replace(masks=jax.tree.map(lambda a: (a > 0.3).astype(a.dtype), params.masks))
-    xs, targets = draw((T, I), 2), draw((T, H), 3)
+    xs, targets = draw((T, I), 2), draw((T, cell.output_size or H), 3)
     learner = jr.online(cell, loss, rule=f"snap:{n}", masks=params if hasattr(params, "masks") else None)
     state, _, grads = traced(lambda p: run(learner, p, xs, targets, batch_shape=()))(params)
     want, entries = masked_recursion(cell, params, xs, targets, n, traced)
