@@ -390,7 +390,7 @@ def named_loss(who: str, loss: Callable[[PyTree, PyTree], Any]) -> Callable[[PyT
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(
                 f"{who}: loss(y, target) raises on y of {_outline(y)} and target of {_outline(target)}, of one step: "
-                f"{error}; give targets that fit it, or another loss."
+                f"{str(error).rstrip('.')}; give targets that fit it, or another loss."
             ) from error
 
     return named

@@ -169,9 +169,7 @@ def updated_and_weighed(
         if isinstance(s.carried, Rows):
             weights = {k: _taken(u, R[k]) for k in range(len(R)) if moved[R[k]].any()}
             J, total = in_groups(s.carried, s.direct, tuple(of), J, weights, mask, by_products=s.by_products)
-            if (
-                len(weights) == 1 and u.shape[0] == 1
-            ):  # of one sequence; multiplied when it stands side by side with others
+            if len(weights) == 1 and len(u) == 1:  # of one sequence: multiplied once side by side with others
                 ((k, w),) = weights.items()
                 total = (w[0], J[k][0])
         else:
