@@ -35,8 +35,9 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Code for the processor is optimised where a test asks for it, and under ``--full``; XLA's programs always are."""
-    optimised = item.config.getoption("--full") or item.get_closest_marker("optimised")
+    """Code for the processor is optimised where a test asks for it, unless all cases run; and under ``--full``."""
+    asked = item.get_closest_marker("optimised") and not item.config.getoption("--product")
+    optimised = item.config.getoption("--full") or asked
     jax.config.update("jax_disable_most_optimizations", not optimised)
     return (yield)
 
