@@ -35,7 +35,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Code for the processor is optimised where a test asks for it, unless all cases run; and under ``--full``."""
+    """Code for the processor is optimised under ``--full``, and where a test asks for it, but under ``--product``."""
     asked = item.get_closest_marker("optimised") and not item.config.getoption("--product")
     optimised = item.config.getoption("--full") or asked
     jax.config.update("jax_disable_most_optimizations", not optimised)
