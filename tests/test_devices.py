@@ -17,6 +17,7 @@ import pytest
 from jax.sharding import AxisType
 
 import jaxrnn as jr
+from jaxrnn.devices import meshes
 from tests.cases import draw, randomised
 from tests.programs import collectives_in_loops
 
@@ -107,12 +108,36 @@ def test_a_batch_over_one_axis_of_a_mesh():
 def test_cpu_devices_are_set_before_jax_starts():
     """And it does not start JAX by itself: a second call may still change its mind."""
     code = (
-        "import jaxrnn as jr, jax; jr.devices.use_cpu_devices(2); "
-        "jr.devices.use_cpu_devices(3); print(len(jax.devices()))"
+        "import jaxrnn as jr, jax, os; jr.devices.use_cpu_devices(2); "
+        "jr.devices.use_cpu_devices(3); print(len(jax.devices()), os.environ.get('PJRT_NPROC'))"
     )
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"} | {"PJRT_NPROC": "3"}  # which the user has set, so it stays
     run = [sys.executable, "-c", code]
-    assert subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout == "3\n"
+    assert subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout == "3 3\n"
+
+
+@pytest.mark.parametrize(
+    ("release", "cores", "given", "asked", "in_the_end"),
+    [
+        ("0.10.1", 2, {}, (2, 3), "6"),
+        ("0.11.2", 3, {}, (2,), "4"),
+        ("0.10.1", 2, {}, (2, 1), None),
+        ("0.10.1", 4, {}, (2,), None),
+        ("0.12.0.1", 2, {}, (2,), None),
+        ("0.10.1", 2, {"PJRT_NPROC": "2"}, (2,), "2"),
+        ("0.10.1", 2, {"NPROC": "3"}, (2,), None),
+    ],
+)
+def test_devices_that_share_cores_get_threads_enough(monkeypatch, release, cores, given, asked, in_the_end):
+    """Fewer hang in collectives before jaxlib 0.12."""
+    monkeypatch.setattr(meshes.jaxlib, "__version__", release)
+    monkeypatch.setattr(meshes.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(meshes.os, "environ", dict(given))
+    monkeypatch.setattr(meshes, "_asked", {})
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    for n in asked:
+        jr.devices.use_cpu_devices(n)
+    assert meshes.os.environ.get("PJRT_NPROC") == in_the_end
 
 
 def test_cpu_devices_that_are_there_already():

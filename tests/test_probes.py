@@ -67,6 +67,17 @@ def test_crashes_are_told_by_the_release_alone(jaxlib, verdict, monkeypatch):
     assert (probe.issue, probe.verdict, bool(probe.fix)) == ("jax-ml/jax#39257", verdict, verdict == "present")
 
 
+@pytest.mark.parametrize(
+    ("jaxlib", "verdict"),
+    [("0.10.1", "present"), ("0.11.2+cuda13", "present"), ("0.12.0.1", "not run"), (None, "not measured")],
+)
+def test_hangs_are_told_by_the_release_alone(jaxlib, verdict, monkeypatch):
+    monkeypatch.setattr(jax, "jit", None)  # nothing is run
+    probe = probes.probe_hangs(jaxlib)
+    assert (probe.issue, probe.verdict) == ("unnumbered", verdict)
+    assert ("PJRT_NPROC" in probe.fix) is (verdict == "present")
+
+
 @pytest.mark.parametrize(("ratio", "verdict"), [(3.5, "absent"), (7.9, "absent"), (8.0, "present"), (16.0, "present")])
 def test_scans_that_grow_with_the_square_of_their_length(ratio, verdict):
     asked = []
@@ -132,4 +143,5 @@ def test_json(capsys, sound):
     verdicts = {probe["issue"].partition("#")[2]: probe["verdict"] for probe in report["probes"]}
     # A scan that is slow is told, and so is what JAX gets wrong elsewhere; nothing is wrong with what runs here.
     assert verdicts.pop("49176") in ("absent", "present")
+    assert verdicts.pop("") == "not run"  # devices that hang: jaxlib is said to be 0.12.0
     assert verdicts == {"39103": "absent" if sound else "present", "39257": "not run", "40101": "present"}

@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def devices_and_processes() -> None:
     """All cores as devices, and of several processes one mesh."""
     with contextlib.suppress(RuntimeError):  # where this process has used JAX before
-        if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # not said by the environment
-            use_cpu_devices(os.cpu_count() or 1)  # the seeds of a model are divided among them
+        told = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]  # by the environment; -1 where it is not
+        use_cpu_devices(told if told > 0 else os.cpu_count() or 1)  # the seeds of a model are divided among them
     join_processes()
 
 

@@ -390,11 +390,11 @@ def main(cases: Sequence[Case] = CASES, scan: Callable[..., Layer] = jr.scan, *,
 
 
 def known_faults(results: Iterable[Result], versions: Mapping[str, str | None], platform: str) -> list[probes.Probe]:
-    """The probes of the faults that are known by number; those of other programs make nothing wrong here."""
+    """The probes of the faults that are known; those of other programs make nothing wrong here."""
     of_gru = [result for result in results if result.case == MISCOMPILED]
     found = [probes.probe_wrong_values(result.gradient, result.tolerance, result.error) for result in of_gru]
-    of_release = probes.probe_crashes(versions.get("jaxlib"))
-    return [*found, of_release, probes.probe_updates_in_place(), probes.probe_quadratic_scans(platform)]
+    of_release = [probe(versions.get("jaxlib")) for probe in (probes.probe_crashes, probes.probe_hangs)]
+    return [*found, *of_release, probes.probe_updates_in_place(), probes.probe_quadratic_scans(platform)]
 
 
 def _without_nan(report: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Faults of compilers that are known by number: which of them this machine has, each seen by a small program."""
+"""Faults of compilers that are known, most of them by number: which of them this machine has, each seen by a small program."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxrnn.devices.meshes import hangs_with_few_threads
 
 
 class Probe(NamedTuple):
@@ -32,6 +34,7 @@ QUADRATIC = "a loop that becomes one kernel, as with a small step, writes all th
 # Seen in every release that was tried, 0.10.1 to 0.12.0.1. The loops of jaxrnn update no array by a part of itself.
 READS_WHAT_IT_WROTE = "an array updated by a part of itself, as a.at[1:].set(a[:-1]), can read what it has just written"
 CRASHING = ("0.10.2", "0.11.0")  # releases of jaxlib
+HANGS = "CPU devices that share a batch can wait for each other for good, where there are fewer than 2 threads for each"
 
 # All were tried where the fault is present: the first on 0.10.2 and 0.11.0 with the program of the thread, which dies
 # without it (it does not cure #39103); the second on 0.11.1 with the scans below.
@@ -76,6 +79,21 @@ def probe_crashes(jaxlib: str | None) -> Probe:
         f"which have it; no program is run that could crash",
         {},
         f"{_another_than(*CRASHING)}; until then {NO_YNN_FUSION} (with nothing after the =)" if affected else "",
+    )
+
+
+def probe_hangs(jaxlib: str | None) -> Probe:
+    """By the release alone: a program that hangs would take the report with it."""
+    if not jaxlib:
+        return Probe("unnumbered", HANGS, "not measured", "jaxlib is not known")
+    affected = hangs_with_few_threads(jaxlib)
+    return Probe(
+        "unnumbered",
+        HANGS,
+        "present" if affected else "not run",
+        f"seen in 0.10.1, not in 0.12.0.1, and this is {jaxlib}; no program is run that could hang",
+        {},
+        "jr.devices.use_cpu_devices(n) asks for 2n threads; by hand PJRT_NPROC=2n, before JAX starts" if affected else "",
     )
 
 
