@@ -1,4 +1,4 @@
-"""Faults of compilers that are known, most of them by number: which of them this machine has, each seen by a small program."""
+"""Faults of compilers that are known, most by number: which of them this machine has, each seen by a small program."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def probe_hangs(jaxlib: str | None) -> Probe:
         "present" if affected else "not run",
         f"seen in 0.10.1, not in 0.12.0.1, and this is {jaxlib}; no program is run that could hang",
         {},
-        "jr.devices.use_cpu_devices(n) asks for 2n threads; by hand PJRT_NPROC=2n, before JAX starts" if affected else "",
+        "jr.devices.use_cpu_devices(n) asks for 2n threads; by hand PJRT_NPROC=2n, before JAX starts"
+        if affected
+        else "",
     )
 
 
