@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxrnn.planning import _rules
 from jaxrnn.planning.constants import constants
 from tests.evaluating import evaluated
 
@@ -118,6 +119,13 @@ def many_rows(monkeypatch):
     monkeypatch.setattr(
         "jaxrnn.planning._rules.constants", lambda: constants()._replace(stack_up_to=0, spare=-math.inf)
     )
+
+
+@pytest.fixture
+def many_weights(many_rows, monkeypatch):
+    """Besides, few weights count as many: their gradients are contracted after the backward loop."""
+    fewer = _rules.constants
+    monkeypatch.setattr(_rules, "constants", lambda: fewer()._replace(contract_from=0))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def problem(cell, batch=B):
     return randomised(cell.init(jax.random.key(0))), draw((T, batch, I), 1).astype(jnp.float32)
 
 
-pytestmark = pytest.mark.usefixtures("many_rows")
+pytestmark = pytest.mark.usefixtures("many_weights")
 
 
 # ---- what leaves the loop ----------------------------------------------------------------------
@@ -68,8 +68,9 @@ def test_when_products_are_hoisted(monkeypatch, backend, inside):
     ],
     ids=["gru before", "gru after", "lstm", "peephole"],
 )
-def test_products_that_meet_in_a_sum_share_their_cotangents(cell, stacks):
+def test_products_that_meet_in_a_sum_share_their_cotangents(monkeypatch, cell, stacks):
     """What the backward loop hands to the contractions: one array for each sum of products, whatever was split."""
+    monkeypatch.setattr("jaxrnn.planning._rules.splits_sums", lambda: True)
     params, xs = problem(cell)
     backward = loops(gradient(cell, jr.Plan(contract=True)), params, xs)[-1]
     of_sums = [v.aval.shape for v in backward.outvars[-len(stacks) :]]

@@ -120,17 +120,20 @@ def test_products_that_meet_in_a_sum_are_counted_once(monkeypatch, cell, sizes):
     "plan, cotangents, steps, size",
     [
         ({}, [(2**16, 2**14)] * 2, 128, 16),  # LSTM of 128 units, 32 rows
-        ({}, [(2**16, 2**14)] * 2, 127, 0),  # nothing from 4 on divides it
+        ({}, [(2**16, 2**14)] * 2, 127, None),  # nothing from 4 on divides it
         ({}, [(2**16, 2**14)] * 2, None, 0),  # of an open number of steps
-        ({}, [(2**16, 3 * 2**12), (2**16, 2**14 - 3 * 2**12)], 128, 0),  # together 2²¹, as one may be
-        ({}, [(2**15, 2**13), (2**15, 2**13)], 170, 0),  # just less than 4/3 of it
+        ({}, [(2**16, 3 * 2**12), (2**16, 2**14 - 3 * 2**12)], 128, None),  # together 2²¹
+        ({}, [(2**15, 2**13), (2**15, 2**13)], 170, None),  # just less than 4/3 of it
         ({}, [(2**15, 2**13), (2**15, 2**13)], 171, 19),  # just more
-        ({}, [(2**17, 2**14)] * 2, 256, 0),  # contracted for their many weights, whatever is stacked
+        ({}, [(2**17, 2**14)] * 2, 256, None),  # for their many weights, whatever is stacked
         ({}, [(2**10, 2**10)] * 2, 2048, 32),
         ({}, [(2**10, 2**10)] * 2, 2072, 28),
         ({}, [(2**16, 2**17)] * 2, 16, 0),  # of four steps it would be too much
-        ({"contract": True}, [(2**16, 2**14)] * 2, 128, 0),
-        ({}, [], 128, 0),
+        ({}, [(2**14, 2**15), (2**14, 2**15)], 128, 8),
+        ({}, [(2**14 - 1, 2**15), (2**14, 2**15)], 128, 0),  # hardly any weights for what would be kept
+        ({"contract": True}, [(2**16, 2**14)] * 2, 128, None),
+        ({"contract": False}, [(2**16, 2**14)], 8, 0),
+        ({}, [], 128, None),
     ],
 )
 def test_for_how_many_steps_at_once(plan, cotangents, steps, size):
@@ -139,7 +142,7 @@ def test_for_how_many_steps_at_once(plan, cotangents, steps, size):
 
 def test_several_devices_contract_once(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert _rules.steps_of_a_contraction(jr.Plan(), [(2**16, 2**14)] * 2, steps=128) == 0
+    assert _rules.steps_of_a_contraction(jr.Plan(), [(2**16, 2**14)] * 2, steps=128) is None
 
 
 def test_explain_says_that_it_is_done_in_parts():

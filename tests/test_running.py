@@ -9,7 +9,9 @@ import pytest
 
 import jaxrnn as jr
 from jaxrnn.combine import BiParams
+from jaxrnn.planning.constants import DEFAULT, using
 from tests.cases import draw, randomised, weigh
+from tests.programs import accumulators, loops
 
 T, B, I, H = 6, 3, 3, 4
 PLANS = pytest.mark.parametrize("plan", ["auto", "plain"])
@@ -280,7 +282,7 @@ def test_unusual_steps_run_under_every_plan(name, x64, traced):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), got, want)
 
 
-@pytest.mark.usefixtures("many_rows")
+@pytest.mark.usefixtures("many_weights")
 def test_gradients_leave_the_loop_for_a_textbook_cell():
     """Eight products, as the equations: under "auto" no array of a weight's shape goes round the backward loop."""
 
@@ -300,8 +302,7 @@ def test_gradients_leave_the_loop_for_a_textbook_cell():
     def made_each_step(plan):
         """The shapes that the loops of the gradient hand on from step to step, or stack."""
         loss = lambda params: jr.scan(cell, plan=plan).apply(params, xs)[1].sum()
-        loops = [eqn for eqn in jax.make_jaxpr(jax.grad(loss))(params).jaxpr.eqns if eqn.primitive.name == "scan"]
-        return {v.aval.shape for eqn in loops for v in eqn.params["jaxpr"].jaxpr.outvars}
+        return {v.aval.shape for loop in loops(jax.grad(loss), params) for v in loop.outvars}
 
     assert {(7, 7), (5, 7)} <= made_each_step("plain")
     assert not {(7, 7), (5, 7), (7,)} & made_each_step("auto")
@@ -413,25 +414,30 @@ def test_an_outer_product_stays_in_the_loop(of):
 
 
 def test_few_outputs_over_all_steps_are_contracted(monkeypatch):
-    """Up to 2²¹: here of two rows and 20 outputs."""
+    """Up to 4/3 of 2²¹, here of two rows and 20 outputs; of more a part at a time."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     cell = jr.lstm(3, 5)
     params = jax.eval_shape(cell.init, jax.random.key(0))
-    for T, contracted in ((52_428, True), (52_429, False)):
+    for T, few in ((69_905, True), (69_906, False)):
         xs = jax.ShapeDtypeStruct((T, 2, 3), jnp.float32)
         (scan,) = jr.explain(jr.scan(cell, plan=jr.Plan(one_kernel=False)), params, xs).scans
-        assert (bool(scan.contracted), bool(scan.added_in_loop)) == (contracted, not contracted)
+        assert (bool(scan.contracted), bool(scan.contracted_in_parts), scan.added_in_loop) == (few, not few, [])
 
 
-@pytest.mark.usefixtures("many_rows")
-@pytest.mark.parametrize("devices, batch, leaves", [(1, 1, True), (1, 2, False), (2, 2, True)])
+@pytest.mark.parametrize("devices, batch, leaves", [(1, 1, True), (1, 32, False), (2, 32, True)])
 def test_when_products_leave_the_loop(monkeypatch, devices, batch, leaves):
-    """On one CPU device from eight times as many weights as outputs; on several always."""
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    """On one CPU device where weights are many beside the outputs; on several always: one process has both."""
+    monkeypatch.setattr("jaxrnn.planning._rules.makes_one_kernel", lambda weights, rows: False)
     layer = jr.scan(jr.elman(8, 8))
-    params, xs = layer.init(jax.random.key(0)), jnp.ones((3, batch, 8))
-    jaxpr = jax.make_jaxpr(jax.grad(lambda params: layer.apply(params, xs)[1].sum()))(params).jaxpr
-    loops = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
-    in_loop = any(v.aval.shape == (8, 8) for eqn in loops for v in eqn.params["jaxpr"].jaxpr.outvars)
-    assert in_loop is not leaves
+    params, batches = layer.init(jax.random.key(0)), (draw((3, batch, 8), 1), draw((3, batch, 8), 2))
+    if devices > 1:
+        mesh = jr.devices.batch_mesh(devices)
+        params, batches = jr.devices.replicate(params, mesh), jr.devices.shard_batch(batches, mesh)
+    xs, ct = batches
+    with using(DEFAULT._replace(stack_up_to=0)):
+        gradient = jax.jit(jax.grad(lambda params, xs, ct: (layer.apply(params, xs)[1] * ct).sum()))
+        program = gradient.lower(params, xs, ct).compile().as_text()
+        (said,) = jr.explain(layer, params, xs).scans
+    gathered = set().union(*accumulators(program))
+    assert ("f32[8,8]" in gathered) is not leaves
+    assert (bool(said.contracted), said.on_several_devices) == (leaves, devices > 1)

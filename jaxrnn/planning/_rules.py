@@ -6,9 +6,11 @@ Each says what was measured and where, so that it can be measured again; numbers
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jaxlib
@@ -18,6 +20,23 @@ from jaxrnn.planning.plan import Plan
 
 # The releases of jaxlib with which loops were made one kernel and compared. Not 0.11.1: see least_bytes_to_stack.
 KERNEL_RELEASES = ("0.10.0", "0.10.1", "0.11.2", "0.12.0", "0.12.0.1")
+
+_devices: contextvars.ContextVar[int | None] = contextvars.ContextVar("devices", default=None)
+
+
+def devices() -> int:
+    """For how many devices rules choose: all that there are, unless the program is for a single one of them."""
+    return _devices.get() or jax.device_count()
+
+
+@contextlib.contextmanager
+def for_one_device() -> Iterator[None]:
+    """Within, rules choose for a program that runs on one device, however many there are."""
+    token = _devices.set(1)
+    try:
+        yield
+    finally:
+        _devices.reset(token)
 
 
 def fuses(plan: Plan, weights: int, outputs: int, *, steps: int | None, gradient: bool) -> bool:
@@ -91,7 +110,7 @@ def puts_weights_on_the_left(weights: int, outputs: int, inputs: int, *, steps: 
     """
     if jax.default_backend() != "cpu" or weights < constants().left_from:
         return False
-    rows = math.isqrt(outputs * inputs // weights) // jax.device_count()  # of inputs (rows, n), weights (n, m)
+    rows = math.isqrt(outputs * inputs // weights) // devices()  # of inputs (rows, n), weights (n, m)
     if rows > 64:
         return False
     return gradient or (rows >= 4 and steps is not None and weights <= steps * outputs)
@@ -103,7 +122,7 @@ def joins_products(rows: int, inner: int, outputs: int) -> bool:
     On a CPU where the weights and the operands side by side take no more memory than the product that is saved, but for
     ``Constants.spare``; the rows are those of one device of all that there are.
     """
-    rows //= jax.device_count()
+    rows //= devices()
     more = inner * (outputs + rows) - rows * outputs
     return jax.default_backend() == "cpu" and more <= constants().spare
 
@@ -126,41 +145,43 @@ def cuts_once(weights: int) -> bool:
     return jax.default_backend() == "cpu" and weights <= constants().spare
 
 
-def contracts(plan: Plan, weights: int, outputs: int, *, steps: int | None) -> bool:
-    """Whether the gradient of a product's weights is contracted after the backward loop.
+def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *, steps: int | None) -> int | None:
+    """For how many steps at once gradients of weights are contracted; None: for all, after the backward loop; 0: for
+    none, they are added up at every step.
 
-    With several devices always: a batch sharded over them would be summed over devices at every step. On a single
-    CPU where the outputs of all steps together are few, ``Constants.stack_up_to``. Where they are many, adding a weight
-    costs its size, keeping the cotangents for later the size of the product's output: then where the weights are so
-    many times the outputs, ``Constants.contract_from``.
+    With several devices for all: a batch sharded over them would be summed over devices at every step. On a single CPU,
+    where the cotangents of all steps together are few, up to 4/3 ``Constants.stack_up_to``, for all. Where they are
+    many, adding a weight costs its size, keeping the cotangents for later theirs: for all where the weights are so many
+    times the cotangents of a step, ``Constants.contract_from``; from a sixteenth of that on for a part of the steps at
+    a time, whose cotangents stay in cache, as many as divide the steps, 4 to 32, and stack up to 2¹⁹ numbers. Where
+    nothing divides them, for all from half of it on. Below, for none.
+
+    Measured on one device, two cores (AMD EPYC), training step / that of a plain scan, for all, in parts of 8, of 16,
+    for none, at (B, T, H), I = H: GRU (32, 256, 128) 0.87, 0.62, 0.58, 0.81; with reset="before" (64, 256, 256) 0.98,
+    0.88, 0.88, 0.90; (128, 64, 128) 1.01, 0.75, 0.78, 0.79; (32, 128, 128) 0.78, 0.76, 0.73, 0.90; (256, 64, 64) none
+    0.65, in parts 0.95 and 1.01; LSTM (64, 256, 256) 0.89, 0.84, 0.84, 0.88; (16, 256, 128) 0.54, 0.66, 0.56, 0.96;
+    Elman (64, 256, 256) 0.87, 0.86, 0.87, 0.93; (256, 64, 64), which is few, 0.90, 1.00, 0.96, 0.92. With some products
+    for all and others for none, GRU with reset="before" (128, 64, 128) had 1.31. Busy cores, training step in parts /
+    for all, at (32, 128, 128): LSTM with layer_norm="ba2016" 0.89, GRU with it 0.86, a chain of an LSTM and a GRU 0.88
+    to 1.04, an LSTM with projections, which is few, 1.23.
+
+    Args:
+        plan: of the user.
+        cotangents: of each that the products wait for: the weights of one of these, and its own size at one step.
+        steps: of the run; None where that is open.
     """
     if plan.contract is not None:
-        return plan.contract
-    if jax.device_count() > 1 or jax.default_backend() != "cpu":
-        return True
-    few = steps is not None and steps * outputs <= constants().stack_up_to
-    return few or weights >= constants().contract_from * outputs
-
-
-def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *, steps: int | None) -> int:
-    """For how many steps at once gradients of weights are contracted, within the backward loop; 0: after it, for all.
-
-    ``contracts`` looks at each product alone. On a single CPU, where cotangents that products do not share are few
-    apart but together more than 4/3 ``Constants.stack_up_to``, a part of the steps at a time, whose cotangents stay in
-    cache: as many as divide the steps, 4 to 32, and stack up to 2¹⁹ numbers. Of each cotangent the weights and the size
-    are given. Measured on two cores (AMD EPYC), both busy with other work, training step at (B, T, I, H) = (32, 128,
-    128, 128), in parts / all after the loop, time, CPU time: LSTM with layer_norm="ba2016", 4.2 million, 0.89, 0.81;
-    GRU with it, 3.1 million, 0.86, 0.79; a chain of an LSTM and a GRU, 3.7 million, 0.88 to 1.04, 0.85; but an LSTM
-    with projections, 2.4 million, 1.23, 1.04. All but the last hold more than 32 MiB otherwise, for which glibc takes
-    new memory at each run: told to keep it, the first takes a fifth less.
-    """
-    if plan.contract is not None or steps is None or jax.device_count() > 1 or jax.default_backend() != "cpu":
+        return None if plan.contract else 0
+    weights, size = sum(n for n, _ in cotangents), sum(n for _, n in cotangents)
+    few = steps is not None and 3 * steps * size <= 4 * constants().stack_up_to
+    enough = constants().contract_from * size
+    if devices() > 1 or jax.default_backend() != "cpu" or few or weights >= enough:
+        return None
+    if steps is None or 16 * weights < enough:
         return 0
-    few = sum(size for weights, size in cotangents if weights < constants().contract_from * size)
-    if 3 * steps * few <= 4 * constants().stack_up_to:
-        return 0
-    most = min(32, 2**19 // sum(size for _, size in cotangents))
-    return max((size for size in range(4, min(most, steps // 2) + 1) if steps % size == 0), default=0)
+    most = min(32, 2**19 // size, steps // 2)
+    parts = [n for n in range(4, most + 1) if steps % n == 0]
+    return max(parts) if parts else None if 2 * weights >= enough else 0
 
 
 def keeps_elementwise_in_loop() -> bool:
@@ -182,7 +203,7 @@ def splits_sums() -> bool:
     (256, 64, 64, 64) 0.89 to 0.92, (16, 100, 2, 64) 1.05 to 1.32. One device: 1.14 to 1.17, 1.04 to 1.14, 1.05 to 1.13,
     1.04 to 1.10.
     """
-    return jax.device_count() > 1 or jax.default_backend() != "cpu"
+    return devices() > 1 or jax.default_backend() != "cpu"
 
 
 def least_bytes_to_stack() -> int:
@@ -195,4 +216,4 @@ def least_bytes_to_stack() -> int:
     never had it, 4.2 / 6.4 and 14 / 11. With 256 bytes, the size that the thread names, more was left of it.
     """
     affected = jaxlib.__version__.partition("+")[0] == "0.11.1"
-    return 512 if affected and jax.default_backend() == "cpu" and jax.device_count() == 1 else 0
+    return 512 if affected and jax.default_backend() == "cpu" and devices() == 1 else 0

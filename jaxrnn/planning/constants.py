@@ -54,7 +54,8 @@ class Constants(NamedTuple):
             I, H) = (16, 200, 32, 32) 0.74, (32, 200, 16, 16) 0.87, (64, 100, 32, 32) 0.90, (32, 100, 64, 64) 0.86,
             (32, 128, 128, 128), 1.6 million, 0.83; but (64, 64, 256, 256), 3.1 million, 1.14, (256, 64, 64, 64), 3.1
             million, 1.04 to 1.31. LSTM and Elman at the first four 0.69 to 1.0.
-            Products that share no cotangent are counted together, up to a third more: ``steps_of_a_contraction``.
+            All cotangents together are counted, up to a third more: ``steps_of_a_contraction``, with what was measured
+            since, on one device alone; these were in a process that had two.
         spare: numbers that the forward loop may hold more than that of the step as it stands where it is faster so:
             64 KiB in float32. Measured on two cores (AMD EPYC), both busy with other work, forward / plain scan. Sums
             of two products as one product: LSTM (B, T, I, H) = (256, 64, 64, 64), whose elementwise kernels then run

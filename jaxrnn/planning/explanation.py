@@ -50,6 +50,7 @@ class ScanExplanation:
             by the defaults.
         programs: the step after each pass, by the pass's name; the first, "trace", is the step as it was written. They
             are printed one by one: ``print(explanation.programs["hoist"])``. ``jaxrnn/planning/__init__.py`` reads one.
+        on_several_devices: whether all of this is about a program for several devices, not for one of them.
     """
 
     who: str
@@ -76,6 +77,7 @@ class ScanExplanation:
     saved: list[str] = dataclasses.field(default_factory=list)
     constants: str | None = None
     programs: dict[str, PlannedStep] = dataclasses.field(default_factory=dict, repr=False)
+    on_several_devices: bool = False
 
     def note(self, entries: Mapping[str, Sequence[str]]) -> None:
         """Fill in fields, by their names."""
@@ -83,7 +85,8 @@ class ScanExplanation:
             setattr(self, name, list(found))
 
     def __str__(self) -> str:
-        lines = [f"{self.who}, {self.steps} steps: plan {self.plan}"]
+        where = ", over several devices" if self.on_several_devices else ""
+        lines = [f"{self.who}, {self.steps} steps: plan {self.plan}{where}"]
         if self.plain_because:
             lines.append(f"  runs as lax.scan of the step, because of {self.plain_because}")
         if self.packed:
@@ -130,25 +133,28 @@ class Explanation(NamedTuple):
 
 
 _collected: contextvars.ContextVar[list[ScanExplanation] | None] = contextvars.ContextVar("collected", default=None)
+_over_several: contextvars.ContextVar[bool] = contextvars.ContextVar("over_several", default=False)
 
 
 def start_explanation(who: str, steps: int, plan: Plan | str, segments: tuple[int, ...]) -> ScanExplanation:
     """The explanation of a run that is about to be traced; inside ``explain`` it is one of those that it returns."""
     chosen_by = None if plan == "plain" else constants_from()
     made = ScanExplanation(who, steps, str(plan), segments, constants=chosen_by)
+    made.on_several_devices = _over_several.get()
     if (collected := _collected.get()) is not None:
         collected.append(made)
     return made
 
 
 @contextlib.contextmanager
-def _collecting() -> Iterator[list[ScanExplanation]]:
+def _collecting(over_several: bool) -> Iterator[list[ScanExplanation]]:
     collected: list[ScanExplanation] = []
-    token = _collected.set(collected)
+    tokens = _collected.set(collected), _over_several.set(over_several)
     try:
         yield collected
     finally:
-        _collected.reset(token)
+        _collected.reset(tokens[0])
+        _over_several.reset(tokens[1])
 
 
 @checks_arguments
@@ -159,7 +165,8 @@ def explain(layer: Layer, params: PyTree, xs: PyTree, carry: PyTree = None, **op
 
     Args:
         layer: a Layer.
-        params, xs, carry, options: as for ``layer.apply``; arrays, or shapes (``jax.ShapeDtypeStruct``).
+        params, xs, carry, options: as for ``layer.apply``; arrays, or shapes (``jax.ShapeDtypeStruct``). Where one of
+            them lies on several devices, the program for these is explained, else that for one.
 
     Returns:
         An Explanation; ``print`` it, or look at ``scans``.
@@ -180,6 +187,8 @@ def explain(layer: Layer, params: PyTree, xs: PyTree, carry: PyTree = None, **op
         params, xs, carry = treedef.unflatten(leaves)
         return layer.apply(params, xs, carry, **options)
 
-    with _collecting() as scans:
+    shardings = [getattr(a, "sharding", None) for a in leaves]
+    over_several = any(sharding is not None and sharding.num_devices > 1 for sharding in shardings)
+    with _collecting(over_several) as scans:
         jax.eval_shape(lambda leaves: jax.vjp(run, leaves)[0], leaves)
     return Explanation(tuple(scans))

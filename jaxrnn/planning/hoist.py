@@ -31,9 +31,11 @@ def hoist(step: PlannedStep) -> PlannedStep:
     step = step._replace(primal=primal).noting(hoisted=hoisted)
     if step.tangent is None:
         return step
-    pays = functools.partial(_rules.contracts, step.plan, steps=step.steps)
-    tangent, contracted, added = _hoist(step.tangent, pays, products_alone=_rules.keeps_elementwise_in_loop())
+    of_tangent = functools.partial(_hoist, step.tangent, products_alone=_rules.keeps_elementwise_in_loop())
+    tangent, contracted, added = of_tangent(lambda weights, outputs: True)
     size = _rules.steps_of_a_contraction(step.plan, _cotangents(tangent), steps=step.steps)
+    if size == 0:
+        tangent, contracted, added = of_tangent(lambda weights, outputs: False)
     if size:
         tangent = tangent._replace(segment=size)
         contracted, in_parts = [], [f"{name}, {size} steps at once" for name in contracted]

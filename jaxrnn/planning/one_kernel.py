@@ -45,16 +45,20 @@ def one_kernel(step: PlannedStep) -> PlannedStep:
     return step._replace(primal=primal, tangent=tangent).noting(one_kernel=made)
 
 
+def may_be_on_one_cpu(program: Program, plan: Plan) -> bool:
+    """Whether the step may come to run on one CPU device: over a mesh of axes that are in sight it does not."""
+    on_mesh = not jax.sharding.get_abstract_mesh().empty or not all(k.sharding.mesh.empty for k in _kinds_of(program))
+    return jax.default_backend() == "cpu" and not plan.persistent_kernel and not on_mesh
+
+
+def _kinds_of(program: Program) -> list[Any]:
+    return [program.kinds[n] for n in (*program.consts, *program.inputs, *program.outputs)]
+
+
 def plan_for_few_rows(program: Program, plan: Plan) -> Plan | None:
     """The plan of a step of few rows on one CPU device; None where the step has more, or where it would be the same."""
-    kinds = [program.kinds[n] for n in (*program.consts, *program.inputs, *program.outputs)]
-    on_mesh = not jax.sharding.get_abstract_mesh().empty or not all(kind.sharding.mesh.empty for kind in kinds)
-    if (
-        jax.default_backend() != "cpu"
-        or plan.persistent_kernel
-        or on_mesh
-        or 0 in (axis for kind in kinds for axis in kind.shape)
-    ):
+    kinds = _kinds_of(program)
+    if not may_be_on_one_cpu(program, plan) or 0 in (axis for kind in kinds for axis in kind.shape):
         return None
     fixed = program.fixed()
     products = [op for op in program.ops if has(op.name, PRODUCT) and not fixed.issuperset(op.outputs)]

@@ -12,6 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.loops.chunked import Chunking, Way, scan_in_chunks
+from jaxrnn.planning import _rules
 from jaxrnn.planning.contract import contract
 from jaxrnn.planning.cut_weights import cut_weights
 from jaxrnn.planning.explanation import ScanExplanation
@@ -19,7 +20,7 @@ from jaxrnn.planning.fuse import fuse
 from jaxrnn.planning.hoist import hoist, in_blocks
 from jaxrnn.planning.join_products import join_products
 from jaxrnn.planning.linearize import is_inexact, linearize
-from jaxrnn.planning.one_kernel import one_kernel, plan_for_chunks, plan_for_few_rows
+from jaxrnn.planning.one_kernel import may_be_on_one_cpu, one_kernel, plan_for_chunks, plan_for_few_rows
 from jaxrnn.planning.persistent_kernel import persistent_kernel, plan_for_kernels
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import Active, PlannedStep, narrow_values
@@ -152,14 +153,19 @@ def _differentiable(
             explanation.note({**step.notes, "one_kernel": ()})
             return step, None
         of_few_rows = plan_for_few_rows(program, plan)
-        step, after = rewritten(of_few_rows or plan, active)
-        step = in_blocks(step) if of_few_rows else step
-        explanation.programs |= after
-        explanation.note(step.notes)
-        if active is None and not any(step.notes.values()):  # so that it compiles to the program of "plain"
-            traced = PlannedStep.of(program, n_carry, plan)
+        step, after = alone, after_alone = rewritten(plan, active)
+        if of_few_rows or (_rules.devices() > 1 and may_be_on_one_cpu(program, plan)):
+            with _rules.for_one_device():
+                alone, after_alone = rewritten(of_few_rows or plan, active)
+            alone = in_blocks(alone) if of_few_rows else alone
+        several = explanation.on_several_devices
+        explanation.programs |= after if several else after_alone
+        explanation.note((step if several else alone).notes)
+        if active is None and not any((*alone.notes.values(), *step.notes.values())):
+            traced = PlannedStep.of(program, n_carry, plan)  # so that it compiles to the program of "plain"
             return traced._replace(primal=traced.primal._replace(as_it_stands=True)), None
-        return step, rewritten(plan, active)[0] if of_few_rows else None
+        alike = not of_few_rows and (alone.notes, str(alone)) == (step.notes, str(step))
+        return (step, None) if alike else (alone, step)
 
     @jax.custom_jvp
     def run(consts, carry, xs, given):
