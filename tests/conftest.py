@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxrnn.planning import _rules
 from jaxrnn.planning.constants import constants
 from tests.evaluating import evaluated
 
@@ -124,8 +123,8 @@ def many_rows(monkeypatch):
 @pytest.fixture
 def many_weights(many_rows, monkeypatch):
     """Besides, few weights count as many: their gradients are contracted after the backward loop."""
-    fewer = _rules.constants
-    monkeypatch.setattr(_rules, "constants", lambda: fewer()._replace(contract_from=0))
+    name, fewer = "jaxrnn.planning._rules.constants", {"stack_up_to": 0, "contract_from": 0, "spare": -math.inf}
+    monkeypatch.setattr(name, lambda: constants()._replace(**fewer))
 
 
 @pytest.fixture

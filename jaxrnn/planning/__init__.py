@@ -36,7 +36,8 @@ order in which they run (``PASSES`` in ``planned_scan.py``):
 All but ``linearize`` may be left out: the numbers are the same, up to the order of sums. A new pass is a function, a
 file, an entry of ``PASSES`` and of this list, and a test (CONTRIBUTING.md). What passes know of primitives stands in
 one table, ``jaxrnn/programs/primitives.py``; which products pay, in ``_rules.py``, with the numbers that were measured
-in ``constants.py``; the choices of the user, in ``plan.py``.
+in ``constants.py``; the choices of the user, in ``plan.py``. In a process with several CPU devices a step is planned
+twice, for all of them and for one: ``one_device.py``.
 
 **An example.** A step of an Elman network, h = σ(h W_hh + x W_xh + b), batch 2, 3 inputs, 5 units:
 

@@ -6,37 +6,19 @@ Each says what was measured and where, so that it can be measured again; numbers
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jaxlib
 
 from jaxrnn.planning.constants import constants
+from jaxrnn.planning.one_device import devices
 from jaxrnn.planning.plan import Plan
 
 # The releases of jaxlib with which loops were made one kernel and compared. Not 0.11.1: see least_bytes_to_stack.
 KERNEL_RELEASES = ("0.10.0", "0.10.1", "0.11.2", "0.12.0", "0.12.0.1")
-
-_devices: contextvars.ContextVar[int | None] = contextvars.ContextVar("devices", default=None)
-
-
-def devices() -> int:
-    """For how many devices rules choose: all that there are, unless the program is for a single one of them."""
-    return _devices.get() or jax.device_count()
-
-
-@contextlib.contextmanager
-def for_one_device() -> Iterator[None]:
-    """Within, rules choose for a program that runs on one device, however many there are."""
-    token = _devices.set(1)
-    try:
-        yield
-    finally:
-        _devices.reset(token)
 
 
 def fuses(plan: Plan, weights: int, outputs: int, *, steps: int | None, gradient: bool) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from jaxrnn.planning import _rules
+from jaxrnn.planning.one_device import may_be_on_one_cpu, outer_kinds
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import LoopProgram, PlannedStep
 from jaxrnn.planning.row_by_row import row_by_row
@@ -45,20 +46,9 @@ def one_kernel(step: PlannedStep) -> PlannedStep:
     return step._replace(primal=primal, tangent=tangent).noting(one_kernel=made)
 
 
-def may_be_on_one_cpu(program: Program, plan: Plan) -> bool:
-    """Whether the step may come to run on one CPU device: over a mesh of axes that are in sight it does not."""
-    on_mesh = not jax.sharding.get_abstract_mesh().empty or not all(k.sharding.mesh.empty for k in _kinds_of(program))
-    return jax.default_backend() == "cpu" and not plan.persistent_kernel and not on_mesh
-
-
-def _kinds_of(program: Program) -> list[Any]:
-    return [program.kinds[n] for n in (*program.consts, *program.inputs, *program.outputs)]
-
-
 def plan_for_few_rows(program: Program, plan: Plan) -> Plan | None:
     """The plan of a step of few rows on one CPU device; None where the step has more, or where it would be the same."""
-    kinds = _kinds_of(program)
-    if not may_be_on_one_cpu(program, plan) or 0 in (axis for kind in kinds for axis in kind.shape):
+    if not may_be_on_one_cpu(program, plan) or 0 in (axis for kind in outer_kinds(program) for axis in kind.shape):
         return None
     fixed = program.fixed()
     products = [op for op in program.ops if has(op.name, PRODUCT) and not fixed.issuperset(op.outputs)]

@@ -12,7 +12,6 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.loops.chunked import Chunking, Way, scan_in_chunks
-from jaxrnn.planning import _rules
 from jaxrnn.planning.contract import contract
 from jaxrnn.planning.cut_weights import cut_weights
 from jaxrnn.planning.explanation import ScanExplanation
@@ -20,7 +19,8 @@ from jaxrnn.planning.fuse import fuse
 from jaxrnn.planning.hoist import hoist, in_blocks
 from jaxrnn.planning.join_products import join_products
 from jaxrnn.planning.linearize import is_inexact, linearize
-from jaxrnn.planning.one_kernel import may_be_on_one_cpu, one_kernel, plan_for_chunks, plan_for_few_rows
+from jaxrnn.planning.one_device import devices, for_one_device, may_be_on_one_cpu
+from jaxrnn.planning.one_kernel import one_kernel, plan_for_chunks, plan_for_few_rows
 from jaxrnn.planning.persistent_kernel import persistent_kernel, plan_for_kernels
 from jaxrnn.planning.plan import Plan
 from jaxrnn.planning.planned_step import Active, PlannedStep, narrow_values
@@ -154,8 +154,8 @@ def _differentiable(
             return step, None
         of_few_rows = plan_for_few_rows(program, plan)
         step, after = alone, after_alone = rewritten(plan, active)
-        if of_few_rows or (_rules.devices() > 1 and may_be_on_one_cpu(program, plan)):
-            with _rules.for_one_device():
+        if of_few_rows or (devices() > 1 and may_be_on_one_cpu(program, plan)):
+            with for_one_device():
                 alone, after_alone = rewritten(of_few_rows or plan, active)
             alone = in_blocks(alone) if of_few_rows else alone
         several = explanation.on_several_devices
