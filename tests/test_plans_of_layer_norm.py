@@ -122,9 +122,10 @@ def test_products_that_meet_in_a_sum_are_counted_once(monkeypatch, cell, sizes):
         ({}, [(2**16, 2**14)] * 2, 128, 16),  # LSTM of 128 units, 32 rows
         ({}, [(2**16, 2**14)] * 2, 127, None),  # nothing from 4 on divides it
         ({}, [(2**16, 2**14)] * 2, None, 0),  # of an open number of steps
-        ({}, [(2**16, 3 * 2**12), (2**16, 2**14 - 3 * 2**12)], 128, None),  # together 2²¹
-        ({}, [(2**15, 2**13), (2**15, 2**13)], 170, None),  # just less than 4/3 of it
-        ({}, [(2**15, 2**13), (2**15, 2**13)], 171, 19),  # just more
+        ({}, [(2**13, 2**12)] * 2, 128, None),  # together 2²⁰
+        ({}, [(2**13, 2**12)] * 2, 130, 26),  # just more
+        ({}, [(2**13, 2**12)] * 2, 251, None),  # what nothing divides may have up to twice as many
+        ({}, [(2**13, 2**12)] * 2, 257, 0),
         ({}, [(2**17, 2**14)] * 2, 256, None),  # for their many weights, whatever is stacked
         ({}, [(2**10, 2**10)] * 2, 2048, 32),
         ({}, [(2**10, 2**10)] * 2, 2072, 28),

@@ -132,20 +132,21 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     none, they are added up at every step.
 
     With several devices for all: a batch sharded over them would be summed over devices at every step. On a single CPU,
-    where the cotangents of all steps together are few, up to 4/3 ``Constants.stack_up_to``, for all. Where they are
-    many, adding a weight costs its size, keeping the cotangents for later theirs: for all where the weights are so many
-    times the cotangents of a step, ``Constants.contract_from``; from a sixteenth of that on for a part of the steps at
-    a time, whose cotangents stay in cache, as many as divide the steps, 4 to 32, and stack up to 2¹⁹ numbers. Where
-    nothing divides them, for all from half of it on. Below, for none.
+    where the cotangents of all steps together are few, ``Constants.stack_up_to``, for all. Where they are many, adding
+    a weight costs its size, keeping the cotangents for later theirs: for all where the weights are so many times the
+    cotangents of a step, ``Constants.contract_from``; from a sixteenth of that on for a part of the steps at a time,
+    whose cotangents stay in cache, as many as divide the steps, 4 to 32, and stack up to 2¹⁹ numbers. Where nothing
+    divides them, for all from half of it on, or up to twice ``stack_up_to``. Below, for none.
 
-    Measured on one device, two cores (AMD EPYC), training step / that of a plain scan, for all, in parts of 8, of 16,
-    for none, at (B, T, H), I = H: GRU (32, 256, 128) 0.87, 0.62, 0.58, 0.81; with reset="before" (64, 256, 256) 0.98,
-    0.88, 0.88, 0.90; (128, 64, 128) 1.01, 0.75, 0.78, 0.79; (32, 128, 128) 0.78, 0.76, 0.73, 0.90; (256, 64, 64) none
-    0.65, in parts 0.95 and 1.01; LSTM (64, 256, 256) 0.89, 0.84, 0.84, 0.88; (16, 256, 128) 0.54, 0.66, 0.56, 0.96;
-    Elman (64, 256, 256) 0.87, 0.86, 0.87, 0.93; (256, 64, 64), which is few, 0.90, 1.00, 0.96, 0.92. With some products
-    for all and others for none, GRU with reset="before" (128, 64, 128) had 1.31. Busy cores, training step in parts /
-    for all, at (32, 128, 128): LSTM with layer_norm="ba2016" 0.89, GRU with it 0.86, a chain of an LSTM and a GRU 0.88
-    to 1.04, an LSTM with projections, which is few, 1.23.
+    Measured on one device, two cores (AMD EPYC), training step / that of a plain scan: for all; in parts of 8 and 16,
+    or as said; for none. At (B, T, H), I = H, GRU (32, 256, 128): 0.87; 0.62, 0.58; 0.81. (32, 128, 128): 0.80; of 16
+    0.74; 0.96. With reset="before" (64, 256, 256): 0.98; 0.88, 0.88; 0.90. (128, 64, 128): 1.01; 0.75, 0.78; 0.79. (32,
+    100, 64): 0.86; of 20 0.85; 0.91. (256, 64, 64): in parts 0.95, 1.01; for none 0.65. LSTM (64, 256, 256): 0.89;
+    0.84, 0.84; 0.88. (32, 128, 128): 0.73; of 16 0.72; 0.85. (64, 100, 64): 0.83; of 25 0.78; 0.92. (16, 256, 128):
+    0.54; 0.66, 0.56; 0.96. With projections (32, 128, 128): 0.64; of 16 0.59; 0.92. Elman (64, 256, 256): 0.87; 0.86,
+    0.87; 0.93. (256, 64, 64): 0.90; 1.00, 0.96; 0.92. With some products for all and others for none GRU,
+    reset="before", (128, 64, 128) had 1.31. In parts the temporaries of GRU (32, 128, 128) are 15 MB, for all 27, a
+    plain scan's 23.
 
     Args:
         plan: of the user.
@@ -155,15 +156,19 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     if plan.contract is not None:
         return None if plan.contract else 0
     weights, size = sum(n for n, _ in cotangents), sum(n for _, n in cotangents)
-    few = steps is not None and 3 * steps * size <= 4 * constants().stack_up_to
+    all_steps = math.inf if steps is None else steps * size
     enough = constants().contract_from * size
-    if devices() > 1 or jax.default_backend() != "cpu" or few or weights >= enough:
+    if devices() > 1 or jax.default_backend() != "cpu":
+        return None
+    if all_steps <= constants().stack_up_to or weights >= enough:
         return None
     if steps is None or 16 * weights < enough:
         return 0
     most = min(32, 2**19 // size, steps // 2)
     parts = [n for n in range(4, most + 1) if steps % n == 0]
-    return max(parts) if parts else None if 2 * weights >= enough else 0
+    if parts:
+        return max(parts)
+    return None if 2 * weights >= enough or all_steps <= 2 * constants().stack_up_to else 0
 
 
 def keeps_elementwise_in_loop() -> bool:
