@@ -88,6 +88,22 @@ def test_other_derivatives_and_vmap(x64):
     assert_trees_close(found(PACKED), found("plain"))
 
 
+@pytest.mark.parametrize("recompute", [False, True], ids=["saved", "recomputed"])
+def test_gradients_contracted_in_parts(recompute, x64, monkeypatch):
+    """Parts of 8 of the lanes' 32 steps, of which the longest lane takes 12: one whole, one half, two not at all."""
+    monkeypatch.setattr("jaxrnn.planning._rules.steps_of_a_contraction", lambda *_, **__: 8)
+    cell, plan = jr.gru(I, H), jr.Plan(pack=True, recompute=recompute)
+    assert any("8 steps at once" in name for name in explained(cell, plan=plan, lengths=LENGTHS).contracted_in_parts)
+    args = problem(cell)
+    assert_trees_close(gradients(cell, plan, *args, lengths=LENGTHS), gradients(cell, "plain", *args, lengths=LENGTHS))
+
+    def curvature(plan):
+        loss = loss_of(cell, plan, lengths=LENGTHS)
+        return jax.jit(jax.grad(lambda p: sum((a**2).sum() for a in jax.tree.leaves(jax.grad(loss)(p, args[1])))))
+
+    assert_trees_close(curvature(plan)(args[0]), curvature("plain")(args[0]))
+
+
 @pytest.mark.multidevice
 def test_sequences_are_packed_within_each_shard(x64):
     cell = jr.elman(I, H)
@@ -214,8 +230,8 @@ def test_one_program_for_any_lengths():
 # ---- what is left alone, and why ----------------------------------------------------------------
 
 
-def explained(cell, shape=(T, B), reverse=False, checkpoint=False, unroll=1, **options):
-    layer = jr.scan(cell, plan=PACKED, reverse=reverse, checkpoint=checkpoint, unroll=unroll)
+def explained(cell, shape=(T, B), plan=PACKED, reverse=False, checkpoint=False, unroll=1, **options):
+    layer = jr.scan(cell, plan=plan, reverse=reverse, checkpoint=checkpoint, unroll=unroll)
     params = jax.eval_shape(layer.init, jax.random.key(0))
     return jr.explain(layer, params, jax.ShapeDtypeStruct((*shape, I), jnp.float32), **options).scans[0]
 

@@ -72,17 +72,24 @@ def _run(
     fixed = of_consts | dict(zip(parts.fixed, evaluate(parts.once, of_consts, parts.fixed), strict=True))
     options: dict[str, Any] = {"reverse": reverse, "unroll": unroll, "recompute": recompute, "chunking": chunking}
     T, size = xs[0].shape[0], loop.segment
-    if not size or count is not None or chunking is not None or not isinstance(T, int) or T % size or size == T:
+    if not size or chunking is not None or not isinstance(T, int) or T % size or size == T:
         return _run_steps(loop, parts, fixed, carry, xs, count, **options)
 
-    def of_segment(carry, xs):
-        made = _run_steps(loop, parts, fixed, carry, xs, None, **options)
+    def of_segment(carry, xs, count=None):
+        made = _run_steps(loop, parts, fixed, carry, xs, count, **options)
         return made[: loop.n_carry], made[loop.n_carry :]
 
-    if recompute:
-        of_segment = jax.checkpoint(of_segment, prevent_cse=False)
+    def of_counted(carry, entering):
+        start, *xs = entering
+        return of_segment(carry, xs, jnp.minimum(count - start, size))
+
+    checkpoint = functools.partial(jax.checkpoint, prevent_cse=False) if recompute else lambda f: f
     cut = [a.reshape(T // size, size, *a.shape[1:]) for a in xs]
-    end, ys = jax.lax.scan(of_segment, list(carry), cut, reverse=reverse)
+    if count is None:
+        end, ys = jax.lax.scan(checkpoint(of_segment), list(carry), cut, reverse=reverse)
+    else:
+        starts = jnp.arange(0, T, size, dtype=jnp.int32)
+        end, ys = counted_scan(checkpoint(of_counted), -(-count // size), list(carry), [starts, *cut], reverse=reverse)
     return [*end, *(a.reshape(T, *a.shape[2:]) for a in ys)]
 
 

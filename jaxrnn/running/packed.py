@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from jaxrnn.running._loop import (
     split_params,
     vary_alike_in,
 )
-from jaxrnn.running.packing import lanes_of, pack
+from jaxrnn.running.packing import lanes_of, of_member, pack
 
 LEAST_ROWS = 3
 
@@ -68,9 +67,9 @@ def run_packed(run: Run) -> tuple[PyTree, PyTree]:
     noise, noise_tree = flatten(run.noise)
     of_row = [a.shape[0] == 1 for a in noise]  # one draw serves the whole sequence
     of_rows = [packing.split(a[0]) if one else None for a, one in zip(noise, of_row, strict=True)]
-    xs, valid = packing.pack(run.xs), packing.pack_flags(run.valid)
+    valid = packing.pack_flags(run.valid)
     inputs = StepInputs(
-        x=select(valid, xs, jax.tree.map(jnp.zeros_like, xs)),  # a lane at rest reads zeros, and no other's inputs
+        x=packing.pack_valid(run.xs, valid),  # a lane at rest reads zeros, and no other's inputs
         valid=valid,
         starts=None,
         resets=None if run.resets is None else packing.pack_flags(run.resets),
@@ -83,9 +82,9 @@ def run_packed(run: Run) -> tuple[PyTree, PyTree]:
     def body(state, entering):
         carry, ends = state
         inputs, member, begins = entering
-        for m in range(1, len(starts)):
-            ends[m - 1] = select(begins & (member == m), carry, ends[m - 1])
-            carry = select(begins & (member == m), starts[m], carry)
+        for m, begins_m in enumerate(begins, start=1):
+            ends[m - 1] = select(begins_m, carry, ends[m - 1])
+            carry = select(begins_m, starts[m], carry)
         initial = initials[0] if inputs.resets is None else of_member(initials, member)
         each_step = iter(inputs.noise)
         noise_t = [next(each_step) if rows is None else of_member(rows, member) for rows in of_rows]
@@ -106,14 +105,6 @@ def run_packed(run: Run) -> tuple[PyTree, PyTree]:
         count=packing.longest,
     )
     return packing.join([*ends, end]), packing.unpack(ys)
-
-
-def of_member(values: Sequence[PyTree], member: jax.Array) -> PyTree:
-    """The value of the sequence that each lane is in, from the values of each lane's first, second …"""
-    chosen = values[0]
-    for m in range(1, len(values)):
-        chosen = select(member == m, values[m], chosen)
-    return chosen
 
 
 def _why_rows_stay(run: Run) -> str | None:

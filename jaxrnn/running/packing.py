@@ -8,6 +8,7 @@ each step stands, so that one compiled program serves all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxrnn._base import PyTree
+from jaxrnn._base import PyTree, select
+from jaxrnn.devices.placement import vary_alike
 
 MEMBERS = 2  # sequences in a lane
 BLOCK = 16  # steps of a lane, of which its capacity is a multiple
@@ -28,7 +30,7 @@ class Packing(NamedTuple):
     taken: jax.Array  # (S, L): whether it takes one
     place: jax.Array  # (T, B): where each step is taken, s * L + lane; where it is not, a place at which none is
     member: jax.Array  # (S, L): which of its sequences a lane is in
-    begins: jax.Array  # (S, L): whether it begins there
+    begins: list[jax.Array]  # (S, L) each: whether it begins its second one there, its third …
     rows: jax.Array  # (M, L): the sequences of each lane, in order; any where there is none
     where: jax.Array  # (B,): the place of each sequence in these, m * L + lane
     longest: jax.Array  # (): steps that the longest lane takes
@@ -44,6 +46,18 @@ class Packing(NamedTuple):
     def pack(self, tree: PyTree) -> PyTree:
         """(T, B, …) → (S, L, …); where a lane takes no step, that of any other."""
         return jax.tree.map(lambda a: _moved(a, self.source, self.place), tree)
+
+    def pack_valid(self, tree: PyTree, valid: jax.Array) -> PyTree:
+        """(T, B, …) → (S, L, …); zeros where a lane takes no step that is valid, (S, L)."""
+        T, B = self.place.shape
+        source = jnp.where(valid, self.source, T * B)  # a row of zeros: read with the others, nothing to select after
+        place = jnp.append(self.place, jnp.int32(0))
+
+        def of_leaf(a):
+            rows = jnp.asarray(a).reshape(T * B, *a.shape[2:])
+            return _moved(jnp.concatenate([rows, jnp.zeros_like(rows[:1])]), source, place)
+
+        return jax.tree.map(of_leaf, tree)
 
     def pack_flags(self, flags: jax.Array) -> jax.Array:
         """(T, B) → (S, L) booleans, False where a lane takes no step."""
@@ -72,42 +86,60 @@ def pack(active: jax.Array, reverse: bool) -> Packing:
     """The packing of a batch by its active steps, (T, B); a reversed run enters each sequence from its end."""
     T, B = active.shape
     L = lanes_of(B)
-    S = -(-MEMBERS * T // BLOCK) * BLOCK
     times = jnp.arange(T, dtype=jnp.int32)[:, None]
     first = jnp.argmax(active, axis=0).astype(jnp.int32)
     end = jnp.max(jnp.where(active, times + 1, 0), axis=0)
     length = jnp.maximum(end - first, 1)  # a sequence without active steps holds its carry at one
+    entered = first + length - 1 if reverse else first
 
     order = jnp.argsort(-length, stable=True).astype(jnp.int32)
     order = jnp.concatenate([order, jnp.full(MEMBERS * L - B, B, jnp.int32)])
     in_turn = order.reshape(MEMBERS, L)
     rows = jnp.stack([in_turn[m, :: -1 if m % 2 else 1] for m in range(MEMBERS)])  # the longest with the shortest
     where = jnp.zeros(B, jnp.int32).at[rows.reshape(-1)].set(jnp.arange(MEMBERS * L, dtype=jnp.int32), mode="drop")
+    ends = jnp.cumsum(jnp.append(length, 1)[rows], axis=0, dtype=jnp.int32)
+    longest = ends[-1].max()
 
-    lengths = jnp.append(length, 1)[rows]
-    ends = jnp.cumsum(lengths, axis=0, dtype=jnp.int32)
-    starts = ends - lengths
-    steps = jnp.arange(S, dtype=jnp.int32)[:, None]
-    member = jnp.zeros((S, L), jnp.int32)
-    for m in range(1, MEMBERS):
-        member += (steps >= starts[m][None]).astype(jnp.int32)
+    def of_steps(first, length, entered, rows, where, ends):
+        S = -(-MEMBERS * T // BLOCK) * BLOCK
+        steps = jnp.arange(S, dtype=jnp.int32)[:, None]
+        lengths = jnp.append(length, 1)[rows]
+        starts = ends - lengths
+        begins = [steps == starts[m] for m in range(1, MEMBERS)]
+        member = jnp.zeros((S, L), jnp.int32)
+        for m in range(1, MEMBERS):
+            member += (steps >= starts[m]).astype(jnp.int32)
+        row, start, steps_of_row, entry = (
+            jnp.broadcast_to(of_member(a, member), (S, L))
+            for a in (rows, starts, lengths, jnp.append(entered, 0)[rows])
+        )
+        within = steps - start
+        taken = (within < steps_of_row) & (row < B)
+        t = entry - within if reverse else entry + within
+        source = jnp.where(taken, t * B + row, 0)
 
-    def of_member(a: jax.Array) -> jax.Array:
-        """(M, L) → (S, L), the value of the sequence that a lane is in."""
-        return jnp.take_along_axis(a, member, axis=0)
+        after = entered[None] - times if reverse else times - entered[None]
+        begin = starts.reshape(-1)[where][None]
+        none = jnp.argmin(taken.reshape(-1)).astype(jnp.int32)
+        place = jnp.where((after >= 0) & (after < length[None]), (begin + after) * L + (where % L)[None], none)
+        return source, taken, place, member, begins
 
-    row, within = of_member(rows), steps - of_member(starts)
-    taken = (within < of_member(lengths)) & (row < B)
-    entered = jnp.append(first + length - 1 if reverse else first, 0)[rows]
-    t = of_member(entered) - within if reverse else of_member(entered) + within
-    source = jnp.where(taken, t * B + row, 0)
+    def nothing(*arrays):
+        made = jax.tree.map(lambda kind: jnp.zeros(kind.shape, kind.dtype), jax.eval_shape(of_steps, *arrays))
+        return vary_alike(made, arrays)[0]
 
-    after = (first + length - 1)[None] - times if reverse else times - first[None]
-    begin = starts.reshape(-1)[where][None]
-    none = jnp.argmin(taken.reshape(-1)).astype(jnp.int32)
-    place = jnp.where((after >= 0) & (after < length[None]), (begin + after) * L + (where % L)[None], none)
-    made = Packing(source, taken, place, member, within == 0, jnp.minimum(rows, B - 1), where, ends[-1].max())
-    return jax.lax.optimization_barrier(made)  # or each use would compute its own
+    # A condition that always holds: XLA would compute what it sees again at each use, for each number that is moved.
+    arrays = (first, length, entered, rows, where, ends)
+    source, taken, place, member, begins = jax.lax.cond(longest > 0, of_steps, nothing, *arrays)
+    return Packing(source, taken, place, member, begins, jnp.minimum(rows, B - 1), where, longest)
+
+
+def of_member(values: Sequence[PyTree] | jax.Array, member: jax.Array) -> PyTree:
+    """The value of the sequence that each lane is in, from the values of each lane's first, second …"""
+    chosen = values[0]
+    for m in range(1, len(values)):
+        chosen = select(member == m, values[m], chosen)
+    return chosen
 
 
 def _moved(a: Any, to: jax.Array, back: jax.Array) -> Any:

@@ -7,7 +7,7 @@ from tests.faults.fault import Fault, tests
 FAULTS = (
     Fault(
         "the second sequence of a lane starts from the end of the first",
-        "            carry = select(begins & (member == m), starts[m], carry)\n",
+        "            carry = select(begins_m, starts[m], carry)\n",
         "",
         tests("test_packed", "plain"),
     ),
@@ -19,8 +19,8 @@ FAULTS = (
     ),
     Fault(
         "a reversed run enters a packed sequence from its start",
-        "t = of_member(entered) - within if reverse else of_member(entered) + within",
-        "t = of_member(entered) + within",
+        "t = entry - within if reverse else entry + within",
+        "t = entry + within",
         tests("test_packed", "once_and_in_order"),
     ),
     Fault(
@@ -42,6 +42,12 @@ FAULTS = (
         tests("test_counted", "steps_beyond_the_count"),
     ),
     Fault(
+        "the part of the steps within which the count ends is not run",
+        "counted_scan(checkpoint(of_counted), -(-count // size),",
+        "counted_scan(checkpoint(of_counted), count // size,",
+        tests("test_packed", "in_parts"),
+    ),
+    Fault(
         "what a tangent reads beyond the count is 0",
         "    return jnp.where(jnp.expand_dims(counts, tuple(range(1, a.ndim))), a, a[:1])\n",
         "    return a\n",
@@ -49,8 +55,8 @@ FAULTS = (
     ),
     Fault(
         "a lane at rest reads the inputs of another",
-        "x=select(valid, xs, jax.tree.map(jnp.zeros_like, xs)),  # a",
-        "x=xs,  # a",
+        "x=packing.pack_valid(run.xs, valid),  # a",
+        "x=packing.pack(run.xs),  # a",
         tests("test_packed", "at_rest"),
     ),
     Fault(
