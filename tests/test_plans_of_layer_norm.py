@@ -15,7 +15,7 @@ from tests.user_cells import textbook_lstm
 
 _rules = jr.planning._rules
 
-T, B, I, H = 8, 2, 3, 4
+T, B, I, H = 16, 2, 3, 4
 NORMED = jr.lstm(I, H, layer_norm="ba2016")
 OF_ONE = T * B * 4 * H  # the numbers of the cotangents of W_hh h over all steps; those of W_xh x are as many
 
@@ -122,16 +122,18 @@ def test_products_that_meet_in_a_sum_are_counted_once(monkeypatch, cell, sizes):
         ({}, [(2**16, 2**14)] * 2, 128, 16),  # LSTM of 128 units, 32 rows
         ({}, [(2**16, 2**14)] * 2, 127, None),  # nothing from 4 on divides it
         ({}, [(2**16, 2**14)] * 2, None, 0),  # of an open number of steps
-        ({}, [(2**13, 2**12)] * 2, 128, None),  # together 2²⁰
-        ({}, [(2**13, 2**12)] * 2, 130, 26),  # just more
-        ({}, [(2**13, 2**12)] * 2, 251, None),  # what nothing divides may have up to twice as many
-        ({}, [(2**13, 2**12)] * 2, 257, 0),
-        ({}, [(2**17, 2**14)] * 2, 256, None),  # for their many weights, whatever is stacked
-        ({}, [(2**10, 2**10)] * 2, 2048, 32),
-        ({}, [(2**10, 2**10)] * 2, 2072, 28),
-        ({}, [(2**16, 2**17)] * 2, 16, 0),  # of four steps it would be too much
-        ({}, [(2**14, 2**15), (2**14, 2**15)], 128, 8),
-        ({}, [(2**14 - 1, 2**15), (2**14, 2**15)], 128, 0),  # hardly any weights for what would be kept
+        ({}, [(2**13, 2**12)] * 2, 32, None),  # together 2¹⁸
+        ({}, [(2**13, 2**12)] * 2, 36, 9),  # more: a quarter of the steps
+        ({}, [(2**13, 2**12)] * 2, 40, 10),
+        ({}, [(2**13, 2**12)] * 2, 127, None),  # what nothing divides may have up to four times as many
+        ({}, [(2**13, 2**12)] * 2, 131, 0),
+        ({}, [(2**17, 2**14)] * 2, 256, 16),
+        ({}, [(2**17, 2**14)] * 2, 251, None),  # for their many weights, whatever is stacked
+        ({}, [(2**8, 2**7)], 2**12, None),  # 32 steps of it are not worth a loop
+        ({}, [(2**8, 2**7)], 2**14, 0),
+        ({}, [(2**16, 2**17)] * 2, 16, 0),
+        ({}, [(2**14 + 1, 2**14), (2**14, 2**14)], 128, 16),
+        ({}, [(2**14, 2**14)] * 2, 128, 0),  # as many weights as what would be kept
         ({"contract": True}, [(2**16, 2**14)] * 2, 128, None),
         ({"contract": False}, [(2**16, 2**14)], 8, 0),
         ({}, [], 128, None),

@@ -134,22 +134,32 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     """For how many steps at once gradients of weights are contracted; None: for all, after the backward loop; 0: for
     none, they are added up at every step.
 
-    With several devices for all: a batch sharded over them would be summed over devices at every step. On a single CPU,
-    where the cotangents of all steps together are few, ``Constants.stack_up_to``, for all. Where they are many, adding
-    a weight costs its size, keeping the cotangents for later theirs: for all where the weights are so many times the
-    cotangents of a step, ``Constants.contract_from``; from a sixteenth of that on for a part of the steps at a time,
-    whose cotangents stay in cache, as many as divide the steps, 4 to 32, and stack up to 2¹⁹ numbers. Where nothing
-    divides them, for all from half of it on, or up to twice ``stack_up_to``. Below, for none.
+    With several devices for all: a batch sharded over them would be summed over devices at every step. On a single CPU
+    adding a weight costs its size, keeping the cotangents for later theirs. For none where the weights are at most an
+    eighth of ``Constants.contract_from`` times the cotangents of a step. Else for all where the cotangents of all steps
+    are few, ``Constants.stack_up_to``, or else for a part of the steps at a time, whose cotangents stay in cache: as
+    many as divide the steps, 4 to 32 and up to a quarter of them, that stack up to 2¹⁹ numbers, and at least a quarter
+    of ``stack_up_to``: fewer are not worth a loop of their own. Where there are no such parts, for all from half of
+    ``contract_from`` on, or up to four times ``stack_up_to``; else for none.
 
-    Measured on one device, two cores (AMD EPYC), training step / that of a plain scan: for all; in parts of 8 and 16,
-    or as said; for none. At (B, T, H), I = H, GRU (32, 256, 128): 0.87; 0.62, 0.58; 0.81. (32, 128, 128): 0.80; of 16
-    0.74; 0.96. With reset="before" (64, 256, 256): 0.98; 0.88, 0.88; 0.90. (128, 64, 128): 1.01; 0.75, 0.78; 0.79. (32,
-    100, 64): 0.86; of 20 0.85; 0.91. (256, 64, 64): in parts 0.95, 1.01; for none 0.65. LSTM (64, 256, 256): 0.89;
-    0.84, 0.84; 0.88. (32, 128, 128): 0.73; of 16 0.72; 0.85. (64, 100, 64): 0.83; of 25 0.78; 0.92. (16, 256, 128):
-    0.54; 0.66, 0.56; 0.96. With projections (32, 128, 128): 0.64; of 16 0.59; 0.92. Elman (64, 256, 256): 0.87; 0.86,
-    0.87; 0.93. (256, 64, 64): 0.90; 1.00, 0.96; 0.92. With some products for all and others for none GRU,
-    reset="before", (128, 64, 128) had 1.31. In parts the temporaries of GRU (32, 128, 128) are 15 MB, for all 27, a
-    plain scan's 23.
+    Measured on one device, two cores (AMD EPYC), idle, training step / that of a plain scan: for none; for all; in
+    parts of so many. By weights / cotangents of a step, (B, T, I, H):
+
+        1/8   GRU (512, 10, 2, 64) 0.84, 1.04; reset="after" 0.96, 1.15. Elman 0.91, 0.95. LSTM 0.96, 0.95; 5 0.93
+        1/16  GRU (512, 20, 32, 32) 0.82, 0.95; 5 0.89
+        1/2   (128, 64, 64, 64): GRU 0.90, 0.88; 16 0.81. LSTM 0.89, 0.86; 16 0.81. Elman 0.91, 0.92; 16 1.05
+        1     LSTM (32, 300, 1, 32) 0.78, 0.87; 30 1.00. (128, 50, 16, 128) 0.66, 0.70; 5 0.66. GRU 0.80, 0.79; 30
+              0.96. Elman 0.80, 0.66
+        2     GRU, reset="after", (32, 10, 64, 64) 0.99, 0.96. LSTM (64, 100, 64, 64) 0.92, 0.83; 25 0.78
+        4     LSTM (16, 100, 2, 64) 0.89, 0.78; 25 0.79. GRU, reset="after", 0.94, 0.82; 25 0.85. LSTM (32, 128, 128,
+              128) 0.90, 0.77; 32 0.76
+        16    GRU, reset="after", (8, 100, 128, 128) 0.87, 0.46; 10 0.57, 25 0.45. (32, 128, 512, 512) 0.92, 0.79; 8
+              0.74. LSTM 0.90, 0.71; 8 0.72
+        32    GRU, reset="after", (8, 64, 32, 256) 0.70, 0.56; 16 0.52
+        64    GRU, reset="after", (1, 1000, 64, 64) 0.79, 0.47; 25 0.58
+
+    The temporaries of a GRU, reset="after", are 0.64 to 0.78 of a plain scan's for none, 1.18 to 1.28 for all, 0.67 to
+    0.92 in these parts. What parts cost is a copy of their saved values, which enters the inner loop.
 
     Args:
         plan: of the user.
@@ -158,20 +168,21 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     """
     if plan.contract is not None:
         return None if plan.contract else 0
+    if not cotangents or devices() > 1 or jax.default_backend() != "cpu":
+        return None
     weights, size = sum(n for n, _ in cotangents), sum(n for _, n in cotangents)
-    all_steps = math.inf if steps is None else steps * size
     enough = constants().contract_from * size
-    if devices() > 1 or jax.default_backend() != "cpu":
-        return None
-    if all_steps <= constants().stack_up_to or weights >= enough:
-        return None
-    if steps is None or 16 * weights < enough:
+    if steps is None:
+        return None if weights >= enough else 0
+    if 8 * weights <= enough:
         return 0
-    most = min(32, 2**19 // size, steps // 2)
-    parts = [n for n in range(4, most + 1) if steps % n == 0]
+    if steps * size <= constants().stack_up_to:
+        return None
+    most = min(32, 2**19 // size, steps // 4)
+    parts = [n for n in range(4, most + 1) if steps % n == 0 and 4 * n * size >= constants().stack_up_to]
     if parts:
         return max(parts)
-    return None if 2 * weights >= enough or all_steps <= 2 * constants().stack_up_to else 0
+    return None if 2 * weights >= enough or steps * size <= 4 * constants().stack_up_to else 0
 
 
 def keeps_elementwise_in_loop() -> bool:
