@@ -122,10 +122,10 @@ def test_products_that_meet_in_a_sum_are_counted_once(monkeypatch, cell, sizes):
         ({}, [(2**16, 2**14)] * 2, 128, 16),  # LSTM of 128 units, 32 rows
         ({}, [(2**16, 2**14)] * 2, 127, None),  # nothing from 4 on divides it
         ({}, [(2**16, 2**14)] * 2, None, 0),  # of an open number of steps
-        ({}, [(2**13, 2**12)] * 2, 32, None),  # together 2¹⁸
-        ({}, [(2**13, 2**12)] * 2, 36, 9),  # more: a quarter of the steps
-        ({}, [(2**13, 2**12)] * 2, 40, 10),
-        ({}, [(2**13, 2**12)] * 2, 127, None),  # what nothing divides may have up to four times as many
+        ({}, [(2**13, 2**12)] * 2, 64, None),  # together 2¹⁹
+        ({}, [(2**13, 2**12)] * 2, 68, 17),  # more: a quarter of the steps
+        ({}, [(2**13, 2**12)] * 2, 90, 18),
+        ({}, [(2**13, 2**12)] * 2, 127, None),  # what nothing divides may have up to twice as many
         ({}, [(2**13, 2**12)] * 2, 131, 0),
         ({}, [(2**17, 2**14)] * 2, 256, 16),
         ({}, [(2**17, 2**14)] * 2, 251, None),  # for their many weights, whatever is stacked

@@ -73,7 +73,7 @@ class Constants(NamedTuple):
     kernel_up_to: float = 2**19
     kernel_of_rows_up_to: float = 2**15
     step_kernel_up_to: float = 2**23
-    stack_up_to: float = 2**18
+    stack_up_to: float = 2**19
     spare: float = 2**14
     fuse_up_to: float = 2**14
 
