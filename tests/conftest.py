@@ -122,7 +122,7 @@ def many_rows(monkeypatch):
 
 @pytest.fixture
 def many_weights(many_rows, monkeypatch):
-    """Besides, few weights count as many: their gradients are contracted after the backward loop."""
+    """Besides, few weights count as many: their gradients are contracted, from 16 steps on in parts of the loop."""
     name, fewer = "jaxrnn.planning._rules.constants", {"stack_up_to": 0, "contract_from": 0, "spare": -math.inf}
     monkeypatch.setattr(name, lambda: constants()._replace(**fewer))
 

@@ -4,6 +4,7 @@ The contract runs packed as well (``RUNS`` in cases.py); here is what its small 
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 import jaxrnn as jr
 from jaxrnn.running.packing import pack
 from tests.cases import draw, randomised
+from tests.programs import computations_of
 
 T, B, I, H = 11, 7, 3, 4
 PACKED = jr.Plan(pack=True)
@@ -135,8 +137,10 @@ def dividing(step, params, carry, x):
     return new + 2, jnp.log(carry)
 
 
-def test_what_no_step_has_met_reaches_no_gradient(x64):
+@pytest.mark.parametrize("parts", [None, 8])
+def test_what_no_step_has_met_reaches_no_gradient(parts, x64, monkeypatch):
     """A tangent reads what the loop stacked, 0 beyond its end; so does the transpose of a run of all steps."""
+    monkeypatch.setattr("jaxrnn.planning._rules.steps_of_a_contraction", lambda *_, **__: parts)
     cell = user_cell(dividing)._replace(initial_carry=lambda params, batch: jnp.ones((*batch, H)))
     params, xs = problem(cell)
 
@@ -147,6 +151,16 @@ def test_what_no_step_has_met_reaches_no_gradient(x64):
         return jax.jit(jax.grad(loss))(params, xs), jax.jit(of_members)(members)
 
     assert_trees_close(found(PACKED), found("plain"))
+
+
+def test_a_lane_with_one_sequence_less_reads_no_zeros(x64):
+    """Of which this step would make infinities, where no sequence has any padding."""
+    cell = user_cell(lambda step, params, carry, x: step(params, carry, jnp.log(x)))
+    params, xs = problem(cell)
+    full = np.full(B, T)
+    found = [jax.jit(jax.grad(loss_of(cell, plan, lengths=full)))(params, jnp.exp(xs)) for plan in (PACKED, "plain")]
+    assert_trees_close(*found)
+    assert np.isfinite(found[0].W_xh).all()
 
 
 @pytest.mark.parametrize("output", ["carry", "y"])
@@ -179,6 +193,14 @@ def test_a_lane_at_rest_reads_zeros(x64):
     xs = jnp.arange(-T * B, 0.0).reshape(T, B, 1) * jnp.ones(I)
     options = {"lengths": LENGTHS}
     assert_trees_close(gradients(cell, PACKED, params, xs, **options), gradients(cell, "plain", params, xs, **options))
+
+
+def test_places_are_computed_once():
+    """What moves values does not compute their places, a difference of steps, for each number anew."""
+    loss = lambda params, xs, lengths: loss_of(jr.elman(I, H), PACKED, lengths=lengths)(params, xs)
+    program = jax.jit(jax.grad(loss)).lower(*problem(jr.elman(I, H)), jnp.array(LENGTHS)).compile().as_text()
+    moving = [text for text in computations_of(program).values() if re.search(r"= f32\[\S* gather\(", text)]
+    assert moving and not any(" subtract(" in text for text in moving)
 
 
 # ---- the lanes ----------------------------------------------------------------------------------

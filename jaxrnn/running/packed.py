@@ -69,7 +69,7 @@ def run_packed(run: Run) -> tuple[PyTree, PyTree]:
     of_rows = [packing.split(a[0]) if one else None for a, one in zip(noise, of_row, strict=True)]
     valid = packing.pack_flags(run.valid)
     inputs = StepInputs(
-        x=packing.pack_valid(run.xs, valid),  # a lane at rest reads zeros, and no other's inputs
+        x=packing.pack_inputs(run.xs, valid),
         valid=valid,
         starts=None,
         resets=None if run.resets is None else packing.pack_flags(run.resets),

@@ -26,12 +26,13 @@ BLOCK = 16  # steps of a lane, of which its capacity is a multiple
 class Packing(NamedTuple):
     """Where each step of a batch stands among the lanes, and which sequences share one."""
 
-    source: jax.Array  # (S, L): the step, t * B + b, that a lane takes; any where it takes none
+    source: jax.Array  # (S, L): the step, t * B + b, that a lane takes; where it takes none, one that it has taken
+    spare: jax.Array  # (S, L): whether a lane has no sequence there, where others have their last
     taken: jax.Array  # (S, L): whether it takes one
     place: jax.Array  # (T, B): where each step is taken, s * L + lane; where it is not, a place at which none is
     member: jax.Array  # (S, L): which of its sequences a lane is in
     begins: list[jax.Array]  # (S, L) each: whether it begins its second one there, its third …
-    rows: jax.Array  # (M, L): the sequences of each lane, in order; any where there is none
+    rows: jax.Array  # (M, L): the sequences of each lane, in order; its first again where it has one less
     where: jax.Array  # (B,): the place of each sequence in these, m * L + lane
     longest: jax.Array  # (): steps that the longest lane takes
 
@@ -44,17 +45,21 @@ class Packing(NamedTuple):
         return self.rows.shape[1]
 
     def pack(self, tree: PyTree) -> PyTree:
-        """(T, B, …) → (S, L, …); where a lane takes no step, that of any other."""
+        """(T, B, …) → (S, L, …); where a lane takes no step, one that it has taken."""
         return jax.tree.map(lambda a: _moved(a, self.source, self.place), tree)
 
-    def pack_valid(self, tree: PyTree, valid: jax.Array) -> PyTree:
-        """(T, B, …) → (S, L, …); zeros where a lane takes no step that is valid, (S, L)."""
+    def pack_inputs(self, tree: PyTree, valid: jax.Array) -> PyTree:
+        """(T, B, …), 0 where no step is valid → (S, L, …), 0 where none is (S, L), as the batch has it.
+
+        But a lane that has one sequence less reads, from its start, its first step again: zeros may be what no
+        sequence has.
+        """
         T, B = self.place.shape
-        source = jnp.where(valid, self.source, T * B)  # a row of zeros: read with the others, nothing to select after
+        source = jnp.where(valid | self.spare, self.source, T * B)  # a row of zeros: nothing to select after
         place = jnp.append(self.place, jnp.int32(0))
 
         def of_leaf(a):
-            rows = jnp.asarray(a).reshape(T * B, *a.shape[2:])
+            rows = a.reshape(T * B, *a.shape[2:])
             return _moved(jnp.concatenate([rows, jnp.zeros_like(rows[:1])]), source, place)
 
         return jax.tree.map(of_leaf, tree)
@@ -96,11 +101,12 @@ def pack(active: jax.Array, reverse: bool) -> Packing:
     order = jnp.concatenate([order, jnp.full(MEMBERS * L - B, B, jnp.int32)])
     in_turn = order.reshape(MEMBERS, L)
     rows = jnp.stack([in_turn[m, :: -1 if m % 2 else 1] for m in range(MEMBERS)])  # the longest with the shortest
+    own = jnp.where(rows < B, rows, rows[0])  # a lane that has one sequence less has its first again
     where = jnp.zeros(B, jnp.int32).at[rows.reshape(-1)].set(jnp.arange(MEMBERS * L, dtype=jnp.int32), mode="drop")
     ends = jnp.cumsum(jnp.append(length, 1)[rows], axis=0, dtype=jnp.int32)
     longest = ends[-1].max()
 
-    def of_steps(first, length, entered, rows, where, ends):
+    def of_steps(length, entered, rows, own, where, ends):
         S = -(-MEMBERS * T // BLOCK) * BLOCK
         steps = jnp.arange(S, dtype=jnp.int32)[:, None]
         lengths = jnp.append(length, 1)[rows]
@@ -109,29 +115,29 @@ def pack(active: jax.Array, reverse: bool) -> Packing:
         member = jnp.zeros((S, L), jnp.int32)
         for m in range(1, MEMBERS):
             member += (steps >= starts[m]).astype(jnp.int32)
-        row, start, steps_of_row, entry = (
-            jnp.broadcast_to(of_member(a, member), (S, L))
-            for a in (rows, starts, lengths, jnp.append(entered, 0)[rows])
+        row, start, steps_of_row, entry, there = (
+            jnp.broadcast_to(of_member(a, member), (S, L)) for a in (own, starts, lengths, entered[own], rows < B)
         )
         within = steps - start
-        taken = (within < steps_of_row) & (row < B)
-        t = entry - within if reverse else entry + within
-        source = jnp.where(taken, t * B + row, 0)
+        taken = (within < steps_of_row) & there
+        step = jnp.where(taken, within, 0)
+        t = entry - step if reverse else entry + step
+        source = t * B + row
 
         after = entered[None] - times if reverse else times - entered[None]
         begin = starts.reshape(-1)[where][None]
         none = jnp.argmin(taken.reshape(-1)).astype(jnp.int32)
         place = jnp.where((after >= 0) & (after < length[None]), (begin + after) * L + (where % L)[None], none)
-        return source, taken, place, member, begins
+        return source, ~there, taken, place, member, begins
 
     def nothing(*arrays):
         made = jax.tree.map(lambda kind: jnp.zeros(kind.shape, kind.dtype), jax.eval_shape(of_steps, *arrays))
         return vary_alike(made, arrays)[0]
 
     # A condition that always holds: XLA would compute what it sees again at each use, for each number that is moved.
-    arrays = (first, length, entered, rows, where, ends)
-    source, taken, place, member, begins = jax.lax.cond(longest > 0, of_steps, nothing, *arrays)
-    return Packing(source, taken, place, member, begins, jnp.minimum(rows, B - 1), where, longest)
+    arrays = (length, entered, rows, own, where, ends)
+    source, spare, taken, place, member, begins = jax.lax.cond(longest > 0, of_steps, nothing, *arrays)
+    return Packing(source, spare, taken, place, member, begins, own, where, longest)
 
 
 def of_member(values: Sequence[PyTree] | jax.Array, member: jax.Array) -> PyTree:

@@ -19,8 +19,8 @@ FAULTS = (
     ),
     Fault(
         "a reversed run enters a packed sequence from its start",
-        "t = entry - within if reverse else entry + within",
-        "t = entry + within",
+        "t = entry - step if reverse else entry + step",
+        "t = entry + step",
         tests("test_packed", "once_and_in_order"),
     ),
     Fault(
@@ -48,6 +48,12 @@ FAULTS = (
         tests("test_packed", "in_parts"),
     ),
     Fault(
+        "the part of the steps within which the count ends is run to its end",
+        "of_segment(carry, xs, jnp.minimum(count - start, size))",
+        "of_segment(carry, xs, jnp.int32(size))",
+        tests("test_packed", "no_step_has_met"),
+    ),
+    Fault(
         "what a tangent reads beyond the count is 0",
         "    return jnp.where(jnp.expand_dims(counts, tuple(range(1, a.ndim))), a, a[:1])\n",
         "    return a\n",
@@ -55,9 +61,15 @@ FAULTS = (
     ),
     Fault(
         "a lane at rest reads the inputs of another",
-        "x=packing.pack_valid(run.xs, valid),  # a",
-        "x=packing.pack(run.xs),  # a",
+        "x=packing.pack_inputs(run.xs, valid),",
+        "x=packing.pack(run.xs),",
         tests("test_packed", "at_rest"),
+    ),
+    Fault(
+        "a lane with one sequence less reads zeros",
+        "source = jnp.where(valid | self.spare, self.source, T * B)",
+        "source = jnp.where(valid, self.source, T * B)",
+        tests("test_packed", "one_sequence_less"),
     ),
     Fault(
         "the tangents that a user wrote are not looked at",
