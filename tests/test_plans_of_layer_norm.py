@@ -143,6 +143,14 @@ def test_for_how_many_steps_at_once(plan, cotangents, steps, size):
     assert _rules.steps_of_a_contraction(jr.Plan(**plan), cotangents, steps=steps) == size
 
 
+@pytest.mark.parametrize("measured, least", [(0.5, 2**13), (1, 2**14), (4, 2**14), (8, 2**14), (32, 2**16)])
+def test_what_was_measured_moves_where_contraction_begins(measured, least):
+    """To no fewer weights than there are cotangents, unless contraction in one piece paid with fewer."""
+    with using(DEFAULT._replace(contract_from=measured)):
+        sizes = [_rules.steps_of_a_contraction(jr.Plan(), [(n, 2**14)], steps=128) for n in (least, least + 1)]
+    assert sizes == [0, 32]
+
+
 def test_several_devices_contract_once(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert _rules.steps_of_a_contraction(jr.Plan(), [(2**16, 2**14)] * 2, steps=128) is None

@@ -135,12 +135,12 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     none, they are added up at every step.
 
     With several devices for all: a batch sharded over them would be summed over devices at every step. On a single CPU
-    adding a weight costs its size, keeping the cotangents for later theirs. For none where the weights are at most an
-    eighth of ``Constants.contract_from`` times the cotangents of a step. Else for all where the cotangents of all steps
-    are few, ``Constants.stack_up_to``, or else for a part of the steps at a time, whose cotangents stay in cache: as
-    many as divide the steps, 4 to 32 and up to a quarter of them, that stack up to 2¹⁹ numbers, and at least an eighth
-    of ``stack_up_to``: fewer are not worth a loop of their own. Where there are no such parts, for all from half of
-    ``contract_from`` on, or up to twice ``stack_up_to``; else for none.
+    adding a weight costs its size, keeping the cotangents for later theirs. For none where the weights are no more than
+    the cotangents of a step, or than an eighth of ``Constants.contract_from`` times these. Else for all where the
+    cotangents of all steps are few, ``Constants.stack_up_to``, or else for a part of the steps at a time, whose
+    cotangents stay in cache: as many as divide the steps, 4 to 32 and up to a quarter of them, that stack up to 2¹⁹
+    numbers, and at least an eighth of ``stack_up_to``: fewer are not worth a loop of their own. Where there are no such
+    parts, for all from half of ``contract_from`` on, or up to twice ``stack_up_to``; else for none.
 
     Measured on one device, two cores (AMD EPYC), idle, training step / that of a plain scan: for none; for all; in
     parts of so many. By weights / cotangents of a step, (B, T, I, H):
@@ -172,10 +172,11 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     if not cotangents or devices() > 1 or jax.default_backend() != "cpu":
         return None
     weights, size = sum(n for n, _ in cotangents), sum(n for _, n in cotangents)
-    enough = constants().contract_from * size
+    ratio = constants().contract_from
+    enough = ratio * size
     if steps is None:
         return None if weights >= enough else 0
-    if 8 * weights <= enough:
+    if weights <= max(ratio / 8, min(ratio, 1)) * size:
         return 0
     if steps * size <= constants().stack_up_to:
         return None

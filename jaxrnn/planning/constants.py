@@ -19,15 +19,15 @@ class Constants(NamedTuple):
     Fields:
         contract_from: weights for each output of a product (numbers / numbers) from which the gradient of the weights
             is contracted after the backward loop. Added up in the loop, the gradient, of the size of the weights, is
-            read and written at every step, in cache. Contracted later, the cotangent of the product's output is
-            written by every step and read once more, T steps long and so out of cache. With a time a for each weight
-            and step of the one, and b for each output and step of the other, contraction pays where
-            weights · a ≥ outputs · b: the constant is b / a. From more than an eighth of it on contraction, in parts
-            where much would be stacked, loses little at most, and is done too. Measured on two AVX-512 cores (H²
+            read and written at every step, in cache. Contracted later, the cotangent of the product's output is written
+            by every step and read once more, T steps long and so out of cache. With a time a for each weight and step
+            of the one, and b for each output and step of the other, contraction pays where weights · a ≥ outputs · b:
+            the constant is b / a. From more than an eighth of it on, and more weights than outputs, contraction, in
+            parts where much would be stacked, loses little at most, and is done too. Measured on two AVX-512 cores (H²
             weights, batch B; contracted / added): H/B = 16 to 32: 0.4 to 0.95; H/B = 4: 0.7 to 1.4; H/B below 1: 1.0 to
             1.5. With contractions in their fastest form, on two other AVX-512 cores, H/B = 1, 2, 4, 8, 16: LSTM-128
-            0.99, 0.96, 0.89, 0.66, 0.52; GRU-64 1.12, 1.06, 0.91, 0.75, 0.59, from 4 on. Where another process kept
-            one of the cores busy, GRU-64 had 1.63, 1.52, 1.35, 1.05, 0.79.
+            0.99, 0.96, 0.89, 0.66, 0.52; GRU-64 1.12, 1.06, 0.91, 0.75, 0.59, from 4 on. Where another process kept one
+            of the cores busy, GRU-64 had 1.63, 1.52, 1.35, 1.05, 0.79.
         left_from: weights of a product (numbers) from which the forward loop computes ``(Σ Wᵀ xᵀ)ᵀ``. A CPU's matrix
             product packs its right operand anew at every call, which costs their size; the transposes cost the sizes
             of input and output, and the product runs along the shorter axis. Measured on two AVX-512 cores, LSTM
