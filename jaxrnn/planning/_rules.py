@@ -145,11 +145,11 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     Measured on one device, two cores (AMD EPYC), idle, training step / that of a plain scan: for none; for all; in
     parts of so many. By weights / cotangents of a step, (B, T, I, H):
 
-        1/8   GRU (512, 10, 2, 64) 0.84, 1.04; reset="after" 0.96, 1.15. Elman 0.91, 0.95. LSTM 0.96, 0.95; 5 0.93
         1/16  GRU (512, 20, 32, 32) 0.82, 0.95; 5 0.89
+        1/8   GRU (512, 10, 2, 64) 0.84, 1.04; reset="after" 0.96, 1.15. Elman 0.91, 0.95. LSTM 0.96, 0.95; 5 0.93
         1/2   (128, 64, 64, 64): GRU 0.90, 0.88; 16 0.81. LSTM 0.89, 0.86; 16 0.81. Elman 0.91, 0.92; 16 1.05
-        1     LSTM (32, 300, 1, 32) 0.78, 0.87; 30 1.00. (128, 50, 16, 128) 0.66, 0.70; 5 0.66. GRU 0.80, 0.79; 30
-              0.96. Elman 0.80, 0.66
+        1     (32, 300, 1, 32): LSTM 0.78, 0.87; 30 1.00. GRU 0.80, 0.79; 30 0.96. Elman 0.80, 0.66. LSTM (128, 50, 16,
+              128) 0.66, 0.70; 5 0.66
         2     GRU, reset="after", (32, 10, 64, 64) 0.99, 0.96. LSTM (64, 100, 64, 64) 0.92, 0.83; 25 0.78
         4     LSTM (16, 100, 2, 64) 0.89, 0.78; 25 0.79. GRU, reset="after", 0.94, 0.82; 25 0.85. LSTM (32, 128, 128,
               128) 0.90, 0.77; 32 0.76
