@@ -110,6 +110,7 @@ def test_the_page_lists_the_passes_in_their_order():
 def test_each_pass_changes_this_step_and_none_its_values(planned):
     now, want = planned.step, planned.expected()
     apart = (
+        "join_pieces",
         "join_products",
         "cut_weights",
         "sum_by_product",

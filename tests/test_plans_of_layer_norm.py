@@ -122,15 +122,15 @@ def test_products_that_meet_in_a_sum_are_counted_once(monkeypatch, cell, sizes):
         ({}, [(2**16, 2**14)] * 2, 128, 16),  # LSTM of 128 units, 32 rows
         ({}, [(2**16, 2**14)] * 2, 127, None),  # nothing from 4 on divides it
         ({}, [(2**16, 2**14)] * 2, None, 0),  # of an open number of steps
-        ({}, [(2**13, 2**12)] * 2, 64, None),  # together 2¹⁹
-        ({}, [(2**13, 2**12)] * 2, 68, 17),  # more: a quarter of the steps
-        ({}, [(2**13, 2**12)] * 2, 90, 18),
-        ({}, [(2**13, 2**12)] * 2, 127, None),  # what nothing divides may have up to twice as many
-        ({}, [(2**13, 2**12)] * 2, 131, 0),
+        ({}, [(2**13, 2**12)] * 2, 256, None),  # together 2²¹
+        ({}, [(2**13, 2**12)] * 2, 260, 26),  # more
+        ({}, [(2**15, 2**14), (2**9, 2**8)], 132, 22),
+        ({}, [(2**13, 2**12)] * 2, 509, None),  # what nothing divides may have up to twice as many
+        ({}, [(2**13, 2**12)] * 2, 521, 0),
         ({}, [(2**17, 2**14)] * 2, 256, 16),
         ({}, [(2**17, 2**14)] * 2, 251, None),  # for their many weights, whatever is stacked
-        ({}, [(2**8, 2**7)], 2**12, None),  # 32 steps of it are not worth a loop
-        ({}, [(2**8, 2**7)], 2**14, 0),
+        ({}, [(2**8, 2**7)], 2**15, None),  # 32 steps of it are not worth a loop
+        ({}, [(2**8, 2**7)], 2**16, 0),
         ({}, [(2**16, 2**17)] * 2, 16, 0),
         ({}, [(2**14 + 1, 2**14), (2**14, 2**14)], 128, 16),
         ({}, [(2**14, 2**14)] * 2, 128, 0),  # as many weights as what would be kept
@@ -147,7 +147,7 @@ def test_for_how_many_steps_at_once(plan, cotangents, steps, size):
 def test_what_was_measured_moves_where_contraction_begins(measured, least):
     """To no fewer weights than there are cotangents, unless contraction in one piece paid with fewer."""
     with using(DEFAULT._replace(contract_from=measured)):
-        sizes = [_rules.steps_of_a_contraction(jr.Plan(), [(n, 2**14)], steps=128) for n in (least, least + 1)]
+        sizes = [_rules.steps_of_a_contraction(jr.Plan(), [(n, 2**14)], steps=160) for n in (least, least + 1)]
     assert sizes == [0, 32]
 
 

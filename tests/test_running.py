@@ -414,11 +414,11 @@ def test_an_outer_product_stays_in_the_loop(of):
 
 
 def test_few_outputs_over_all_steps_are_contracted(monkeypatch):
-    """Up to 2²⁰, here of two rows and 20 outputs, of which no part of the steps is worth a loop of its own."""
+    """Up to 2²², here of two rows and 20 outputs, of which no part of the steps is worth a loop of its own."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     cell = jr.lstm(3, 5)
     params = jax.eval_shape(cell.init, jax.random.key(0))
-    for T, few in ((26_214, True), (26_215, False)):
+    for T, few in ((104_857, True), (104_858, False)):
         xs = jax.ShapeDtypeStruct((T, 2, 3), jnp.float32)
         (scan,) = jr.explain(jr.scan(cell, plan=jr.Plan(one_kernel=False)), params, xs).scans
         assert (bool(scan.contracted), scan.contracted_in_parts, bool(scan.added_in_loop)) == (few, [], not few)

@@ -23,6 +23,7 @@ order in which they run (``PASSES`` in ``planned_scan.py``):
     save                   the smallest set of values from which the tangent is cheap to compute
     spread                 tangents of constants get the shape of the batch once, outside the tangent loop
     split_sums             sums that are split into pieces are split first, then added
+    join_pieces            or, on one CPU device, pieces are added to the whole before it is split
     transpose_weights      weights of the tangent loop are transposed once, for the backward loop's products
     hoist                  what does not depend on the carry, and holds a product that pays, leaves the loops
     weights_on_the_left    large weights of the forward loop stand on the left of their products
@@ -143,9 +144,9 @@ The next passes rewrite the tangent. What each takes out (-) and puts in (+):
     -   ad:f32[2,5] = add z ab
     +   ad:f32[2,5] = add z aj
 
-``split_sums`` has nothing to do; a GRU, whose gates are pieces of sums, would give it something.
+``split_sums`` and ``join_pieces`` have nothing to do; a GRU, whose gates are pieces of sums, would give them something.
 
-    >>> change("split_sums", "transpose_weights")
+    >>> change("join_pieces", "transpose_weights")
     +   ak:f32[5,5] = transpose a
     -   r:f32[2,5] = dot_general[1,0] i a
     +   r:f32[2,5] = dot_general[1,1] i ak

@@ -83,19 +83,19 @@ def makes_step_one_kernel(weights: int) -> bool:
     return weights <= constants().step_kernel_up_to and _kernels_are_known()
 
 
-def puts_weights_on_the_left(weights: int, outputs: int, inputs: int, *, steps: int | None, gradient: bool) -> bool:
+def puts_weights_on_the_left(weights: int, outputs: int, inputs: int, *, gradient: bool) -> bool:
     """Whether the forward loop computes sums of products ``x @ W`` with large weights as ``(Σ Wᵀ xᵀ)ᵀ``.
 
-    On a CPU from a size on, ``Constants.left_from``, for up to 64 rows; elsewhere never. The transposed weights are
-    copies: a run without a gradient, which holds little else, takes them where they are fewer than the outputs of all
-    steps, and from 4 rows on. The rows are those of one device of all that there are.
+    On a CPU from a size on, ``Constants.left_from``, for up to 64 rows, where there is a gradient; elsewhere never. The
+    rows are those of one device of all that there are. The transposed weights are copies, many times what a run without
+    a gradient holds beside its outputs. What that would gain varies: LSTM forward, on the left / on the right, two
+    cores (AMD EPYC), idle, on one device and on two: (B, T, I, H) = (32, 64, 512, 512) 1.00, 0.87; (64, 32, 512, 512)
+    0.94, 0.85; (32, 32, 768, 768) 0.83, 0.82; (8, 64, 512, 512) 1.12, 0.99; their training steps 0.90 to 1.00.
     """
-    if jax.default_backend() != "cpu" or weights < constants().left_from:
+    if not gradient or jax.default_backend() != "cpu" or weights < constants().left_from:
         return False
     rows = math.isqrt(outputs * inputs // weights) // devices()  # of inputs (rows, n), weights (n, m)
-    if rows > 64:
-        return False
-    return gradient or (rows >= 4 and steps is not None and weights <= steps * outputs)
+    return rows <= 64
 
 
 def joins_products(rows: int, inner: int, outputs: int) -> bool:
@@ -139,28 +139,27 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     the cotangents of a step, or than an eighth of ``Constants.contract_from`` times these. Else for all where the
     cotangents of all steps are few, ``Constants.stack_up_to``, or else for a part of the steps at a time, whose
     cotangents stay in cache: as many as divide the steps, 4 to 32 and up to a quarter of them, that stack up to 2¹⁹
-    numbers, and at least an eighth of ``stack_up_to``: fewer are not worth a loop of their own. Where there are no such
+    numbers, and at least a 32nd of ``stack_up_to``: fewer are not worth a loop of their own. Where there are no such
     parts, for all from half of ``contract_from`` on, or up to twice ``stack_up_to``; else for none.
 
     Measured on one device, two cores (AMD EPYC), idle, training step / that of a plain scan: for none; for all; in
     parts of so many. By weights / cotangents of a step, (B, T, I, H):
 
-        1/16  GRU (512, 20, 32, 32) 0.82, 0.95; 5 0.89
-        1/8   GRU (512, 10, 2, 64) 0.84, 1.04; reset="after" 0.96, 1.15. Elman 0.91, 0.95. LSTM 0.96, 0.95; 5 0.93
-        1/2   (128, 64, 64, 64): GRU 0.90, 0.88; 16 0.81. LSTM 0.89, 0.86; 16 0.81. Elman 0.91, 0.92; 16 1.05
-        1     (32, 300, 1, 32): LSTM 0.78, 0.87; 30 1.00. GRU 0.80, 0.79; 30 0.96. Elman 0.80, 0.66. LSTM (128, 50, 16,
-              128) 0.66, 0.70; 5 0.66
-        2     GRU, reset="after", (32, 10, 64, 64) 0.99, 0.96. LSTM (64, 100, 64, 64) 0.92, 0.83; 25 0.78
-        4     LSTM (16, 100, 2, 64) 0.89, 0.78; 25 0.79. GRU, reset="after", 0.94, 0.82; 25 0.85. LSTM (32, 128, 128,
-              128) 0.90, 0.77; 32 0.76
-        16    GRU, reset="after", (8, 100, 128, 128) 0.87, 0.46; 10 0.57, 25 0.45. (32, 128, 512, 512) 0.92, 0.79; 8
-              0.74. LSTM 0.90, 0.71; 8 0.72
-        32    GRU, reset="after", (8, 64, 32, 256) 0.70, 0.56; 16 0.52
-        64    GRU, reset="after", (1, 1000, 64, 64) 0.79, 0.47; 25 0.58
+        1/16  (512, 20, 32, 32): GRU 0.81, 0.85; 5 0.84. LSTM 0.94, 0.95; 5 0.95. Elman 0.84, 1.01; 5 1.14
+        1/4   (256, 64, 64, 64): GRU 0.69, 0.88; 16 0.63; reset="after" 0.73, 0.90; 16 0.86. LSTM 0.67, 0.91; 16 0.87
+        1     (32, 300, 1, 32): GRU 0.78, 0.78; 30 0.87. LSTM 0.83, 0.86; 30 1.00. Elman 0.79, 0.75; 30 0.94.
+              (128, 50, 16, 128): GRU 0.72, 0.71; 10 0.65; reset="after" 0.81, 0.94; 10 0.71. LSTM 0.69, 0.96; 10 0.71.
+              (64, 100, 64, 64): GRU 0.92, 0.85; 25 0.87. LSTM 0.94, 0.84; 25 0.87. Elman 0.97, 0.98; 25 1.20
+        4     (16, 100, 2, 64): GRU 0.91, 0.82; 25 0.88. LSTM 0.89, 0.88; 25 0.85. (32, 128, 128, 128): GRU 0.88, 0.66;
+              32 0.71; reset="after" 0.97, 0.58; 32 0.66. LSTM 0.97, 0.76; 32 0.77. Elman 0.94, 0.83; 32 0.90.
+              (64, 256, 256, 256): GRU 0.96, 0.88; 16 0.81. LSTM 0.92, 0.86; 16 0.86.
+              (16, 1000, 64, 64): GRU 0.72, 0.75; 25 0.63. LSTM 0.72, 0.76; 25 0.57
+        16    (8, 100, 128, 128): GRU 0.88, 0.44; 25 0.55. LSTM 0.85, 0.43; 25 0.44. Elman 0.94, 0.62; 25 0.75
+        32    (8, 64, 32, 256): GRU 0.88, 0.60; 16 0.60. LSTM 0.90, 0.72; 16 0.73
 
-    The temporaries of a GRU, reset="after", are 0.64 to 0.78 of a plain scan's for none, 1.18 to 1.28 for all, 0.67 to
-    0.92 in these parts. Parts take 0.1 s more to compile, and copy what they read of the saved values; read in place,
-    parts of 8 or 16 steps gained up to 0.07, of 32 nothing.
+    Parts gain where what is stacked would be many megabytes, which are not in cache. Temporaries are 0.55 to 0.72 of a
+    plain scan's for none, 0.60 to 1.10 for all, 0.55 to 0.91 in these parts, which take 0.1 s more to compile, and copy
+    what they read of the saved values; read in place, parts of 8 or 16 steps gained up to 0.07, of 32 nothing.
 
     Args:
         plan: of the user.
@@ -181,7 +180,7 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     if steps * size <= constants().stack_up_to:
         return None
     most = min(32, 2**19 // size, steps // 4)
-    parts = [n for n in range(4, most + 1) if steps % n == 0 and 8 * n * size >= constants().stack_up_to]
+    parts = [n for n in range(4, most + 1) if steps % n == 0 and 32 * n * size >= constants().stack_up_to]
     if parts:
         return max(parts)
     return None if 2 * weights >= enough or steps * size <= 2 * constants().stack_up_to else 0

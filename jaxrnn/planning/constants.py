@@ -51,8 +51,8 @@ class Constants(NamedTuple):
             measured, and gained. On two AVX-512 cores, dispatched in turn, as one kernel / as it stands, µs: LSTM 16:
             12.6 / 13.0; 64: 14.4 / 15.1; 128: 21.4 / 22.6; 256: 45.8 / 48.7; 512: 137 / 181; 1024: 1100 / 1313.
         stack_up_to: cotangents of products over all steps (numbers) up to which, if at all, they are contracted after
-            the backward loop, in one piece: what is stacked stays in cache. Of more, parts of the steps are as fast,
-            and hold less: measured in ``steps_of_a_contraction``.
+            the backward loop, in one piece. Of more, parts of the steps are faster, and hold less, but take longer to
+            compile: measured in ``steps_of_a_contraction``.
         spare: numbers that the forward loop may hold more than that of the step as it stands where it is faster so:
             64 KiB in float32. Measured on two cores (AMD EPYC), both busy with other work, forward / plain scan. Sums
             of two products as one product: LSTM (B, T, I, H) = (256, 64, 64, 64), whose elementwise kernels then run
@@ -74,7 +74,7 @@ class Constants(NamedTuple):
     kernel_up_to: float = 2**19
     kernel_of_rows_up_to: float = 2**15
     step_kernel_up_to: float = 2**23
-    stack_up_to: float = 2**19
+    stack_up_to: float = 2**21
     spare: float = 2**14
     fuse_up_to: float = 2**14
 

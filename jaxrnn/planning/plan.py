@@ -25,7 +25,7 @@ class Plan(NamedTuple):
             loop. None: on a CPU only where the step has one row and weights of 2¹⁰ numbers, elsewhere always.
         contract: the gradient of a weight is one contraction over time and batch, after the backward loop, where
             autodiff adds to it at every step. None: always, except on a single CPU device with more than one row: there
-            not at all with no more weights than cotangents of a step, and of more than 2¹⁹ cotangents over all steps
+            not at all with no more weights than cotangents of a step, and of more than 2²¹ cotangents over all steps
             for up to 32 steps at once, within the loop, where that divides the steps.
         recompute: the forward pass saves the smallest set of values from which all else that the backward pass needs
             is cheap to compute again. False saves all that it needs.

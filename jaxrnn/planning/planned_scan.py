@@ -17,6 +17,7 @@ from jaxrnn.planning.cut_weights import cut_weights
 from jaxrnn.planning.explanation import ScanExplanation
 from jaxrnn.planning.fuse import fuse
 from jaxrnn.planning.hoist import hoist, in_blocks
+from jaxrnn.planning.join_pieces import join_pieces
 from jaxrnn.planning.join_products import join_products
 from jaxrnn.planning.linearize import is_inexact, linearize
 from jaxrnn.planning.one_device import devices, for_one_device, may_be_on_one_cpu
@@ -40,8 +41,9 @@ PASSES: dict[str, Callable[[PlannedStep], PlannedStep]] = {
         fuse,
         linearize,
         save,
-        spread,  # this one and the next two: of the tangent alone
+        spread,  # this one and the next three: of the tangent alone
         split_sums,
+        join_pieces,
         transpose_weights,
         hoist,
         weights_on_the_left,

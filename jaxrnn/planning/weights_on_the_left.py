@@ -18,7 +18,7 @@ def weights_on_the_left(step: PlannedStep) -> PlannedStep:
     """The primal with sums of products ``x @ W`` of large weights as ``(Σ Wᵀ xᵀ)ᵀ``."""
     if step.plan.persistent_kernel:
         return step
-    pays = functools.partial(_rules.puts_weights_on_the_left, steps=step.steps, gradient=step.active is not None)
+    pays = functools.partial(_rules.puts_weights_on_the_left, gradient=step.active is not None)
     loop = step.primal
     program, fixed = loop.program, loop.program.fixed()
     rewriting = Rewriting(program)

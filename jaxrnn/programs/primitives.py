@@ -40,6 +40,7 @@ PRIMITIVES = {
     "dot_general": PRODUCT | MOVABLE,
     "conv_general_dilated": PRODUCT | MOVABLE,
     "rows_by_weight": PRODUCT,  # ours (planning/contract.py), made by the last pass: it stands where it should
+    "add_pieces": CHEAP | SUM,  # ours (planning/join_pieces.py): pieces are added to the whole
     "norm_of_product": MOVABLE,  # ours (instruments/norms.py); planning/hoist.py knows when moving it pays
     # arithmetic of two
     "add": CHEAP | SUM | STRETCHES,

@@ -340,6 +340,12 @@ FAULTS = (
         tests("test_weights_on_the_left", "large_weights"),
     ),
     Fault(
+        "pieces are joined to their neighbours",
+        "(sum(sizes[:first]), sum(sizes[first + n :]), 0) if i == axis",
+        "(sum(sizes[first + n :]), sum(sizes[:first]), 0) if i == axis",
+        tests("test_join_pieces", "enters"),
+    ),
+    Fault(
         "narrow constants leave the loop",
         "return frozenset(n for op in program.ops for n in op.outputs if n in of_consts and "
         "is_narrow(program.kinds[n]))",
