@@ -45,6 +45,7 @@ class Windows(Table):
     lags: int = Field(gt=0)  # values that a step reads, the last one among them
     window: int = Field(gt=0)  # T: steps of a training sequence
     stride: int = Field(gt=0)  # steps between two origins
+    linear: int = Field(default=0, ge=0)  # values of a linear forecast, whose errors the network forecasts; 0: none
     scale: ScaleName = "values"  # on which it is forecast: a Gaussian there, quantiles of the values by going back
 
 
@@ -61,9 +62,9 @@ class Task(Table):
     validation: Share = 0.2  # of the steps: what chooses, before
     test: Share = 0.2  # what is read once, at the end of the series
     warm_up: float = Field(default=0.25, ge=0, lt=1)  # the share of a training sequence that is read, but not scored
-    sunspots: Windows = Windows(lags=1, window=66, stride=1, scale="roots")
-    co2: Windows = Windows(lags=1, window=156, stride=4)
-    elnino: Windows = Windows(lags=1, window=96, stride=1)
+    sunspots: Windows = Windows(lags=1, window=66, stride=1, linear=9, scale="roots")
+    co2: Windows = Windows(lags=1, window=156, stride=4, linear=9)
+    elnino: Windows = Windows(lags=1, window=96, stride=1, linear=2)
 
     @field_validator("sunspots", "co2", "elnino", mode="before")
     @classmethod
@@ -150,7 +151,7 @@ def judged(series: Series, values: np.ndarray, steps: Steps, first: int, last: i
 def read(config: Config, name: Name, values: np.ndarray, learned: np.ndarray) -> tuple[data.Frame, Steps]:
     """The values as the network reads them; all numbers that z needs are of those that are learned from."""
     kind, scale = config.series(name).kind, config.scale(name)
-    frame = data.frame(scale.of(learned), kind)
+    frame = data.frame(scale.of(learned), kind, config.reading(name).linear)
     return frame, data.steps_of(scale.of(values), kind, frame, config.reading(name).lags)
 
 
@@ -305,7 +306,7 @@ def others(config: Config, name: Name) -> dict[str, tuple[classical.Fitted, floa
     """
     series, validation = config.series(name), on_validation(config, name, config.series(name).train)[1]
     found = {}
-    for family, kinds in classical.candidates(name).items():
+    for family, kinds in classical.candidates(name, config.reading(name).linear).items():
         clock = report.Clock()
         scales = [config.scale(name), *([] if family == NAIVE else [SCALES["values"]])]  # the median is any scale's
         candidates = [(kind, scale) for kind in kinds for scale in dict.fromkeys(scales)]
@@ -430,6 +431,8 @@ def predictor(config: Config, model: str) -> study.Predictor:
         return frame.scale * jnp.stack([mean[-1, :, 0], sd[-1, :, 0]], axis=-1)
 
     base = "the mean of its season" if series.kind.phases else "the value a season before, and the mean growth"
+    if linear := config.reading(name).linear:
+        base = f"the linear forecast from {linear} values"
     if config.scale(name).title:
         base += f", in {config.scale(name).title}"
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.forecast.data import SCALES, Kind, Name, Scale
+from experiments.forecast.data import SCALES, Kind, Name, Scale, frame, steps_of
 from experiments.forecast.scores import Forecasts
 
 # (values, origin) -> mean and sd, (H,) each, from values[: origin + 1] alone
@@ -32,7 +32,13 @@ class Ets(NamedTuple):
     seasonal: str | None
 
 
-Model = Literal["naive"] | Arima | Ets
+class Linear(NamedTuple):
+    """Least squares from the last values, each number of steps ahead by itself: what a network may have below it."""
+
+    lags: int
+
+
+Model = Literal["naive"] | Arima | Ets | Linear
 
 # Of each family one is chosen for each series, on the validation period.
 ARIMAS: Mapping[Name, Sequence[Model]] = {
@@ -51,9 +57,10 @@ ETS: Mapping[Name, Sequence[Model]] = {
 }
 
 
-def candidates(name: Name) -> dict[str, Sequence[Model]]:
-    """By family."""
-    return {"seasonal naive": ["naive"], "ARIMA": ARIMAS[name], "ETS": ETS[name]}
+def candidates(name: Name, linear: int) -> dict[str, Sequence[Model]]:
+    """By family; the linear forecast where the network stands on one."""
+    alone = {"linear": [Linear(linear)]} if linear else {}
+    return {"seasonal naive": ["naive"], **alone, "ARIMA": ARIMAS[name], "ETS": ETS[name]}
 
 
 def title(model: Model, scale: Scale, season: int) -> str:
@@ -64,6 +71,8 @@ def title(model: Model, scale: Scale, season: int) -> str:
 def _title(model: Model, season: int) -> str:
     if isinstance(model, str):  # "naive"
         return "seasonal naive"
+    if isinstance(model, Linear):
+        return f"linear({model.lags})"
     if isinstance(model, Arima):
         order, seasonal = (f"({','.join(map(str, of))})" for of in (model.order, model.seasonal))
         harmonics = f" with {model.harmonics} harmonics" if model.harmonics else ""
@@ -86,6 +95,8 @@ def fit(model: Model, scale: Scale, known: np.ndarray, kind: Kind) -> Fitted:
     known = scale.of(known)
     if isinstance(model, str):  # "naive"
         fitted = Fitted(seasonal_naive(known, kind), 0)
+    elif isinstance(model, Linear):
+        fitted = Fitted(linear(model, known, kind), model.lags * kind.horizon)
     elif isinstance(model, Arima):
         fitted = _arima(model, known, kind)
     else:
@@ -109,6 +120,19 @@ def seasonal_naive(known: np.ndarray, kind: Kind) -> Forecaster:
                 k += 1
             mean[h - 1], seasons[h - 1] = values[origin + h - k * m], k
         return mean, sd * np.sqrt(seasons)
+
+    return forecast
+
+
+def linear(model: Linear, known: np.ndarray, kind: Kind) -> Forecaster:
+    """That of ``data.frame``; sd of what it left, for each number of steps ahead."""
+    to = frame(known, kind, model.lags)
+    of_known = steps_of(known, kind, to, model.lags)
+    left = np.where(of_known.mask[:, None] & of_known.there, of_known.targets, np.nan)
+    sd = to.scale * np.sqrt(np.nanmean(left**2, axis=0))
+
+    def forecast(values: np.ndarray, origin: int) -> tuple[np.ndarray, np.ndarray]:
+        return steps_of(values[: origin + 1], kind, to, model.lags).base[-1].astype(float), sd
 
     return forecast
 

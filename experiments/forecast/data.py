@@ -109,13 +109,14 @@ class Frame(NamedTuple):
     """How values become a network's numbers and back: z = (y - base) / scale, all of it from the training period.
 
     The base of a step is the mean of its phase, or of a series with a trend the value a season before plus the mean
-    growth over a season.
+    growth over a season. A step to come may have a linear forecast from the last p of these numbers on top of it.
     """
 
     season: int
     means: np.ndarray  # (phases,); () where the value a season before is the base
     growth: float
     scale: float
+    linear: np.ndarray  # (p, H): of z_{t+h} from z_t … z_{t-p+1}; p = 0: there is none
 
     def base(self, values: np.ndarray, steps: int) -> np.ndarray:
         """(T + steps,): of the steps of the values and of those after them, as far as a season before is known."""
@@ -127,21 +128,41 @@ class Frame(NamedTuple):
         return np.where(there, values[np.clip(before, 0, len(values) - 1)], np.nan) + self.growth
 
 
-def frame(train: np.ndarray, kind: Kind) -> Frame:
+def frame(train: np.ndarray, kind: Kind, linear: int = 0) -> Frame:
+    """Of what is learned from; with a linear forecast from so many values, fitted by least squares."""
+    means, growth = np.empty(0), 0.0
     if kind.phases:
         means = np.array([np.nanmean(train[phase :: kind.phases]) for phase in range(kind.phases)])
         left = train - means[np.arange(len(train)) % kind.phases]
-        return Frame(kind.season, means, 0.0, float(np.nanstd(left)))
-    differences = train[kind.season :] - train[: -kind.season]
-    return Frame(kind.season, np.empty(0), float(np.nanmean(differences)), float(np.nanstd(differences)))
+    else:
+        left = train[kind.season :] - train[: -kind.season]
+        growth = float(np.nanmean(left))
+    to = Frame(kind.season, means, growth, float(np.nanstd(left)), np.empty((0, kind.horizon)))
+    return to._replace(linear=_least_squares(to, train, linear, kind.horizon)) if linear else to
+
+
+def _least_squares(to: Frame, train: np.ndarray, p: int, H: int) -> np.ndarray:
+    """(p, H): each number of steps ahead by itself, from where the p values and what came are known."""
+    z = (train - to.base(train, 0)) / to.scale
+    read, each = _lagged(z, p), []
+    for h in range(1, H + 1):
+        came = np.concatenate([z[h:], np.full(h, np.nan)])
+        known = np.isfinite(read).all(1) & np.isfinite(came)
+        each.append(np.linalg.lstsq(read[known], came[known], rcond=None)[0])
+    return np.stack(each, axis=1)
+
+
+def _lagged(z: np.ndarray, lags: int) -> np.ndarray:
+    """(T, lags): the last values at each step, the last one first; NaN before the first."""
+    return np.stack([np.concatenate([np.full(k, np.nan), z[: len(z) - k]]) for k in range(lags)], axis=1)
 
 
 class Steps(NamedTuple):
     """A series as a network reads it: at step t the values up to t, and what it should say of t + 1 … t + H."""
 
     xs: Any  # (T, I): z of the last values, and where in the year t is; 0 where masked
-    mask: Any  # (T,): False where one of these values is missing, so that the state is held
-    base: Any  # (T, H)
+    mask: Any  # (T,): False where one of these values, or of the linear forecast's, is missing: the state is held
+    base: Any  # (T, H), with the linear forecast
     targets: Any  # (T, H): z of the steps to come, 0 where unknown
     there: Any  # (T, H): where they are known
 
@@ -151,18 +172,20 @@ def steps_of(values: np.ndarray, kind: Kind, to: Frame, lags: int) -> Steps:
     T, H = len(values), kind.horizon
     base = to.base(values, H)
     z = (values - base[:T]) / to.scale
-    lagged = np.stack([np.concatenate([np.full(k, np.nan), z[: T - k]]) for k in range(lags)], axis=1)
+    p = len(to.linear)
+    lagged = _lagged(z, max(lags, p))
     mask = np.isfinite(lagged).all(1)
-    features = [lagged]
+    features = [lagged[:, :lags]]
     if kind.per_year > 1:
         angle = 2 * np.pi * np.arange(T) / kind.per_year
         features.append(np.stack([np.sin(angle), np.cos(angle)], axis=1))
     xs = np.where(mask[:, None], np.concatenate(features, axis=1), 0)
     ahead = np.arange(T)[:, None] + np.arange(1, H + 1)
     to_come = np.concatenate([values, np.full(H, np.nan)])[ahead]
-    targets = (to_come - base[ahead]) / to.scale
+    base = base[ahead] + to.scale * np.where(mask[:, None], lagged[:, :p], 0) @ to.linear
+    targets = (to_come - base) / to.scale
     there = np.isfinite(targets)
-    as_floats = (a.astype(np.float32) for a in (xs, base[ahead], np.where(there, targets, 0)))
+    as_floats = (a.astype(np.float32) for a in (xs, base, np.where(there, targets, 0)))
     xs, bases, targets = as_floats
     return Steps(xs, mask, bases, targets, there)
 

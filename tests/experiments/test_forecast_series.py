@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
+from sklearn.linear_model import LinearRegression
 
 from experiments import forecast
 from experiments.data import splits
@@ -100,6 +101,30 @@ def test_numbers_are_taken_off_the_training_period_s_means_or_the_season_before(
     to = data.frame(values, WEEKS)
     assert to.growth == pytest.approx(np.mean([2, 2, 2, -1, -1, -1])) and to.scale == pytest.approx(1.5)
     assert to.base(values, 2)[-2:].tolist() == [2.5, 6.5] and np.isnan(to.base(values, 2)[:3]).all()
+
+
+@pytest.mark.parametrize("kind", [WEEKS, MONTHS])
+def test_a_linear_forecast_is_fitted_by_least_squares_where_all_is_known(kind):
+    values, end, H = series(length=60), 40, kind.horizon
+    to, plain = data.frame(values[:end], kind, linear=2), data.frame(values[:end], kind)
+    z = (values - plain.base(values, 0)) / plain.scale
+    left = []
+    for h in range(1, H + 1):
+        known = [t for t in range(1, end - h) if np.isfinite(z[[t, t - 1, t + h]]).all()]
+        read, came = np.stack([z[known], z[np.array(known) - 1]], axis=1), z[np.array(known) + h]
+        fitted = LinearRegression(fit_intercept=False).fit(read, came)
+        np.testing.assert_allclose(to.linear[:, h - 1], fitted.coef_, rtol=1e-9)
+        left.append(came - fitted.predict(read))
+    steps = data.steps_of(values, kind, to, 1)
+    assert steps.xs.shape[0] == 60 and not steps.mask[12]  # the step before is missing
+    expected = plain.base(values[:51], H)[51:] + plain.scale * z[[50, 49]] @ to.linear
+    np.testing.assert_allclose(steps.base[50], expected, rtol=1e-6)  # float32
+    np.testing.assert_allclose(steps.base[50] + to.scale * steps.targets[50], values[51 : 51 + H], rtol=1e-5)
+    alone = classical.fit(classical.Linear(2), SCALES["values"], values[:end], kind)
+    mean, sd = alone.forecast(values, 50)
+    np.testing.assert_array_equal(mean, steps.base[50])
+    np.testing.assert_allclose(sd, [plain.scale * np.sqrt(np.mean(of**2)) for of in left], rtol=1e-5)
+    assert alone.parameters == 2 * H and classical.title(classical.Linear(2), SCALES["roots"], 3) == "linear(2), roots"
 
 
 def test_a_masked_step_is_as_if_it_were_not_there(statsmodels):
@@ -213,8 +238,10 @@ def test_a_tiny_run_and_a_question(statsmodels, tmp_path, monkeypatch, capsys):
     assert main(["run", str(ROOT / "configs/forecast.toml"), "--out", str(tmp_path), *tiny.options(*SMALL)]) == 0
     run = tmp_path / "forecast-001"
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["test_reads"] == {"sunspots": 1, "co2": 1, "elnino": 1} and len(summary["models"]) == 3 * 4
-    network, one, other, _ = summary["models"][4:8]
+    assert (
+        summary["test_reads"] == {"sunspots": 1, "co2": 1, "elnino": 1} and len(summary["models"]) == 3 * 4 + 1
+    )  # sunspots have the linear forecast
+    network, one, _, other, _ = summary["models"][5:10]
     assert (
         network["model"] == "co2, gru" and one["model"] == "co2, seasonal naive" and other["model"][:10] == "co2, ARIMA"
     )
@@ -229,7 +256,7 @@ def test_a_tiny_run_and_a_question(statsmodels, tmp_path, monkeypatch, capsys):
     assert [part.title for part in samples.read(run)][1] == "co2: MASE by weeks ahead"
     capsys.readouterr()
     assert main(["predict", str(run), "--model", "co2, gru", "--count", "2"]) == 0
-    assert "beside the value a season before, and the mean growth; it came to" in capsys.readouterr().out
+    assert "beside the linear forecast from 9 values; it came to" in capsys.readouterr().out
 
 
 @pytest.mark.full
