@@ -1,6 +1,6 @@
 """Forecasts: sunspots, CO₂ and El Niño many steps ahead, with intervals, beside seasonal naive, ARIMA and ETS.
 
-About 5 minutes on 2 CPU cores.
+About 2 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations

@@ -238,9 +238,7 @@ def test_a_tiny_run_and_a_question(statsmodels, tmp_path, monkeypatch, capsys):
     assert main(["run", str(ROOT / "configs/forecast.toml"), "--out", str(tmp_path), *tiny.options(*SMALL)]) == 0
     run = tmp_path / "forecast-001"
     summary = json.loads((run / "summary.json").read_text())
-    assert (
-        summary["test_reads"] == {"sunspots": 1, "co2": 1, "elnino": 1} and len(summary["models"]) == 3 * 4 + 1
-    )  # sunspots have the linear forecast
+    assert summary["test_reads"] == {"sunspots": 1, "co2": 1, "elnino": 1} and len(summary["models"]) == 3 * 5
     network, one, _, other, _ = summary["models"][5:10]
     assert (
         network["model"] == "co2, gru" and one["model"] == "co2, seasonal naive" and other["model"][:10] == "co2, ARIMA"
