@@ -128,6 +128,9 @@ def test_products_that_meet_in_a_sum_are_counted_once(monkeypatch, cell, sizes):
         ({}, [(2**13, 2**12)] * 2, 509, None),  # what nothing divides may have up to twice as many
         ({}, [(2**13, 2**12)] * 2, 521, 0),
         ({}, [(2**17, 2**14)] * 2, 256, 16),
+        ({}, [(2**12, 2**11)], 15, 0),  # an Elman network of 64 units, 32 rows: too little to be worth it
+        ({}, [(2**12, 2**11)], 16, None),
+        ({}, [(2**12, 2**10)], 15, None),
         ({}, [(2**17, 2**14)] * 2, 251, None),  # for their many weights, whatever is stacked
         ({}, [(2**8, 2**7)], 2**15, None),  # 32 steps of it are not worth a loop
         ({}, [(2**8, 2**7)], 2**16, 0),
@@ -162,7 +165,8 @@ def test_explain_says_that_it_is_done_in_parts():
         assert (scan.contracted, len(scan.contracted_in_parts), scan.added_in_loop) == ([], 3, [])
         assert "contracted within the backward loop: (2, 4) @ (4, 16), 4 steps at once, " in str(scan)
         assert explained(jr.lstm(I, H)).contracted_in_parts == []
-    whole = explained(NORMED)
+    with using(DEFAULT._replace(stack_up_to=4 * OF_ONE)):
+        whole = explained(NORMED)
     assert (len(whole.contracted), whole.contracted_in_parts) == (3, [])
 
 

@@ -136,11 +136,12 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
 
     With several devices for all: a batch sharded over them would be summed over devices at every step. On a single CPU
     adding a weight costs its size, keeping the cotangents for later theirs. For none where the weights are no more than
-    the cotangents of a step, or than an eighth of ``Constants.contract_from`` times these. Else for all where the
-    cotangents of all steps are few, ``Constants.stack_up_to``, or else for a part of the steps at a time, whose
-    cotangents stay in cache: as many as divide the steps, 4 to 32 and up to a quarter of them, that stack up to 2¹⁹
-    numbers, and at least a 32nd of ``stack_up_to``: fewer are not worth a loop of their own. Where there are no such
-    parts, for all from half of ``contract_from`` on, or up to twice ``stack_up_to``; else for none.
+    the cotangents of a step, or than an eighth of ``Constants.contract_from`` times these; or less than half of that
+    times these, where the cotangents of all steps are fewer than a 64th of ``stack_up_to``. Else for all where these
+    are few, ``stack_up_to``, or else for a part of the steps at a time, whose cotangents stay in cache: as many as
+    divide the steps, 4 to 32 and up to a quarter of them, that stack up to 2¹⁹ numbers, and at least a 32nd of
+    ``stack_up_to``: fewer are not worth a loop of their own. Where there are no such parts, for all from half of
+    ``contract_from`` on, or up to twice ``stack_up_to``; else for none.
 
     Measured on one device, two cores (AMD EPYC), idle, training step / that of a plain scan: for none; for all; in
     parts of so many. By weights / cotangents of a step, (B, T, I, H):
@@ -150,6 +151,7 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
         1     (32, 300, 1, 32): GRU 0.78, 0.78; 30 0.87. LSTM 0.83, 0.86; 30 1.00. Elman 0.79, 0.75; 30 0.94.
               (128, 50, 16, 128): GRU 0.72, 0.71; 10 0.65; reset="after" 0.81, 0.94; 10 0.71. LSTM 0.69, 0.96; 10 0.71.
               (64, 100, 64, 64): GRU 0.92, 0.85; 25 0.87. LSTM 0.94, 0.84; 25 0.87. Elman 0.97, 0.98; 25 1.20
+        2     (32, 10, 64, 64): GRU 0.99, 0.97. LSTM 0.96, 0.91. Elman 0.97, 1.13. Elman (32, 10, 96, 96) 0.98, 1.02
         4     (16, 100, 2, 64): GRU 0.91, 0.82; 25 0.88. LSTM 0.89, 0.88; 25 0.85. (32, 128, 128, 128): GRU 0.88, 0.66;
               32 0.71; reset="after" 0.97, 0.58; 32 0.66. LSTM 0.97, 0.76; 32 0.77. Elman 0.94, 0.83; 32 0.90.
               (64, 256, 256, 256): GRU 0.96, 0.88; 16 0.81. LSTM 0.92, 0.86; 16 0.86.
@@ -175,7 +177,8 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     enough = ratio * size
     if steps is None:
         return None if weights >= enough else 0
-    if weights <= max(ratio / 8, min(ratio, 1)) * size:
+    little = 64 * steps * size < constants().stack_up_to and 2 * weights < enough
+    if weights <= max(ratio / 8, min(ratio, 1)) * size or little:
         return 0
     if steps * size <= constants().stack_up_to:
         return None
