@@ -70,11 +70,11 @@ def test_what_enters_the_loop(function, apart, joined):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def gates(h, x, *, more=lambda piece: 0.0, of_x=lambda product, x: product, dtype=jnp.float32):
+def gates(h, x, *, more=lambda piece: 0.0, of_x=lambda product, x: product, dtype=jnp.float32, axis=-1):
     """Two pieces of h U met by two of x W, changed in one way each."""
     U, W = (draw(shape, seed).astype(dtype) for seed, shape in ((5, (H, 2 * H)), (6, (I, 2 * H))))
     a, b = jnp.split(h.astype(dtype) @ U, 2, axis=-1)
-    c, d = jnp.split(of_x(x.astype(dtype) @ W, x), 2, axis=-1)
+    c, d = jnp.split(of_x(x.astype(dtype) @ W, x), 2, axis=axis)
     new = (jnp.tanh(a + c) * jnp.sin(b + d) + more(a) + more(b)).astype(jnp.float32)
     return new, new
 
@@ -91,8 +91,9 @@ def times_a_scan(product, x):
         ({"more": jnp.sin}, 0),  # a piece serves twice
         ({"of_x": times_a_scan}, 0),
         ({"dtype": jnp.bfloat16}, 0),
+        ({"axis": 0, "of_x": lambda product, x: jnp.concatenate([product[:, :H], product[:, H:]])}, 0),
     ],
-    ids=["as it is", "pieces serve twice", "stays in the loop", "narrow"],
+    ids=["as it is", "pieces serve twice", "stays in the loop", "narrow", "along another axis"],
 )
 def test_what_is_left_apart(options, joined):
     step = Planned(functools.partial(gates, **options)).after("linearize", "save", "spread", "join_pieces")

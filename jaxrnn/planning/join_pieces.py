@@ -57,26 +57,29 @@ def _meeting(loop: LoopProgram) -> Meeting | None:
     uses = Counter(n for op in program.ops for n in op.inputs)
     uses.update(program.outputs)
 
-    def from_outside(piece: int) -> tuple[Op, Op, int] | None:
-        """The sum that this piece enters, and the split of what is added to it, and which of its pieces that is."""
+    def from_outside(piece: int, axis: int) -> tuple[Op, Op, int] | None:
+        """The sum that this piece enters, and the split, along the same axis, of what is added to it, and the place of
+        that among its pieces."""
         op = users.get(piece)
         if uses[piece] != 1 or op is None or not has(op.name, SUM) or len(op.inputs) != 2:
             return None
         (added,) = [n for n in op.inputs if n != piece] or [piece]
         outer = makers.get(added)
-        if outer is None or outer.name != "split" or added not in able or uses[added] != 1:
+        if outer is None or outer.name != "split" or outer.params["axis"] != axis:
             return None
-        return (op, outer, outer.outputs.index(added)) if program.kinds[added] == program.kinds[piece] else None
+        fits = added in able and uses[added] == 1 and program.kinds[added] == program.kinds[piece]
+        return (op, outer, outer.outputs.index(added)) if fits else None
 
     for split in program.ops:
         total = makers.get(split.inputs[0]) if split.name == "split" else None
         if total is None or not has(total.name, SUM) or len(total.inputs) != 2 or uses[total.outputs[0]] != 1:
             continue
         kind = program.kinds[total.outputs[0]]
-        alike = all(program.kinds[n] == kind for n in total.inputs)
-        if is_narrow(kind) or not alike or sorted((n in carried, n in able) for n in total.inputs) != [(0, 1), (1, 0)]:
+        if is_narrow(kind) or any(program.kinds[n] != kind for n in total.inputs):
             continue
-        found = [from_outside(piece) for piece in split.outputs]
+        if len(carried.intersection(total.inputs)) != 1 or len(able.intersection(total.inputs)) != 1:
+            continue
+        found = [from_outside(piece, split.params["axis"]) for piece in split.outputs]
         for first, start in enumerate(found):
             if start is not None:
                 _, outer, at = start

@@ -25,8 +25,8 @@ class Plan(NamedTuple):
             loop. None: on a CPU only where the step has one row and weights of 2¹⁰ numbers, elsewhere always.
         contract: the gradient of a weight is one contraction over time and batch, after the backward loop, where
             autodiff adds to it at every step. None: always, except on a single CPU device with more than one row: there
-            not at all with no more weights than cotangents of a step, and of more than 2²¹ cotangents over all steps
-            for up to 32 steps at once, within the loop, where that divides the steps.
+            not at all with no more weights than cotangents of a step, or few more where all is little, and of more than
+            2²¹ cotangents over all steps for up to 32 steps at once, within the loop, where that divides the steps.
         recompute: the forward pass saves the smallest set of values from which all else that the backward pass needs
             is cheap to compute again. False saves all that it needs.
         one_kernel: on one CPU device the loop becomes one kernel, in which nothing is handed over from one operation to
