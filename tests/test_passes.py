@@ -305,6 +305,16 @@ def test_join_products(monkeypatch, rows, devices, joins):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
 
 
+@pytest.mark.parametrize("rows, joined", [(256, [True, True]), (257, [True, False])])
+def test_many_rows_are_joined_without_a_gradient_alone(monkeypatch, rows, joined):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr("jaxrnn.planning._rules.puts_weights_on_the_left", lambda *_, **__: False)
+    cell = jr.lstm(2, 64)
+    params, xs = jax.eval_shape(cell.init, jax.random.key(0)), jax.ShapeDtypeStruct((10, rows, 2), jnp.float32)
+    forward, training = loops(jr.scan(cell).apply, params, xs)[0], loops(gradient(cell, "auto"), params, xs)[0]
+    assert [len(equations(loop, "dot_general")) == 1 for loop in (forward, training)] == joined
+
+
 @pytest.mark.parametrize("cell", [jr.lstm(I, H), textbook_lstm(I, H)], ids=["lstm", "textbook"])
 def test_joined_products_change_no_number(cell, monkeypatch, x64):
     """Of float64, but for the order of sums: outputs, last carry and gradients, with pauses and resets."""

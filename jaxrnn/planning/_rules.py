@@ -98,16 +98,20 @@ def puts_weights_on_the_left(weights: int, outputs: int, inputs: int, *, gradien
     return rows <= 64
 
 
-def joins_products(rows: int, inner: int, outputs: int) -> bool:
+def joins_products(rows: int, inner: int, outputs: int, *, gradient: bool) -> bool:
     """Whether ``h @ W + x @ V`` is one product, where h and x have so many rows and, in all, so many columns.
 
     On a CPU where the weights and the operands side by side take no more memory than the product that is saved, but for
     ``Constants.spare``; the rows are those of one device of all that there are. Not where the operands are wider than
     the outputs, as in an Elman network: to put them side by side costs more than one product less saves. Measured
     there, forward / plain scan, idle: (B, T, I, H) = (32, 300, 1, 32) 1.46, (256, 64, 64, 64) 0.99, (16, 100, 2, 64)
-    0.96.
+    0.96. Nor for more than 256 rows where there is a gradient. Measured there, training step of an LSTM and of one with
+    peepholes, one product, two: (512, 10, 2, 64) 0.92, 0.89; 1.08, 0.90. (512, 20, 32, 32) 0.95, 0.89; 0.90, 0.88.
+    (256, 64, 64, 64) 0.85, 0.85; 0.83, 0.87. On two devices all are alike.
     """
     rows //= devices()
+    if gradient and rows > 256:
+        return False
     more = inner * (outputs + rows) - rows * outputs
     return jax.default_backend() == "cpu" and inner <= outputs and more <= constants().spare
 

@@ -28,7 +28,7 @@ def join_products(step: PlannedStep) -> PlannedStep:
     rewriting, joined = Rewriting(program), []
     for op in program.ops:
         terms = [makers[n] for n in op.inputs if n in makers and uses[n] == 1] if has(op.name, SUM) else []
-        if len(terms) == 2 == len(op.inputs) and _may_be_one(loop, terms, fixed):
+        if len(terms) == 2 == len(op.inputs) and _may_be_one(loop, terms, fixed, gradient=step.active is not None):
             _multiply_once(rewriting, op, terms)
             joined.append(" + ".join(" @ ".join(str(program.kinds[n].shape) for n in term.inputs) for term in terms))
         else:
@@ -36,7 +36,7 @@ def join_products(step: PlannedStep) -> PlannedStep:
     return step._replace(primal=loop._replace(program=rewriting.done())).noting(joined=joined)
 
 
-def _may_be_one(loop: LoopProgram, terms: list[Op], fixed: set[int]) -> bool:
+def _may_be_one(loop: LoopProgram, terms: list[Op], fixed: set[int], *, gradient: bool) -> bool:
     """Whether both are ``x @ W`` alike, done at each step, and it pays to make them one."""
     program = loop.program
     for term in terms:
@@ -55,7 +55,9 @@ def _may_be_one(loop: LoopProgram, terms: list[Op], fixed: set[int]) -> bool:
     rows, outputs = program.kinds[first.outputs[0]].shape
     inner = sum(program.kinds[term.inputs[0]].shape[1] for term in (first, second))
     numbers = all(isinstance(size, int) for size in (rows, inner, outputs))
-    return alike[0] == alike[1] and len(dtypes) == 1 and numbers and _rules.joins_products(rows, inner, outputs)
+    if alike[0] != alike[1] or len(dtypes) != 1 or not numbers:
+        return False
+    return _rules.joins_products(rows, inner, outputs, gradient=gradient)
 
 
 def _multiply_once(rewriting: Rewriting, op: Op, terms: list[Op]) -> None:
