@@ -89,13 +89,13 @@ def test_each_row_of_the_table_is_a_primitive_of_jax_or_ours():
     lacking = {*primitives.NEW} if jax.__version_info__ < (0, 12) else set()
     assert missing <= lacking, f"no primitives of JAX {jax.__version__}: {sorted(missing - lacking)}"
     assert {*primitives.NEW, *primitives.OURS} <= primitives.PRIMITIVES.keys()
-    assert {rows_by_weight_p.name, norm_of_product_p.name, "constant"} == {*primitives.OURS}
+    assert {rows_by_weight_p.name, norm_of_product_p.name, "add_pieces", "constant"} == {*primitives.OURS}
 
 
 def test_the_table_answers_for_each_property_and_for_what_it_does_not_list():
     products = [name for name in primitives.PRIMITIVES if primitives.has(name, primitives.PRODUCT)]
     assert products == ["dot_general", "conv_general_dilated", "rows_by_weight"]
-    assert [name for name in primitives.PRIMITIVES if primitives.has(name, primitives.SUM)] == ["add", "add_any"]
+    assert [name for name in primitives.PRIMITIVES if primitives.has(name, primitives.SUM)] == ["add", "add_any", "add_pieces"]
     assert primitives.has("tanh", primitives.CHEAP | primitives.MOVABLE)
     assert not primitives.has("dot_general", primitives.CHEAP)
     assert not any(primitives.has("scan", each) for each in primitives.Property)

@@ -40,11 +40,11 @@ PRIMITIVES = {
     "dot_general": PRODUCT | MOVABLE,
     "conv_general_dilated": PRODUCT | MOVABLE,
     "rows_by_weight": PRODUCT,  # ours (planning/contract.py), made by the last pass: it stands where it should
-    "add_pieces": CHEAP | SUM,  # ours (planning/join_pieces.py): pieces are added to the whole
     "norm_of_product": MOVABLE,  # ours (instruments/norms.py); planning/hoist.py knows when moving it pays
     # arithmetic of two
     "add": CHEAP | SUM | STRETCHES,
     "add_any": CHEAP | SUM | STRETCHES,
+    "add_pieces": CHEAP | SUM,  # ours (planning/join_pieces.py): pieces are added to a whole
     "sub": CHEAP | STRETCHES,
     "mul": CHEAP | STRETCHES,
     "div": CHEAP | STRETCHES,
@@ -141,7 +141,7 @@ PRIMITIVES = {
     "debug_callback": INDIVISIBLE,
 }
 
-OURS = ("rows_by_weight", "norm_of_product", "constant")  # the rows that are no primitives of JAX
+OURS = ("rows_by_weight", "norm_of_product", "add_pieces", "constant")  # the rows that are no primitives of JAX
 NEW = ("log2", "one_minus_square", "polynomial")  # those that the oldest supported JAX, 0.10, lacks
 
 
