@@ -24,7 +24,7 @@ ONE_MODEL = {  # most are handed ``data.path`` too
     "forecast": ["task.series=['co2']", "task.co2.window=60", "task.co2.stride=20", "model.hidden_size=3"],
     "g2p": ["model.kinds=['ctc']", "model.hidden_size=2", "model.embedding_size=2", "data.buckets=1"],
     "music": ["model.only=['gru-46']", "model.variants.gru-46.hidden_size=2", "model.variants.gru-46.steps=6"],
-    "vowels": ["model.cells=['gru']", "model.hidden_size=2", "data.buckets=1"],
+    "vowels": ["model.cells=['gru']", "model.hidden_size=2", "data.buckets=1", "task.held_out=test"],  # no folds
 }
 ONE_MODEL["charlm"] += ["task.order=3", "task.written=8", "task.prompt=6"]
 ONE_MODEL["g2p"] += ["data.validation=0.2", "data.test=0.3"]
@@ -33,11 +33,14 @@ OF_ITS_OWN = {  # what has no STUDY
     "long_memory": ["runs=['scan']", "task.length=20", "train.blocks=2", "train.block_steps=2", "train.seeds=[0]"],
     "mackey_glass": ["model.hidden_sizes=[8]", "model.ridges=[1e-6]", "task.steps=60", "task.washout=5"],
     "memory_rl": ["tasks=['t_maze']", "networks=['gru']", "hidden_size=4", "seeds=[7]", "episodes=5"],
+    "online_copy": ["data={steps=200,batch_size=4,bound=9.0}", "model.hidden_size=4", "learn.rates=[0.01]"],
     "online_drift": ["data.steps=120", "learn.rules=['chunk']", "learn.chunks=[4]", "learn.rates=[0.01]"],
 }
 OF_ITS_OWN["long_memory"] += ["model.cells=['gru']", "model.hidden_sizes={gru=4}", "task.validation=2", "task.test=2"]
 OF_ITS_OWN["mackey_glass"] += ["task.starts=2", "task.warm_up=20", "task.horizon=5", "task.seeds=[0]"]
 OF_ITS_OWN["memory_rl"] += ["ppo={updates=3,environments=4,steps=4}"]
+OF_ITS_OWN["online_copy"] += ["learn.dense=['bptt']", "learn.sparse=['bptt']", "learn.windows=[4]"]
+OF_ITS_OWN["online_copy"] += ["learn.seeds=[0]", "learn.validation_seeds=[9]"]
 OF_ITS_OWN["online_drift"] += ["learn.seeds=[0]", "learn.validation_seeds=[9]", "model.hidden_size=3"]
 
 

@@ -75,6 +75,10 @@ def test_two_learning_rates_are_swept(name, tmp_path):
     assert len(losses) == len(set(losses.values())) == 2
 
 
+def test_what_makes_a_run_short_is_known_of_each():
+    assert killed.OF_ITS_OWN.keys() == {*OF_ITS_OWN} - {"pretrained"}
+
+
 @pytest.mark.parametrize("name", OF_ITS_OWN)
 def test_what_ranks_nothing_is_not_swept(name, tmp_path, capsys):
     config = ROOT / EXPERIMENTS[name].config

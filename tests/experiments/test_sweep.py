@@ -158,4 +158,4 @@ def test_a_member_that_diverged_is_lost_and_last(tmp_path, capsys):
     assert [(row["train.learning_rate"], row["lost"]) for row in results] == [("0.001", "0"), ("1e+38", "2")]
     assert np.isfinite(float(results[0]["mean"])) and np.isnan(float(results[1]["mean"]))
     members = table(tmp_path / "digits-sweep-001/members.csv")
-    assert [np.isnan(float(row["test_accuracy"])) for row in members] == [False, False, True, True]
+    assert [np.isnan(float(row["validation_accuracy"])) for row in members] == [False, False, True, True]
