@@ -104,6 +104,10 @@ class Config(Trained):
                     f"task.{name}.window: expected at most {len(series.train)}, the steps of the training period, got "
                     f"{reading.window}"
                 )
+            most = min(reading.window, len(series.train) - series.kind.horizon) - 1
+            for key, given in (("lags", reading.lags), ("linear", reading.linear)):
+                if given > most:
+                    raise DataError(f"task.{name}.{key}: expected at most {most}, within a sequence, got {given}")
 
 
 class Judged(NamedTuple):

@@ -11,6 +11,7 @@ from sklearn.linear_model import LinearRegression
 
 from experiments import forecast
 from experiments.data import splits
+from experiments.data.records import DataError
 from experiments.forecast import classical, data, scores
 from experiments.forecast.data import KINDS, SCALES, Kind
 from experiments.forecast.scores import Forecasts
@@ -56,7 +57,7 @@ def statsmodels(tmp_path, monkeypatch):
 
 
 def config(**task):
-    task |= {name: {"lags": 1, "window": 60, "stride": 20} for name in KINDS}
+    task = {name: {"lags": 1, "window": 60, "stride": 20} for name in KINDS} | task
     train = {"steps": 2, "log_every": 1, "batch_size": 2}
     return forecast.Config.model_validate(
         {"experiment": "forecast", "train": train, "task": task, "model": {"hidden_size": 3}}
@@ -219,6 +220,14 @@ def test_periods_follow_each_other_and_the_test_is_read_once(statsmodels, monkey
     assert not task.shared[0].there[-1].any() and len(co2.whole()) == 600
     with pytest.raises(splits.TestSplitError, match="handed to the final evaluation, once"):
         co2.whole()
+
+
+@pytest.mark.parametrize("key", ["lags", "linear"])
+def test_what_a_step_reads_fits_into_a_sequence(statsmodels, key):
+    of = lambda values: config(elnino={"window": 60, "stride": 20, "lags": 1, key: values})
+    of(59).read_data()
+    with pytest.raises(DataError, match=rf"task\.elnino\.{key}: expected at most 59, within a sequence, got 60"):
+        of(60).read_data()
 
 
 def test_without_statsmodels_the_extra_is_named(tmp_path, monkeypatch, capsys):
