@@ -100,13 +100,15 @@ def test_what_is_left_apart(options, joined):
     assert count(step.tangent.program.ops, "add_pieces") == joined
 
 
-@pytest.mark.parametrize("setting", ["several devices", "one kernel"])
-def test_where_sums_are_taken_apart_instead(monkeypatch, setting):
-    plan = jr.Plan(contract=True, one_kernel=setting == "one kernel")
-    if setting == "several devices":
-        monkeypatch.setattr(jax, "device_count", lambda: 2)
+@pytest.mark.parametrize("one_kernel", [False, True])
+def test_sums_are_taken_apart_for_several_devices_instead(monkeypatch, one_kernel):
+    plan = jr.Plan(contract=True, one_kernel=one_kernel)
     step = Planned(cell_step(BEFORE), plan).after("linearize", "save", "spread")
+    assert count(PASSES["join_pieces"](step).tangent.program.ops, "add_pieces") == 1
+    assert PASSES["split_sums"](step) is step
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert PASSES["join_pieces"](step) is step
+    assert count(PASSES["split_sums"](step).tangent.program.ops, "split") > count(step.tangent.program.ops, "split")
 
 
 @pytest.mark.parametrize("cell", [BEFORE, AFTER], ids=["before", "after"])
@@ -119,9 +121,9 @@ def test_each_cotangent_is_stacked_once(cell):
     assert sorted(of_sums) == [(B, H), (B, wide * H)]
 
 
-@pytest.mark.parametrize("contract", [True, False])
+@pytest.mark.parametrize("setting", [{"contract": True}, {"contract": False}, {"contract": True, "one_kernel": True}])
 @pytest.mark.parametrize("cell", [BEFORE, AFTER], ids=["before", "after"])
-def test_no_number_changes(cell, contract, x64):
+def test_no_number_changes(cell, setting, x64):
     """Gradients, and their derivative in a direction, against the scan of the step as it stands."""
     params, xs = randomised(cell.init(jax.random.key(0))), draw((4, B, I), 1)
     directions = randomised((params, xs), 3)
@@ -129,5 +131,5 @@ def test_no_number_changes(cell, contract, x64):
     def both(plan):
         return jax.jvp(gradient(cell, plan, reverse=True), (params, xs), directions)
 
-    got, want = jax.jit(lambda: [both(plan) for plan in (jr.Plan(contract=contract, one_kernel=False), "plain")])()
+    got, want = jax.jit(lambda: [both(plan) for plan in (jr.Plan(**{"one_kernel": False, **setting}), "plain")])()
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), got, want)

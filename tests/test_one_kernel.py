@@ -140,14 +140,15 @@ def test_derivatives_and_vmap_of_it(of, traced, x64):
     assert_close(got, want, 1e-10)
 
 
-@pytest.mark.parametrize("name, sums", [("gru", 3), ("gru after", 4)])
+@pytest.mark.parametrize("name, sums", [("gru", [1, 2]), ("gru after", [1, 3])])
 def test_a_kernel_puts_out_the_cotangent_of_each_sum_once(name, sums):
-    """With the gate behind the product, that of h and that of x meet in two of three sums."""
+    """With the gate behind the product, that of h and that of x meet in two of three sums; the third has two."""
     cell = CELLS[name]()
     params, xs = problem(cell)
     traced = jax.make_jaxpr(jax.grad(loss(cell)))(params, xs).jaxpr
     *_, backward = equations(traced, "scan")
-    assert [v.aval.shape for v in backward.params["jaxpr"].jaxpr.outvars] == [(1, H)] * (1 + sums), "of the carry, too"
+    stacked = [v.aval.shape for v in backward.params["jaxpr"].jaxpr.outvars[backward.params["num_carry"] :]]
+    assert sorted(stacked) == [(1, n * H) for n in sums]
     products = [eqn.outvars[0].aval.shape for eqn in equations(traced, "dot_general")]
     assert (I, 3 * H) in products, "one product for all pieces"
 

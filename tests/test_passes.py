@@ -12,6 +12,7 @@ import jaxrnn as jr
 from jaxrnn import planning
 from jaxrnn.planning.constants import DEFAULT, using
 from jaxrnn.planning.contract import rows_by_weight_p
+from jaxrnn.planning.cut_weights import by_pieces
 from jaxrnn.planning.planned_scan import PASSES
 from jaxrnn.planning.planned_step import Active, PlannedStep
 from jaxrnn.programs.program import evaluate, needed_for
@@ -332,11 +333,17 @@ def test_joined_products_change_no_number(cell, monkeypatch, x64):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), got, want)
 
 
-@pytest.mark.parametrize("spare, cuts", [(3 * H * H - 1, 2), (3 * H * H, 0)])
-def test_cut_weights(spare, cuts):
-    """A GRU multiplies by two pieces of W_hh. Forward alone its loop is that of ``lax.scan``, unless they are few."""
+@pytest.mark.parametrize(
+    "rows, H, spare, cuts",
+    [(6, 5, 75 - 1, 2), (6, 5, 75, 0), (2, 5, 60 - 1, 2), (2, 5, 60, 0), (2, 31, 1, 2), (2, 32, 1, 0)],
+    ids=["many pieces", "few pieces", "many outputs", "few outputs", "not an eighth", "an eighth of the pieces"],
+)
+def test_cut_weights(monkeypatch, rows, H, spare, cuts):
+    """A GRU multiplies by two pieces of W_hh, 3 H² numbers, and has 3 H outputs a row. Forward alone its loop is that
+    of ``lax.scan``, unless one or the other are few."""
+    monkeypatch.setattr("jaxrnn.planning._rules.devices", lambda: 1)
     cell = jr.gru(I, H)
-    params, xs = randomised(cell.init(jax.random.key(0))), draw((4, 3 * B, I), 1)  # too many rows for one kernel
+    params, xs = randomised(cell.init(jax.random.key(0))), draw((4, rows, I), 1)
     with using(DEFAULT._replace(spare=spare, kernel_of_rows_up_to=0)):
         (loop,) = loops(lambda *args: jr.scan(cell).apply(*args), params, xs)
         got = jr.scan(cell).apply(params, xs)[1]
@@ -344,6 +351,24 @@ def test_cut_weights(spare, cuts):
     pieces = [eqn for eqn in equations(loop, "slice") if eqn.invars[0].aval.shape == (H, 3 * H)]
     assert len(pieces) == cuts
     np.testing.assert_allclose(got, jr.scan(cell, plan="plain").apply(params, xs)[1], rtol=1e-5, atol=1e-6)
+
+
+def test_columns_of_a_product_are_a_product_with_columns():
+    """Those of which one piece is used, of weights: neither what is used otherwise too, nor a product of inputs."""
+
+    def run(W, h, x):
+        a, b, c = h @ W, x @ W, x @ W
+        return a[:, 1:3], b[:, :2], b, jnp.tanh(c)[:, 2:], (h @ x.T)[:, :1], (x @ W)[1:, 2:]
+
+    W, h, x = draw((I, 4), 1), draw((B, I), 2), draw((B, I), 3)
+    program, _ = trace(functools.partial(run, W), h, x)
+    changed = by_pieces(program)
+    multiplied = [changed.kinds[op.inputs[1]].shape for op in changed.ops if op.name == "dot_general"]
+    assert sorted(multiplied) == [(I, B), (I, 2), (I, 4), (I, 4), (I, 4)]
+    known = changed.consts | dict(zip(changed.inputs, (h, x), strict=True))
+    for got, want in zip(evaluate(changed.ops, known, changed.outputs), run(W, h, x), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert by_pieces(changed) is changed
 
 
 @pytest.mark.parametrize("rows, copies", [(3, 0), (4, 1)])

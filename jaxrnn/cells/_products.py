@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -11,10 +12,20 @@ import jax.numpy as jnp
 from jaxrnn._base import PyTree
 from jaxrnn._dtypes import aligned, carry_dtype, product, promoted
 
+LARGE = 2**14  # numbers of a matrix from which one row is multiplied by all of it, where some columns are wanted
 
-def project(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
-    """``x @ W`` with both sides in the compute dtype (None: that of W), summed in at least float32, for the carry."""
-    return product(jnp.dot, x, W, dtype)
+
+def project(x: jax.Array, W: jax.Array, dtype: Any, columns: slice = slice(None)) -> jax.Array:
+    """``x @ W`` with both sides in the compute dtype (None: that of W), summed in at least float32, for the carry.
+
+    By some columns of a large W, one row is multiplied by all, and cut then: of the cut of W and the product a CPU's
+    compiler makes one loop, which reads down the columns. A step of a GRU, reset before, B = 1, took 2.5, 5 and 12
+    times as long with 128, 256 and 512 units (two AVX-512 cores). Under a plan a run over time has W cut once, before
+    the loop (``planning/cut_weights.py``).
+    """
+    if math.prod(x.shape[:-1]) == 1 and W.size >= LARGE and columns != slice(None):
+        return product(jnp.dot, x, W, dtype)[..., columns]
+    return product(jnp.dot, x, W[..., columns], dtype)
 
 
 def project_blocks(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
@@ -23,17 +34,17 @@ def project_blocks(x: jax.Array, W: jax.Array, dtype: Any) -> jax.Array:
     return product(functools.partial(jnp.einsum, "...nk,nkm->...nm"), x, W, dtype)
 
 
-def project_heads(h: jax.Array, W: jax.Array, gates: int, dtype: Any) -> jax.Array:
+def project_heads(h: jax.Array, W: jax.Array, gates: int, dtype: Any, columns: slice = slice(None)) -> jax.Array:
     """``project`` of a state by W (R, gates * H), or by one block a head, W (heads, R / heads, gates * H / heads).
 
-    Either way (*B, gates * H), gate by gate; each head's units stand together.
+    Either way (*B, gates * H), gate by gate; each head's units stand together. The gates are those in the columns.
     """
     if W.ndim == 2:
-        return project(h, W, dtype)
-    a = project_blocks(h, W, dtype)
-    heads, columns = a.shape[-2:]
-    a = a.reshape(*h.shape[:-1], heads, gates, columns // gates)
-    return jnp.swapaxes(a, -3, -2).reshape(*h.shape[:-1], heads * columns)
+        return project(h, W, dtype, columns)
+    a = project_blocks(h, W[..., columns], dtype)
+    heads, width = a.shape[-2:]
+    a = a.reshape(*h.shape[:-1], heads, gates, width // gates)
+    return jnp.swapaxes(a, -3, -2).reshape(*h.shape[:-1], heads * width)
 
 
 def project_complex(x: jax.Array, W_re: jax.Array, W_im: jax.Array, dtype: Any) -> jax.Array:

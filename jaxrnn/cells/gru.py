@@ -144,9 +144,9 @@ def gru(
         scale_xh, scale_hh, scale_rz, scale_n = gru_scales(params)
         a = by_gate(GATES, plus_bias(normalised(project(x, W_xh, dtype), scale_xh, 2 * H, H), b))
         if reset == "before":
-            u = by_gate(GATES[:-1], normalised(project_heads(h, W_hh[..., :-k], 2, dtype), scale_rz, 2 * H))
+            u = by_gate(GATES[:-1], normalised(project_heads(h, W_hh, 2, dtype, jnp.s_[:-k]), scale_rz, 2 * H))
             r, z = σ(u.r + a.r), σ(u.z + a.z)
-            n = act(normalised(project_heads(r * h, W_hh[..., -k:], 1, dtype), scale_n, H) + a.n)
+            n = act(normalised(project_heads(r * h, W_hh, 1, dtype, jnp.s_[-k:]), scale_n, H) + a.n)
         else:
             u = by_gate(GATES, normalised(project_heads(h, W_hh, 3, dtype), scale_hh, 2 * H, H))
             r, z = σ(u.r + a.r), σ(u.z + a.z)

@@ -117,11 +117,11 @@ def lem(
         W_xh, W_hh, b, _ = params
         h, z = carry
         a = by_gate(GATES, plus_bias(project(x, W_xh, dtype), b))
-        u = by_gate(GATES[:-1], project(h, W_hh[:, :-H], dtype))
+        u = by_gate(GATES[:-1], project(h, W_hh, dtype, jnp.s_[:-H]))
         dt_z, dt_h = dt * σ(u.dt + a.dt), dt * σ(u.dt_bar + a.dt_bar)
         n_z = act(u.z + a.z)
         z = (1 - dt_z) * z + dt_z * n_z
-        n_h = act(project(z, W_hh[:, -H:], dtype) + a.h)
+        n_h = act(project(z, W_hh, dtype, jnp.s_[-H:]) + a.h)
         h = (1 - dt_h) * h + dt_h * n_h
         return LEMGates(dt_z, dt_h, n_z, n_h, z, h)
 

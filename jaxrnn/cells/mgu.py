@@ -111,8 +111,8 @@ def mgu(
         W_xh, W_hh, b, b_hh, _ = params
         a = by_gate(GATES, plus_bias(project(x, W_xh, dtype), b))
         if reset == "before":
-            f = σ(project(h, W_hh[:, at_f], dtype) + a.f)
-            n = act(project(f * h, W_hh[:, at_n], dtype) + a.n)
+            f = σ(project(h, W_hh, dtype, at_f) + a.f)
+            n = act(project(f * h, W_hh, dtype, at_n) + a.n)
         else:
             u = by_gate(GATES, project(h, W_hh, dtype))
             f = σ(u.f + a.f)

@@ -127,7 +127,7 @@ def qrnn(
 
     def maps(params, xs, columns):
         b = None if params.b is None else params.b[columns]
-        return plus_bias(project(xs, params.W_xh[:, columns], dtype), b)
+        return plus_bias(project(xs, params.W_xh, dtype, columns), b)
 
     def of_state(params, xs):
         """n, f and i of the window's inputs side by side, (*B, window * I)."""

@@ -127,12 +127,12 @@ def sru(
 
     def of_state(params, c, x):
         """n and f; c is the old state, which the form of 2017 does not need."""
-        a = by_gate(("n", "f"), project(x, params.W_xh[:, : 2 * H], dtype))
+        a = by_gate(("n", "f"), project(x, params.W_xh, dtype, jnp.s_[: 2 * H]))
         return a.n, gate("f", a.f, params, c)
 
     def of_output(params, c_old, c, x):
         """r and h."""
-        r = gate("r", project(x, params.W_xh[:, 2 * H :], dtype), params, c_old)
+        r = gate("r", project(x, params.W_xh, dtype, jnp.s_[2 * H :]), params, c_old)
         s = α * x.astype(r.dtype) if params.W_s is None else project(x, params.W_s, dtype)
         return r, r * act(c) + (1 - r) * s
 

@@ -28,7 +28,7 @@ order in which they run (``PASSES`` in ``planned_scan.py``):
     hoist                  what does not depend on the carry, and holds a product that pays, leaves the loops
     weights_on_the_left    large weights of the forward loop stand on the left of their products
     join_products          sums of two products become one product, where that takes no more memory
-    cut_weights            weights that the step cuts into pieces are cut once, where they are small
+    cut_weights            weights that the step cuts into pieces are cut once, where that takes little more memory
     sum_by_product         long sums over features, in the loops of a CPU, become products with ones
     contract               products outside the tangent loop get transposes that run fastest
     one_kernel             a loop of one row is to be one kernel of the CPU

@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxrnn._base import PyTree, flatten
 from jaxrnn.loops.chunked import Chunking, Way, scan_in_chunks
 from jaxrnn.planning.contract import contract
-from jaxrnn.planning.cut_weights import cut_weights
+from jaxrnn.planning.cut_weights import by_pieces, cut_weights
 from jaxrnn.planning.explanation import ScanExplanation
 from jaxrnn.planning.fuse import fuse
 from jaxrnn.planning.hoist import hoist, in_blocks
@@ -129,7 +129,7 @@ def _may_run_at_once(program: Program) -> bool:
 
 
 def _differentiable(
-    program: Program,
+    as_traced: Program,
     n_carry: int,
     plan: Plan,
     explanation: ScanExplanation,
@@ -138,6 +138,7 @@ def _differentiable(
     **options: Any,
 ) -> Callable[..., list[Any]]:
     """``run(consts, carry, xs)``, whose derivative is the scan of the tangent that the passes made."""
+    program = by_pieces(as_traced)
 
     def rewritten(plan: Plan, active: Active | None) -> tuple[PlannedStep, dict[str, PlannedStep]]:
         """The step after all passes, and after each of them."""
@@ -164,7 +165,7 @@ def _differentiable(
         explanation.programs |= after if several else after_alone
         explanation.note((step if several else alone).notes)
         if active is None and not any((*alone.notes.values(), *step.notes.values())):
-            traced = PlannedStep.of(program, n_carry, plan)  # so that it compiles to the program of "plain"
+            traced = PlannedStep.of(as_traced, n_carry, plan)  # so that it compiles to the program of "plain"
             return traced._replace(primal=traced.primal._replace(as_it_stands=True)), None
         alike = not of_few_rows and (alone.notes, str(alone)) == (step.notes, str(step))
         return (step, None) if alike else (alone, step)
