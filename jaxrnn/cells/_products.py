@@ -23,7 +23,9 @@ def project(x: jax.Array, W: jax.Array, dtype: Any, columns: slice = slice(None)
     times as long with 128, 256 and 512 units (two AVX-512 cores). Under a plan a run over time has W cut once, before
     the loop (``planning/cut_weights.py``).
     """
-    if math.prod(x.shape[:-1]) == 1 and W.size >= LARGE and columns != slice(None):
+    if columns == slice(None):
+        return product(jnp.dot, x, W, dtype)
+    if math.prod(x.shape[:-1]) == 1 and W.size >= LARGE:
         return product(jnp.dot, x, W, dtype)[..., columns]
     return product(jnp.dot, x, W[..., columns], dtype)
 
