@@ -1,7 +1,8 @@
 """One device of several: the rules choose for as many devices as there are, or for one of them.
 
 A process that has several CPU devices may run a step over all of them, its batch divided, or on one. Which, is known
-where the program is lowered; so such a step is planned for both, and ``programs/calls.py`` takes one of the two.
+where the program is lowered; so such a step is planned for both, and ``programs/calls.py`` takes one of the two. Inside
+``jax.shard_map`` over all axes of a mesh, as in ``jr.devices.ensemble``, each device runs a step of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _devices: contextvars.ContextVar[int | None] = contextvars.ContextVar("devices",
 
 def devices() -> int:
     """For how many devices rules choose now."""
-    return _devices.get() or jax.device_count()
+    return _devices.get() or (1 if _each_by_itself() else jax.device_count())
 
 
 @contextlib.contextmanager
@@ -35,10 +36,16 @@ def for_one_device() -> Iterator[None]:
 
 
 def may_be_on_one_cpu(program: Program, plan: Plan) -> bool:
-    """Whether the step may come to run on one CPU device: over a mesh of axes that are in sight it does not."""
+    """Whether the step may come to run on a CPU device by itself: over a mesh of axes that are in sight it does not."""
     in_sight = not all(kind.sharding.mesh.empty for kind in outer_kinds(program))
-    on_mesh = in_sight or not jax.sharding.get_abstract_mesh().empty
+    on_mesh = (in_sight or not jax.sharding.get_abstract_mesh().empty) and not _each_by_itself()
     return jax.default_backend() == "cpu" and not plan.persistent_kernel and not on_mesh
+
+
+def _each_by_itself() -> bool:
+    """Whether what is traced runs on each device of a mesh, all of whose axes ``jax.shard_map`` has taken."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and set(mesh.manual_axes) == set(mesh.axis_names)
 
 
 def outer_kinds(program: Program) -> list[Any]:

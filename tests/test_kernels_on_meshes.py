@@ -1,0 +1,99 @@
+"""Inside ``jax.shard_map`` over all axes of a mesh each device runs a program of its own, which is planned for one."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax import P, export
+from jax.sharding import AxisType
+
+import jaxrnn as jr
+from tests.cases import draw, randomised
+
+pytestmark = pytest.mark.multidevice
+
+KERNEL = "xla_cpu_small_call"
+T, I, H = 5, 3, 4
+CELLS = {"gru": lambda: jr.gru(I, H), "lstm": lambda: jr.lstm(I, H), "after": lambda: jr.gru(I, H, reset="after")}
+
+
+def problem(cell, B):
+    return randomised(cell.init(jax.random.key(0))), draw((T, B, I), 1), draw((T, B, H), 2)
+
+
+def loss(cell, plan="auto"):
+    layer = jr.scan(cell, plan=plan)
+    return lambda params, xs, weights: (layer.apply(params, xs)[1] * weights).sum()
+
+
+def alike(got, want):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), jax.device_get(got), want)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("name", CELLS)
+def test_a_batch_that_shard_map_divides(name, check_vma, x64):
+    """Loops are kernels; gradients, and their derivative in a direction, are those of one device."""
+    cell = CELLS[name]()
+    given = problem(cell, 4)
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    summed = functools.partial(jax.lax.psum, axis_name="batch")
+
+    def gradient(plan, *given):
+        return jax.grad(loss(cell, plan), argnums=(0, 1))(*given)
+
+    def in_a_direction(plan, *given):
+        return jax.jvp(functools.partial(gradient, plan), given, given)[1]
+
+    for of in (gradient, in_a_direction):
+
+        def of_device(*given, of=of):
+            of_params, of_xs = of("auto", *given)
+            # With the check, the transpose of what all devices share has summed them.
+            return (of_params if check_vma else jax.tree.map(summed, of_params)), of_xs
+
+        split = P(None, "batch")
+        run = jax.jit(
+            jax.shard_map(
+                of_device, mesh=mesh, in_specs=(P(), split, split), out_specs=(P(), split), check_vma=check_vma
+            )
+        )
+        alike(run(*given), jax.jit(functools.partial(of, "plain"))(*given))
+        if of is gradient:  # a second derivative is that of a loop as it stands
+            assert run.lower(*given).as_text().count(KERNEL) == 2
+            assert KERNEL not in export.export(run)(*given).mlir_module()
+
+
+def test_members_of_an_ensemble(x64):
+    """Of few rows as kernels; not where another axis of the mesh is left to the compiler."""
+    cell = jr.gru(I, H)
+    _, *shared = problem(cell, 2)
+    members = jr.devices.stack_members([randomised(cell.init(jax.random.key(0)), seed) for seed in range(4)])
+    want = jax.jit(jax.vmap(jax.grad(loss(cell, "plain")), (0, None, None)))(members, *shared)
+    whole = jr.devices.ensemble(jax.grad(loss(cell)))
+    partial = jr.devices.ensemble(jax.grad(loss(cell)), mesh=jr.devices.batch_mesh(1, members=2), axes="member")
+    for run, kernels in ((whole, 2), (partial, 0)):
+        assert run.describe(members).groups == 2
+        alike(run(members, *shared), want)
+        assert jax.jit(run).lower(members, *shared).as_text().count(KERNEL) == kernels
+
+
+def test_rules_are_those_for_one_device(monkeypatch):
+    """As in a process that has no other: a GRU's pieces are joined, and its sums not taken apart."""
+    monkeypatch.setattr("jaxrnn.planning._rules.makes_one_kernel", lambda *_: False)
+    cell = jr.gru(I, H)
+    given = problem(cell, 2)
+    mesh = jr.devices.batch_mesh(2)
+    notes = []
+
+    def alone(*given):
+        notes.append(str(jr.explain(jr.scan(cell), *given[:2]).scans[0].programs["contract"].tangent))
+        return given[1]
+
+    jax.eval_shape(jax.shard_map(alone, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False), *given)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 1)
+        alone(*given)
+    inside, single = notes
+    assert "add_pieces" in inside and inside.count("add_pieces") == single.count("add_pieces")
