@@ -2,7 +2,9 @@
 
 A process that has several CPU devices may run a step over all of them, its batch divided, or on one. Which, is known
 where the program is lowered; so such a step is planned for both, and ``programs/calls.py`` takes one of the two. Inside
-``jax.shard_map`` over all axes of a mesh, as in ``jr.devices.ensemble``, each device runs a step of its own.
+``jax.shard_map`` over all axes of a mesh, as in ``jr.devices.ensemble``, each device runs a step of its own, by the
+rules for one, but for kernels: XLA's pass that divides programs takes the arguments of a kernel apart, and the compiler
+then stops at some of them.
 """
 
 from __future__ import annotations
@@ -36,9 +38,9 @@ def for_one_device() -> Iterator[None]:
 
 
 def may_be_on_one_cpu(program: Program, plan: Plan) -> bool:
-    """Whether the step may come to run on a CPU device by itself: over a mesh of axes that are in sight it does not."""
+    """Whether the step may come to run in a program for one CPU device: over a mesh that is in sight it does not."""
     in_sight = not all(kind.sharding.mesh.empty for kind in outer_kinds(program))
-    on_mesh = (in_sight or not jax.sharding.get_abstract_mesh().empty) and not _each_by_itself()
+    on_mesh = in_sight or not jax.sharding.get_abstract_mesh().empty
     return jax.default_backend() == "cpu" and not plan.persistent_kernel and not on_mesh
 
 

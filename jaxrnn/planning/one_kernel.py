@@ -3,9 +3,8 @@
 A step of one row, or of a few short ones, does little at each operation, and XLA's hand-over from one to the next
 costs more than the work. As one kernel the loop is compiled like a loop of C (``programs/calls.py``). A step of one
 row, B = 1, also reads all weights to multiply that row; done for all steps at once, before the loop or after it, a
-product reads them once. So steps of few rows have a plan of their own, ``plan_for_few_rows``, on a single CPU device,
-or on each of several inside ``jax.shard_map``. A batch over devices runs by the rules for many rows, and so does a step
-that meets ``vmap``: it has more after all.
+product reads them once. So steps of few rows have a plan of their own, ``plan_for_few_rows``, on a single CPU device. A
+batch over devices runs by the rules for many rows, and so does a step that meets ``vmap``: it has more after all.
 """
 
 from __future__ import annotations
@@ -125,11 +124,8 @@ def _fits(loop: LoopProgram) -> bool:
 
 def _all_fit(program: Program, ops: Sequence[Op], weights: set[int]) -> bool:
     """Whether a kernel can hold the operations, and what enters and leaves."""
-    literals = program.kinds.keys() - reached_from(program.ops, [*program.inputs, *program.consts])
 
     def fits(op: Op) -> bool:
-        if op.name == "pvary":  # inside jax.shard_map; of what has a tangent, the transpose is a sum over devices
-            return literals.issuperset(op.inputs)
         if has(op.name, PRODUCT):
             rows = _rows_by_weight(program, op, weights)
             return rows is not None and 1 <= rows <= MOST_ROWS

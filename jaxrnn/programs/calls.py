@@ -17,8 +17,6 @@ from jax.interpreters import ad, batching, mlir
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import func, stablehlo
 
-from jaxrnn.devices.placement import varying_axes
-
 Function = Callable[..., Sequence[Any]]  # arrays in, arrays out
 
 
@@ -30,16 +28,14 @@ def as_one_kernel(function: Function, *arrays: Any) -> list[Any]:
     can hold elementwise operations, reductions, conditionals, loops and products of a matrix and a vector. It must not
     hold what XLA gives to a library, such as products of two matrices: the compiler stops there.
 
-    So it is where each CPU device runs its own part, inside ``jax.shard_map`` over all axes of a mesh. In programs for
-    other devices, or for several that share arrays, in exported ones, under ``vmap`` and in derivatives of it, it is
-    the function as it stands.
+    Elsewhere than on one CPU device, in exported programs, under ``vmap`` and in derivatives of it, it is the function
+    as it stands.
     """
     return _bind(one_kernel_p, function, function, arrays)
 
 
 def on_one_cpu(function: Function, otherwise: Function, *arrays: Any) -> list[Any]:
-    """``function(*arrays)`` where a CPU device runs by itself, in a program for one or inside ``jax.shard_map``;
-    elsewhere, as under ``vmap``, ``otherwise(*arrays)``.
+    """``function(*arrays)`` in a program for one CPU device; elsewhere, as under ``vmap``, ``otherwise(*arrays)``.
 
     Both must compute the same, the first in a form that is fast for these shapes on such a device. The transpose, where
     they are linear, has both forms as well; other derivatives are those of the second. ``otherwise`` is traced where it
@@ -127,7 +123,7 @@ def _transpose(primitive: Primitive) -> Function:
 
     def transpose(cotangents, *arrays, jaxpr, otherwise, transposed_kernel=None, interpreted=False, **_):
         linear = [ad.is_undefined_primal(a) for a in arrays]
-        kinds = [_kind(a.aval) for a in arrays if ad.is_undefined_primal(a)]
+        kinds = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in arrays if ad.is_undefined_primal(a)]
         known = [a for a in arrays if not ad.is_undefined_primal(a)]
 
         def transposed(function):
@@ -161,20 +157,13 @@ def _transpose(primitive: Primitive) -> Function:
     return transpose
 
 
-def _kind(aval: Any) -> jax.ShapeDtypeStruct:
-    """As ``jax.linear_transpose`` takes it, with the axes of a ``jax.shard_map`` over which it differs."""
-    if not varying_axes(aval):
-        return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=aval.sharding, manual_axis_type=aval.manual_axis_type)
-
-
 def _batch(arrays, axes, *, jaxpr, otherwise, **_):
     made = jax.vmap(otherwise, axes)(*arrays)
     return made, [0] * len(made)
 
 
 def _lower_for_cpu(ctx, *arrays, **params):
-    return (_lower if _runs_alone(ctx) else _lower_otherwise)(ctx, *arrays, **params)
+    return (_lower if _is_for_one_device(ctx) else _lower_otherwise)(ctx, *arrays, **params)
 
 
 def _lower_for_gpu(ctx, *arrays, **params):
@@ -184,7 +173,7 @@ def _lower_for_gpu(ctx, *arrays, **params):
 
 def _lower_to_one_kernel(ctx, *arrays, jaxpr, otherwise):
     """A call that is not inlined, with the attribute of XLA's own ``SmallWhileLoopHoistingPass``."""
-    if not _runs_alone(ctx):
+    if not _is_for_one_device(ctx):
         return _lower_otherwise(ctx, *arrays, jaxpr=jaxpr, otherwise=otherwise)
     # The arguments are one tuple, as in XLA's own calls. A kernel knows the buffers that its operations read and write:
     # the process ends at an argument that none reads, or that is a large constant. A tuple's elements it looks up.
@@ -206,13 +195,13 @@ def _lower_to_one_kernel(ctx, *arrays, jaxpr, otherwise):
 
 
 def _is_for_one_device(ctx: Any) -> bool:
-    """Whether the program that is lowered runs on one device."""
-    return getattr(ctx.module_context.axis_context, "num_devices", None) == 1 and not _is_exported(ctx)
+    """Whether the program that is lowered runs on one device: in a kernel no device can talk to another.
 
-
-def _runs_alone(ctx: Any) -> bool:
-    """Whether what is lowered runs on each device by itself: in a kernel no device can talk to another."""
-    return has_whole_arrays(ctx) and not _is_exported(ctx)
+    One that is exported may be called later in a program for several.
+    """
+    module = ctx.module_context
+    exported = getattr(module.lowering_parameters, "for_export", True)
+    return getattr(module.axis_context, "num_devices", None) == 1 and not exported
 
 
 def has_whole_arrays(ctx: Any) -> bool:
@@ -220,11 +209,6 @@ def has_whole_arrays(ctx: Any) -> bool:
     axes = ctx.module_context.axis_context
     manual, mesh = getattr(axes, "manual_axes", None), getattr(axes, "mesh", None)
     return _is_for_one_device(ctx) or (mesh is not None and manual == frozenset(mesh.axis_names))
-
-
-def _is_exported(ctx: Any) -> bool:
-    """A program that is exported may be called later in a program for several devices, by another release."""
-    return bool(getattr(ctx.module_context.lowering_parameters, "for_export", True))
 
 
 _lower = mlir.lower_fun(_run, multiple_results=True)
