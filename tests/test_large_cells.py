@@ -1,4 +1,4 @@
-"""Cells whose weights are large, where few rows are multiplied by all columns in place of some."""
+"""Cells whose weights are large, where one row is multiplied by all columns in place of some."""
 
 import functools
 

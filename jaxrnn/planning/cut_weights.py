@@ -23,10 +23,10 @@ def cut_weights(step: PlannedStep) -> PlannedStep:
     pieces = {
         n for op in program.ops if op.name in ("slice", "split") and fixed.issuperset(op.outputs) for n in op.outputs
     }
-    products = [op for op in program.ops if has(op.name, PRODUCT) and pieces.intersection(op.inputs)]
-    varying = [op for op in products if not fixed.issuperset(op.outputs)]
-    multiplied = sorted({n for op in varying for n in op.inputs if n in pieces})
-    outputs = sum(program.size(n) for op in varying for n in op.outputs)
+    varying = [op for op in program.ops if has(op.name, PRODUCT) and not fixed.issuperset(op.outputs)]
+    products = [op for op in varying if pieces.intersection(op.inputs)]
+    multiplied = sorted({n for op in products for n in op.inputs if n in pieces})
+    outputs = sum(program.size(n) for op in products for n in op.outputs)
     if step.active is None and not _rules.cuts_once(sum(map(program.size, multiplied)), outputs):
         multiplied = []
     return step.noting(cut=[str(program.kinds[n].shape) for n in multiplied])
