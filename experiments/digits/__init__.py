@@ -11,9 +11,10 @@ from typing import Literal, get_args
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from experiments.digits import data
+from experiments.digits.data import Examples, Images
 from experiments.digits.model import RECURRENCES, Name
 from experiments.reports.samples import Groups, Sample, Tile, Tiles
 from experiments.runner import report, study, training
@@ -28,9 +29,8 @@ class Model(Table):
 
 
 class Data(Table):
-    test_fraction: float = Field(default=0.2, ge=0.05, le=0.5)
-    seed: Seed = 0  # draws the split, and nothing else
-    held_out: Literal["test", "validation"] = "test"  # choose settings on "validation"
+    test_fraction: float = Field(default=0.2, ge=0.05, le=0.5)  # and as much of the others for validation
+    seed: Seed = 0  # draws the parts, and nothing else
     order: data.Order = "pixels"  # from the top left; "permuted": in an order drawn once; "rows": eight pixels a step
     permutation_seed: Seed = 0  # draws the order of "permuted", and nothing else
 
@@ -39,27 +39,30 @@ class Config(Trained):
     experiment: Literal["digits"]
     model: Model = Model()
     data: Data = Data()
+    _images: Images | None = PrivateAttr(default=None)
+
+    @property
+    def images(self) -> Images:
+        """Those of this run; the test images are read in ``conclude``, once."""
+        if self._images is None:
+            self._images = data.load(self.data.test_fraction, self.data.seed)
+        return self._images
 
     @model_validator(mode="after")
     def batches_fit_into_the_training_images(self) -> Config:
-        images = len(examples(self)[0].labels)
-        if self.train.batch_size > images:
+        there = len(data.load(self.data.test_fraction, self.data.seed).train.labels)
+        if self.train.batch_size > there:
             raise ValueError(
-                f"train.batch_size: expected at most {images}, the number of training images, "
-                f"got {self.train.batch_size}"
+                f"train.batch_size: expected at most {there}, the number of training images, got "
+                f"{self.train.batch_size}"
             )
         return self
 
 
-def examples(config: Config) -> tuple[data.Examples, data.Examples]:
-    """(train, held_out)"""
-    return data.load(config.data.test_fraction, config.data.seed, config.data.held_out)
-
-
 def columns(config: Config) -> tuple[report.Column, ...]:
-    held_out = config.data.held_out
     return (
-        report.Column(f"{held_out} accuracy", f"{held_out}_accuracy", "%"),
+        report.Column("validation accuracy", "validation_accuracy", "%"),
+        report.Column("test accuracy", "test_accuracy", "%"),
         report.Column("train accuracy", "train_accuracy", "%"),
     )
 
@@ -74,8 +77,7 @@ def network(config: Config, name: Name) -> Reader:
 
 def task(config: Config, name: Name) -> training.Task:
     model = network(config, name)
-    train, held_out = examples(config)
-    accuracy = f"{config.data.held_out}_accuracy"
+    train, validation = config.images.train, config.images.validation
 
     def batch(key, number, shared):
         chosen = training.epoch_batch(len(train.labels), config.train.batch_size, key, number)
@@ -88,49 +90,62 @@ def task(config: Config, name: Name) -> training.Task:
 
     def evaluate(params, shared):
         logits = model.apply(params, shared[1].pixels)
-        return {accuracy: training.accuracy(logits, shared[1].labels)}
+        return {"validation_accuracy": training.accuracy(logits, shared[1].labels)}
 
     return training.Task(
-        model.init, batch, loss, evaluate, accuracy, lower=False, shared=(train, held_out), batch_axis=(1, 0)
+        model.init,
+        batch,
+        loss,
+        evaluate,
+        score="validation_accuracy",
+        lower=False,
+        shared=(train, validation),
+        batch_axis=(1, 0),
     )
 
 
 def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusion:
-    results = [fit.result for fit in fits.values()]
-    figures = {"curves.png": curves(results, config.data.held_out, config.data.order)}
-    return study.Conclusion(results, notes(config), figures, {}, samples(config, fits))
-
-
-def samples(config: Config, fits: Mapping[str, training.Fit]) -> list[Sample]:
-    """The error of every digit, and some images that the first seed of the best model misreads."""
-    held_out = examples(config)[1]
-    logits = {}
+    """The parameters after the last step read the test images, which are handed out here, once."""
+    test, results, wrong, logits = config.images.test(), [], {}, {}
     for name in config.model.cells:
-        model = network(config, name)
-        logits[name] = np.asarray(jax.jit(jax.vmap(model.apply, in_axes=(0, None)))(fits[name].params, held_out.pixels))
-    wrong = {name: misread(of, held_out.labels) for name, of in logits.items()}  # (seeds, N)
-    errors = Groups(
-        title=f"{config.data.held_out.capitalize()} error of each digit",
+        clock, model = report.Clock(), network(config, name)
+        logits[name] = np.asarray(jax.jit(jax.vmap(model.apply, in_axes=(0, None)))(fits[name].params, test.pixels))
+        wrong[name] = misread(logits[name], test.labels)  # (seeds, N)
+        result = fits[name].result.add({"test_accuracy": 1 - wrong[name].mean(-1)})
+        results.append(result._replace(seconds=result.seconds + clock.seconds()))
+    best = min(wrong, key=lambda name: wrong[name].mean())
+    shown = [by_digit(test, wrong), *misread_images(config, best, test, wrong[best][0], logits[best][0])]
+    figures = {"curves.png": curves(results, config.data.order)}
+    return study.Conclusion(results, notes(config), figures, {"test_reads": config.images.test_reads}, shown)
+
+
+def by_digit(test: Examples, wrong: Mapping[Name, np.ndarray]) -> Groups:
+    """The test error of every digit, of each model and seed."""
+    return Groups(
+        title="Test error of each digit",
         axis="model",
         groups=tuple(map(str, range(data.CLASSES))),
         by_model={
-            name: tuple(tuple(float(seed[held_out.labels == d].mean()) for d in range(data.CLASSES)) for seed in of)
+            name: tuple(tuple(float(seed[test.labels == d].mean()) for d in range(data.CLASSES)) for seed in of)
             for name, of in wrong.items()
         },
     )
-    best = min(wrong, key=lambda name: wrong[name].mean())
-    shown = np.flatnonzero(wrong[best][0])[:12]
+
+
+def misread_images(config: Config, name: Name, test: Examples, wrong: np.ndarray, logits: np.ndarray) -> list[Sample]:
+    """Some test images that the first seed of a model misreads, if there are any."""
+    shown = np.flatnonzero(wrong)[:12]
     if not len(shown):
-        return [errors]
-    probabilities = np.asarray(jax.nn.softmax(logits[best][0, shown]))
+        return []
+    probabilities = np.asarray(jax.nn.softmax(logits[shown]))
     tiles = tuple(
         Tile(
-            values=tuple(map(tuple, held_out.pixels[:, n, 0].reshape(8, 8).tolist())),
-            caption=f"{held_out.labels[n]}, read as {p.argmax()} ({100 * p.max():.0f} %)",
+            values=tuple(map(tuple, test.pixels[:, n, 0].reshape(data.SIDE, data.SIDE).tolist())),
+            caption=f"{test.labels[n]}, read as {p.argmax()} ({100 * p.max():.0f} %)",
         )
         for n, p in zip(shown, probabilities, strict=True)
     )
-    return [errors, Tiles(title=f"Misread by {best}, seed {config.train.seeds[0]}", tiles=tiles)]
+    return [Tiles(title=f"Misread by {name}, seed {config.train.seeds[0]}", tiles=tiles)]
 
 
 def misread(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -141,9 +156,8 @@ def misread(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def predictor(config: Config, name: Name) -> study.Predictor:
     """Pixels (64, N, 1) -> the probabilities of the ten digits, (N, 10)."""
 
-    def held_out():
-        chosen = examples(config)[1]
-        return chosen.pixels, chosen.labels
+    def examples():
+        return config.images.validation.pixels, config.images.validation.labels
 
     def say(probabilities, digit):
         likeliest = probabilities.argmax()
@@ -151,14 +165,14 @@ def predictor(config: Config, name: Name) -> study.Predictor:
         return f"{likeliest} ({100 * probabilities[likeliest]:.1f} %){truth}"
 
     model = network(config, name)
-    return study.Predictor(held_out, lambda params, pixels: jax.nn.softmax(model.apply(params, pixels)), say)
+    return study.Predictor(examples, lambda params, pixels: jax.nn.softmax(model.apply(params, pixels)), say)
 
 
 def notes(config: Config) -> tuple[str, ...]:
     return (
         f"Read {in_words(config.data)}. Accuracies: {report.spread(config.train.seeds)}, after the last step; that on "
-        "training data is of the last block's batches. Seconds: all seeds together, compilation included. A prediction "
-        "that is not finite is wrong.",
+        "training data is of the last block's batches. The test images were read once, at the end. Seconds: all seeds "
+        "together, compilation included. A prediction that is not finite is wrong.",
     )
 
 
@@ -169,12 +183,12 @@ def in_words(settings: Data) -> str:
     return {"pixels": "pixel by pixel from the top left", "rows": "row by row, eight pixels a step"}[settings.order]
 
 
-def curves(results: Sequence[report.Result], held_out: str, order: data.Order = "pixels") -> Figure:
+def curves(results: Sequence[report.Result], order: data.Order) -> Figure:
     return report.curves(
         results,
         {
             "Training loss": lambda values: values["loss"],
-            f"{held_out.capitalize()} error (1 - accuracy)": lambda values: 1 - values[f"{held_out}_accuracy"],
+            "Validation error (1 - accuracy)": lambda values: 1 - values["validation_accuracy"],
         },
         title=f"Digits, {'row by row' if order == 'rows' else 'pixel by pixel'}{', permuted' * (order == 'permuted')}",
     )

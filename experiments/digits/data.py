@@ -9,6 +9,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from experiments.data.splits import ReadOnce
+
 CLASSES = 10
 SIDE = 8  # pixels
 
@@ -20,29 +22,38 @@ class Examples(NamedTuple):
     labels: np.ndarray  # (N,) int32
 
 
-class Split(NamedTuple):
-    train: np.ndarray  # indices into the 1797 images
-    held_out: np.ndarray
+class Images(ReadOnce):
+    """Three parts, each with every digit in the proportion of the whole. ``test()`` hands out the last, once."""
+
+    def __init__(self, train: Examples, validation: Examples, test: Examples) -> None:
+        self.train, self.validation, self._test = train, validation, test
+
+    def test(self) -> Examples:
+        """The test images, for the final evaluation.
+
+        Raises:
+            TestSplitError: at the second call.
+        """
+        return self._handed_out("split", self._test)
 
 
-def split(labels: np.ndarray, test_fraction: float, seed: int, held_out: str = "test") -> Split:
-    """A fixed, stratified split: each part has every digit in the proportion of the whole.
+def split(labels: np.ndarray, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices into ``labels``: train, validation, test; validation is ``test_fraction`` of what the test leaves."""
 
-    ``held_out="validation"`` leaves the test images aside and holds out the same fraction of the others, so
-    that settings can be chosen without a look at the test images.
-    """
-    everything = np.arange(len(labels))
-    train, test = _cut(everything, labels, test_fraction, seed)
-    return Split(train, test) if held_out == "test" else Split(*_cut(train, labels, test_fraction, seed))
+    def cut(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        kept, apart = train_test_split(indices, test_size=test_fraction, random_state=seed, stratify=labels[indices])
+        return kept, apart
+
+    rest, test = cut(np.arange(len(labels)))
+    return *cut(rest), test
 
 
-def load(test_fraction: float, seed: int, held_out: str = "test") -> tuple[Examples, Examples]:
-    """``(train, held_out)`` of the 1797 images of 8 × 8 pixels, 16 shades of grey."""
+def load(test_fraction: float, seed: int) -> Images:
+    """The 1797 images of 8 × 8 pixels, 17 grey levels, in three parts."""
     images, labels = load_digits(return_X_y=True)
     pixels = (images / 16).astype(np.float32).T[:, :, None]
     labels = labels.astype(np.int32)
-    train, rest = split(labels, test_fraction, seed, held_out)
-    return Examples(pixels[:, train], labels[train]), Examples(pixels[:, rest], labels[rest])
+    return Images(*(Examples(pixels[:, part], labels[part]) for part in split(labels, test_fraction, seed)))
 
 
 def permutation(seed: int) -> np.ndarray:
@@ -61,8 +72,3 @@ def arranged(pixels: Any, order: Order, seed: int) -> Any:
     elif order == "rows":
         pixels = jnp.moveaxis(pixels.reshape(SIDE, SIDE, *pixels.shape[1:-1]), 1, -1)
     return pixels
-
-
-def _cut(indices: np.ndarray, labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    first, second = train_test_split(indices, test_size=fraction, random_state=seed, stratify=labels[indices])
-    return first, second

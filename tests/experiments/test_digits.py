@@ -8,61 +8,54 @@ from sklearn.datasets import load_digits
 
 import jaxrnn as jr
 from experiments import digits
+from experiments.data.splits import TestSplitError
 from experiments.digits import Config, data, model
 from experiments.runner import training
 from experiments.runner.models import reader
 
 LABELS = load_digits().target
+EVERYTHING = data.load  # the fixture below takes fewer images
 
 
 # ---- data --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("held_out", ["test", "validation"])
-def test_split_is_disjoint_fixed_and_stratified(held_out):
-    train, rest = data.split(LABELS, 0.2, 0, held_out)
-    again = data.split(LABELS, 0.2, 0, held_out)
-    other = data.split(LABELS, 0.2, 1, held_out)
-    assert set(train).isdisjoint(rest)
-    assert (train == again.train).all() and (rest == again.held_out).all()
-    assert set(rest) != set(other.held_out)
-    for digit in range(10):  # in each part a digit's share is that of the whole, to the nearest image
-        share = (LABELS[train] == digit).sum() / (LABELS[np.r_[train, rest]] == digit).sum()
-        assert share == pytest.approx(0.8, abs=0.01)
-
-
-def test_validation_images_come_from_the_training_part():
-    train, test = data.split(LABELS, 0.2, 0, "test")
-    smaller, validation = data.split(LABELS, 0.2, 0, "validation")
-    assert sorted(np.r_[train, test]) == list(range(1797))
-    assert sorted(np.r_[smaller, validation]) == sorted(train)
+def test_the_parts_are_disjoint_fixed_and_stratified():
+    parts, again, other = (data.split(LABELS, 0.2, seed) for seed in (0, 0, 1))
+    assert [len(part) for part in parts] == [1149, 288, 360]
+    assert sorted(np.concatenate(parts)) == list(range(1797))
+    assert all((part == same).all() for part, same in zip(parts, again, strict=True))
+    assert all(set(part) != set(drawn) for part, drawn in zip(parts, other, strict=True))
+    for part in parts:  # a digit's share is that of the whole, to the nearest image
+        shares = np.bincount(LABELS[part]) / len(part) - np.bincount(LABELS) / 1797
+        assert np.abs(shares).max() < 1 / len(part)
 
 
 def test_pixels_are_rows_of_the_images_from_0_to_1():
-    train, test = data.load(0.2, 0)
-    images = load_digits().images
-    indices, _ = data.split(LABELS, 0.2, 0)
-    assert train.pixels.shape == (64, 1437, 1) and test.pixels.shape == (64, 360, 1)
-    assert train.pixels.min() == 0 and train.pixels.max() == 1
-    np.testing.assert_array_equal(train.pixels[:, 5, 0].reshape(8, 8), images[indices[5]] / 16)
-    np.testing.assert_array_equal(train.labels, LABELS[indices])
+    images, parts = EVERYTHING(0.2, 0), data.split(LABELS, 0.2, 0)
+    stored = load_digits().images
+    for part, indices in zip((images.train, images.validation, images.test()), parts, strict=True):
+        assert part.pixels.shape == (64, len(indices), 1)
+        assert part.pixels.min() == 0 and part.pixels.max() == 1
+        np.testing.assert_array_equal(part.pixels[:, 5, 0].reshape(8, 8), stored[indices[5]] / 16)
+        np.testing.assert_array_equal(part.labels, LABELS[indices])
 
 
 @pytest.mark.parametrize(("order", "T", "I"), [("pixels", 64, 1), ("permuted", 64, 1), ("rows", 8, 8)])
 def test_images_are_read_in_the_order_of_the_config(order, T, I):
-    train, _ = data.load(0.2, 0)
-    image = train.pixels[:, 5, 0]
-    read = np.asarray(data.arranged(train.pixels, order, 3))
-    assert read.shape == (T, 1437, I) and data.features(order) == I
+    pixels = EVERYTHING(0.2, 0).train.pixels
+    image = pixels[:, 5, 0]
+    read = np.asarray(data.arranged(pixels, order, 3))
+    assert read.shape == (T, 1149, I) and data.features(order) == I
     if order == "rows":
         np.testing.assert_array_equal(read[:, 5], image.reshape(8, 8))  # a row a step, from the top
     elif order == "permuted":
         place = np.random.default_rng(3).permutation(64)
         np.testing.assert_array_equal(read[:, 5, 0], [image[pixel] for pixel in place])
-        np.testing.assert_array_equal(read[np.argsort(place), 7, 0], train.pixels[:, 7, 0])  # the same for all images
+        np.testing.assert_array_equal(read[np.argsort(place), 7, 0], pixels[:, 7, 0])  # the same for all images
         assert (data.permutation(4) != place).any()
     else:
-        np.testing.assert_array_equal(read, train.pixels)
+        np.testing.assert_array_equal(read, pixels)
 
 
 # ---- models ------------------------------------------------------------------------------------
@@ -122,16 +115,24 @@ def test_the_network_takes_images_as_stored_and_reads_them_in_order():
 
 @pytest.fixture(scope="module", autouse=True)
 def few():
-    """96 images of either part."""
-    parts = [data.Examples(part.pixels[:, :96], part.labels[:96]) for part in data.load(0.2, 0)]
+    """96 images in each of the three parts."""
+
+    def shorten(part):
+        return data.Examples(part.pixels[:, :96], part.labels[:96])
+
+    def fewer(*how):
+        images = EVERYTHING(*how)
+        return data.Images(shorten(images.train), shorten(images.validation), shorten(images.test()))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digits, "examples", lambda config: parts)
+        patch.setattr(data, "load", fewer)
         yield
 
 
-def config(**train):
+def config(cells=("elman", "gru"), **train):
     settings = {"steps": 8, "log_every": 4, "batch_size": 16, "seeds": [0, 1]} | train
-    return Config.model_validate({"experiment": "digits", "model": {"hidden_size": 6}, "train": settings})
+    model = {"hidden_size": 6, "cells": cells}
+    return Config.model_validate({"experiment": "digits", "model": model, "train": settings})
 
 
 def fit(name, config):
@@ -140,7 +141,7 @@ def fit(name, config):
 
 def numbers(result):
     """(points, measures, seeds)"""
-    names = ("loss", "train_accuracy", "grad_norm", "test_accuracy")
+    names = ("loss", "train_accuracy", "grad_norm", "validation_accuracy")
     return np.array([[block.values[name] for name in names] for block in result.history])
 
 
@@ -173,4 +174,17 @@ def test_training_learns_and_divergence_is_seen():
     # A step of 1e38 leaves float32: at the next one nothing is a number, nor right by chance.
     lost = fit("elman", config(learning_rate=1e38, nonfinite="record"))
     assert lost.diverged() == {0: ("gradient", 2), 1: ("gradient", 2)}
-    assert lost.last("test_accuracy").tolist() == [0.0, 0.0]
+    assert lost.last("validation_accuracy").tolist() == [0.0, 0.0]
+
+
+def test_the_test_images_are_handed_out_once_and_not_for_training():
+    of = config(cells=["elman"])
+    trained = training.fit("elman", digits.task(of, "elman"), of.train)
+    assert "test_accuracy" not in trained.result.history[-1].values and of.images.test_reads == 0
+    (result,) = digits.conclude(of, {"elman": trained}).results
+    test, classify = data.load(0.2, 0).test(), jax.vmap(digits.network(of, "elman").apply, (0, None))
+    right = np.asarray(classify(trained.params, test.pixels)).argmax(-1) == test.labels
+    np.testing.assert_allclose(result.last("test_accuracy"), right.mean(1), atol=1e-6)
+    assert of.images.test_reads == 1
+    with pytest.raises(TestSplitError, match="the test split was read already"):
+        of.images.test()

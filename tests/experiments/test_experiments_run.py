@@ -50,7 +50,9 @@ def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys):
     ]
     assert all(line["grad_norm"] > 0 and 0 < line["loss"] < 10 for line in lines)
 
+    assert not any("test_accuracy" in line for line in lines)
     summary = json.loads((run / "summary.json").read_text())
+    assert summary["test_reads"] == 1
     text = (run / "table.md").read_text()
     assert page.read_text() == (
         f"before\n<!-- digits:begin, by run configs/digits.toml -->\n{text}<!-- digits:end -->\nafter\n"
@@ -60,10 +62,10 @@ def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys):
     out = capsys.readouterr().out
     for index, name in enumerate(("elman", "gru")):
         model = summary["models"][index]
-        last = [line["test_accuracy"] for line in lines if line["model"] == name and line["step"] == 4]
-        assert (model["model"], model["test_accuracy"]["each"], model["diverged"]) == (name, last, {})
-        assert model["test_accuracy"]["mean"] == pytest.approx(np.mean(last))
-        assert model["test_accuracy"]["sd"] == pytest.approx(abs(last[0] - last[1]) / 2**0.5)
+        last = [line["validation_accuracy"] for line in lines if line["model"] == name and line["step"] == 4]
+        assert (model["model"], model["validation_accuracy"]["each"], model["diverged"]) == (name, last, {})
+        assert model["validation_accuracy"]["mean"] == pytest.approx(np.mean(last))
+        assert model["validation_accuracy"]["sd"] == pytest.approx(abs(last[0] - last[1]) / 2**0.5)
         shown = [float(number) for number in table[2 + index].split(" | ")[2].removesuffix(" %").split(" ± ")]
         measured = [100 * np.mean(last), 100 * abs(last[0] - last[1]) / 2**0.5]
         assert shown == pytest.approx(measured, abs=0.0501)  # one decimal, a tie rounded either way
@@ -72,7 +74,7 @@ def test_a_tiny_run_leaves_files_that_agree(tmp_path, capsys):
     assert f"written to {run}" in out and f"report: {run / 'report.html'}" in out
     assert (run / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     errors, images = samples.read(run)
-    shares = np.bincount(digits.examples(digits.Config.model_validate(resolved))[1].labels) / 360
+    shares = np.bincount(digits.Config.model_validate(resolved).images.test().labels) / 360
     for model in summary["models"]:
         wrong = np.array(errors.by_model[model["model"]]) @ shares  # of all digits, of each seed
         np.testing.assert_allclose(1 - wrong, model["test_accuracy"]["each"], atol=1e-6)
