@@ -44,8 +44,8 @@ DOCS := $(VENV)/installed-$(PYVER)-docs
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(DEMO) ## train on the digits and draw the figures
-	$(PY) -m experiments run configs/digits.toml
+demo: $(DEMO) ## train on the digits, two seeds, and draw the figures: under 5 minutes
+	$(PY) -m experiments run configs/digits.toml --set "train.seeds=[0, 1]"
 
 bench: $(BENCH) ## jaxrnn beside torch and the JAX libraries: time, memory
 	KERAS_BACKEND=jax $(PY) -m experiments.benchmarks $(BENCH_ARGS)
