@@ -306,6 +306,17 @@ def test_join_products(monkeypatch, rows, devices, joins):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
 
 
+@pytest.mark.parametrize("rows, devices, joined", [(1, 1, True), (2, 2, False), (3, 2, False), (4, 2, True)])
+def test_one_row_of_several_is_not_joined(monkeypatch, rows, devices, joined):
+    """A single row in all is, as may be many under vmap; where there is a gradient every row is."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    params = {name: draw(shape, (3, i)) for i, (name, shape) in enumerate(SHAPES.items())}
+    program, _ = trace(functools.partial(step, params), draw((rows, H), 1), draw((rows, I), 2))
+    actives = (None, Active([], [0], [0]))
+    made = [PASSES["join_products"](PlannedStep.of(program, 1, jr.Plan(), active)) for active in actives]
+    assert [bool(after.notes["joined"]) for after in made] == [joined, True]
+
+
 @pytest.mark.parametrize("rows, joined", [(256, [True, True]), (257, [True, False])])
 def test_many_rows_are_joined_without_a_gradient_alone(monkeypatch, rows, joined):
     monkeypatch.setattr(jax, "device_count", lambda: 1)

@@ -1,4 +1,5 @@
-"""Inside ``jax.shard_map`` over all axes of a mesh each device runs by the rules for one, without kernels."""
+"""A batch over a mesh runs by the rules for several devices; inside ``jax.shard_map`` over all axes by those for one,
+without kernels."""
 
 import functools
 
@@ -9,6 +10,7 @@ from jax import P
 from jax.sharding import AxisType
 
 import jaxrnn as jr
+from jaxrnn.planning.constants import DEFAULT, using
 from tests.cases import draw, randomised
 
 pytestmark = pytest.mark.multidevice
@@ -29,6 +31,23 @@ def loss(cell, plan="auto"):
 
 def alike(got, want):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), jax.device_get(got), want)
+
+
+def test_each_form_is_the_plain_scan_where_nothing_is_done_in_it():
+    """A GRU cuts its weights once where a device puts out little at a step: one of two, here, but not one alone."""
+    cell = CELLS["gru"]()
+    params, xs, _ = problem(cell, 2)
+    mesh = jr.devices.batch_mesh(2)
+    split = jax.device_put(xs, jax.NamedSharding(mesh, P(None, "batch")))
+
+    def lowered(plan, xs):
+        return jax.jit(jr.scan(cell, plan=plan).apply).lower(params, xs).as_text()
+
+    with using(DEFAULT._replace(spare=30, kernel_of_rows_up_to=0)):
+        assert lowered("auto", xs) == lowered("plain", xs)
+        assert lowered("auto", split) != lowered("plain", split)
+    with using(DEFAULT._replace(spare=23, kernel_of_rows_up_to=0)):
+        assert lowered("auto", split) == lowered("plain", split)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])

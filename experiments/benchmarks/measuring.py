@@ -35,9 +35,9 @@ def measure(group: Group) -> list[Row]:
     rows = []
     for index, entry in enumerate(group.entries):
         if index in programs:
-            _, compile_seconds, temp_bytes = programs[index]
-            figures = tuple(seconds[index])
-            rows.append(entry.row._replace(seconds=figures, compile_seconds=compile_seconds, temp_bytes=temp_bytes))
+            _, compile_seconds, temp_bytes, digest = programs[index]
+            known = {"compile_seconds": compile_seconds, "temp_bytes": temp_bytes, "digest": digest}
+            rows.append(entry.row._replace(seconds=tuple(seconds[index]), **known))
         else:
             rows.append(entry.row._replace(note=notes[index]))
     placed.clear()

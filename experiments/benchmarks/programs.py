@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ class Program(NamedTuple):
     call: Callable[[], Any]
     compile_seconds: float | None = None  # lower and compile
     temp_bytes: int | None = None  # memory_analysis().temp_size_in_bytes, of one device
+    digest: str | None = None  # of the lowered text: two programs that share it are the same
 
 
 Placed = dict[tuple[int, int | None, int], tuple[Any, Any]]  # arrays that contestants share on the devices
@@ -81,9 +83,11 @@ def compiled(traced: Traced, devices: int, placed: Placed) -> Program:
     """Compile for the first ``devices`` devices, the arguments already there."""
     args = arguments(traced, devices, placed)
     start = time.perf_counter()
-    executable = jax.jit(traced.function).lower(*args).compile()
+    lowered = jax.jit(traced.function).lower(*args)
+    executable = lowered.compile()
     seconds = time.perf_counter() - start
-    return program(executable, args, seconds, devices)
+    digest = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    return program(executable, args, seconds, devices)._replace(digest=digest)
 
 
 def arguments(traced: Traced, devices: int, placed: Placed) -> list[PyTree]:

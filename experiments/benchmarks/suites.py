@@ -60,6 +60,7 @@ class Row(NamedTuple):
     temp_bytes: int | None = None
     note: str = ""  # why there is no figure
     cores: float | None = None  # at work in its calls: the process's CPU time / wall time; None: not watched
+    digest: str | None = None  # of the lowered program
 
     @property
     def median(self) -> float | None:

@@ -199,12 +199,16 @@ def ragged(rows: Sequence[Row], contestant: str, lengths: str) -> dict[str, floa
 
 
 def auto_over_plain(rows: Sequence[Row]) -> dict[str, float]:
-    """Every row that both plans have, of four suites: forward and training step, one device and two."""
+    """Every row that both plans have, of four suites: forward and training step, one device and two. One program under
+    both plans has the ratio 1, whatever its two times are."""
     ratios = {}
+    digests = {(row.suite, row.quantity, row.devices, name(row), row.contestant): row.digest for row in rows}
     for suite in ("cells", "variants", "small", "length"):
         for quantity in ("forward", "train"):
             for devices in (1, 2):
                 both = (figures(rows, who, devices, suite=suite, quantity=quantity) for who in (PLAN, PLAIN))
                 for key, value in ratio(*both).items():
-                    ratios[f"{key} {quantity}, {devices} device{'s' * (devices > 1)}"] = value
+                    auto, plain = (digests[suite, quantity, devices, key, who] for who in (PLAN, PLAIN))
+                    same = auto is not None and auto == plain
+                    ratios[f"{key} {quantity}, {devices} device{'s' * (devices > 1)}"] = 1.0 if same else value
     return ratios

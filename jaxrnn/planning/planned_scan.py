@@ -139,6 +139,8 @@ def _differentiable(
 ) -> Callable[..., list[Any]]:
     """``run(consts, carry, xs)``, whose derivative is the scan of the tangent that the passes made."""
     program = by_pieces(as_traced)
+    traced = PlannedStep.of(as_traced, n_carry, plan)
+    as_it_stands = traced._replace(primal=traced.primal._replace(as_it_stands=True))  # the program of "plain"
 
     def rewritten(plan: Plan, active: Active | None) -> tuple[PlannedStep, dict[str, PlannedStep]]:
         """The step after all passes, and after each of them."""
@@ -164,9 +166,8 @@ def _differentiable(
         several = explanation.on_several_devices
         explanation.programs |= after if several else after_alone
         explanation.note((step if several else alone).notes)
-        if active is None and not any((*alone.notes.values(), *step.notes.values())):
-            traced = PlannedStep.of(as_traced, n_carry, plan)  # so that it compiles to the program of "plain"
-            return traced._replace(primal=traced.primal._replace(as_it_stands=True)), None
+        if active is None:
+            alone, step = (form if any(form.notes.values()) else as_it_stands for form in (alone, step))
         alike = not of_few_rows and (alone.notes, str(alone)) == (step.notes, str(step))
         return (step, None) if alike else (alone, step)
 

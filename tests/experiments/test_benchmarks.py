@@ -238,6 +238,10 @@ def test_auto_over_plain_is_judged_by_its_worst_row():
     line = verdict(rows, 'plan "auto"')
     assert line.value == pytest.approx(1.1) and line.met is False
     assert line.where == "gru 4,6,3,8 forward, 2 devices"
+    of_one_program = [r._replace(digest="a") for r in rows]
+    assert verdict(of_one_program, 'plan "auto"').value == 1.0  # what differs is noise
+    of_two = [r._replace(digest=r.contestant) for r in rows]
+    assert verdict(of_two, 'plan "auto"').value == pytest.approx(1.1)
 
 
 def test_memory_compile_ensemble_and_textbook_ratios():
