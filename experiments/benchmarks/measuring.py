@@ -36,8 +36,8 @@ def measure(group: Group) -> list[Row]:
     for index, entry in enumerate(group.entries):
         if index in programs:
             _, compile_seconds, temp_bytes, digest = programs[index]
-            known = {"compile_seconds": compile_seconds, "temp_bytes": temp_bytes, "digest": digest}
-            rows.append(entry.row._replace(seconds=tuple(seconds[index]), **known))
+            row = entry.row._replace(compile_seconds=compile_seconds, temp_bytes=temp_bytes, digest=digest)
+            rows.append(row._replace(seconds=tuple(seconds[index])))
         else:
             rows.append(entry.row._replace(note=notes[index]))
     placed.clear()

@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from experiments.digits import data
 from experiments.digits.data import Examples, Images
 from experiments.digits.model import RECURRENCES, Name
+from experiments.measured import interval
 from experiments.reports.samples import Groups, Sample, Tile, Tiles
 from experiments.runner import report, study, training
 from experiments.runner.config import Many, Rate, Seed, Table, Trained
@@ -116,7 +117,7 @@ def conclude(config: Config, fits: Mapping[str, training.Fit]) -> study.Conclusi
     best = min(wrong, key=lambda name: wrong[name].mean())
     shown = [by_digit(test, wrong), *misread_images(config, best, test, wrong[best][0], logits[best][0])]
     figures = {"curves.png": curves(results, config.data.order)}
-    return study.Conclusion(results, notes(config), figures, {"test_reads": config.images.test_reads}, shown)
+    return study.Conclusion(results, notes(config, results), figures, {"test_reads": config.images.test_reads}, shown)
 
 
 def by_digit(test: Examples, wrong: Mapping[Name, np.ndarray]) -> Groups:
@@ -168,11 +169,14 @@ def predictor(config: Config, name: Name) -> study.Predictor:
     return study.Predictor(examples, lambda params, pixels: jax.nn.softmax(model.apply(params, pixels)), say)
 
 
-def notes(config: Config) -> tuple[str, ...]:
+def notes(config: Config, results: Sequence[report.Result]) -> tuple[str, ...]:
+    ends = {result.model: interval(result.last("test_accuracy")) for result in results}
+    spans = [f"{model} {100 * of[0]:.1f} … {100 * of[1]:.1f} %" for model, of in ends.items() if of]
+    spread = f" 95 % intervals of the mean test accuracy (Student's t): {'; '.join(spans)}." if spans else ""
     return (
         f"Read {in_words(config.data)}. Accuracies: {report.spread(config.train.seeds)}, after the last step; that on "
-        "training data is of the last block's batches. The test images were read once, at the end. Seconds: all seeds "
-        "together, compilation included. A prediction that is not finite is wrong.",
+        f"training data is of the last block's batches. The test images were read once, at the end.{spread} Seconds: "
+        "all seeds together, compilation included. A prediction that is not finite is wrong.",
     )
 
 
