@@ -17,6 +17,7 @@ from jaxrnn.planning.cut_weights import by_pieces, cut_weights
 from jaxrnn.planning.explanation import ScanExplanation
 from jaxrnn.planning.fuse import fuse
 from jaxrnn.planning.hoist import hoist, in_blocks
+from jaxrnn.planning.join_gates import join_gates
 from jaxrnn.planning.join_pieces import join_pieces
 from jaxrnn.planning.join_products import join_products
 from jaxrnn.planning.linearize import is_inexact, linearize
@@ -39,6 +40,7 @@ PASSES: dict[str, Callable[[PlannedStep], PlannedStep]] = {
     pass_.__name__: pass_
     for pass_ in (
         fuse,
+        join_gates,
         linearize,
         save,
         spread,  # this one and the next three: of the tangent alone
@@ -142,9 +144,9 @@ def _differentiable(
     traced = PlannedStep.of(as_traced, n_carry, plan)
     as_it_stands = traced._replace(primal=traced.primal._replace(as_it_stands=True))  # the program of "plain"
 
-    def rewritten(plan: Plan, active: Active | None) -> tuple[PlannedStep, dict[str, PlannedStep]]:
+    def rewritten(plan: Plan, active: Active | None, has_kernel: bool) -> tuple[PlannedStep, dict[str, PlannedStep]]:
         """The step after all passes, and after each of them."""
-        step, after = PlannedStep.of(program, n_carry, plan, active, steps), {}
+        step, after = PlannedStep.of(program, n_carry, plan, active, steps=steps, has_kernel=has_kernel), {}
         for name, rewrite in PASSES.items():
             step = rewrite(step)
             after[name] = step.without_values()
@@ -153,15 +155,17 @@ def _differentiable(
     def planned(active: Active | None) -> tuple[PlannedStep, PlannedStep | None]:
         """The step, and what runs in its place elsewhere than on one CPU device. Both save the same."""
         if way is not None:
-            step, after = rewritten(plan_for_chunks(program, plan), active)
+            of_chunks = plan_for_chunks(program, plan)
+            step, after = rewritten(of_chunks, active, bool(of_chunks.one_kernel))
             explanation.programs |= after
             explanation.note({**step.notes, "one_kernel": ()})
             return step, None
         of_few_rows = plan_for_few_rows(program, plan)
-        step, after = alone, after_alone = rewritten(plan, active)
+        has_kernel = of_few_rows is not None and bool(of_few_rows.one_kernel)
+        step, after = alone, after_alone = rewritten(plan, active, has_kernel)
         if of_few_rows or (devices() > 1 and may_be_on_one_cpu(program, plan)):
             with for_one_device():
-                alone, after_alone = rewritten(of_few_rows or plan, active)
+                alone, after_alone = rewritten(of_few_rows or plan, active, has_kernel)
             alone = in_blocks(alone) if of_few_rows else alone
         several = explanation.on_several_devices
         explanation.programs |= after if several else after_alone

@@ -126,13 +126,14 @@ class PlannedStep(NamedTuple):
     saved: tuple[int, ...] = ()  # the values of the primal, beside x, that the tangent is computed from
     notes: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # for ``explain``: the entries of its fields
     steps: int | None = None  # of the run; None where that is open
+    has_kernel: bool = False  # whether one of the step's forms is to be one kernel: all of them save the same
 
     @classmethod
     def of(
-        cls, program: Program, n_carry: int, plan: Plan, active: Active | None = None, steps: int | None = None
+        cls, program: Program, n_carry: int, plan: Plan, active: Active | None = None, **options: Any
     ) -> PlannedStep:
         """A step as it was traced; the values of its constants come in where it is run."""
-        step = cls(plan, LoopProgram(program, n_carry, tuple(program.consts)), active, steps=steps)
+        step = cls(plan, LoopProgram(program, n_carry, tuple(program.consts)), active, **options)
         return step.without_values()
 
     def noting(self, **entries: Any) -> PlannedStep:
