@@ -111,6 +111,7 @@ def test_the_page_lists_the_passes_in_their_order():
 def test_each_pass_changes_this_step_and_none_its_values(planned):
     now, want = planned.step, planned.expected()
     apart = (
+        "join_gates",
         "join_pieces",
         "join_products",
         "cut_weights",
@@ -158,7 +159,7 @@ def test_without_a_derivative_the_tangent_stays_away(planned):
     for rewrite in PASSES.values():
         step = rewrite(step)
     assert step.tangent is None and step.saved == ()
-    assert step.notes.keys() == {"fused", "hoisted", "weights_on_the_left", "joined", "cut", "summed"}
+    assert step.notes.keys() == {"fused", "gates", "hoisted", "weights_on_the_left", "joined", "cut", "summed"}
     np.testing.assert_allclose(planned.values(step)[0], planned.expected()[0], rtol=1e-5, atol=1e-6)
 
 

@@ -19,6 +19,7 @@ compositions and ``vmap`` all work.
 order in which they run (``PASSES`` in ``planned_scan.py``):
 
     fuse                   products that share an operand become one product
+    join_gates             gates that have one activation become pieces of one array, in a kernel with a gradient
     linearize              adds the tangent of the step, where a derivative was asked for
     save                   the smallest set of values from which the tangent is cheap to compute
     spread                 tangents of constants get the shape of the batch once, outside the tangent loop
@@ -64,8 +65,8 @@ twice, for all of them and for one: ``one_device.py``.
 
 Values are letters with types; ``c, d, e`` are W_hh, W_xh and b. ``dot_general[1,0]`` contracts axis 1 of its left
 operand with axis 0 of its right. The bias gets a second axis once, not at every step, for it depends on constants
-alone. ``fuse`` has nothing to do, as no two products share an operand. ``linearize`` traces the step anew, with its
-tangent:
+alone. ``fuse`` and ``join_gates`` have nothing to do: no two products share an operand, and there are no gates.
+``linearize`` traces the step anew, with its tangent:
 
     >>> print(programs["linearize"].tangent)
     consts: a:f32[5,5] b:f32[3,5] c:f32[5] f:f32[5,5] g:f32[3,5] h:f32[5]

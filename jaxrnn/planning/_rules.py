@@ -22,7 +22,8 @@ KERNEL_RELEASES = ("0.10.0", "0.10.1", "0.11.2", "0.12.0", "0.12.0.1")
 
 
 def fuses(plan: Plan, weights: int, outputs: int, *, steps: int | None, gradient: bool) -> bool:
-    """Whether products that share operands, with so many weights and outputs together, become one for each operand.
+    """Whether products that share operands, with so many weights and outputs together, become one for each operand;
+    and whether gates are brought together (``join_gates``), whose weights are copied then.
 
     On a CPU where their weights, which are copied, are few, ``Constants.fuse_up_to``, or, where there is a gradient,
     fewer than the outputs of all steps. An accelerator gains by launching less inside the loop.

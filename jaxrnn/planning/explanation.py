@@ -32,6 +32,7 @@ class ScanExplanation:
         in_parallel: how ``jr.parallel`` runs many steps at once, and why so; None where it does not, or is not there.
         not_in_parallel: why it does not.
         fused: products done as one: how many, and the shape of the operand that they share.
+        gates: activations of several gates done as one: how many, and which.
         hoisted: products of the forward pass done for all steps at once, before the loop, by the shapes of their
             operands.
         weights_on_the_left: sums of products that the forward loop computes as ``(Σ Wᵀ xᵀ)ᵀ``, by shape.
@@ -63,6 +64,7 @@ class ScanExplanation:
     in_parallel: str | None = None
     not_in_parallel: str | None = None
     fused: list[str] = dataclasses.field(default_factory=list)
+    gates: list[str] = dataclasses.field(default_factory=list)
     hoisted: list[str] = dataclasses.field(default_factory=list)
     weights_on_the_left: list[str] = dataclasses.field(default_factory=list)
     joined: list[str] = dataclasses.field(default_factory=list)
@@ -103,6 +105,7 @@ class ScanExplanation:
             )
         for title, entries in (
             ("products done as one", self.fused),
+            ("activations of gates done as one", self.gates),
             ("before the loop", self.hoisted),
             ("sums with the weights on the left", self.weights_on_the_left),
             ("sums of two products done as one", self.joined),
