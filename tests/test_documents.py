@@ -97,7 +97,7 @@ def test_plans():
     names = run("docs/plans.md")
     xs, params = names["xs"], names["params"]
     (scan,) = names["explanation"].scans
-    assert len(scan.saved) == 6  # i, f, g, o, c and h of an LSTM
+    assert len(scan.saved) == 4  # of an LSTM c, h, g, and in one array i, f and o
     expected = names["plain"].apply(params, xs)[1]
     for name in ("layer", "by_hand", "long", "fitted", "truncated"):
         np.testing.assert_allclose(names[name].apply(params, xs)[1], expected, **CLOSE)

@@ -179,7 +179,7 @@ def explain(layer: Layer, params: PyTree, xs: PyTree, carry: PyTree = None, **op
         >>> layer = jr.scan(jr.lstm(3, 5))
         >>> params = layer.init(jax.random.key(0))
         >>> jr.explain(layer, params, jnp.ones((7, 2, 3))).scans[0].saved
-        ['(2, 5)', '(2, 5)', '(2, 5)', '(2, 5)', '(2, 5)', '(2, 5)']
+        ['(2, 5)', '(2, 5)', '(2, 15)', '(2, 5)']
     """
     if not isinstance(layer, Layer):
         fix = "; lift it with jr.scan." if isinstance(layer, Cell) else "."
