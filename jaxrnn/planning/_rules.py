@@ -142,7 +142,9 @@ def cuts_once(weights: int, outputs: int) -> bool:
     return jax.default_backend() == "cpu" and more <= max(constants().spare, weights // 8)
 
 
-def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *, steps: int | None) -> int | None:
+def steps_of_a_contraction(
+    plan: Plan, cotangents: Sequence[tuple[int, int]], *, steps: int | None, carried: int = 0
+) -> int | None:
     """For how many steps at once gradients of weights are contracted; None: for all, after the backward loop; 0: for
     none, they are added up at every step.
 
@@ -153,7 +155,8 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     are few, ``stack_up_to``, or else for a part of the steps at a time, whose cotangents stay in cache: as many as
     divide the steps, 4 to 32 and up to a quarter of them, that stack up to 2¹⁹ numbers, and at least a 32nd of
     ``stack_up_to``: fewer are not worth a loop of their own. Where there are no such parts, for all from half of
-    ``contract_from`` on, or up to twice ``stack_up_to``; else for none.
+    ``contract_from`` on, or up to twice ``stack_up_to``; else for none. Never in parts where the cotangents are no more
+    than the carry, as in an Elman network: its parts held no less, and were no faster, see below.
 
     Measured on one device, two cores (AMD EPYC), idle, training step / that of a plain scan: for none; for all; in
     parts of so many. By weights / cotangents of a step, (B, T, I, H):
@@ -171,6 +174,11 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
         16    (8, 100, 128, 128): GRU 0.88, 0.44; 25 0.55. LSTM 0.85, 0.43; 25 0.44. Elman 0.94, 0.62; 25 0.75
         32    (8, 64, 32, 256): GRU 0.88, 0.60; 16 0.60. LSTM 0.90, 0.72; 16 0.73
 
+    Elman networks, for all, in parts, time, temporaries and seconds to compile: (64, 256, 256, 256) 0.80, 0.88; 0.60,
+    0.61; 0.33, 0.52. (64, 512, 256, 256) 0.87, 0.90; 0.60, 0.60; 0.30, 0.37. (32, 1000, 128, 128) 0.74, 0.75; 0.60,
+    0.60; 0.25, 0.44. (16, 1000, 256, 256) 0.58, 0.60; 0.60, 0.61; 0.30, 0.38. (32, 128, 1024, 1024) 0.71, 0.74; 0.65,
+    0.65; 0.28, 0.38.
+
     Parts gain where what is stacked would be many megabytes, which are not in cache. Temporaries are 0.55 to 0.72 of a
     plain scan's for none, 0.60 to 1.10 for all, 0.55 to 0.91 in these parts, which take 0.1 s more to compile, and copy
     what they read of the saved values; read in place, parts of 8 or 16 steps gained up to 0.07, of 32 nothing.
@@ -179,6 +187,7 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
         plan: of the user.
         cotangents: of each that the products wait for: the weights of one of these, and its own size at one step.
         steps: of the run; None where that is open.
+        carried: how many numbers the carry has.
     """
     if plan.contract is not None:
         return None if plan.contract else 0
@@ -192,13 +201,28 @@ def steps_of_a_contraction(plan: Plan, cotangents: Sequence[tuple[int, int]], *,
     little = 64 * steps * size < constants().stack_up_to and 2 * weights < enough
     if weights <= max(ratio / 8, min(ratio, 1)) * size or little:
         return 0
-    if steps * size <= constants().stack_up_to:
+    if steps * size <= constants().stack_up_to or size <= carried:
         return None
     most = min(32, 2**19 // size, steps // 4)
     parts = [n for n in range(4, most + 1) if steps % n == 0 and 32 * n * size >= constants().stack_up_to]
     if parts:
         return max(parts)
     return None if 2 * weights >= enough or steps * size <= 2 * constants().stack_up_to else 0
+
+
+def contracts_as_one(features: int, outputs: int, *, in_loop: bool) -> bool:
+    """Whether a product of rows with so many features shares its gradient's contraction, ``[x, h, 1]ᵀ d``, with the
+    bias and, in the loop, with the other products that meet in its sum.
+
+    On a CPU: in the loop always; outside it, where the rows of all steps are copied, with at most an eighth as many
+    features as outputs. Measured on two cores (AMD EPYC), training step, as one / each by itself. In the loop, one
+    device: (B, T, I, H) = (256, 64, 64, 64) LSTM 0.89, with peepholes 0.89, GRU 0.98, Elman 1.00; (512, 20, 32, 32)
+    0.97, 0.96, 1.01, 0.96; (32, 300, 1, 32) 0.97, 0.96, 0.97, 0.97; (128, 50, 16, 128) 0.96, 0.97, 0.99, 0.98.
+    Outside it: (16, 100, 2, 64) LSTM 0.96, GRU 0.97, Elman 0.95; (8, 1000, 2, 16) 0.92, 0.89, 1.00; (2, 300, 1, 8)
+    0.90, 0.97, 0.96; on two devices (16, 100, 2, 64) 0.93, 1.03, 0.92; (2, 300, 1, 8) 0.90, 0.98, 0.80. Wider rows,
+    outside: LSTM (1, 10000, 8, 8) 1.05; (32, 128, 128, 128), all of the sum, 1.00, Elman 0.93 with twice the memory.
+    """
+    return jax.default_backend() == "cpu" and (in_loop or 8 * features <= outputs)
 
 
 def keeps_elementwise_in_loop() -> bool:

@@ -5,6 +5,9 @@ xᵀ d is up to 1.7 times as fast where x is the narrower one (two AVX-512 cores
 against 61), and so is d Wᵀ with Wᵀ laid out anew (25 against 29), which is done where d is larger than
 that copy. Hence a primitive that differs from ``dot_general``
 by its transposes alone.
+
+The gradient of a single feature's weights, a vector times a matrix, XLA unrolls on a CPU where the outputs are few:
+over 300 rows of 8 it takes 0.16 s to compile, that of the feature written twice 0.03 s.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxrnn.planning.planned_step import PlannedStep
 from jaxrnn.programs.program import TYPICAL, Op, Program
+
+MANY = 32  # outputs from which XLA does not unroll the product of one feature with them
 
 
 def contract(step: PlannedStep) -> PlannedStep:
@@ -64,6 +69,9 @@ def _transpose_x(d, x, W, *, axis, dtype):
 
 def _transpose_W(d, x, W, *, axis, dtype):
     rows = tuple(range(x.ndim - 1))
+    if x.shape[-1] == 1 and d.shape[-1] < MANY and jax.default_backend() == "cpu":
+        dW = _transpose_W(d, jax.numpy.concatenate([x, x], -1), W, axis=axis, dtype=dtype)
+        return jax.lax.slice_in_dim(dW, 0, 1, axis=axis)
     x_first = 2 * x.shape[-1] <= d.shape[-1]  # the left one is laid out anew, the narrower costs less
     left, right = (x, d) if x_first else (d, x)
     dW = jax.lax.dot_general(left, right, ((rows, rows), ((), ())), preferred_element_type=W.aval.dtype)

@@ -72,6 +72,7 @@ class ScanExplanation:
     summed: list[str] = dataclasses.field(default_factory=list)
     contracted: list[str] = dataclasses.field(default_factory=list)
     contracted_in_parts: list[str] = dataclasses.field(default_factory=list)
+    contracted_as_one: list[str] = dataclasses.field(default_factory=list)
     added_in_loop: list[str] = dataclasses.field(default_factory=list)
     one_kernel: list[str] = dataclasses.field(default_factory=list)
     persistent: list[str] = dataclasses.field(default_factory=list)
@@ -113,6 +114,7 @@ class ScanExplanation:
             ("sums as products with ones", self.summed),
             ("contracted after the backward loop", self.contracted),
             ("contracted within the backward loop", self.contracted_in_parts),
+            ("contracted as one product", self.contracted_as_one),
             ("added up in the backward loop", self.added_in_loop),
             ("loops that are one kernel", self.one_kernel),
             ("loops that are one kernel of a GPU", self.persistent),

@@ -33,7 +33,8 @@ def hoist(step: PlannedStep) -> PlannedStep:
         return step
     of_tangent = functools.partial(_hoist, step.tangent, products_alone=_rules.keeps_elementwise_in_loop())
     tangent, contracted, added = of_tangent(lambda weights, outputs: True)
-    size = _rules.steps_of_a_contraction(step.plan, _cotangents(tangent), steps=step.steps)
+    carried = sum(map(step.primal.program.size, step.primal.carry))
+    size = _rules.steps_of_a_contraction(step.plan, _cotangents(tangent), steps=step.steps, carried=carried)
     if size == 0:
         tangent, contracted, added = of_tangent(lambda weights, outputs: False)
     if size:

@@ -17,6 +17,7 @@ from jaxrnn.planning.cut_weights import by_pieces, cut_weights
 from jaxrnn.planning.explanation import ScanExplanation
 from jaxrnn.planning.fuse import fuse
 from jaxrnn.planning.hoist import hoist, in_blocks
+from jaxrnn.planning.join_contractions import join_contractions
 from jaxrnn.planning.join_gates import join_gates
 from jaxrnn.planning.join_pieces import join_pieces
 from jaxrnn.planning.join_products import join_products
@@ -52,6 +53,7 @@ PASSES: dict[str, Callable[[PlannedStep], PlannedStep]] = {
         join_products,
         cut_weights,
         sum_by_product,
+        join_contractions,
         contract,
         one_kernel,
         persistent_kernel,
