@@ -210,19 +210,31 @@ def steps_of_a_contraction(
     return None if 2 * weights >= enough or steps * size <= 2 * constants().stack_up_to else 0
 
 
-def contracts_as_one(features: int, outputs: int, *, in_loop: bool) -> bool:
-    """Whether a product of rows with so many features shares its gradient's contraction, ``[x, h, 1]ᵀ d``, with the
-    bias and, in the loop, with the other products that meet in its sum.
+def contracts_as_one(features: Sequence[int], outputs: int, *, in_loop: bool, in_parts: bool) -> int:
+    """How many of the products that meet in a sum share their gradients' contraction, ``[x, h, 1]ᵀ d``, with the bias.
 
-    On a CPU: in the loop always; outside it, where the rows of all steps are copied, with at most an eighth as many
-    features as outputs. Measured on two cores (AMD EPYC), training step, as one / each by itself. In the loop, one
-    device: (B, T, I, H) = (256, 64, 64, 64) LSTM 0.89, with peepholes 0.89, GRU 0.98, Elman 1.00; (512, 20, 32, 32)
-    0.97, 0.96, 1.01, 0.96; (32, 300, 1, 32) 0.97, 0.96, 0.97, 0.97; (128, 50, 16, 128) 0.96, 0.97, 0.99, 0.98.
-    Outside it: (16, 100, 2, 64) LSTM 0.96, GRU 0.97, Elman 0.95; (8, 1000, 2, 16) 0.92, 0.89, 1.00; (2, 300, 1, 8)
+    On a CPU: in the loop all, and where gradients are contracted in parts and two meet. Outside, where the rows of all
+    steps are copied, the first, if it has at most an eighth as many features as outputs.
+
+    Measured on two cores (AMD EPYC), training step, as one / each by itself. In the loop: (B, T, I, H) = (256, 64, 64,
+    64) LSTM 0.89, with peepholes 0.89, GRU 0.98, Elman 1.00; (512, 20, 32, 32) 0.97, 0.96, 1.01, 0.96; (32, 300, 1, 32)
+    0.97, 0.96, 0.97, 0.97; (128, 50, 16, 128) 0.96, 0.97, 0.99, 0.98. In parts: (64, 256, 256, 256) LSTM 0.97, in eight
+    products 0.97; (32, 128, 512, 512) 0.96, 0.94; (32, 1000, 128, 128) 1.01, 0.99; the bias alone, GRU there, 1.03,
+    0.99, 1.03. Outside: (16, 100, 2, 64) LSTM 0.96, GRU 0.97, Elman 0.95; (8, 1000, 2, 16) 0.92, 0.89, 1.00; (2, 300, 1, 8)
     0.90, 0.97, 0.96; on two devices (16, 100, 2, 64) 0.93, 1.03, 0.92; (2, 300, 1, 8) 0.90, 0.98, 0.80. Wider rows,
     outside: LSTM (1, 10000, 8, 8) 1.05; (32, 128, 128, 128), all of the sum, 1.00, Elman 0.93 with twice the memory.
+
+    Args:
+        features: of the rows of each product, the fewest first.
+        outputs: of the sum.
+        in_loop: whether they are added up at every step.
+        in_parts: whether they are contracted for some steps at a time.
     """
-    return jax.default_backend() == "cpu" and (in_loop or 8 * features <= outputs)
+    if jax.default_backend() != "cpu":
+        return 0
+    if in_loop or (in_parts and len(features) > 1):
+        return len(features)
+    return int(8 * features[0] <= outputs)
 
 
 def keeps_elementwise_in_loop() -> bool:

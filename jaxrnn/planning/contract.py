@@ -72,7 +72,8 @@ def _transpose_W(d, x, W, *, axis, dtype):
     if x.shape[-1] == 1 and d.shape[-1] < MANY and jax.default_backend() == "cpu":
         dW = _transpose_W(d, jax.numpy.concatenate([x, x], -1), W, axis=axis, dtype=dtype)
         return jax.lax.slice_in_dim(dW, 0, 1, axis=axis)
-    x_first = 2 * x.shape[-1] <= d.shape[-1]  # the left one is laid out anew, the narrower costs less
+    features = x.shape[-1] - x.shape[-1] % 2  # a column of ones does not count
+    x_first = 2 * features <= d.shape[-1]  # the left one is laid out anew, the narrower costs less
     left, right = (x, d) if x_first else (d, x)
     dW = jax.lax.dot_general(left, right, ((rows, rows), ((), ())), preferred_element_type=W.aval.dtype)
     return dW if x_first == (axis == 0) else dW.T

@@ -58,6 +58,7 @@ class _Sums:
 
     def __init__(self, loop: LoopProgram):
         self.program, self.kinds, self.outside = loop.program, loop.program.kinds, loop.outside
+        self.in_parts = loop.segment > 0
         self.fixed = self.program.fixed()
         self.tangents = self.fixed & reached_from(self.program.ops, loop.d_consts)
         self.makers = {n: op for op in self.program.ops for n in op.outputs}
@@ -78,9 +79,9 @@ class _Sums:
                 yield from terms(inner) if inner and self._adds_alike(inner) else [n]
 
         found = [*terms(total)]
-        makers = [maker for n in found if (maker := of_sum(n)) and self._pays(maker, in_loop)]
-        able = sorted(makers, key=lambda op: self.kinds[op.inputs[0]].shape[-1])
-        products = [op for op in able if in_loop and str(op.params) == str(able[0].params)] or able[:1]
+        makers = [maker for n in found if (maker := of_sum(n)) and self._is_by_tangent(maker)]
+        able = sorted((op for op in makers if str(op.params) == str(makers[0].params)), key=self._features)
+        products = able[: self._how_many(able, in_loop=in_loop)]
         rows = {n: row for n in found if n in self.tangents and (row := self._row(n)) is not None}
         if not products or len(products) + len(rows) < 2:
             return None
@@ -95,16 +96,24 @@ class _Sums:
         numbers = kind.ndim > 0 and isinstance(kind.shape[-1], int)
         return numbers and not is_narrow(kind) and not any(kind.sharding.spec) and all(k == kind for k in others)
 
-    def _pays(self, op: Op, in_loop: bool) -> bool:
-        """Whether it is ``x @ ∂W``, of rows that no tangent enters and a matrix, and the rules have it joined."""
+    def _features(self, op: Op) -> int:
+        return self.kinds[op.inputs[0]].shape[-1]
+
+    def _how_many(self, products: list[Op], *, in_loop: bool) -> int:
+        if not products:
+            return 0
+        features, outputs = [*map(self._features, products)], self.kinds[products[0].outputs[0]].shape[-1]
+        return _rules.contracts_as_one(features, outputs, in_loop=in_loop, in_parts=self.in_parts)
+
+    def _is_by_tangent(self, op: Op) -> bool:
+        """Whether it is ``x @ ∂W``, of rows that no tangent enters and a matrix."""
         if op.name != "dot_general" or op.inputs[0] in self.fixed or op.inputs[1] not in self.tangents:
             return False
         x, W, out = (self.kinds[n] for n in (*op.inputs, *op.outputs))
         contracting, batch = op.params["dimension_numbers"]
         if tuple(contracting[0]) != (x.ndim - 1,) or W.ndim != 2 or any(batch) or not x.dtype == W.dtype == out.dtype:
             return False
-        is_known = isinstance(x.shape[-1], int) and not any(x.sharding.spec) and not any(W.sharding.spec)
-        return is_known and _rules.contracts_as_one(x.shape[-1], out.shape[-1], in_loop=in_loop)
+        return isinstance(x.shape[-1], int) and not any(x.sharding.spec) and not any(W.sharding.spec)
 
     def _row(self, n: int) -> int | None:
         """The row of which all rows of a value are copies; None where it is not known to be such."""
