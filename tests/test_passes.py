@@ -116,6 +116,7 @@ def test_each_pass_changes_this_step_and_none_its_values(planned):
         "join_products",
         "cut_weights",
         "sum_by_product",
+        "join_contractions",
         "one_kernel",
         "persistent_kernel",
     )  # below, and in files of their own

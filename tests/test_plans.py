@@ -121,7 +121,10 @@ def test_no_weight_goes_round_the_compiled_backward_loop(plan, leaves):
     loops = accumulators(compiled.as_text())
     assert len(loops) == 2
     weights = {
-        f"f32[{','.join(map(str, shape))}]" for n in (I, H) for k in (1, 4) for shape in ((n, k * H), (k * H, n))
+        f"f32[{','.join(map(str, shape))}]"
+        for n in (I, H, I + H + 1)  # the last: both and the bias, as one
+        for k in (1, 4)
+        for shape in ((n, k * H), (k * H, n))
     }
     assert bool(weights & set().union(*loops)) is not leaves
     assert any(f"f32[{B},{H}]" in shapes for shapes in loops), "the carry goes round"

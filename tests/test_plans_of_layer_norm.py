@@ -111,7 +111,7 @@ def test_what_makes_one_of_many_leaves_with_them():
 )
 def test_products_that_meet_in_a_sum_are_counted_once(monkeypatch, cell, sizes):
     seen = []
-    monkeypatch.setattr(_rules, "steps_of_a_contraction", lambda plan, cotangents, steps: seen.append(cotangents) or 0)
+    monkeypatch.setattr(_rules, "steps_of_a_contraction", lambda plan, cotangents, **_: seen.append(cotangents) or 0)
     explained(cell)
     assert sorted(size for _, size in seen[-1]) == [B * size for size in sizes]
 
@@ -152,6 +152,15 @@ def test_what_was_measured_moves_where_contraction_begins(measured, least):
     with using(DEFAULT._replace(contract_from=measured)):
         sizes = [_rules.steps_of_a_contraction(jr.Plan(), [(n, 2**14)], steps=160) for n in (least, least + 1)]
     assert sizes == [0, 32]
+
+
+def test_no_more_cotangents_than_the_carry_has_numbers_are_contracted_at_once():
+    """As in an Elman network."""
+    sizes = {
+        carried: _rules.steps_of_a_contraction(jr.Plan(), [(2**17, 2**14)], steps=256, carried=carried)
+        for carried in (2**14, 2**14 - 1)
+    }
+    assert sizes == {2**14: None, 2**14 - 1: 32}
 
 
 def test_several_devices_contract_once(monkeypatch):

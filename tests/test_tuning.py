@@ -334,7 +334,7 @@ def test_what_is_compared():
     case = tune.Case("contract_from", 2, "elman", 3, 2, 4)
     (contracted, added), _ = tune.programs(case)
     held = [set().union(*accumulators(program.as_text())) for program in (contracted, added)]
-    assert ["f32[4,4]" in shapes for shapes in held] == [False, True]
+    assert ["f32[9,4]" in shapes for shapes in held] == [False, True]  # of both products and the bias, as one
     (left, right), _ = tune.programs(case._replace(constant="left_from", B=3))
     assert ["f32[4,3]" in program.as_text() for program in (left, right)] == [True, False]
 

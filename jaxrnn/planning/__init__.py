@@ -31,6 +31,7 @@ order in which they run (``PASSES`` in ``planned_scan.py``):
     join_products          sums of two products become one product, where that takes no more memory
     cut_weights            weights that the step cuts into pieces are cut once, where that takes little more memory
     sum_by_product         long sums over features, in the loops of a CPU, become products with ones
+    join_contractions      gradients of weights and bias that meet in a sum become one product, on a CPU
     contract               products outside the tangent loop get transposes that run fastest
     one_kernel             a loop of one row is to be one kernel of the CPU
     persistent_kernel      the loops are to be kernels of a GPU, where the plan asks for them
@@ -194,8 +195,8 @@ Now the passes of both loops. ``x W_xh + b`` leaves the forward loop. Of the tan
       ai:f32[2,5] = mul ad ah
     carry, y: ai ai
 
-The weights are small, so ``weights_on_the_left`` leaves the program as it is. Then the products outside the tangent
-loop:
+The weights are small, so ``weights_on_the_left`` leaves the program as it is; so does ``join_contractions``, which
+would make ``w`` and ``aj`` one product if x were narrower. Then the products outside the tangent loop:
 
     >>> change("weights_on_the_left", "contract")
     -   s:f32[2,5] = dot_general[1,0] d f

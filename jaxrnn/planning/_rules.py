@@ -220,9 +220,10 @@ def contracts_as_one(features: Sequence[int], outputs: int, *, in_loop: bool, in
     64) LSTM 0.89, with peepholes 0.89, GRU 0.98, Elman 1.00; (512, 20, 32, 32) 0.97, 0.96, 1.01, 0.96; (32, 300, 1, 32)
     0.97, 0.96, 0.97, 0.97; (128, 50, 16, 128) 0.96, 0.97, 0.99, 0.98. In parts: (64, 256, 256, 256) LSTM 0.97, in eight
     products 0.97; (32, 128, 512, 512) 0.96, 0.94; (32, 1000, 128, 128) 1.01, 0.99; the bias alone, GRU there, 1.03,
-    0.99, 1.03. Outside: (16, 100, 2, 64) LSTM 0.96, GRU 0.97, Elman 0.95; (8, 1000, 2, 16) 0.92, 0.89, 1.00; (2, 300, 1, 8)
-    0.90, 0.97, 0.96; on two devices (16, 100, 2, 64) 0.93, 1.03, 0.92; (2, 300, 1, 8) 0.90, 0.98, 0.80. Wider rows,
-    outside: LSTM (1, 10000, 8, 8) 1.05; (32, 128, 128, 128), all of the sum, 1.00, Elman 0.93 with twice the memory.
+    0.99, 1.03. Outside: (16, 100, 2, 64) LSTM 0.96, GRU 0.97, Elman 0.95; (8, 1000, 2, 16) 0.92, 0.89, 1.00; (2, 300,
+    1, 8) 0.90, 0.97, 0.96; on two devices (16, 100, 2, 64) 0.93, 1.03, 0.92; (2, 300, 1, 8) 0.90, 0.98, 0.80. Wider
+    rows, outside: LSTM (1, 10000, 8, 8) 1.05; (32, 128, 128, 128), all of the sum, 1.00, Elman 0.93 with twice the
+    memory.
 
     Args:
         features: of the rows of each product, the fewest first.

@@ -42,6 +42,8 @@ class ScanExplanation:
         contracted: products whose weights' gradients are one contraction each, after the backward loop.
         contracted_in_parts: products whose weights' gradients are one contraction for each so many steps, within the
             backward loop.
+        contracted_as_one: of the products above, and of those added up in the loop, such whose gradients are one
+            contraction, with that of the bias where it says so.
         added_in_loop: products whose weights' gradients the backward loop adds up.
         one_kernel: the loops, "forward" and "backward", that one CPU device runs as one kernel.
         persistent: the loops, "forward" and "backward", that one GPU runs as one kernel, or that are interpreted so.

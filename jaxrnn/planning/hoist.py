@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from jaxrnn._base import is_narrow
 from jaxrnn.instruments.norms import by_rows, norm_of_product_p
@@ -19,7 +18,7 @@ from jaxrnn.planning.one_kernel import is_small
 from jaxrnn.planning.planned_step import LoopProgram, PlannedStep
 from jaxrnn.planning.save import smallest_to_save
 from jaxrnn.programs.primitives import CHEAP, MOVABLE, PRODUCT, SUM, VIEW, has
-from jaxrnn.programs.program import Op, Program, Rewriting, needed_for, reached_from
+from jaxrnn.programs.program import Op, Program, Rewriting, add_up, needed_for, reached_from
 
 NORM = norm_of_product_p.name
 
@@ -116,10 +115,10 @@ def _hoist(
         if has(op.name, PRODUCT):
             weights = sum(program.size(n) for n in op.inputs if n not in varying)
             if pays(weights, program.size(op.outputs[0])):
-                left.append(_name(program, op))
+                left.append(program.product(op))
                 outside.update(op.outputs)
             else:
-                stayed.append(_name(program, op))
+                stayed.append(program.product(op))
         elif op.name == NORM:
             (R, K), O = program.kinds[op.inputs[0]].shape, op.params["units"]
             if pays(K * O, R * O) or by_rows(R, K, O):
@@ -204,8 +203,8 @@ def _regrouped(loop: LoopProgram, able: set[int], outside: set[int]) -> tuple[Pr
             leaving = [n for n in terms if n in able]
             if len(leaving) > 1 and not outside.isdisjoint(leaving):
                 bound = [n for n in terms if n not in leaving]
-                (total,) = regrouped.add("sum", _add, leaving, [kind])
-                regrouped.ops.append(op._replace(run=_add, inputs=(*bound, total)))
+                (total,) = regrouped.add("sum", add_up, leaving, [kind])
+                regrouped.ops.append(op._replace(run=add_up, inputs=(*bound, total)))
                 sums.add(total)
                 continue
         regrouped.ops.append(op)
@@ -220,14 +219,3 @@ def _outgrows(program: Program, op: Op, needs: Sequence[int]) -> bool:
     if op.name == NORM or (has(op.name, PRODUCT) and len(needs) == 1):
         return False
     return program.size(op.outputs[0]) > sum(map(program.size, needs))
-
-
-def _name(program: Program, op: Op) -> str:
-    return " @ ".join(str(program.kinds[n].shape) for n in op.inputs)
-
-
-def _add(*terms: Any) -> list[Any]:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return [total]

@@ -16,7 +16,7 @@ from jaxrnn._base import is_narrow
 from jaxrnn.planning import _rules
 from jaxrnn.planning.planned_step import LoopProgram, PlannedStep
 from jaxrnn.programs.primitives import SUM, has
-from jaxrnn.programs.program import Op, Program, Rewriting, needed_for, reached_from
+from jaxrnn.programs.program import Op, Rewriting, add_up, needed_for, reached_from
 
 
 def join_contractions(step: PlannedStep) -> PlannedStep:
@@ -34,9 +34,9 @@ def join_contractions(step: PlannedStep) -> PlannedStep:
             continue
         made = _multiply_once(rewriting, op, meeting)
         names[made[-1]] = " + ".join(
-            [*(_name(loop.program, of) for of in meeting.products), *["bias"] * bool(meeting.rows)]
+            [*(loop.program.product(of) for of in meeting.products), *["bias"] * bool(meeting.rows)]
         )
-        rewriting.ops.append(Op("sum", _add, (*meeting.rest, made[-1]), op.outputs))
+        rewriting.ops.append(Op("sum", add_up, (*meeting.rest, made[-1]), op.outputs))
         outside.update(() if in_loop else made)
     program = rewriting.done()
     program = program._replace(ops=needed_for(program.ops, program.outputs))  # a sum within a sum was joined as well
@@ -147,14 +147,3 @@ def _multiply_once(rewriting: Rewriting, total: Op, meeting: Meeting) -> list[in
     x = rewriting.add("concatenate", beside, xs, [kinds[xs[0]].update(shape=(*kind.shape[:-1], features))])
     W = rewriting.add("concatenate", below, [*Ws, *meeting.rows], [kinds[Ws[0]].update(shape=tuple(shape))])
     return [*x, *rewriting.add("dot_general", first.run, [*x, *W], [kind], params)]
-
-
-def _name(program: Program, op: Op) -> str:
-    return " @ ".join(str(program.kinds[n].shape) for n in op.inputs)
-
-
-def _add(*terms: Any) -> list[Any]:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return [total]

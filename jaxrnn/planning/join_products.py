@@ -30,7 +30,7 @@ def join_products(step: PlannedStep) -> PlannedStep:
         terms = [makers[n] for n in op.inputs if n in makers and uses[n] == 1] if has(op.name, SUM) else []
         if len(terms) == 2 == len(op.inputs) and _may_be_one(loop, terms, fixed, gradient=step.active is not None):
             _multiply_once(rewriting, op, terms)
-            joined.append(" + ".join(" @ ".join(str(program.kinds[n].shape) for n in term.inputs) for term in terms))
+            joined.append(" + ".join(map(program.product, terms)))
         else:
             rewriting.ops.append(op)
     return step._replace(primal=loop._replace(program=rewriting.done())).noting(joined=joined)

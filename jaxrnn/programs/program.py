@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -57,6 +59,10 @@ class Program(NamedTuple):
     def declared(self, numbers: Iterable[int]) -> str:
         """The values with their types, as ``a:f32[2,5] b:f32[5]``."""
         return " ".join(f"{letters(n)}:{self.kinds[n].str_short(short_dtypes=True)}" for n in numbers)
+
+    def product(self, op: Op) -> str:
+        """The operands of a product by their shapes, as ``(2, 5) @ (5, 5)``."""
+        return " @ ".join(str(self.kinds[n].shape) for n in op.inputs)
 
     def line(self, op: Op) -> str:
         """The operation, printed."""
@@ -122,6 +128,11 @@ class Rewriting:
     def done(self) -> Program:
         """The program with the operations that were added, in place of its own."""
         return self.program._replace(ops=self.ops, kinds=self.kinds)
+
+
+def add_up(first: Any, *others: Any) -> list[Any]:
+    """The sum of what an operation is given, in this order, to be its ``run``."""
+    return [functools.reduce(operator.add, others, first)]
 
 
 def evaluate(ops: Iterable[Op], known: Mapping[int, Any], wanted: Sequence[int]) -> list[Any]:

@@ -28,7 +28,7 @@ def place_of(fault: Fault, tree: Path) -> Path:
     places = [path for path, text in _library(tree).items() for _ in range(text.count(fault.old))]
     if len(places) != 1:
         raise ValueError(
-            f"{fault.name!r} stands {len(places)} times in jaxrnn/, not once; write its text in tests/faults/table.py "
+            f"{fault.name!r} stands {len(places)} times in jaxrnn/, not once; write its text in tests/faults "
             f"as it is now: {fault.old!r}"
         )
     return places[0]
