@@ -20,13 +20,15 @@ class Plan(NamedTuple):
         fuse: products that share an operand become one: ``h @ W_i``, ``h @ W_f`` … are ``h @ [W_i, W_f, …]``. None:
             on a CPU where they have at most 2¹⁴ weights, or where there is a gradient and the products of all steps
             have more outputs than they have weights; elsewhere always. On a CPU sums of two, ``h @ W + x @ V``, become
-            ``[h, x] @ [W; V]``, where that takes no more memory. False does neither.
+            ``[h, x] @ [W; V]``, where that takes no more memory, and gradients that meet in a sum, the bias's too, one
+            contraction, where that takes little. False does none of it.
         hoist: products that do not depend on the carry, as ``x @ W``, are done for all T steps at once, before the
             loop. None: on a CPU only where the step has one row and weights of 2¹⁰ numbers, elsewhere always.
         contract: the gradient of a weight is one contraction over time and batch, after the backward loop, where
             autodiff adds to it at every step. None: always, except on a single CPU device with more than one row: there
             not at all with no more weights than cotangents of a step, or few more where all is little, and of more than
-            2²¹ cotangents over all steps for up to 32 steps at once, within the loop, where that divides the steps.
+            2²¹ cotangents over all steps for up to 32 steps at once, within the loop, where that divides the steps and
+            a step has more of them than its carry has numbers.
         recompute: the forward pass saves the smallest set of values from which all else that the backward pass needs
             is cheap to compute again. False saves all that it needs.
         one_kernel: on one CPU device the loop becomes one kernel, in which nothing is handed over from one operation to
